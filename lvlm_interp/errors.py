@@ -1,0 +1,44 @@
+"""Every error that the package raises on purpose.
+
+Each says what was asked, what was found, and what would work; each is a `LvlmInterpError`, so that a
+script can catch them all, and the command line can print them without a traceback.
+"""
+
+
+class LvlmInterpError(Exception):
+    """Base of all errors of this package."""
+
+
+class ImageError(LvlmInterpError, ValueError):
+    """An image is missing, broken, empty or animated."""
+
+
+class InputError(LvlmInterpError, ValueError):
+    """A question, context or answer cannot be made into model inputs."""
+
+
+class ModelError(LvlmInterpError, ValueError):
+    """A model cannot be found, opened or read."""
+
+
+class SiteError(LvlmInterpError, KeyError):
+    """A site name matches nothing, or a site did not fire."""
+
+    def __str__(self) -> str:  # KeyError would show the repr
+        return str(self.args[0]) if self.args else ""
+
+
+class VisibilityError(LvlmInterpError, ValueError):
+    """A visibility matrix or a role that does not fit the inputs."""
+
+
+class DownloadError(LvlmInterpError, OSError):
+    """A file of the reference model cannot be fetched, or is not the one expected."""
+
+
+class OutputError(LvlmInterpError, OSError):
+    """Results cannot be written."""
+
+
+class SceneError(LvlmInterpError, ValueError):
+    """A scene that cannot be drawn."""
