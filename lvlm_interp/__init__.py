@@ -1,0 +1,47 @@
+"""Interpretability diagnostics for vision-language models: did each word come from the prompt, from the image,
+or from what the language model already knew?
+
+    import lvlm_interp as li
+
+    vlm = li.load("reference")
+    li.diagnose(vlm, "photo.png", "What color is the banana?")
+
+Names are imported when they are first used, so that `import lvlm_interp` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": "model.vlm",
+    "wrap": "model.vlm",
+    "HookedVLM": "model.vlm",
+    "Inputs": "model.inputs",
+    "Answer": "model.inputs",
+    "Capture": "model.capture",
+    "score": "model.score",
+    "Scores": "model.score",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -16,6 +16,7 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 IMAGE_TOKEN = "<image>"
+RESERVED_TOKEN = "<empty_output>"  # of SmolLM2's vocabulary, used by no text; becomes the image token
 PROMPT = "<|im_start|>user\n{image}\n{question}<|im_end|>\n<|im_start|>assistant\n"
 END = "<|im_end|>"
 

@@ -1,0 +1,51 @@
+# Every target sets up .venv by itself, from the versions in constraints.txt. Another interpreter:
+#     make test PYTHON=python3.12
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Touched when an installation has finished; an interrupted one is done again.
+STAMP := .venv/.installed
+# Files that begin with an underscore are shared by the others.
+BENCHMARKS := $(filter-out _%,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py)))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs bench clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "make bench-NAME runs one of: $(BENCHMARKS)"
+
+demo: $(STAMP)  ## diagnose the shipped scenes with the reference model; pages in demo/
+	$(BIN)/lvlm-interp demo --out demo --force
+
+test: lint  ## lint, then all tests with coverage
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+lint: $(STAMP)  ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy lvlm_interp
+
+# The variable silences a notice of the theme's authors that has nothing to do with our pages.
+docs: $(STAMP)  ## build the documentation; pages in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+bench: $(BENCHMARKS:%=bench-%)  ## run every benchmark
+
+bench-%: benchmarks/%.py $(STAMP)
+	$(BIN)/python $<
+
+clean:  ## remove everything that make made, .venv included
+	rm -rf .venv demo site build dist htmlcov .coverage .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "lvlm_interp needs Python 3.11 or newer; $(PYTHON) is: $$($(PYTHON) --version 2>&1)"; \
+	    echo "Name another interpreter with: make PYTHON=/path/to/python3.11 ..."; \
+	    exit 1; }
+	@rm -f $@
+	@echo "Installing into .venv (once; takes some minutes)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,docs,train]'
+	@touch $@

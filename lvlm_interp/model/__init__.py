@@ -1,0 +1,1 @@
+"""Open a vision-language model and see inside it."""

@@ -1,0 +1,124 @@
+"""The one attention function that is registered with transformers: it records and edits, only where asked.
+
+An attention module with a *tap* computes attention by the eager formula and hands every intermediate to
+the tap; every other module goes on with the model's own kernel. The mask function is registered under the
+same name: without it transformers silently passes no mask at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from lvlm_interp.errors import ModelError
+
+Tap = Callable[[str, Tensor], Tensor]
+"""Given the name of an intermediate (`rot_q`, `rot_k`, `v`, `attn_scores`, `pattern`, `z`) and its value, returns the
+value to go on with."""
+
+PREFIX = "lvlm_interp_"
+_TAPS: WeakKeyDictionary[nn.Module, Tap] = WeakKeyDictionary()
+
+
+def _repeat_heads(states: Float[Tensor, "b k n d"], heads: int) -> Float[Tensor, "b h n d"]:
+    return states if states.shape[1] == heads else states.repeat_interleave(heads // states.shape[1], 1)
+
+
+def _additive(mask: Tensor | None, module: nn.Module, query: Tensor, key: Tensor, causal: bool | None) -> Tensor | None:
+    """The mask as something to add; transformers leaves it out where a kernel can tell that it is causal."""
+    rows, keys = query.shape[2], key.shape[2]
+    if mask is None:
+        causal = causal if causal is not None else getattr(module, "is_causal", True)
+        if not causal or rows == 1:
+            return None
+        mask = torch.ones(rows, keys, dtype=torch.bool, device=query.device).tril(keys - rows)
+    mask = mask[..., :keys]
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(
+            ~mask, torch.finfo(query.dtype).min
+        )
+    return mask
+
+
+def _tapped(
+    module: nn.Module, tap: Tap, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Eager attention, step by step as in `transformers`, each step handed to the tap (`[batch, head, …]`)."""
+    scaling = options.get("scaling")
+    query, key, value = tap("rot_q", query), tap("rot_k", key), tap("v", value)
+    keys, values = _repeat_heads(key, query.shape[1]), _repeat_heads(value, query.shape[1])
+    scores = torch.matmul(query, keys.transpose(2, 3)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap := options.get("softcap"):
+        scores = torch.tanh(scores / softcap) * softcap
+    if (added := _additive(mask, module, query, key, options.get("is_causal"))) is not None:
+        scores = scores + added
+    scores = tap("attn_scores", scores)
+    pattern = tap("pattern", nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype))
+    z = tap("z", torch.matmul(pattern, values))
+    return z.transpose(1, 2).contiguous(), pattern
+
+
+def _attention(kernel: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        tap = _TAPS.get(module)
+        if tap is None and kernel != "eager":
+            own = AttentionInterface._global_mapping[kernel]
+            return own(module, query, key, value, attention_mask, **options)
+        return _tapped(module, tap or _pass, query, key, value, attention_mask, options)
+
+    return attention
+
+
+def _pass(name: str, value: Tensor) -> Tensor:
+    return value
+
+
+for _kernel in ("eager", "sdpa"):
+    AttentionInterface.register(PREFIX + _kernel, _attention(_kernel))
+    ALL_MASK_ATTENTION_FUNCTIONS.register(PREFIX + _kernel, ALL_MASK_ATTENTION_FUNCTIONS[_kernel])
+
+
+def _implementations(model: PreTrainedModel) -> dict[int, tuple[Any, str]]:
+    """Every config of the model (by identity) with its attention implementation."""
+    found = {}
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            found[id(module.config)] = (module.config, module.config._attn_implementation)
+    return found
+
+
+@contextlib.contextmanager
+def tapped(model: PreTrainedModel, taps: Mapping[nn.Module, Tap]) -> Iterator[None]:
+    """Within the `with`, these attention modules hand their intermediates to their taps.
+
+    Afterwards every config names the implementation that it named before.
+
+    Raises:
+        ModelError: a tapped module already has a tap.
+    """
+    if not taps:
+        yield
+        return
+    if any(module in _TAPS for module in taps):
+        raise ModelError("this model's attention is being captured already; leave that `with` first")
+    before = _implementations(model)
+    try:
+        for config, kernel in before.values():
+            config._attn_implementation_internal = PREFIX + ("eager" if kernel == "eager" else "sdpa")
+        _TAPS.update(taps)
+        yield
+    finally:
+        for module in taps:
+            _TAPS.pop(module, None)
+        for config, kernel in before.values():
+            config._attn_implementation_internal = kernel

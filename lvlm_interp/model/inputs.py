@@ -1,0 +1,222 @@
+"""What a model is called with, and what every position of it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Int
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from lvlm_interp.errors import ImageError, InputError, VisibilityError
+
+Role = Literal["template", "system", "context", "question", "image", "answer"]
+ROLES: tuple[Role, ...] = get_args(Role)
+CREDITED: tuple[Role, ...] = ("question", "context", "system", "image")
+"""The roles that can be given credit; template and the answer so far are always visible."""
+
+Box = tuple[float, float, float, float]
+ImageLike = Image.Image | str | Path
+
+
+@dataclass(frozen=True, eq=False)
+class ImageView:
+    """One image of a prompt and where its tokens are.
+
+    Attributes:
+        positions: positions of its tokens in `input_ids`, `[token]`.
+        grid: rows and columns of its tokens, or None where tokens have no place in the picture.
+        patches: box of every token in pixels of the *original* image (left, top, right, bottom), in the
+            order of `positions`; None where there is no grid.
+        picture: the original image, or None if only processed pixels were given.
+    """
+
+    positions: Int[Tensor, " token"]
+    grid: tuple[int, int] | None = None
+    patches: tuple[Box, ...] | None = None
+    picture: Image.Image | None = field(default=None, repr=False)
+
+    @property
+    def has_grid(self) -> bool:
+        return self.grid is not None
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """One example: what the transformers model is called with, and the role of every position.
+
+    Attributes:
+        model_inputs: keyword arguments of the model; `input_ids` is `[1, T]` and ends with the answer.
+        roles: one of `ROLES` for each of the T positions.
+        answer_start: first position of the answer; T if there is no answer yet.
+        images: the images, in order.
+        tokens: the text of each token, for display.
+        texts: what the user wrote, by role.
+    """
+
+    model_inputs: Mapping[str, Tensor]
+    roles: tuple[Role, ...]
+    answer_start: int
+    images: tuple[ImageView, ...] = ()
+    tokens: tuple[str, ...] = ()
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        length = self.input_ids.shape[-1]
+        if self.input_ids.shape[0] != 1:
+            raise InputError(f"one example at a time: input_ids is {tuple(self.input_ids.shape)}, expected [1, T]")
+        if len(self.roles) != length or not 0 < self.answer_start <= length:
+            raise InputError(
+                f"{len(self.roles)} roles and answer_start={self.answer_start} do not fit {length} positions"
+            )
+
+    @property
+    def input_ids(self) -> Int[Tensor, "1 position"]:
+        return self.model_inputs["input_ids"]
+
+    @property
+    def length(self) -> int:
+        return self.input_ids.shape[-1]
+
+    @property
+    def answer_positions(self) -> Int[Tensor, " answer"]:
+        """Positions of the answer tokens; the logits that predict them stand one position earlier."""
+        return torch.arange(self.answer_start, self.length)
+
+    @property
+    def answer_ids(self) -> Int[Tensor, " answer"]:
+        return self.input_ids[0, self.answer_start :]
+
+    @property
+    def answer_tokens(self) -> tuple[str, ...]:
+        return self.tokens[self.answer_start :]
+
+    @property
+    def answer(self) -> str:
+        """The answer as text, empty if there is none yet."""
+        return self.texts.get("answer", "".join(self.answer_tokens))
+
+    @property
+    def question(self) -> str:
+        return self.texts.get("question", "")
+
+    @property
+    def present(self) -> tuple[Role, ...]:
+        """The roles that occur, in the order of `ROLES`."""
+        return tuple(role for role in ROLES if role in self.roles)
+
+    def where(self, *roles: Role) -> Bool[Tensor, " position"]:
+        """True at the positions of these roles.
+
+        Raises:
+            VisibilityError: a role that is not one of `ROLES`.
+        """
+        unknown = [role for role in roles if role not in ROLES]
+        if unknown:
+            raise VisibilityError(f"no role {unknown[0]!r}; the roles are {list(ROLES)}")
+        return torch.tensor([role in roles for role in self.roles])
+
+    def hidden(self, *roles: Role) -> Bool[Tensor, " position"]:
+        """The coalition that sees everything but these roles."""
+        return ~self.where(*roles)
+
+    def visible(self, *roles: Role) -> Bool[Tensor, " position"]:
+        """The coalition that sees these roles, the template and the answer so far."""
+        return self.where(*roles, "template", "answer")
+
+    def need_answer(self) -> None:
+        """Raise unless there is an answer to score."""
+        if self.answer_start == self.length:
+            raise InputError("there is no answer to score: give prepare(..., answer=...) or use vlm.answered(x, answer)")
+
+    def need_image(self) -> None:
+        """Raise unless there is an image to hide."""
+        if "image" not in self.roles:
+            raise InputError("there is no image in this example; prepare it with one")
+
+    def with_model_inputs(self, **changed: Tensor) -> Inputs:
+        """The same example with some model inputs replaced (pixels, for instance); shapes must stay."""
+        for name, value in changed.items():
+            found = self.model_inputs.get(name)
+            if found is None or found.shape != value.shape:
+                shape = None if found is None else tuple(found.shape)
+                raise InputError(f"model input {name!r} has shape {shape}; got {tuple(value.shape)}")
+        return dataclasses.replace(self, model_inputs={**self.model_inputs, **changed})
+
+    def with_answer(self, ids: Sequence[int], tokens: Sequence[str], text: str) -> Inputs:
+        """The same prompt followed by this answer."""
+        if not len(ids):
+            raise InputError(f"the answer {text!r} tokenises to nothing; give at least one word")
+        prompt, added = self.answer_start, torch.tensor([list(ids)], dtype=torch.long)
+        changed = {}
+        for name, value in self.model_inputs.items():
+            if name == "input_ids":
+                changed[name] = torch.cat([value[:, :prompt], added.to(value.device)], 1)
+            elif value.shape == self.input_ids.shape:  # masks and type ids that run along the sequence
+                fill = 1 if name == "attention_mask" else 0
+                tail = torch.full_like(added, fill, dtype=value.dtype, device=value.device)
+                changed[name] = torch.cat([value[:, :prompt], tail], 1)
+            else:
+                changed[name] = value
+        return dataclasses.replace(
+            self,
+            model_inputs=changed,
+            roles=(*self.roles[:prompt], *(["answer"] * len(ids))),
+            tokens=(*self.tokens[:prompt], *tokens),
+            texts={**self.texts, "answer": text},
+        )
+
+
+class Answer(str):
+    """A generated answer: a string that remembers its token ids, so that it is scored exactly as generated."""
+
+    ids: tuple[int, ...]
+    finished: bool
+
+    def __new__(cls, text: str, ids: Iterable[int], finished: bool = True) -> Answer:
+        answer = super().__new__(cls, text)
+        answer.ids, answer.finished = tuple(ids), finished
+        return answer
+
+
+def open_image(image: ImageLike) -> Image.Image:
+    """An RGB image from a file or a PIL image; transparency is laid on white.
+
+    Raises:
+        ImageError: missing, truncated, empty or animated, or not an image at all.
+    """
+    name = repr(str(image)) if isinstance(image, (str, Path)) else "the image"
+    if isinstance(image, (str, Path)) and not Path(image).is_file():
+        raise ImageError(f"no image file at {name}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            opened = Image.open(image) if isinstance(image, (str, Path)) else image
+            if not isinstance(opened, Image.Image):
+                raise ImageError(f"an image is a PIL image or a path, got {type(image).__name__}")
+            if getattr(opened, "n_frames", 1) > 1:
+                raise ImageError(f"{name} is animated ({opened.n_frames} frames); give one frame as a PIL image")
+            opened.load()
+            return _on_white(opened)
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not an image that Pillow can read (empty or broken file?)") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{name} cannot be decoded: {error}") from error
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if min(image.size) == 0:
+        raise ImageError("the image is empty (0 pixels)")
+    if image.has_transparency_data:
+        colored = image.convert("RGBA")
+        white = Image.new("RGBA", colored.size, "white")
+        return Image.alpha_composite(white, colored).convert("RGB")
+    return image.convert("RGB")

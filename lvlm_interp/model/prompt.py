@@ -1,0 +1,223 @@
+"""From messages to token ids, and from token ids to roles.
+
+What a position is, is decided by the ids that reach the decoder, never by offsets in a string: a position belongs to
+a piece of the user's text if its id changes when that piece is replaced by another. So it does not matter how a
+template, a processor or a tokenizer treats the text.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvlm_interp.errors import InputError, ModelError
+from lvlm_interp.model.families import Family
+from lvlm_interp.model.inputs import Role
+
+Message = dict[str, Any]
+PLACEHOLDERS = ("X", "Q", "k", "7")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One piece of the user's text: which message, which part of its content, and its role."""
+
+    message: int
+    part: int
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Model inputs of a prompt, with the span (start, stop) of every segment."""
+
+    model_inputs: dict[str, Tensor]
+    spans: tuple[tuple[int, int], ...]
+    segments: tuple[Segment, ...]
+
+
+class Prompter:
+    """Turns conversations into ids with a model's own processor and chat template."""
+
+    def __init__(self, processor: Any, family: Family) -> None:
+        self.processor, self.family = processor, family
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        extra = getattr(processor, "image_token", None)
+        added = {str(token) for token in self.tokenizer.get_added_vocab()}
+        self.special = {*self.tokenizer.all_special_tokens, *added, *([str(extra)] if extra else [])}
+
+    def encode(self, messages: Sequence[Message]) -> Encoded:
+        """Ids of a conversation that ends where the answer begins.
+
+        Raises:
+            InputError: a piece of text leaves no token behind.
+        """
+        segments = segments_of(messages)
+        guarded = list(messages)
+        for segment in segments:  # markers inside the user's text must stay text: they are spliced in below
+            if self._has_marker(segment.text):
+                guarded = _replaced(guarded, segment, _placeholder(segment.text))
+        inputs = self._process(guarded)
+        ids, spans = inputs["input_ids"][0].tolist(), []
+        for segment in segments:
+            now = guarded[segment.message]["content"][segment.part]["text"]
+            other = self._process(_replaced(guarded, segment, _placeholder(now, segment.text)))
+            spans.append(_changed(ids, other["input_ids"][0].tolist()))
+            if spans[-1][0] == spans[-1][1]:
+                raise InputError(f"the {segment.role} {segment.text!r} tokenises to nothing; give at least one word")
+        return self._spliced(Encoded(inputs, tuple(spans), tuple(segments)))
+
+    def answer_ids(self, messages: Sequence[Message], prompt: Sequence[int], answer: str) -> list[int]:
+        """Ids of an answer as they follow this prompt, without an end-of-turn token.
+
+        Raises:
+            InputError: the answer tokenises to nothing.
+        """
+        if not answer.strip():
+            raise InputError(f"the answer {answer!r} tokenises to nothing; give at least one word")
+        if self._has_marker(answer) or not messages:
+            return self._plain(answer)
+        full, other = (self._with_reply(messages, text) for text in (answer, _placeholder(answer)))
+        _, stop = _changed(full, other)
+        # Templates may render a reply with other words around it than the generation prompt has.
+        if full[: len(prompt)] == list(prompt) and stop > len(prompt):
+            return full[len(prompt) : stop]
+        return self._plain(answer)
+
+    def _with_reply(self, messages: Sequence[Message], text: str) -> list[int]:
+        reply = {"role": "assistant", "content": [{"type": "text", "text": text}]}
+        return self._process([*messages, reply])["input_ids"][0].tolist()
+
+    def _plain(self, text: str) -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        if not ids:
+            raise InputError(f"{text!r} tokenises to nothing; give at least one word")
+        return list(ids)
+
+    def _has_marker(self, text: str) -> bool:
+        return any(marker in text for marker in self.special)
+
+    def _process(self, messages: Sequence[Message]) -> dict[str, Tensor]:
+        """The processor's own ids for a conversation, with a generation prompt if it ends with the user."""
+        asks = messages[-1]["role"] != "assistant"
+        if getattr(self.processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None):
+            try:
+                made = self.processor.apply_chat_template(
+                    list(messages), tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=asks
+                )
+            except Exception as error:  # templates are programs of their own: jinja errors, type errors, …
+                raise InputError(f"the model's chat template refused the conversation: {error}") from error
+            return dict(made)
+        return self._without_template(messages)
+
+    def _without_template(self, messages: Sequence[Message]) -> dict[str, Tensor]:
+        parts = [part for message in messages for part in message["content"] if message["role"] != "assistant"]
+        images = [part["image"] for part in parts if part["type"] == "image"]
+        text = "".join(part["text"] for part in parts if part["type"] == "text")
+        marker = getattr(self.processor, "image_token", None)
+        if images and marker is None:
+            raise ModelError("the processor has neither a chat template nor an image token")
+        prompt = self.family.prompt.format(image=str(marker) * len(images), question=text)
+        if messages[-1]["role"] == "assistant":
+            prompt += " " + messages[-1]["content"][0]["text"]
+        return dict(self.processor(text=[prompt], images=images or None, return_tensors="pt"))
+
+    def _spliced(self, encoded: Encoded) -> Encoded:
+        """Put the ids of texts with markers in them where their placeholders stand."""
+        inputs, spans = dict(encoded.model_inputs), list(encoded.spans)
+        for n, segment in enumerate(encoded.segments):
+            if not self._has_marker(segment.text):
+                continue
+            (start, stop), ids = spans[n], self._plain(segment.text)
+            inputs = _splice(inputs, start, stop, ids)
+            shift = len(ids) - (stop - start)
+            spans = [(a + shift, b + shift) if a >= stop else (a, b) for a, b in spans]
+            spans[n] = (start, start + len(ids))
+        return Encoded(inputs, tuple(spans), encoded.segments)
+
+
+def conversation(
+    question: str, images: Sequence[Any], context: str | None = None, system: str | None = None
+) -> list[Message]:
+    """Messages that ask one question: images first, then the context, then the question.
+
+    Raises:
+        InputError: the question is empty.
+    """
+    if not question or not question.strip():
+        raise InputError("the question is empty; ask something about the image")
+    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    if context:
+        content.append({"type": "text", "text": context.rstrip("\n") + "\n"})
+    content.append({"type": "text", "text": question})
+    start = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
+    return [*start, {"role": "user", "content": content}]
+
+
+def segments_of(messages: Sequence[Message]) -> list[Segment]:
+    """The user's texts: the last text is the question, system messages are system, all before is context.
+
+    Raises:
+        InputError: the conversation does not end with a question.
+    """
+    if not messages or messages[-1].get("role") != "user":
+        raise InputError("a conversation ends with a message of the user that asks the question")
+    found = [
+        Segment(i, j, "system" if message["role"] == "system" else "context", part["text"])
+        for i, message in enumerate(messages)
+        for j, part in enumerate(message["content"])
+        if part.get("type") == "text"
+    ]
+    if not found or found[-1].message != len(messages) - 1 or not found[-1].text.strip():
+        raise InputError("the last message asks nothing: it has no text")
+    last = found[-1]
+    return [*found[:-1], Segment(last.message, last.part, "question", last.text)]
+
+
+def listed(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """Messages with content as a list of parts, also where it was given as a plain string."""
+    return [
+        {**m, "content": [{"type": "text", "text": m["content"]}] if isinstance(m["content"], str) else m["content"]}
+        for m in messages
+    ]
+
+
+def _placeholder(*texts: str) -> str:
+    """A word that shares neither its first nor its last character with the texts that it is compared with."""
+    edges = {edge for text in texts if (core := text.strip()) for edge in (core[0], core[-1])} | set(texts)
+    return next(word for word in PLACEHOLDERS if word not in edges)
+
+
+def _replaced(messages: Sequence[Message], segment: Segment, text: str) -> list[Message]:
+    changed = [{**m, "content": [copy.copy(p) for p in m["content"]]} for m in messages]
+    end = "\n" if segment.text.endswith("\n") else ""  # so that what follows is tokenised alike
+    changed[segment.message]["content"][segment.part]["text"] = text.rstrip("\n") + end
+    return changed
+
+
+def _changed(ids: Sequence[int], other: Sequence[int]) -> tuple[int, int]:
+    """The span of `ids` outside the common beginning and the common end with `other`."""
+    limit, start = min(len(ids), len(other)), 0
+    while start < limit and ids[start] == other[start]:
+        start += 1
+    end = 0
+    while end < limit - start and ids[-1 - end] == other[-1 - end]:
+        end += 1
+    return start, len(ids) - end
+
+
+def _splice(inputs: Mapping[str, Tensor], start: int, stop: int, ids: Sequence[int]) -> dict[str, Tensor]:
+    shape, added = inputs["input_ids"].shape, torch.tensor([list(ids)])
+    spliced = {}
+    for name, value in inputs.items():
+        if isinstance(value, Tensor) and value.shape == shape:
+            fill = added if name == "input_ids" else torch.full_like(added, 1 if name == "attention_mask" else 0)
+            value = torch.cat([value[:, :start], fill.to(value.dtype), value[:, stop:]], 1)
+        spliced[name] = value
+    return spliced

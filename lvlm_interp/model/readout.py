@@ -1,0 +1,35 @@
+"""From the residual stream to logits: final norm, unembedding, and what a family does to logits afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Readout:
+    """The last steps of a language model.
+
+    Attributes:
+        norm: final norm of the decoder.
+        unembed: linear map to the vocabulary.
+        scale: what logits are multiplied by (Granite, Cohere), 1 for most.
+        softcap: `c · tanh(logits / c)` (Gemma 2), None for most.
+    """
+
+    norm: nn.Module
+    unembed: nn.Module
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, residual: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocabulary"]:
+        """Logits of a residual stream (the logit lens, at any layer)."""
+        return self.logits(self.norm(residual))
+
+    def logits(self, normalized: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocabulary"]:
+        """Logits of what already went through the final norm."""
+        logits = self.unembed(normalized) * self.scale if self.scale != 1.0 else self.unembed(normalized)
+        return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits

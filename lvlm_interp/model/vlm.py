@@ -1,0 +1,386 @@
+"""`HookedVLM`: a transformers model with its processor, opened so that it can be seen inside."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lvlm_interp.errors import InputError, ModelError
+from lvlm_interp.model import prompt
+from lvlm_interp.model.capture import Capture, Edit, recording
+from lvlm_interp.model.families import Family, family_of
+from lvlm_interp.model.inputs import Answer, ImageLike, ImageView, Inputs, Role, open_image
+from lvlm_interp.model.readout import Readout
+from lvlm_interp.model.sites import Site, find_sites, match
+from lvlm_interp.results import Provenance
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+REFERENCE = "reference"
+SAMPLED = 1024  # elements of each weight tensor that its fingerprint looks at
+
+
+class HookedVLM:
+    """A vision-language model whose inside can be read. Made by `load` or `wrap`; the model itself is never changed.
+
+    Attributes:
+        model: the transformers model, in evaluation mode.
+        processor: its processor, or None if it was wrapped without one.
+        name: what it was loaded from.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, processor: Any = None, name: str | None = None, revision: str | None = None
+    ) -> None:
+        self.model, self.processor = model.eval(), processor
+        self.name, self.revision = name or type(model).__name__, revision
+        self.family: Family = family_of(model.config)
+
+    # --- parts ------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def decoder(self) -> PreTrainedModel:
+        """The language model's transformer, without unembedding."""
+        return self.model.get_decoder()
+
+    @functools.cached_property
+    def readout(self) -> Readout:
+        """Final norm and unembedding."""
+        text = self.model.config.get_text_config()
+        scale = getattr(text, "logit_scale", None) or 1 / (getattr(text, "logits_scaling", None) or 1)
+        softcap = getattr(text, "final_logit_softcapping", None)
+        return Readout(self.decoder.norm, self.model.get_output_embeddings(), scale, softcap)
+
+    @functools.cached_property
+    def sites(self) -> dict[str, Site]:
+        """Every place that can be captured, by name."""
+        vision, projector = (self._part(path) for path in (self.family.vision, self.family.projector))
+        return find_sites(self.decoder, vision, projector)
+
+    def _part(self, path: str) -> nn.Module | None:
+        try:
+            return attrgetter(path)(self.model.base_model)
+        except AttributeError:
+            return None
+
+    @property
+    def image_token_id(self) -> int:
+        config = self.model.config
+        return getattr(config, "image_token_id", None) or config.image_token_index
+
+    @functools.cached_property
+    def prompter(self) -> prompt.Prompter:
+        if self.processor is None:
+            raise ModelError(
+                "this model was wrapped without a processor, which text and images need: "
+                "wrap(model, processor), or use vlm.inputs(input_ids=…) for tensors that are processed already"
+            )
+        return prompt.Prompter(self.processor, self.family)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash over names, shapes and evenly spaced elements of all weights; cheap at any size."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.model.state_dict().items()):
+            flat = weight.detach().flatten()
+            some = flat[:: max(1, flat.numel() // SAMPLED)].float().cpu()
+            digest.update(f"{name}{tuple(weight.shape)}".encode() + some.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def provenance(self, method: str, seed: int | None = None, **parameters: Any) -> Provenance:
+        """Where a result of this model comes from."""
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return Provenance(self.name, self.fingerprint, method, parameters, self.revision, seed, dtype)
+
+    def __repr__(self) -> str:
+        blocks = sum(name.startswith("blocks.") and name.endswith("resid_post") for name in self.sites)
+        kind = type(self.model).__name__
+        return f"HookedVLM({self.name!r}: {kind}, {blocks} blocks, {self.model.dtype}, {self.device})"
+
+    # --- inputs -----------------------------------------------------------------------------------
+
+    def prepare(
+        self,
+        question: str,
+        image: ImageLike | Sequence[ImageLike] | None = None,
+        context: str | None = None,
+        system: str | None = None,
+        answer: str | None = None,
+    ) -> Inputs:
+        """One question as model inputs, with the role of every position.
+
+        Args:
+            question: what is asked.
+            image: a path or PIL image, or several; None asks without an image.
+            context: text of the user before the question.
+            system: a system message.
+            answer: the answer to explain; an `Answer` from `generate` keeps its exact tokens.
+
+        Raises:
+            ImageError: the image cannot be read.
+            InputError: an empty question, or a text that tokenises to nothing.
+        """
+        several = list(image) if isinstance(image, (list, tuple)) else [image]
+        pictures = [open_image(one) for one in several if one is not None]
+        return self._prepared(prompt.conversation(question, pictures, context, system), answer)
+
+    def prepare_chat(self, messages: Sequence[Mapping[str, Any]], answer: str | None = None) -> Inputs:
+        """Chat messages (transformers' format, images as `{"type": "image", "image": …}`) as model inputs.
+
+        The last text is the question, system messages are system, everything said before is context.
+        """
+        opened = prompt.listed(messages)
+        for message in opened:
+            message["content"] = [
+                {"type": "image", "image": open_image(part["image"])} if part.get("type") == "image" else part
+                for part in message["content"]
+            ]
+        return self._prepared(opened, answer)
+
+    def _prepared(self, messages: list[prompt.Message], answer: str | None) -> Inputs:
+        encoded = self.prompter.encode(messages)
+        pictures = [p["image"] for m in messages for p in m["content"] if p["type"] == "image"]
+        model_inputs = {k: v.to(self.device) for k, v in encoded.model_inputs.items() if isinstance(v, Tensor)}
+        ids = model_inputs["input_ids"][0].tolist()
+        roles: list[Role] = ["template"] * len(ids)
+        texts: dict[str, str] = {}
+        for segment, (start, stop) in zip(encoded.segments, encoded.spans, strict=True):
+            roles[start:stop] = [segment.role] * (stop - start)
+            texts[segment.role] = texts.get(segment.role, "") + segment.text
+        views = self._views(model_inputs, pictures)
+        for position in (int(p) for view in views for p in view.positions):
+            roles[position] = "image"
+        x = Inputs(model_inputs, tuple(roles), len(ids), views, self.token_strings(ids), texts)
+        if answer is None:
+            return x
+        if isinstance(answer, Answer):
+            return self.answered(x, answer)
+        return self._answered(x, self.prompter.answer_ids(messages, ids, answer), answer)
+
+    def inputs(
+        self,
+        input_ids: Tensor,
+        answer_start: int | None = None,
+        roles: Sequence[Role] | None = None,
+        **model_inputs: Tensor,
+    ) -> Inputs:
+        """Tensors that are processed already; no processor is needed.
+
+        Args:
+            input_ids: `[1, T]`, the answer included.
+            answer_start: first position of the answer; none by default.
+            roles: T roles; by default image tokens are `image`, the answer is `answer`, special tokens and the position
+                that predicts the first answer token are `template`, and the rest is `question`.
+            model_inputs: the other arguments of the model (`pixel_values`, …).
+
+        Raises:
+            InputError: shapes that do not fit, or image tokens without pixels.
+        """
+        start = input_ids.shape[-1] if answer_start is None else answer_start
+        given = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **model_inputs}
+        given = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in given.items()}
+        ids = input_ids[0].tolist()
+        if self.image_token_id in ids and not any("pixel" in name for name in given):
+            raise InputError(f"{ids.count(self.image_token_id)} image tokens but no pixels: give pixel_values=…")
+        views = self._views(given, [None] * self._images_in(given))
+        return Inputs(given, tuple(roles or self._plain_roles(ids, start)), start, views, self.token_strings(ids))
+
+    def _plain_roles(self, ids: Sequence[int], start: int) -> list[Role]:
+        text = self.model.config.get_text_config()
+        special = {getattr(text, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")}
+        image = self.image_token_id
+        roles: list[Role] = ["image" if i == image else "template" if i in special else "question" for i in ids[:start]]
+        if roles and roles[-1] == "question":
+            roles[-1] = "template"
+        return [*roles, *(["answer"] * (len(ids) - start))]
+
+    @staticmethod
+    def _images_in(model_inputs: Mapping[str, Any]) -> int:
+        pixels = model_inputs.get("pixel_values")
+        return 0 if pixels is None else pixels.shape[0]
+
+    def _views(self, model_inputs: Mapping[str, Tensor], pictures: Sequence[Image | None]) -> tuple[ImageView, ...]:
+        """Which positions belong to which image, and where in the picture they are."""
+        positions = (model_inputs["input_ids"][0] == self.image_token_id).nonzero().flatten().cpu()
+        if not len(pictures) or not len(positions):
+            if len(pictures) or len(positions):
+                raise InputError(f"{len(pictures)} images but {len(positions)} image tokens in the prompt")
+            return ()
+        if len(positions) % len(pictures):
+            raise InputError(f"{len(positions)} image tokens do not divide among {len(pictures)} images")
+        pixels = model_inputs["pixel_values"]
+        patch = self.model.config.vision_config.patch_size
+        grid = pixels.shape[-2] // patch, pixels.shape[-1] // patch
+        each = positions.view(len(pictures), -1)
+        if each.shape[1] != grid[0] * grid[1]:  # a class token among them, say: no token has a certain place
+            return tuple(ImageView(rows, picture=p) for rows, p in zip(each, pictures, strict=True))
+        return tuple(self._view(rows, p, grid, pixels) for rows, p in zip(each, pictures, strict=True))
+
+    def _view(self, positions: Tensor, picture: Image | None, grid: tuple[int, int], pixels: Tensor) -> ImageView:
+        if picture is None:
+            return ImageView(positions, grid)
+        processed = pixels.shape[-2], pixels.shape[-1]
+        boxes = self.family.pixel_map(self.processor.image_processor, picture, processed, grid)
+        return ImageView(positions, grid, boxes, picture)
+
+    def token_strings(self, ids: Iterable[int]) -> tuple[str, ...]:
+        """What each token reads as on its own; `<5>` for id 5 where there is no tokenizer."""
+        if self.processor is None:
+            return tuple(f"<{i}>" for i in ids)
+        return tuple(self.prompter.tokenizer.decode([i]) for i in ids)
+
+    def with_pictures(self, x: Inputs, pictures: Sequence[Image]) -> Inputs:
+        """The same example with other pictures of the same size in the place of its own."""
+        processed = self.prompter.processor.image_processor(list(pictures), return_tensors="pt")
+        changed = {k: v.to(self.device) for k, v in processed.items() if k in x.model_inputs}
+        return x.with_model_inputs(**changed)
+
+    # --- running ----------------------------------------------------------------------------------
+
+    def answered(self, x: Inputs, answer: str) -> Inputs:
+        """The same prompt with this answer (an `Answer` keeps its exact tokens)."""
+        ids = answer.ids if isinstance(answer, Answer) else self.prompter.answer_ids((), (), answer)
+        return self._answered(x, ids, answer)
+
+    def _answered(self, x: Inputs, ids: Sequence[int], answer: str) -> Inputs:
+        return x.with_answer(ids, self.token_strings(ids), str(answer))
+
+    @torch.no_grad()
+    def generate(self, x: Inputs, max_new_tokens: int = 64) -> Answer:
+        """The model's greedy answer to a prompt, without end-of-turn tokens; an answer that x has is ignored."""
+        prompt_only = {
+            name: value[:, : x.answer_start] if value.shape == x.input_ids.shape else value
+            for name, value in x.model_inputs.items()
+        }
+        made = self.model.generate(
+            **prompt_only, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=self._stops()[0]
+        )
+        ids = made[0, x.answer_start :].tolist()
+        kept = list(itertools.takewhile(lambda i: i not in self._stops(), ids))
+        text = "".join(self.token_strings(kept))
+        if self.processor is not None:
+            text = self.prompter.tokenizer.decode(kept, skip_special_tokens=True)
+        return Answer(text.strip(), kept, finished=len(kept) < len(ids))
+
+    def _stops(self) -> list[int]:
+        stops = self.model.generation_config.eos_token_id
+        stops = self.model.config.get_text_config().eos_token_id if stops is None else stops
+        return list(stops) if isinstance(stops, (list, tuple)) else [0 if stops is None else stops]
+
+    @torch.no_grad()
+    def run(self, x: Inputs) -> Float[Tensor, "1 position vocabulary"]:
+        """The plain model's logits, with nothing hooked."""
+        return self.model(**x.model_inputs, use_cache=False).logits
+
+    @torch.no_grad()
+    def capture(
+        self, x: Inputs, sites: str | Iterable[str], edits: Mapping[str, Edit] | None = None
+    ) -> Capture:
+        """One forward pass; returns the activations at the sites.
+
+        Args:
+            x: what to run.
+            sites: names or globs (`blocks.*.hook_resid_post`); `vlm.sites` lists all.
+            edits: site name → function of its value, which is replaced by what the function returns.
+
+        Returns:
+            site name → tensor `[batch, position, …]`, patterns `[batch, head, row, key]`; see `model.sites`. The logits
+            of the same pass are under `logits`.
+
+        Raises:
+            SiteError: a name matches nothing, or a site did not fire.
+        """
+        changes = {match(self.sites, name)[0]: edit for name, edit in (edits or {}).items()}
+        with recording(self.model, match(self.sites, sites), changes) as found:
+            logits = self.model(**x.model_inputs, use_cache=False).logits
+        return Capture({**found, "logits": logits})
+
+
+def wrap(model: PreTrainedModel, processor: Any = None, name: str | None = None) -> HookedVLM:
+    """Open a transformers model that is in memory already.
+
+    Args:
+        model: an image-text-to-text model.
+        processor: its processor; without one, only `vlm.inputs` makes inputs.
+
+    Raises:
+        ModelError: a kind of model that cannot be read.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(f"wrap() takes a transformers model, got {type(model).__name__}; to load one, use load()")
+    return HookedVLM(model, processor, name or model.name_or_path or None)
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> HookedVLM:
+    """Open a model by name.
+
+    Args:
+        name: `"reference"` (the small model that ships), a hub id such as `llava-hf/llava-1.5-7b-hf`, or a directory.
+        dtype: as in transformers; `"auto"` keeps what the weights are stored in.
+        device: where to put it; or pass transformers' `device_map`.
+        revision: commit or branch on the hub.
+        trust_remote_code: run code that the repository brings. Off unless you ask.
+        options: handed to `from_pretrained`.
+
+    Raises:
+        ModelError: nothing is there, it cannot be opened, or its kind cannot be read.
+        DownloadError: the reference model's parts cannot be fetched.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    shown, path = str(name), _locate(name)
+    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        processor = AutoProcessor.from_pretrained(path, **common)
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True, **common, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"could not open {shown!r} as an image-text-to-text model: {str(error).strip().splitlines()[0]}\n"
+            f"Known names: {REFERENCE!r}, a hub id such as 'llava-hf/llava-1.5-7b-hf', or a directory with config.json."
+        ) from error
+    if device is not None:
+        model = model.to(device)  # type: ignore[arg-type]
+    commit = revision or getattr(model.config, "_commit_hash", None)
+    return HookedVLM(model, processor, shown, commit)
+
+
+def _locate(name: str | os.PathLike[str]) -> str:
+    if str(name) == REFERENCE:
+        from lvlm_interp.reference import build
+
+        return str(build())
+    if isinstance(name, os.PathLike) or Path(name).exists() or str(name).startswith((".", "/", "~")):
+        folder = Path(name).expanduser()
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{folder} is not a model directory: it has no config.json")
+        return str(folder)
+    if str(name).count("/") != 1:
+        raise ModelError(
+            f"no model is called {str(name)!r}. Known names: {REFERENCE!r} (ships with the package), a hub id such as "
+            "'llava-hf/llava-1.5-7b-hf' (owner/name), or the path of a directory with config.json."
+        )
+    return str(name)

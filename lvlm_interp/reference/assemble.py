@@ -1,0 +1,178 @@
+"""Base weights + adapter → an ordinary LLaVA checkpoint, which transformers opens without our code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import (
+    CLIPImageProcessor,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.image_utils import PILImageResampling
+
+from lvlm_interp.errors import DownloadError
+from lvlm_interp.reference.architecture import (
+    END,
+    FEATURE_LAYERS,
+    IMAGE_MEAN,
+    IMAGE_STD,
+    IMAGE_TOKEN,
+    PATCH,
+    RESERVED_TOKEN,
+    merged,
+)
+from lvlm_interp.reference.base_weights import load_language_model, load_tokenizer, load_vision_tower
+from lvlm_interp.reference.scenes import SIZE
+from lvlm_interp.reference.sources import cache_directory, lock
+
+TEMPLATE = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{%- if message['content'] is string -%}{{- message['content'] -}}{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}
+{%- endfor -%}{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""
+
+
+def adapter_file() -> Path:
+    """The trained weights that ship with the package."""
+    return Path(str(resources.files("lvlm_interp.reference") / "adapter.safetensors"))
+
+
+def where() -> Path:
+    """The checkpoint directory of the reference model, whether it is built yet or not."""
+    digest = hashlib.sha256(adapter_file().read_bytes())
+    digest.update(TEMPLATE.encode())
+    return cache_directory() / f"reference-{digest.hexdigest()[:12]}"
+
+
+def build() -> Path:
+    """Make the reference checkpoint if it is not there, and return its directory.
+
+    Two processes at once do no harm, and an interrupted build leaves nothing half done.
+
+    Raises:
+        DownloadError: the base weights cannot be fetched, or the disk is full.
+    """
+    folder = where()
+    if not folder.exists():
+        with lock("reference"):
+            if not folder.exists():
+                _build_into(folder)
+    return folder
+
+
+def clear() -> list[Path]:
+    """Remove everything that was fetched or built; returns what was removed."""
+    removed = [p for p in sorted(cache_directory().glob("*")) if p.name == "sources" or p.name.startswith("reference-")]
+    for path in removed:
+        shutil.rmtree(path)
+    return removed
+
+
+def assemble(adapter: dict[str, Tensor]) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """The model and processor, from the base weights and an adapter's tensors."""
+    language, tokenizer = load_language_model(), load_tokenizer()
+    _merge(language, adapter)
+    tokenizer = _with_image_token(tokenizer)
+    image_token = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    vision = load_vision_tower()
+    config = LlavaConfig(
+        vision_config=vision.config,
+        text_config=language.config,
+        image_token_id=image_token,
+        vision_feature_layer=list(FEATURE_LAYERS),
+        vision_feature_select_strategy="default",
+        image_seq_length=(SIZE // PATCH) ** 2,
+        tie_word_embeddings=True,
+    )
+    model = LlavaForConditionalGeneration(config).to(torch.float32).eval()
+    model.model.language_model.load_state_dict(language.model.state_dict())
+    model.model.vision_tower.load_state_dict(vision.state_dict())
+    projector = {k.removeprefix("projector."): v.float() for k, v in adapter.items() if k.startswith("projector.")}
+    model.model.multi_modal_projector.load_state_dict(projector)
+    model.tie_weights()
+    end = tokenizer.convert_tokens_to_ids(END)
+    model.generation_config.eos_token_id = model.generation_config.pad_token_id = end
+    return model, _processor(tokenizer)
+
+
+def _merge(language: LlamaForCausalLM, adapter: dict[str, Tensor]) -> None:
+    modules = dict(language.model.named_modules())
+    with torch.no_grad():
+        for name, lora_a in adapter.items():
+            if name.endswith(".lora_A"):
+                weight = modules[name.removesuffix(".lora_A")].weight
+                weight.copy_(merged(weight, lora_a, adapter[name.replace("lora_A", "lora_B")]))
+
+
+def _with_image_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The same tokenizer with a reserved token, which no text uses, renamed: the vocabulary keeps its size."""
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = described["model"]["vocab"]
+    vocabulary[IMAGE_TOKEN] = vocabulary.pop(RESERVED_TOKEN)
+    for token in described["added_tokens"]:
+        if token["content"] == RESERVED_TOKEN:
+            token["content"] = IMAGE_TOKEN
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(described)),
+        bos_token=tokenizer.bos_token,
+        eos_token=END,
+        pad_token=END,
+        unk_token=tokenizer.unk_token,
+        model_max_length=8192,
+        padding_side="left",
+    )
+
+
+def _processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
+    pixels = CLIPImageProcessor(
+        size={"height": SIZE, "width": SIZE},
+        do_center_crop=False,
+        resample=PILImageResampling.BICUBIC,
+        image_mean=list(IMAGE_MEAN),
+        image_std=list(IMAGE_STD),
+    )
+    return LlavaProcessor(
+        pixels,
+        tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        chat_template=TEMPLATE,
+        image_token=IMAGE_TOKEN,
+        num_additional_image_tokens=1,  # DINOv2's class token, which the strategy "default" drops again
+    )
+
+
+def _build_into(folder: Path) -> None:
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
+    try:
+        model, processor = assemble(load_file(adapter_file()))
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        os.replace(partial, folder)
+    except OSError as error:
+        if isinstance(error, DownloadError):
+            raise
+        raise DownloadError(f"could not write the reference model to {folder}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
