@@ -25,6 +25,14 @@ _HOMES = {
     "Capture": "model.capture",
     "score": "model.score",
     "Scores": "model.score",
+    "contrast": "methods.contrast",
+    "Contrast": "methods.contrast",
+    "credit": "methods.credit",
+    "CreditSplit": "methods.credit",
+    "attribute": "methods.patches",
+    "PatchMap": "methods.patches",
+    "diagnose": "report.diagnosis",
+    "Diagnosis": "report.diagnosis",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -1,0 +1,1 @@
+"""One small file for each method, all over the one scoring engine."""

@@ -1,0 +1,134 @@
+"""Where in the image: how much less likely each answer token is when one image token is hidden.
+
+Occlusion (Zeiler & Fergus 2014) of *tokens*: a vision tower mixes patches before tokens are made, so hiding a token is
+not the same as covering its pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lvlm_interp.errors import ImageError, InputError
+from lvlm_interp.methods.words import Word, by_word
+from lvlm_interp.model.inputs import Box, ImageView, Inputs
+from lvlm_interp.model.score import HideFrom, score
+from lvlm_interp.model.vlm import HookedVLM
+from lvlm_interp.results import Result
+
+
+@dataclass(frozen=True)
+class PatchMap(Result):
+    """How much each patch of one image supports each answer token.
+
+    Attributes:
+        tokens: the answer tokens (or words) as text.
+        values: log p(token | all) − log p(token | all but this patch), nats, `[answer, row, column]`; positive where the
+            patch speaks for the token.
+        image_total: log p(token | all) − log p(token | no image at all), nats, `[answer]`. Patches overlap in what they
+            tell, so `values` does not add up to it.
+        boxes: (left, top, right, bottom) of every patch in pixels of the original image, `[row, column, 4]`.
+        size: width and height of the original image in pixels.
+        hide_from: who lost sight of the patch: `text` rows only, or `all` rows.
+    """
+
+    tokens: tuple[str, ...]
+    values: Float[Tensor, "answer row column"]
+    image_total: Float[Tensor, " answer"]
+    boxes: Float[Tensor, "row column 4"]
+    size: tuple[int, int]
+    hide_from: HideFrom
+
+    def peak(self, token: int = 0) -> tuple[int, int]:
+        """Row and column of the patch that supports a token most."""
+        row, column = divmod(int(self.values[token].argmax()), self.values.shape[2])
+        return row, column
+
+    def peak_box(self, token: int = 0) -> Box:
+        """The box of that patch in the original image."""
+        left, top, right, bottom = self.boxes[self.peak(token)].tolist()
+        return left, top, right, bottom
+
+    def words(self, words: Sequence[Word]) -> PatchMap:
+        """The same map by word: log-probabilities of a word's tokens add up."""
+        values, total = by_word(self.values, words), by_word(self.image_total, words)
+        texts = tuple(word.text for word in words)
+        return PatchMap(texts, values, total, self.boxes, self.size, self.hide_from, provenance=self.provenance)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each token and patch."""
+        answers, rows, columns = self.values.shape
+        index = pd.MultiIndex.from_product([range(answers), range(rows), range(columns)])
+        frame = index.to_frame(index=False, name=["answer", "row", "column"])
+        frame.insert(1, "token", [self.tokens[i] for i in frame["answer"]])
+        boxes = self.boxes.reshape(-1, 4).repeat(answers, 1)
+        sides = {name: boxes[:, i].tolist() for i, name in enumerate(("left", "top", "right", "bottom"))}
+        return frame.assign(value=self.values.flatten().tolist(), **sides)
+
+
+def attribute(
+    vlm: HookedVLM,
+    x: Inputs,
+    method: Literal["occlusion"] = "occlusion",
+    hide_from: HideFrom = "text",
+    image: int = 0,
+    progress: bool = False,
+) -> PatchMap:
+    """Attribute every answer token to the patches of an image.
+
+    Args:
+        vlm: the model.
+        x: an example with an image and an answer.
+        method: `occlusion`, each image token hidden in turn.
+        hide_from: `text`: image tokens go on seeing the hidden one, what text reads from it is gone (fast: the image is
+            computed once for all patches); `all`: nobody sees it.
+        image: which image of the prompt.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: no image, no answer, an unknown method.
+        ImageError: the image's tokens have no place in the picture.
+    """
+    x.need_image()
+    x.need_answer()
+    if method != "occlusion":
+        raise InputError(f"no attribution method {method!r}; there is 'occlusion'")
+    view, (rows, columns) = _view(x, image)
+    visible = x.hidden().repeat(len(view.positions) + 2, 1)
+    visible[0], visible[1] = x.hidden(), x.hidden("image")
+    visible[torch.arange(2, len(visible)), view.positions] = False
+    logprob = score(vlm, x, visible, hide_from, progress).logprob
+    drop = (logprob[0] - logprob[2:]).T.reshape(-1, rows, columns)
+    boxes, size = _boxes(view, rows, columns)
+    return PatchMap(
+        tokens=x.answer_tokens,
+        values=drop,
+        image_total=logprob[0] - logprob[1],
+        boxes=boxes,
+        size=size,
+        hide_from=hide_from,
+        provenance=vlm.provenance("occlusion", hide_from=hide_from, image=image),
+    )
+
+
+def _view(x: Inputs, image: int) -> tuple[ImageView, tuple[int, int]]:
+    if not 0 <= image < len(x.images):
+        raise InputError(f"no image {image}: the prompt has {len(x.images)}, counted from 0")
+    view = x.images[image]
+    if view.grid is None:
+        raise ImageError("the tokens of this image have no place in the picture (has_grid is False)")
+    return view, view.grid
+
+
+def _boxes(view: ImageView, rows: int, columns: int) -> tuple[Tensor, tuple[int, int]]:
+    """Boxes `[row, column, 4]` and the picture's size; in units of patches where there is no picture."""
+    if view.patches is not None and view.picture is not None:
+        return torch.tensor(view.patches, dtype=torch.float32).view(rows, columns, 4), view.picture.size
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return torch.stack([x, y, x + 1, y + 1], -1).float(), (columns, rows)
