@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lvlm_interp.errors import OutputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+R = TypeVar("R", bound="Result")
 PACKAGES = ("lvlm-interp", "torch", "transformers", "numpy")
 
 
@@ -80,7 +81,7 @@ class Result:
         return Path(path)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls: type[R], path: str | Path) -> R:
         """Read what `save` wrote.
 
         Raises:

@@ -62,7 +62,8 @@ class Scores:
 
     def logits(self, coalition: int | slice = slice(None)) -> Float[Tensor, "*coalition answer vocabulary"]:
         """Logits over the whole vocabulary, float32; take few coalitions at a time where it is large."""
-        return self.readout.logits(self.hidden[coalition]).float()
+        with torch.no_grad():
+            return self.readout.logits(self.hidden[coalition]).float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +110,7 @@ def decoder_inputs(vlm: HookedVLM, x: Inputs) -> DecoderInputs:
 def score(
     vlm: HookedVLM,
     x: Inputs,
-    visible: Bool[Tensor, "coalition position"],
+    visible: Tensor,
     hide_from: HideFrom = "all",
     progress: bool = False,
 ) -> Scores:
@@ -118,7 +119,7 @@ def score(
     Args:
         vlm: the model.
         x: one example with an answer.
-        visible: which positions each coalition sees.
+        visible: which positions each coalition sees, bool `[coalition, position]`.
         hide_from: `"all"`: a hidden position is seen by nobody; `"text"`: image rows go on seeing every image position,
             and only the other rows lose sight of it.
         progress: show a progress bar.
@@ -137,8 +138,8 @@ def score(
 def score_answers(
     vlm: HookedVLM,
     x: Inputs,
-    visible: Bool[Tensor, "coalition position"],
-    answers: Sequence[Int[Tensor, " answer"]],
+    visible: Tensor,
+    answers: Sequence[Tensor],
     hide_from: HideFrom = "all",
     progress: bool = False,
 ) -> list[Scores]:
@@ -317,9 +318,14 @@ class _Runner:
         return out.last_hidden_state[0], cache
 
     def _mask(self, pack: list[Run], prefix: _Prefix) -> Tensor | None:
-        """What to add to the scores `[1, 1, row, key]`; None where plain causal attention says the same."""
+        """What to add to the scores `[1, 1, row, key]`; None where plain causal attention says the same.
+
+        Rows with a gap need a mask: without one, transformers takes a jump in the position ids for the start of another
+        packed sequence, and cuts off what stands before it.
+        """
         done = len(prefix.rows)
-        if len(pack) == 1 and not done and all(pack[0].seen):
+        gapless = pack[0].rows == tuple(range(len(pack[0].rows)))
+        if len(pack) == 1 and not done and gapless and all(pack[0].seen):
             return None
         lengths = [len(s.rows) - done for s in pack]
         keys, see = done + sum(lengths), []

@@ -312,7 +312,7 @@ class HookedVLM:
         return Capture({**found, "logits": logits})
 
 
-def wrap(model: PreTrainedModel, processor: Any = None, name: str | None = None) -> HookedVLM:
+def wrap(model: nn.Module, processor: Any = None, name: str | None = None) -> HookedVLM:
     """Open a transformers model that is in memory already.
 
     Args:

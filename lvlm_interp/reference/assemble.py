@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import (
-    CLIPImageProcessor,
+    CLIPImageProcessorPil,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -145,7 +145,7 @@ def _with_image_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
 
 
 def _processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
-    pixels = CLIPImageProcessor(
+    pixels = CLIPImageProcessorPil(  # the same pixels with and without torchvision
         size={"height": SIZE, "width": SIZE},
         do_center_crop=False,
         resample=PILImageResampling.BICUBIC,

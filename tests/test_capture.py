@@ -1,0 +1,160 @@
+"""Activations are the model's own, and afterwards the model is as it was."""
+
+import pytest
+import torch
+
+import lvlm_interp as li
+from lvlm_interp.errors import ModelError, SiteError
+from lvlm_interp.model import sites
+from tests.tiny import tiny_inputs, tiny_llava
+
+ALL = "*"
+
+
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def vlm(request):
+    return li.wrap(tiny_llava(request.param))
+
+
+def hooks_of(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def test_capturing_everything_changes_nothing(vlm):
+    x = tiny_inputs(vlm)
+    plain = vlm.run(x)
+    captured = vlm.capture(x, ALL)
+    kernel = vlm.model.config._attn_implementation
+    # Under eager the kernel is the same and so is every bit; recorded layers of an SDPA model run eager.
+    assert torch.allclose(captured["logits"], plain, atol=0 if kernel == "eager" else 1e-5)
+    assert set(captured) == {*vlm.sites, "logits"}
+
+
+def test_residual_sites_leave_the_kernel_alone(vlm):
+    x = tiny_inputs(vlm)
+    assert torch.equal(vlm.capture(x, "blocks.*.hook_resid_*")["logits"], vlm.run(x))
+
+
+def test_the_model_is_restored(vlm):
+    x = tiny_inputs(vlm)
+    before = vlm.run(x), hooks_of(vlm.model), str(vlm.model.config)
+    vlm.capture(x, ALL)
+    with pytest.raises(ZeroDivisionError):
+        vlm.capture(x, ALL, edits={"blocks.0.hook_resid_pre": lambda value: 1 / 0})
+    assert torch.equal(vlm.run(x), before[0])
+    assert (hooks_of(vlm.model), str(vlm.model.config)) == before[1:]
+
+
+def test_activations_are_those_of_transformers(vlm):
+    x = tiny_inputs(vlm)
+    kernel = vlm.model.config._attn_implementation
+    vlm.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        theirs = vlm.model(**x.model_inputs, output_hidden_states=True, output_attentions=True)
+    vlm.model.set_attn_implementation(kernel)
+    ours = vlm.capture(x, ALL)
+    for i in range(3):
+        assert torch.allclose(ours[f"blocks.{i}.hook_resid_pre"], theirs.hidden_states[i], atol=1e-5)
+        assert torch.allclose(ours[f"blocks.{i}.attn.hook_pattern"], theirs.attentions[i], atol=1e-6)
+    assert torch.allclose(ours["ln_final.hook_normalized"], theirs.hidden_states[-1], atol=1e-5)
+    assert torch.allclose(ours["projector.hook_out"][0], theirs.image_hidden_states, atol=1e-5)
+
+
+@pytest.mark.parametrize("tower", ["", "vision."])
+def test_the_parts_add_up(vlm, tower):
+    c = vlm.capture(tiny_inputs(vlm), ALL)
+    block = f"{tower}blocks.0"
+    pre, mid, post = (c[f"{block}.hook_resid_{name}"] for name in ("pre", "mid", "post"))
+    assert torch.allclose(pre + c[f"{block}.hook_attn_out"], mid, atol=1e-5)
+    assert torch.allclose(mid + c[f"{block}.hook_mlp_out"], post, atol=1e-5)
+    assert c[f"{block}.hook_attn_out"].abs().max() > 1e-3
+
+
+def test_heads_recombine_to_attention_out(vlm):
+    c = vlm.capture(tiny_inputs(vlm), ALL)
+    for prefix, tower in (("", vlm.decoder), ("vision.", vlm.model.base_model.vision_tower)):
+        attention = sites.attention_of(sites.find_blocks(tower)[1])
+        project = sites.part(attention, sites.OUTPUT_PROJECTION)
+        z = c[f"{prefix}blocks.1.attn.hook_z"]
+        assert torch.allclose(project(z.flatten(-2)), c[f"{prefix}blocks.1.hook_attn_out"], atol=1e-5)
+
+
+def test_pattern_times_values_is_z(vlm):
+    c = vlm.capture(tiny_inputs(vlm), "blocks.2.attn.*")
+    pattern, v = c["blocks.2.attn.hook_pattern"], c["blocks.2.attn.hook_v"].repeat_interleave(2, 2)
+    assert torch.allclose(torch.einsum("bhqk,bkhd->bqhd", pattern, v), c["blocks.2.attn.hook_z"], atol=1e-5)
+    assert torch.allclose(pattern.sum(-1), torch.ones_like(pattern.sum(-1)))
+    assert torch.allclose(c["blocks.2.attn.hook_attn_scores"].softmax(-1), pattern)
+    assert pattern.triu(1).max() == 0
+
+
+def test_last_residual_through_readout_is_the_logits(vlm):
+    c = vlm.capture(tiny_inputs(vlm), "blocks.2.hook_resid_post")
+    assert torch.allclose(vlm.readout(c["blocks.2.hook_resid_post"]), c["logits"], atol=1e-5)
+    assert not torch.allclose(vlm.readout(c["blocks.2.hook_resid_post"] * 0 + 1), c["logits"], atol=1e-1)
+
+
+@pytest.mark.parametrize(
+    "site", ["blocks.1.hook_resid_mid", "blocks.1.attn.hook_z", "blocks.1.attn.hook_v", "blocks.1.attn.hook_pattern"]
+)
+def test_edits_reach_the_output(vlm, site):
+    x = tiny_inputs(vlm)
+    plain = vlm.run(x)
+    edited = vlm.capture(x, site, edits={site: torch.zeros_like})
+    assert edited[site].abs().max() == 0
+    assert (edited["logits"] - plain).abs().max() > 1e-3
+    kept = vlm.capture(x, site, edits={site: lambda value: value})
+    assert torch.allclose(kept["logits"], plain, atol=1e-5)
+
+
+def test_zeroing_a_head_is_zeroing_its_columns(vlm):
+    x = tiny_inputs(vlm)
+
+    def without_head(z):
+        z = z.clone()
+        z[:, :, 2] = 0
+        return z
+
+    edited = vlm.capture(x, "blocks.1.attn.hook_z", edits={"blocks.1.attn.hook_z": without_head})["logits"]
+    weight = vlm.decoder.layers[1].self_attn.o_proj.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight[:, 16:24] = 0
+        expected = vlm.run(x)
+        weight.copy_(kept)
+    assert torch.allclose(edited, expected, atol=1e-5)
+
+
+def test_unknown_sites_are_named(vlm):
+    x = tiny_inputs(vlm)
+    with pytest.raises(SiteError, match=r"did you mean.*blocks\.0\.hook_resid_p"):
+        vlm.capture(x, "blocks.0.hook_residpre")
+    with pytest.raises(SiteError, match="no site was asked for"):
+        vlm.capture(x, [])
+    with pytest.raises(SiteError, match="was not captured"):
+        vlm.capture(x, "blocks.0.hook_resid_pre")["blocks.1.hook_resid_pre"]
+
+
+def test_a_site_that_does_not_fire_is_an_error(vlm):
+    text, before = vlm.inputs(torch.tensor([[1, 20, 21, 22]])), hooks_of(vlm.model)
+    with pytest.raises(SiteError, match=r"did not fire.*projector\.hook_out"):
+        vlm.capture(text, "projector.hook_out")
+    assert hooks_of(vlm.model) == before
+
+
+def test_one_capture_at_a_time(vlm):
+    x = tiny_inputs(vlm)
+    site = "blocks.0.attn.hook_z"
+    with pytest.raises(ModelError, match="captured already"):
+        vlm.capture(x, site, edits={site: lambda value: vlm.capture(x, site)[site]})
+    assert torch.equal(vlm.run(x), vlm.run(x))
+
+
+def test_other_kinds_of_models_are_refused():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9)
+    with pytest.raises(ModelError, match=r"'llama' cannot be read yet.*llava"):
+        li.wrap(LlamaForCausalLM(config))
+    with pytest.raises(ModelError, match="takes a transformers model"):
+        li.wrap(torch.nn.Linear(2, 2))

@@ -1,0 +1,174 @@
+"""The engine promises the numbers of one masked forward pass per coalition."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import lvlm_interp as li
+from lvlm_interp.errors import InputError, VisibilityError
+from lvlm_interp.model import score as engine
+from tests.tiny import PATCHES, tiny_inputs, tiny_llava
+
+
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def vlm(request):
+    return li.wrap(tiny_llava(request.param))
+
+
+def naive(vlm, x, visible, hide_from="all"):
+    """The oracle: every row is computed, under a mask that says what it may see."""
+    causal = torch.ones(x.length, x.length, dtype=torch.bool).tril()
+    own, image, found = torch.eye(x.length, dtype=torch.bool), x.where("image"), []
+    for seen in visible:
+        see = causal & (seen[None] | own)
+        if hide_from == "text":
+            see |= causal & image[:, None] & image[None]
+        mask = torch.zeros(1, 1, x.length, x.length, dtype=vlm.model.dtype)
+        mask.masked_fill_(~see, torch.finfo(vlm.model.dtype).min)
+        with torch.no_grad():
+            logits = vlm.model(**{**x.model_inputs, "attention_mask": mask}).logits
+        found.append(logits[0, x.answer_positions - 1])
+    return torch.stack(found)
+
+
+def random_coalitions(x, count, seed=0):
+    visible = torch.rand(count, x.length, generator=torch.Generator().manual_seed(seed)) < 0.6
+    return visible | x.where("answer", "template")
+
+
+def one_patch_each(x):
+    visible = x.hidden().repeat(len(x.images[0].positions), 1)
+    visible[torch.arange(len(visible)), x.images[0].positions] = False
+    return visible
+
+
+@pytest.mark.parametrize("hide_from", ["all", "text"])
+def test_equals_one_masked_forward_per_coalition(vlm, hide_from):
+    x = tiny_inputs(vlm)
+    visible = torch.cat([random_coalitions(x, 24), one_patch_each(x), x.hidden()[None], x.hidden("image")[None]])
+    scores, expected = li.score(vlm, x, visible, hide_from), naive(vlm, x, visible, hide_from)
+    assert torch.allclose(scores.logits(), expected, atol=1e-5)
+    label = expected.log_softmax(-1).gather(-1, x.answer_ids.expand(len(visible), -1)[..., None])[..., 0]
+    assert torch.allclose(scores.logprob, label, atol=1e-5)
+    # The check can fail: coalitions differ by far more than the tolerance.
+    assert (expected[0] - expected[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("hide_from", ["all", "text"])
+def test_sharing_and_packing_change_no_number(vlm, hide_from, monkeypatch):
+    x = tiny_inputs(vlm, images=2)
+    visible = torch.cat([one_patch_each(x), random_coalitions(x, 6)])
+    expected = naive(vlm, x, visible, hide_from)
+    for lookahead, worth, rows in ((1, 1, 512), (2, 3, 20), (4, 1, 1), (32, 10**9, 512)):
+        monkeypatch.setattr(engine, "LOOKAHEAD", lookahead)
+        monkeypatch.setattr(engine, "WORTH_SHARING", worth)
+        monkeypatch.setattr(engine, "ROWS_AT_ONCE", rows)
+        assert torch.allclose(li.score(vlm, x, visible, hide_from).logits(), expected, atol=1e-5)
+
+
+def test_hiding_from_text_is_not_hiding_from_all(vlm):
+    x = tiny_inputs(vlm)
+    visible = one_patch_each(x)[:1]
+    by_all, by_text = li.score(vlm, x, visible).logit, li.score(vlm, x, visible, "text").logit
+    assert (by_all - by_text).abs().max() > 1e-3
+    nobody = x.hidden("image")[None]  # where no image row is read, who it is hidden from cannot matter
+    assert torch.allclose(li.score(vlm, x, nobody).logit, li.score(vlm, x, nobody, "text").logit, atol=1e-6)
+
+
+def test_hidden_rows_are_not_computed_and_prefixes_are_shared(vlm, monkeypatch):
+    x = tiny_inputs(vlm)
+    assert li.score(vlm, x, x.hidden("image")[None]).rows == x.length - PATCHES - 1
+    twice = torch.stack([x.hidden("image")] * 2)
+    assert li.score(vlm, x, twice).rows == x.length - PATCHES - 1  # equal coalitions are one
+    monkeypatch.setattr(engine, "LOOKAHEAD", 1)
+    monkeypatch.setattr(engine, "WORTH_SHARING", 1)
+    question = torch.stack([x.hidden(), x.hidden("question")])
+    behind = x.length - 1 - x.roles.index("question")  # rows that differ, and those that only stand behind them
+    assert li.score(vlm, x, question).rows == x.length - 1 + behind - 3
+
+
+def test_another_image_behind_the_mask_changes_nothing(vlm):
+    x = tiny_inputs(vlm)
+    other = x.with_model_inputs(pixel_values=torch.randn_like(x.model_inputs["pixel_values"]))
+    hidden = x.hidden("image")[None]
+    assert torch.equal(li.score(vlm, x, hidden).logit, li.score(vlm, other, hidden).logit)
+    assert not torch.equal(li.score(vlm, x, x.hidden()[None]).logit, li.score(vlm, other, x.hidden()[None]).logit)
+
+
+def test_visible_text_keeps_its_positions(vlm):
+    """Dropping image rows leaves a gap; closing it would be another prompt."""
+    x = tiny_inputs(vlm)
+    keep = ~x.where("image")
+    closed = vlm.inputs(x.input_ids[:, keep], x.answer_start - PATCHES)
+    gap = li.score(vlm, x, x.hidden("image")[None]).logit
+    assert (gap - li.score(vlm, closed, closed.hidden()[None]).logit).abs().max() > 1e-3
+
+
+def test_several_answers_are_scored_as_each_alone(vlm):
+    x, answers = tiny_inputs(vlm), [torch.tensor(ids) for ids in ([5], [6], [7, 8, 9], [7, 8, 10], [11, 12])]
+    visible = random_coalitions(x, 5)
+    together = engine.score_answers(vlm, x, visible, answers)
+    for ids, scores in zip(answers, together, strict=True):
+        alone = tiny_inputs(vlm, tuple(ids.tolist()))
+        seen = torch.cat([visible[:, : x.answer_start], torch.ones(5, len(ids), dtype=torch.bool)], 1)
+        assert torch.allclose(scores.logits(), naive(vlm, alone, seen), atol=1e-5)
+
+
+def test_padding_is_never_seen(vlm):
+    x = tiny_inputs(vlm)
+    mask = torch.ones_like(x.input_ids)
+    mask[0, 1] = 0
+    padded = dataclasses.replace(x, model_inputs={**x.model_inputs, "attention_mask": mask})
+    without = x.hidden()
+    without[1] = False
+    assert torch.allclose(li.score(vlm, padded, x.hidden()[None]).logit, li.score(vlm, x, without[None]).logit)
+
+
+def test_memory_that_runs_out_makes_packs_smaller(vlm, monkeypatch):
+    x, calls = tiny_inputs(vlm), []
+    visible = random_coalitions(x, 12)
+    expected = li.score(vlm, x, visible).logit
+    forward = engine._Runner._forward
+
+    def short_of_memory(self, pack, prefix):
+        calls.append(len(pack))
+        if len(pack) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, pack, prefix)
+
+    monkeypatch.setattr(engine._Runner, "_forward", short_of_memory)
+    assert torch.allclose(li.score(vlm, x, visible).logit, expected, atol=1e-6)
+    assert max(calls) > 2 >= calls[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v, x: v.float(), "bool tensor"),
+        (lambda v, x: v[:, 1:-1], "positions"),
+        (lambda v, x: v[:0], "no coalition"),
+        (lambda v, x: v & ~x.where("template"), "predicts the first answer token"),
+        (lambda v, x: v & ~x.where("answer"), "answer so far"),
+    ],
+)
+def test_matrices_that_do_not_fit_are_refused(vlm, change, message):
+    x = tiny_inputs(vlm)
+    with pytest.raises(VisibilityError, match=message):
+        li.score(vlm, x, change(x.hidden()[None], x))
+
+
+def test_there_must_be_an_answer(vlm):
+    x = tiny_inputs(vlm, answer=())
+    with pytest.raises(InputError, match="no answer"):
+        li.score(vlm, x, x.hidden()[None])
+
+
+def test_float64_agrees_to_float64(vlm):
+    """What float32 leaves as noise is noise: in double precision engine and oracle agree to 1e-10."""
+    double = li.wrap(tiny_llava(dtype=torch.float64))
+    x = tiny_inputs(double)
+    visible = random_coalitions(x, 8)
+    hidden = li.score(double, x, visible).hidden
+    exact = naive(double, x, visible)
+    assert torch.allclose(double.readout.logits(hidden), exact, atol=1e-10)
