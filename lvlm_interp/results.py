@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from lvlm_interp.errors import OutputError
 
@@ -50,8 +50,12 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Result:
-    """Base of results: frozen, with `provenance`; tensors are saved as safetensors, the rest as its JSON header."""
+    """Base of results: frozen, with `provenance`; tensors are saved as safetensors, the rest as its JSON header.
 
+    Results may hold results; names in `too_large` are fields that `to_dict` leaves out.
+    """
+
+    too_large: ClassVar[frozenset[str]] = frozenset()
     provenance: Provenance = field(kw_only=True)
 
     def to_frame(self) -> pd.DataFrame:
@@ -60,7 +64,8 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values; tensors become nested lists."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        kept = (f.name for f in dataclasses.fields(self) if f.name not in self.too_large)
+        return {name: _plain(getattr(self, name)) for name in kept}
 
     def save(self, path: str | Path) -> Path:
         """Write one `.safetensors` file, tensors and JSON header.
@@ -70,10 +75,8 @@ class Result:
         """
         from safetensors.torch import save_file
 
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        tensors = {k: v.detach().cpu().contiguous() for k, v in values.items() if _is_tensor(v)}
-        rest = {k: _plain(v) for k, v in values.items() if k not in tensors}
-        header = {"result": type(self).__name__, "fields": json.dumps(rest)}
+        tensors: dict[str, Any] = {}
+        header = {"result": type(self).__name__, "fields": json.dumps(_packed(self, "", tensors))}
         try:
             save_file(tensors, str(path), metadata=header)
         except Exception as error:  # safetensors raises its own kinds for a full disk or a missing folder
@@ -97,13 +100,43 @@ class Result:
             raise OutputError(f"could not read {path}: {error}") from error
         if header.get("result") != cls.__name__:
             raise OutputError(f"{path} holds a {header.get('result')}, not a {cls.__name__}")
-        values |= {name: _frozen(value) for name, value in json.loads(header["fields"]).items()}
-        values["provenance"] = Provenance(**values["provenance"])
-        return cls(**values)
+        return _unpacked(cls, json.loads(header["fields"]), "", values)
 
 
 def _is_tensor(value: Any) -> bool:
     return hasattr(value, "detach") and hasattr(value, "numpy")
+
+
+def _packed(result: Result, path: str, tensors: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a result as JSON values; its tensors, and those of results inside it, go to `tensors` by path."""
+    rest: dict[str, Any] = {}
+    for f in dataclasses.fields(result):
+        value = getattr(result, f.name)
+        if _is_tensor(value):
+            tensors[path + f.name] = value.detach().cpu().contiguous()
+        elif isinstance(value, Result):
+            rest[f.name] = {"result": type(value).__name__, "fields": _packed(value, f"{path}{f.name}.", tensors)}
+        else:
+            rest[f.name] = _plain(value)
+    return rest
+
+
+def _unpacked(kind: type[Any], rest: Mapping[str, Any], path: str, tensors: Mapping[str, Any]) -> Any:
+    """What `_packed` took apart."""
+    known = {one.__name__: one for one in Result.__subclasses__()}
+    values: dict[str, Any] = {}
+    for f in dataclasses.fields(kind):
+        value = rest.get(f.name)
+        if path + f.name in tensors:
+            values[f.name] = tensors[path + f.name]
+        elif f.name not in rest:
+            continue  # written before the field existed: its default stands
+        elif isinstance(value, Mapping) and value.keys() == {"result", "fields"}:
+            values[f.name] = _unpacked(known[value["result"]], value["fields"], f"{path}{f.name}.", tensors)
+        else:
+            values[f.name] = _frozen(value)
+    values["provenance"] = Provenance(**values["provenance"])
+    return kind(**values)
 
 
 def _plain(value: Any) -> Any:

@@ -17,3 +17,22 @@ install_import_hook("lvlm_interp", CHECKER)
 import torch
 
 torch.set_num_threads(2)  # the same sums, in the same order, on any machine
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """The reference model, built on first use."""
+    import lvlm_interp
+
+    return lvlm_interp.load("reference")
+
+
+@pytest.fixture(scope="session")
+def purple_banana(reference):
+    """The question of the introduction: the model knows that bananas are yellow, and sees a purple one."""
+    from lvlm_interp.reference import make_scene
+
+    scene = make_scene(3, objects=["banana", "cat"], colors=["purple", None])
+    return reference.prepare("What color is the banana?", scene.image, answer="Purple.")

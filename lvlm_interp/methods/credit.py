@@ -32,7 +32,7 @@ from torch import Tensor
 from lvlm_interp.errors import InputError, VisibilityError
 from lvlm_interp.methods.words import Word, continues, split_words
 from lvlm_interp.model.inputs import CREDITED, Inputs, Role
-from lvlm_interp.model.score import score, score_answers
+from lvlm_interp.model.score import DecoderInputs, decoder_inputs, score_answers
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Provenance, Result
 
@@ -62,7 +62,7 @@ class CreditSplit(Result):
     odds: Float[Tensor, "answer coalition"]
     full: Float[Tensor, "answer coalition"]
     alternatives: tuple[tuple[str, ...], ...]
-    kept: tuple[Role, ...]
+    kept: tuple[str, ...]
 
     @property
     def values(self) -> Float[Tensor, "answer coalition"]:
@@ -178,12 +178,13 @@ def dividend_weights(players: int) -> Float[Tensor, "coalition coalition"]:
     return weights
 
 
-def coalitions(x: Inputs, roles: Sequence[Role], keep: Sequence[Role]) -> Bool[Tensor, "coalition position"]:
+def coalitions(x: Inputs, roles: Sequence[Role], keep: Sequence[str]) -> Bool[Tensor, "coalition position"]:
     """The 2^k coalitions of these roles, each with what is kept; coalition S has bit i set where role i is seen."""
     subsets = range(1 << len(roles))
     return torch.stack([x.visible(*keep, *(r for i, r in enumerate(roles) if s >> i & 1)) for s in subsets])
 
 
+@torch.no_grad()
 def credit(
     vlm: HookedVLM,
     x: Inputs,
@@ -224,15 +225,16 @@ def credit(
     if against is not None and not 0 <= word < len(words):
         raise InputError(f"the answer has {len(words)} words; there is no word {word}")
     parts = words if unit == "word" else _tokens(x)
+    given = decoder_inputs(vlm, x)
     if unit == "word":
-        found = [_word(vlm, x, part, visible, asked, alternatives) for part in parts]
+        found = [_word(vlm, _up_to(x, part, visible), part, given, asked, alternatives) for part in parts]
     elif unit == "token":
-        found = _each_token(vlm, x, visible, asked, alternatives)
+        found = _each_token(vlm, x, visible, given, asked, alternatives)
     else:
         raise InputError(f"unit is 'token' or 'word', got {unit!r}")
     if against is not None:
         chosen = next(n for n, part in enumerate(parts) if part.start == words[word].start)
-        found[chosen] = _against(vlm, x, parts[chosen], visible, against, unit)
+        found[chosen] = _against(vlm, _up_to(x, parts[chosen], visible), parts[chosen], given, against, unit)
     split = CreditSplit(
         tokens=tuple(part.text for part in parts),
         roles=players,
@@ -255,7 +257,7 @@ class _Found:
     names: tuple[str, ...]
 
 
-def _kept(keep: Sequence[Role]) -> tuple[Role, ...]:
+def _kept(keep: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("template", *keep)))  # the template holds the attention sink and is always there
 
 
@@ -266,7 +268,7 @@ def _checked(value: str) -> Value:
 
 
 def _provenance(
-    vlm: HookedVLM, keep: Sequence[Role], against: Sequence[str] | None, unit: str, word: int, alternatives: int
+    vlm: HookedVLM, keep: Sequence[str], against: Sequence[str] | None, unit: str, word: int, alternatives: int
 ) -> Provenance:
     given = {"against": list(against), "word": word} if against is not None else {"alternatives": alternatives}
     return vlm.provenance("credit", keep=list(keep), unit=unit, **given)
@@ -301,8 +303,10 @@ def _log_mean(logprobs: Float[Tensor, "coalition alternative"]) -> Float[Tensor,
 # --- alternatives that are tokens -----------------------------------------------------------------
 
 
-def _each_token(vlm: HookedVLM, x: Inputs, visible: Tensor, asked: Tensor, count: int) -> list[_Found]:
-    scores, found = score(vlm, x, visible), []
+def _each_token(
+    vlm: HookedVLM, x: Inputs, visible: Tensor, given: DecoderInputs, asked: Tensor, count: int
+) -> list[_Found]:
+    scores, found = score_answers(vlm, x, visible, [x.answer_ids], given=given)[0], []
     for j, token in enumerate(scores.ids.tolist()):
         logprobs = _logprobs(vlm, scores.hidden[:, j])
         others = _likely(logprobs, asked, token, count)
@@ -329,76 +333,81 @@ def _likely(logprobs: Float[Tensor, "coalition vocabulary"], asked: Tensor, toke
 # --- alternatives that are words ------------------------------------------------------------------
 
 
-def _word(vlm: HookedVLM, x: Inputs, word: Word, visible: Tensor, asked: Tensor, count: int) -> _Found:
+@dataclass(frozen=True, eq=False)
+class _Before:
+    """An example in which everything before a word is prompt: the coalitions over it, and the word's ids."""
+
+    x: Inputs
+    seen: Bool[Tensor, "coalition position"]
+    ids: list[int]
+
+
+def _up_to(x: Inputs, word: Word, visible: Tensor) -> _Before:
+    start = x.answer_start + word.start
+    cut = {k: v[:, :start] if v.shape == x.input_ids.shape else v for k, v in x.model_inputs.items()}
+    before = dataclasses.replace(
+        x, model_inputs=cut, roles=x.roles[:start], tokens=x.tokens[:start], answer_start=start
+    )
+    return _Before(before, visible[:, :start], x.answer_ids[word.start : word.stop].tolist())
+
+
+def _word(
+    vlm: HookedVLM, before: _Before, word: Word, given: DecoderInputs, asked: Tensor, count: int
+) -> _Found:
     """One word against other whole words, found by spelling out the most likely other first tokens."""
-    before, seen = _up_to(x, word, visible)
-    own = x.answer_ids[word.start : word.stop].tolist()
-    first = score_answers(vlm, before, seen, [torch.tensor(own[:1])])[0]
-    logprobs = _logprobs(vlm, first.hidden[:, 0])
-    others = _likely(logprobs, asked, own[0], count)
-    sees_all = seen[-1:]
+    first = score_answers(vlm, before.x, before.seen, [torch.tensor(before.ids[:1])], given=given)[0]
+    others = _likely(_logprobs(vlm, first.hidden[:, 0]), asked, before.ids[0], count)
     starters = [[int(i)] for i in others]
-    spelt = _spelt_out(vlm, before, sees_all, starters) if word.is_content else starters
-    distinct = [ids for n, ids in enumerate(spelt) if ids != own and ids not in spelt[:n]]
-    return _whole(vlm, before, seen, own, distinct)
+    spelt = _spelt_out(vlm, before, given, starters) if word.is_content else starters
+    distinct = [ids for n, ids in enumerate(spelt) if ids != before.ids and ids not in spelt[:n]]
+    return _whole(vlm, before, given, distinct)
 
 
 def _against(
-    vlm: HookedVLM, x: Inputs, part: Word, visible: Tensor, against: Sequence[str], unit: Unit
+    vlm: HookedVLM, before: _Before, word: Word, given: DecoderInputs, against: Sequence[str], unit: Unit
 ) -> _Found:
     """One word against given words; where the unit is the token, their first tokens decide."""
-    before, seen = _up_to(x, part, visible)
-    own = x.answer_ids[part.start : part.stop].tolist()
-    blank = " " if vlm.token_strings(own)[0].startswith(" ") else ""
-    others = [vlm.answered(before, blank + text.strip()).answer_ids.tolist() for text in against]
+    blank = " " if vlm.token_strings(before.ids)[0].startswith(" ") else ""
+    others = [vlm.answered(before.x, blank + text.strip()).answer_ids.tolist() for text in against]
     if unit == "token":
         others = [ids[:1] for ids in others]
-    if not others or own in others:
+    if not others or before.ids in others:
         raise InputError(
-            f"the alternatives {list(against)} must be others than {part.text.strip()!r}"
+            f"the alternatives {list(against)} must be others than {word.text.strip()!r}"
             + (" (words that begin with the same token need unit='word')" if unit == "token" else "")
         )
-    return _whole(vlm, before, seen, own, others)
+    return _whole(vlm, before, given, others)
 
 
-def _up_to(x: Inputs, word: Word, visible: Tensor) -> tuple[Inputs, Tensor]:
-    """The example in which everything before the word is prompt, and the coalitions over it."""
-    start = x.answer_start + word.start
-    model_inputs = {
-        name: value[:, :start] if value.shape == x.input_ids.shape else value for name, value in x.model_inputs.items()
-    }
-    before = dataclasses.replace(
-        x, model_inputs=model_inputs, roles=x.roles[:start], tokens=x.tokens[:start], answer_start=start
-    )
-    return before, visible[:, :start]
-
-
-def _spelt_out(vlm: HookedVLM, x: Inputs, seen: Tensor, starters: list[list[int]]) -> list[list[int]]:
+def _spelt_out(
+    vlm: HookedVLM, before: _Before, given: DecoderInputs, starters: list[list[int]]
+) -> list[list[int]]:
     """Each first token continued greedily to the end of its word, as the model would go on seeing everything."""
-    growing = list(range(len(starters)))
+    spelt = [list(ids) for ids in starters]
+    growing = list(range(len(spelt)))
     for _ in range(LONGEST_ALTERNATIVE - 1):
         if not growing:
             break
         # The engine reads the state before each token; a stand-in token asks for the state after the last one.
-        asked = [torch.tensor([*starters[n], 0]) for n in growing]
-        scored = score_answers(vlm, x, seen, asked)
+        asked = [torch.tensor([*spelt[n], 0]) for n in growing]
+        scored = score_answers(vlm, before.x, before.seen[-1:], asked, given=given)
         following = [int(vlm.readout.logits(s.hidden[0, -1:]).argmax()) for s in scored]
-        for n, token in zip(tuple(growing), following, strict=True):
-            text, more = "".join(vlm.token_strings(starters[n])), vlm.token_strings([token])[0]
-            if continues(text, more):
-                starters[n] = [*starters[n], token]
-            else:
-                growing.remove(n)
-    return starters
+        more = vlm.token_strings(following)
+        grown = [n for n, text in zip(growing, more, strict=True) if continues("".join(vlm.token_strings(spelt[n])), text)]
+        for n, token in zip(growing, following, strict=True):
+            spelt[n] += [token] if n in grown else []
+        growing = grown
+    return spelt
 
 
-def _whole(vlm: HookedVLM, x: Inputs, seen: Tensor, own: list[int], others: list[list[int]]) -> _Found:
+def _whole(vlm: HookedVLM, before: _Before, given: DecoderInputs, others: list[list[int]]) -> _Found:
     """Both values of a word under every coalition, scored as a whole against whole words."""
-    scored = score_answers(vlm, x, seen, [torch.tensor(ids) for ids in (own, *others)])
+    answers = [torch.tensor(ids) for ids in (before.ids, *others)]
+    scored = score_answers(vlm, before.x, before.seen, answers, given=given)
     label, *rest = (s.logprob.double().sum(1) for s in scored)
     vocabulary = vlm.model.config.get_text_config().vocab_size
     names = tuple("".join(vlm.token_strings(ids)) for ids in others)
-    full = label + len(own) * math.log(vocabulary)
+    full = label + len(before.ids) * math.log(vocabulary)
     return _Found(label - _log_mean(torch.stack(rest, 1)), full, names)
 
 

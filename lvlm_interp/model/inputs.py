@@ -111,7 +111,7 @@ class Inputs:
         """The roles that occur, in the order of `ROLES`."""
         return tuple(role for role in ROLES if role in self.roles)
 
-    def where(self, *roles: Role) -> Bool[Tensor, " position"]:
+    def where(self, *roles: str) -> Bool[Tensor, " position"]:
         """True at the positions of these roles.
 
         Raises:
@@ -122,11 +122,11 @@ class Inputs:
             raise VisibilityError(f"no role {unknown[0]!r}; the roles are {list(ROLES)}")
         return torch.tensor([role in roles for role in self.roles])
 
-    def hidden(self, *roles: Role) -> Bool[Tensor, " position"]:
+    def hidden(self, *roles: str) -> Bool[Tensor, " position"]:
         """The coalition that sees everything but these roles."""
         return ~self.where(*roles)
 
-    def visible(self, *roles: Role) -> Bool[Tensor, " position"]:
+    def visible(self, *roles: str) -> Bool[Tensor, " position"]:
         """The coalition that sees these roles, the template and the answer so far."""
         return self.where(*roles, "template", "answer")
 

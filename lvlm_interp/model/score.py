@@ -15,7 +15,7 @@ The plan is made first, from row numbers alone; then it is carried out.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -142,17 +142,19 @@ def score_answers(
     answers: Sequence[Tensor],
     hide_from: HideFrom = "all",
     progress: bool = False,
+    given: DecoderInputs | None = None,
 ) -> list[Scores]:
     """As `score`, for several answers to the same prompt: what they share is computed once.
 
-    Columns of `visible` beyond the prompt are not looked at: every answer sees itself so far.
+    Columns of `visible` beyond the prompt are not looked at: every answer sees itself so far. Where the same prompt, or a
+    beginning of it, is scored many times, `given` hands in its `decoder_inputs`.
     """
     start = x.answer_start
     if not answers or any(not len(ids) for ids in answers):
         x.need_answer()
         raise VisibilityError("an answer to score has no tokens")
     _check(x, visible, hide_from)
-    given = _with_answers(vlm, decoder_inputs(vlm, x), start, answers)
+    given = _with_answers(vlm, given or decoder_inputs(vlm, x), start, answers)
     lengths = [len(ids) for ids in answers]
     seen = visible[:, :start] & x.model_inputs["attention_mask"][:, :start].bool().cpu()
     runner = _Runner(vlm, given, hide_from)
@@ -191,9 +193,6 @@ def _check(x: Inputs, visible: Tensor, hide_from: str) -> None:
 def _with_answers(vlm: HookedVLM, given: DecoderInputs, start: int, answers: Sequence[Tensor]) -> DecoderInputs:
     """The rows of the prompt, then the rows of every answer, each at the positions that follow the prompt."""
     ids = torch.cat([torch.as_tensor(a) for a in answers]).to(given.embeds.device)
-    own = given.embeds[start:]
-    if len(answers) == 1 and len(own) == len(ids):
-        return given  # the example's own answer: its rows are there already
     embedded = vlm.model.get_input_embeddings()(ids).to(given.embeds.dtype)
     steps = torch.cat([torch.arange(1, len(a) + 1) for a in answers]).to(given.positions.device)
     after = given.positions[:, start - 1 : start].max(0, keepdim=True).values + steps
@@ -250,8 +249,10 @@ class _Runner:
     """Carries sequences out: shares prefixes, packs the rest."""
 
     def __init__(self, vlm: HookedVLM, given: DecoderInputs, hide_from: str) -> None:
-        self.vlm, self.given, self.hide_from = vlm, given, hide_from
+        self.vlm, self.given = vlm, given
         self.rows, self.at_once = 0, ROWS_AT_ONCE
+        # Image rows, where they go on seeing what is hidden from text.
+        self.sighted = frozenset(given.image.nonzero().flatten().tolist() if hide_from == "text" else ())
 
     def run(self, sequences: list[Run]) -> Iterator[tuple[Run, Tensor]]:
         """Every sequence with its states `[answer, width]`."""
@@ -262,8 +263,8 @@ class _Runner:
         done = len(prefix.rows)
         alone: list[Run] = []
         together: list[list[Run]] = []
-        for some in _alike(group, done, self._image):
-            longest = _common(some, self._image)
+        for some in _alike(group, done, self.sighted):
+            longest = _common(some, self.sighted)
             if len(some) > 1 and (len(some) - 1) * (longest - done) >= WORTH_SHARING:
                 together.append(some)
             else:
@@ -272,12 +273,9 @@ class _Runner:
         for some in together:
             yield from self._below(some, self._extended(prefix, some))
 
-    def _image(self, row: int) -> bool:
-        return self.hide_from == "text" and bool(self.given.image[row])
-
     def _extended(self, prefix: _Prefix, group: list[Run]) -> _Prefix:
         first, done = group[0], len(prefix.rows)
-        shared = Run(first.rows[: _common(group, self._image)], first.seen, 0, ())
+        shared = Run(first.rows[: _common(group, self.sighted)], first.seen, 0, ())
         cache = self._forward([shared], prefix)[1]
         assert cache is not None and len(shared.rows) > done
         return _Prefix(shared.rows, tuple((layer.keys, layer.values) for layer in cache.layers))
@@ -352,33 +350,27 @@ class _Runner:
         block[own, first + own] = True
 
 
-def _alike(group: list[Run], done: int, image: Any) -> list[list[Run]]:
+def _alike(group: list[Run], done: int, image: Collection[int]) -> list[list[Run]]:
     """Split a group by what its sequences compute in the next rows."""
     parts: dict[Any, list[Run]] = defaultdict(list)
-    for sequence in group:
-        stop = done + LOOKAHEAD
-        parts[sequence.rows[done:stop], _sight(sequence, stop, image)].append(sequence)
+    for run in group:
+        following = run.rows[done : done + LOOKAHEAD]
+        # Image rows see everything, so what is hidden before them makes no difference to them.
+        last = max((n for n, row in enumerate(following, done + 1) if row not in image), default=0)
+        parts[following, run.seen[:last]].append(run)
     return list(parts.values())
 
 
-def _sight(sequence: Run, stop: int, image: Any) -> tuple[bool, ...]:
-    """What the text rows up to `stop` see of the rows before them: image rows see everything."""
-    stop = min(stop, len(sequence.rows))
-    while stop and image(sequence.rows[stop - 1]):
-        stop -= 1
-    return sequence.seen[:stop]
-
-
-def _common(group: list[Run], image: Any) -> int:
+def _common(group: list[Run], image: Collection[int]) -> int:
     """How many first rows all sequences of a group compute alike; each keeps at least the rows that it reads."""
-    first = group[0]
-    limit = min(len(s.rows) - s.reads for s in group)
-    length = 0
-    while length < limit and all(s.rows[length] == first.rows[length] for s in group):
-        length += 1
-    while length and any(_sight(s, length, image) != _sight(first, length, image) for s in group):
-        length -= 1
-    return length
+    first, others, parted = group[0], group[1:], False
+    limit = min(len(run.rows) - run.reads for run in group)
+    for n in range(limit):
+        row, seen = first.rows[n], first.seen[n]
+        if (parted and row not in image) or any(run.rows[n] != row for run in others):
+            return n
+        parted = parted or any(run.seen[n] != seen for run in others)
+    return limit
 
 
 def _fitting(sequences: list[Run], done: int, at_once: int) -> list[Run]:

@@ -1,0 +1,100 @@
+"""Do credit and heatmaps say what is true? `python benchmarks/attribution.py`
+
+Recoloured objects in held-out scenes: the colour stands only in the picture, and the language model has another one in
+mind. So for a correct answer to "What color is the X?" the image must carry the word, and the map must point at X.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+import lvlm_interp as li
+from lvlm_interp.methods.words import split_words
+from lvlm_interp.reference import make_scene
+from lvlm_interp.reference.scenes import Item
+
+ASKED = ("template", "question")
+
+
+def correct_answers(vlm: li.HookedVLM, count: int, seed: int) -> Iterator[tuple[li.Inputs, Item]]:
+    """Questions about recoloured objects that the model answers correctly, one a scene."""
+    found = 0
+    while found < count:
+        scene = make_scene(seed)
+        seed += 1
+        item = next((item for item in scene.items if item.recolored), None)
+        question = next((q for q in scene.questions() if item and q.kind == "color" and q.noun == item.noun), None)
+        if item is None or question is None:
+            continue
+        x = vlm.prepare(question.text, scene.image)
+        answer = vlm.generate(x, max_new_tokens=8)
+        if answer == question.answer:
+            found += 1
+            yield vlm.answered(x, answer), item
+
+
+def image_leads(split: li.CreditSplit) -> bool:
+    """Whether the image has the largest part of the first word, prior included."""
+    parts = {"prior": split.prior[0], **{role: split.of(role)[0] for role in split.roles}}
+    return max(parts, key=lambda name: float(parts[name])) == "image"
+
+
+def gap(split: li.CreditSplit) -> float:
+    """Nats by which prior and credits miss the total, over both values."""
+    both = [split.with_value(value) for value in ("odds", "full")]
+    return max(float((s.prior + s.credits.sum(1) - s.total).abs().max()) for s in both)
+
+
+def inside(found: li.PatchMap, item: Item, slack: float) -> bool:
+    """Whether the middle of the hottest patch lies in the object's box, give or take `slack` pixels."""
+    left, top, right, bottom = found.peak_box(0)
+    x, y = (left + right) / 2, (top + bottom) / 2
+    a, b, c, d = item.box
+    return a - slack <= x <= c + slack and b - slack <= y <= d + slack
+
+
+def measured(vlm: li.HookedVLM, x: li.Inputs, item: Item) -> dict[str, float]:
+    free, asked = li.credit(vlm, x, unit="word"), li.credit(vlm, x, ASKED, unit="word")
+    tokens, delta = li.credit(vlm, x, ASKED, "full"), li.contrast(vlm, x).delta_nats
+    words = split_words(x.answer_tokens)
+    row = {
+        "odds: image leads": image_leads(free),
+        "odds, question kept: image leads": image_leads(asked),
+        "full: image leads": image_leads(free.with_value("full")),
+        "full, question kept: image leads": image_leads(asked.with_value("full")),
+        "odds: image (nats)": float(free.image[0]),
+        "odds: question (nats)": float(free.question[0]),
+        "odds: prior (nats)": float(free.prior[0]),
+        "largest gap to the total (nats)": max(gap(free), gap(asked), gap(tokens)),
+        "largest |full image credit - CAL delta| (nats)": float((tokens.image.float() - delta).abs().max()),
+    }
+    for hide_from in ("text", "all"):
+        found = li.attribute(vlm, x, hide_from=hide_from).words(words)
+        row[f"occlusion ({hide_from}): peak in the box"] = inside(found, item, 0)
+        row[f"occlusion ({hide_from}): peak in the box, half a patch more"] = inside(found, item, 7)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--answers", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=10_000)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "attribution.json")
+    options = parser.parse_args()
+    vlm = li.load("reference")
+    answers = correct_answers(vlm, options.answers, options.seed)
+    rows = [measured(vlm, x, item) for x, item in tqdm(answers, total=options.answers)]
+    columns = {name: torch.tensor([float(row[name]) for row in rows]) for name in rows[0]}
+    summary = {name: round(float(c.max() if "largest" in name else c.mean()), 7) for name, c in columns.items()}
+    report = {"model": vlm.name, "weights": vlm.fingerprint, "answers": len(rows), "seed": options.seed, **summary}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

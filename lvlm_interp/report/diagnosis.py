@@ -1,0 +1,309 @@
+"""The whole answer to one question: for every word of an answer, where it came from and where in the image."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lvlm_interp.errors import ImageError, InputError
+from lvlm_interp.methods.contrast import Contrast, TokenClass, contrast, token_classes
+from lvlm_interp.methods.credit import CreditSplit, credit, shares
+from lvlm_interp.methods.patches import PatchMap, attribute
+from lvlm_interp.methods.words import Word, split_words
+from lvlm_interp.model.inputs import Answer, Box, ImageLike, Inputs
+from lvlm_interp.model.score import HideFrom
+from lvlm_interp.model.vlm import HookedVLM
+from lvlm_interp.report.sentences import dominant, sentence
+from lvlm_interp.results import Result
+
+STEPS = ("answer", "contrast", "credit", "heatmap")
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The patch that supports a word most: its box in pixels of the original image, and by how many nats."""
+
+    box: Box
+    nats: float
+
+
+@dataclass(frozen=True)
+class WordReport:
+    """Everything about one word of the answer, as plain numbers.
+
+    Attributes:
+        index: its place among the words, from 0.
+        word: its text and its tokens.
+        odds, full: nats of `prior`, each role present and `total`, by the two values of `credit`.
+        alternatives: the words that `odds` compares it with.
+        with_logprob, without_logprob: log-probability of the whole word with and without the image, nats.
+        delta: CAL's Δ summed over its tokens, raw logits.
+        delta_nats: the same in nats.
+        kind: its class, as `contrast` classes tokens, by `delta_nats`.
+        peak: where in the image, or None where there is no map.
+    """
+
+    index: int
+    word: Word
+    odds: Mapping[str, float]
+    full: Mapping[str, float]
+    alternatives: tuple[str, ...]
+    with_logprob: float
+    without_logprob: float
+    delta: float
+    delta_nats: float
+    kind: TokenClass
+    peak: Peak | None
+
+    @property
+    def text(self) -> str:
+        return self.word.text
+
+    @property
+    def credits(self) -> dict[str, float]:
+        """`odds` without its total: what it is made of."""
+        return {name: value for name, value in self.odds.items() if name != "total"}
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Positive credits of `odds` as shares of their sum."""
+        return shares(self.credits)
+
+    @property
+    def source(self) -> str | None:
+        """`prior` or the role that the word mostly came from; None if nothing speaks for it."""
+        return dominant(self.shares)
+
+    @property
+    def unlikely(self) -> bool:
+        """Whether the words it is compared with are more likely: not what the model would say."""
+        return self.odds["total"] < 0
+
+    @property
+    def sentence(self) -> str:
+        """Where it came from, in words."""
+        peak = None if self.peak is None else (self.peak.box, self.peak.nats)
+        return sentence(self.text, self.credits, self.shares, peak)
+
+    @property
+    def likely(self) -> tuple[float, float]:
+        """Probability of the whole word with and without the image, given the answer so far."""
+        return math.exp(self.with_logprob), math.exp(self.without_logprob)
+
+
+@dataclass(frozen=True)
+class Diagnosis(Result):
+    """Where every word of an answer came from.
+
+    Attributes:
+        question, context, system: what was asked, as text; None where nothing was given.
+        answer: the answer, as text.
+        answer_generated: whether the model gave it (greedily), or the user.
+        answer_finished: False if the model was cut off before it ended its turn.
+        words: the words of the answer, punctuation included.
+        contrast: with and without the image, by token.
+        credit: prior, question, context, system and image, by word; both values are inside.
+        patches: where in the image, by word; None if its tokens have no place in the picture.
+        no_map: why there are no patches, or None.
+        picture: the image, RGB.
+    """
+
+    too_large: ClassVar[frozenset[str]] = frozenset({"picture"})
+    question: str
+    answer: str
+    answer_generated: bool
+    answer_finished: bool
+    context: str | None
+    system: str | None
+    words: tuple[str, ...]
+    contrast: Contrast
+    credit: CreditSplit
+    patches: PatchMap | None
+    no_map: str | None
+    picture: UInt8[Tensor, "height width 3"] = dataclasses.field(repr=False)
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture, as a PIL image."""
+        return Image.fromarray(self.picture.numpy())
+
+    @property
+    def reports(self) -> tuple[WordReport, ...]:
+        """One report for each word."""
+        parts = split_words(self.contrast.tokens)
+        named = [dataclasses.replace(part, text=text) for part, text in zip(parts, self.words, strict=True)]
+        by_value = {value: self.credit.with_value(value).to_frame().drop(columns="token") for value in ("odds", "full")}
+        values = {value: frame.to_dict("records") for value, frame in by_value.items()}
+        return tuple(self._report(i, word, values["odds"][i], values["full"][i]) for i, word in enumerate(named))
+
+    def _report(self, index: int, word: Word, odds: Mapping[str, float], full: Mapping[str, float]) -> WordReport:
+        def summed(name: str) -> float:
+            return float(getattr(self.contrast, name)[word.start : word.stop].sum())
+
+        threshold = self.contrast.provenance.parameters["threshold"]
+        delta_nats = summed("delta_nats")
+        return WordReport(
+            index=index,
+            word=word,
+            odds=odds,
+            full=full,
+            alternatives=tuple(text.strip() for text in self.credit.alternatives[index]),
+            with_logprob=summed("with_logprob"),
+            without_logprob=summed("without_logprob"),
+            delta=summed("delta"),
+            delta_nats=delta_nats,
+            kind=token_classes(torch.tensor([delta_nats]), threshold)[0],
+            peak=self._peak(index),
+        )
+
+    def _peak(self, index: int) -> Peak | None:
+        if self.patches is None:
+            return None
+        return Peak(self.patches.peak_box(index), float(self.patches.values[index].max()))
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """A sentence for each content word, in order."""
+        return tuple(report.sentence for report in self.reports if report.word.is_content)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a word.
+
+        Columns: `word`; nats of `prior`, each role and `total` by `odds`, and by `full` as `full_prior`, …; `delta_nats`,
+        `with_logprob`, `without_logprob` (sums over its tokens); `class`; `source` (what most of it came from); and of
+        the patch that supports it most `peak_nats` and `peak_left`, `peak_top`, `peak_right`, `peak_bottom`, pixels.
+        """
+        return pd.DataFrame([_row(report) for report in self.reports])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values; of the picture only its size and the SHA-256 of its RGB bytes."""
+        pixels = self.picture.numpy().tobytes()
+        size = [self.picture.shape[1], self.picture.shape[0]]
+        rows = [{k: v for k, v in _row(report).items() if v is not None} for report in self.reports]
+        image = {"size": size, "sha256": hashlib.sha256(pixels).hexdigest()}
+        return {**super().to_dict(), "image": image, "by_word": rows, "sentences": list(self.sentences)}
+
+    def _repr_html_(self) -> str:
+        from lvlm_interp.report.explorer import fragment
+
+        return fragment(self)
+
+
+def _row(report: WordReport) -> dict[str, Any]:
+    box = report.peak.box if report.peak else (None,) * 4
+    sides = zip(("left", "top", "right", "bottom"), box, strict=True)
+    return {
+        "word": report.text,
+        **report.odds,
+        **{f"full_{name}": value for name, value in report.full.items()},
+        "delta_nats": report.delta_nats,
+        "with_logprob": report.with_logprob,
+        "without_logprob": report.without_logprob,
+        "class": report.kind,
+        "source": report.source,
+        "peak_nats": report.peak.nats if report.peak else None,
+        **{f"peak_{side}": value for side, value in sides},
+    }
+
+
+def diagnose(
+    vlm: HookedVLM,
+    image: ImageLike,
+    question: str,
+    answer: str | None = None,
+    context: str | None = None,
+    system: str | None = None,
+    *,
+    against: Sequence[str] | None = None,
+    word: int = 0,
+    hide_from: HideFrom = "text",
+    max_new_tokens: int = 64,
+    progress: bool = False,
+) -> Diagnosis:
+    """Say for every word of an answer where it came from.
+
+    Args:
+        vlm: the model.
+        image: a path or PIL image.
+        question: what is asked.
+        answer: the answer to explain; by default the model's own, greedily. An `Answer` keeps its exact tokens.
+        context: text of the user before the question.
+        system: a system message.
+        against: alternatives that `odds` compares one word (`word`, from 0) with; found by default.
+        word: see `against`.
+        hide_from: who loses sight of a patch in the heatmap, see `attribute`.
+        max_new_tokens: where the model is cut off if it does not stop.
+        progress: show a progress bar.
+
+    Raises:
+        ImageError: the image cannot be read.
+        InputError: an empty question, an answer that tokenises to nothing, alternatives that do not fit.
+    """
+    if isinstance(image, (list, tuple)):
+        raise InputError(f"a diagnosis is about one image, got {len(image)}; contrast and credit take several")
+    with tqdm(total=len(STEPS), disable=not progress, leave=False) as bar:
+        advance = iter(STEPS).__next__
+        bar.set_description(advance())
+        x, given = _answered(vlm, vlm.prepare(question, image, context, system), answer, max_new_tokens)
+        _next(bar, advance())
+        compared = contrast(vlm, x)
+        _next(bar, advance())
+        split = credit(vlm, x, unit="word", against=against, word=word)
+        _next(bar, advance())
+        patches, no_map = _map(vlm, x, hide_from, progress)
+        bar.update()
+    return Diagnosis(
+        question=question,
+        answer=x.answer,
+        answer_generated=answer is None,
+        answer_finished=given.finished if isinstance(given, Answer) else True,
+        context=context or None,
+        system=system or None,
+        words=_texts(vlm, x),
+        contrast=compared,
+        credit=split,
+        patches=patches,
+        no_map=no_map,
+        picture=torch.from_numpy(np.array(x.images[0].picture)),
+        provenance=vlm.provenance("diagnosis", hide_from=hide_from, max_new_tokens=max_new_tokens),
+    )
+
+
+def _next(bar: Any, step: str) -> None:
+    bar.update()
+    bar.set_description(step)
+
+
+def _answered(vlm: HookedVLM, x: Inputs, answer: str | None, max_new_tokens: int) -> tuple[Inputs, str]:
+    """The example with its answer, and the answer."""
+    given = vlm.generate(x, max_new_tokens) if answer is None else answer
+    if answer is None and not given.strip():
+        raise InputError("the model answered with nothing: it ended its turn at once; give the answer to explain")
+    return vlm.answered(x, given), given
+
+
+def _map(vlm: HookedVLM, x: Inputs, hide_from: HideFrom, progress: bool) -> tuple[PatchMap | None, str | None]:
+    """The heatmaps by word, or why there are none."""
+    try:
+        return attribute(vlm, x, hide_from=hide_from, progress=progress).words(split_words(x.answer_tokens)), None
+    except ImageError as error:
+        return None, str(error)
+
+
+def _texts(vlm: HookedVLM, x: Inputs) -> tuple[str, ...]:
+    """The words as text. Tokens are decoded together, since one alone may hold part of a letter only."""
+    ids = x.answer_ids.tolist()
+    words = split_words(x.answer_tokens)
+    return tuple(vlm.prompter.tokenizer.decode(ids[word.start : word.stop]).strip() for word in words)

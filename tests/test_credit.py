@@ -1,0 +1,221 @@
+"""A split adds up, is the textbook's Shapley value, and gives nothing for nothing."""
+
+import inspect
+import itertools
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+import lvlm_interp as li
+from lvlm_interp.errors import InputError, VisibilityError
+from lvlm_interp.methods import credit as module
+from lvlm_interp.methods.words import by_word, split_words
+from tests.test_score import naive
+from tests.tiny import tiny_inputs, tiny_llava
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return li.wrap(tiny_llava())
+
+
+def by_orders(values, players):
+    """Shapley's definition: the mean gain of each player over all orders of entry."""
+    gains = torch.zeros(players, dtype=torch.float64)
+    orders = list(itertools.permutations(range(players)))
+    for order in orders:
+        seen = 0
+        for player in order:
+            gains[player] += values[seen | 1 << player] - values[seen]
+            seen |= 1 << player
+    return gains / len(orders)
+
+
+@pytest.mark.parametrize("players", [0, 1, 2, 3, 4])
+def test_weights_are_shapleys(players):
+    values = torch.randn(1 << players, dtype=torch.float64, generator=torch.Generator().manual_seed(players))
+    assert torch.allclose(module.shapley_weights(players) @ values, by_orders(values, players))
+
+
+def test_captum_agrees():
+    """An independent implementation of the same value."""
+    from captum.attr import ShapleyValues
+
+    values = torch.randn(8, generator=torch.Generator().manual_seed(3))
+
+    def value(mask):
+        return values[(mask.long() * torch.tensor([1, 2, 4])).sum(1)]
+
+    theirs = ShapleyValues(value).attribute(torch.ones(1, 3), baselines=0)[0]
+    ours = module.shapley_weights(3) @ values.double()
+    assert torch.allclose(ours.float(), theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("players", [2, 3])
+def test_dividends_share_out_to_shapley_values(players):
+    values = torch.randn(1 << players, dtype=torch.float64)
+    dividends = module.dividend_weights(players) @ values
+    shared = [
+        sum(dividends[s] / s.bit_count() for s in range(1 << players) if s >> i & 1) for i in range(players)
+    ]
+    assert torch.allclose(torch.stack(shared), module.shapley_weights(players) @ values)
+
+
+@pytest.mark.parametrize("value", ["odds", "full"])
+@pytest.mark.parametrize("unit", ["token", "word"])
+@pytest.mark.parametrize("keep", [("template",), ("template", "question"), ("template", "question", "context", "system")])
+def test_prior_and_credits_add_up_to_the_total(vlm, value, unit, keep):
+    split = li.credit(vlm, tiny_inputs(vlm), keep, value, unit=unit)
+    assert torch.allclose(split.prior + split.credits.sum(1), split.total, atol=1e-6)
+    frame = split.to_frame()
+    assert list(frame.columns) == ["token", "prior", *split.roles, "total"]
+    assert set(split.roles) == {"question", "context", "system", "image"} - set(keep)
+    assert split.credits.abs().max() > 1e-2
+
+
+def test_a_split_that_does_not_add_up_is_refused(vlm, monkeypatch):
+    monkeypatch.setattr(module, "shapley_weights", lambda k: torch.ones(k, 1 << k, dtype=torch.float64))
+    with pytest.raises(ArithmeticError, match="miss their total"):
+        li.credit(vlm, tiny_inputs(vlm))
+
+
+def test_values_are_those_of_masked_forward_passes(vlm):
+    """v(S) by the oracle of the engine's tests, for both values and every coalition."""
+    x = tiny_inputs(vlm)
+    split = li.credit(vlm, x, alternatives=5)
+    visible = module.coalitions(x, split.roles, ("template",))
+    logprobs = naive(vlm, x, visible).double().log_softmax(-1)
+    asked = torch.tensor([bool(s & 1) for s in range(16)])  # question is the first player
+    for j, token in enumerate(x.answer_ids.tolist()):
+        full = logprobs[:, j, token] + math.log(200)
+        assert torch.allclose(split.full[j], full, atol=1e-5)
+        best = logprobs[asked, j].max(0).values
+        best[token] = -math.inf
+        others = best.topk(5).indices
+        assert set(split.alternatives[j]) == {f"<{i}>" for i in others.tolist()}
+        mean = logprobs[:, j][:, others].exp().mean(1).log()
+        assert torch.allclose(split.odds[j], logprobs[:, j, token] - mean, atol=1e-5)
+
+
+def test_full_with_the_question_kept_is_cals_contrast_in_nats(vlm):
+    x = tiny_inputs(vlm)
+    keep = ("template", "question", "context", "system")
+    split, contrast = li.credit(vlm, x, keep, "full"), li.contrast(vlm, x)
+    assert torch.allclose(split.image.float(), contrast.delta_nats, atol=1e-5)
+    # With less kept, the image's credit is an average over more, and differs.
+    assert not torch.allclose(li.credit(vlm, x, value="full").image.float(), contrast.delta_nats, atol=1e-2)
+
+
+def test_a_role_that_nobody_can_read_gets_nothing(vlm):
+    """Padding is never attended to: what stands there cannot matter."""
+    x = tiny_inputs(vlm)
+    mask = torch.ones_like(x.input_ids)
+    mask[0, x.where("context")] = 0
+    unread = vlm.inputs(x.input_ids, x.answer_start, x.roles, attention_mask=mask, pixel_values=x.model_inputs["pixel_values"])
+    for value in ("odds", "full"):
+        split = li.credit(vlm, unread, value=value)
+        assert split.context.abs().max() < 1e-6
+        assert li.credit(vlm, x, value=value).context.abs().max() > 1e-3
+
+
+def test_two_roles_that_are_alike_get_the_same(vlm):
+    """A model that cannot tell order (all at one position) cannot tell two equal one-token roles apart."""
+    ids = torch.tensor([[1, 40, 40, 50, 7]])
+    roles = ("template", "question", "context", "template", "answer")
+    x = vlm.inputs(ids, 4, roles, position_ids=torch.zeros(1, 5, dtype=torch.long))
+    same = li.credit(vlm, x, value="full")
+    assert torch.allclose(same.question, same.context, atol=1e-4)
+    y = vlm.inputs(torch.tensor([[1, 40, 41, 50, 7]]), 4, roles)
+    other = li.credit(vlm, y, value="full")
+    assert (other.question - other.context).abs().max() > 1e-2
+
+
+def test_tokens_of_a_word_add_up_under_full(vlm):
+    x = tiny_inputs(vlm)
+    tokens, words = li.credit(vlm, x, value="full"), li.credit(vlm, x, value="full", unit="word")
+    grouped = split_words(x.answer_tokens)
+    assert torch.allclose(by_word(tokens.full, grouped), words.full, atol=1e-4)
+
+
+def test_groups(vlm):
+    split = li.credit(vlm, tiny_inputs(vlm))
+    frame = split.group(text=("question", "context", "system"))
+    assert list(frame.columns) == ["token", "prior", "image", "text", "total"]
+    assert frame[["prior", "image", "text"]].sum(axis=1).to_numpy() == pytest.approx(frame["total"].to_numpy())
+    with pytest.raises(VisibilityError, match="cannot group"):
+        split.group(text=("questions",))
+
+
+def test_interactions_are_reported(vlm):
+    split = li.credit(vlm, tiny_inputs(vlm))
+    assert len(split.interactions) == 2**4 - 4 - 1
+    singles = module.dividend_weights(4) @ split.values.T
+    own = torch.stack([singles[1 << i] for i in range(4)]).sum(0)
+    assert torch.allclose(split.prior + own + sum(split.interactions.values()), split.total)
+
+
+def test_results_survive_a_file(vlm, tmp_path):
+    split = li.credit(vlm, tiny_inputs(vlm))
+    read = li.CreditSplit.load(split.save(tmp_path / "split.safetensors"))
+    pd.testing.assert_frame_equal(read.to_frame(), split.to_frame())
+    assert read.provenance == split.provenance
+    assert read.alternatives == split.alternatives
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"value": "both"}, InputError, "value is"),
+        ({"unit": "letter"}, InputError, "unit is"),
+        ({"alternatives": 0}, InputError, "alternatives is between"),
+        ({"alternatives": 200}, InputError, "alternatives is between 1 and 199"),
+        ({"keep": ("answers",)}, VisibilityError, "no role 'answers'"),
+        ({"against": ["x"], "word": 99}, InputError, "no word 99"),
+    ],
+)
+def test_what_cannot_be_is_refused(vlm, options, error, message):
+    with pytest.raises(error, match=message):
+        inspect.unwrap(module.credit)(vlm, tiny_inputs(vlm), **options)  # without the tests' own type checks
+
+
+# --- on the reference model ------------------------------------------------------------------------
+
+
+def whole_word(vlm, x, visible, ids):
+    """Log-probability of a continuation, by one masked forward pass per coalition."""
+    y = x.with_answer(ids, vlm.token_strings(ids), "")
+    seen = torch.cat([visible[:, : x.answer_start], torch.ones(len(visible), len(ids), dtype=torch.bool)], 1)
+    logprobs = naive(vlm, y, seen).double().log_softmax(-1)
+    return logprobs.gather(-1, y.answer_ids.expand(len(seen), -1)[..., None])[..., 0].sum(1)
+
+
+def test_whole_words_against_whole_words(reference, purple_banana):
+    x, colors = purple_banana, ["Yellow", "Red"]
+    split = li.credit(reference, x, unit="word", against=colors)
+    visible = module.coalitions(x, split.roles, ("template",))
+    label, *others = (
+        whole_word(reference, x, visible, reference.answered(x, c).answer_ids.tolist()) for c in ["Purple", *colors]
+    )
+    expected = label - torch.stack(others).exp().mean(0).log()
+    assert split.tokens[0] == "Purple" and split.alternatives[0] == tuple(colors)
+    assert torch.allclose(split.odds[0], expected, atol=1e-3)
+    assert torch.allclose(split.full[0], label + 2 * math.log(49152), atol=1e-3)
+
+
+def test_found_alternatives_are_words(reference, purple_banana):
+    split = li.credit(reference, purple_banana, unit="word")
+    assert {"Yellow", "Red", "Blue"} <= set(split.alternatives[0])
+    assert "Purple" not in split.alternatives[0] and len(set(split.alternatives[0])) == len(split.alternatives[0])
+
+
+def test_the_image_says_purple(reference, purple_banana):
+    split = li.credit(reference, purple_banana, unit="word")
+    word = split.to_frame().iloc[0]
+    assert word["image"] == max(word["prior"], word["question"], word["image"])
+
+
+def test_alternatives_must_be_others(reference, purple_banana):
+    with pytest.raises(InputError, match="must be others than 'Purple'"):
+        li.credit(reference, purple_banana, unit="word", against=["Purple", "Red"])

@@ -1,0 +1,104 @@
+"""What the pages say is true: their code runs, the names in them exist, the notebook executes."""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+import lvlm_interp as li
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOTEBOOK = ROOT / "notebooks" / "01_quickstart.ipynb"
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+NAME = re.compile(r"(?<![\w/.-])(?:li|lvlm_interp)((?:\.[A-Za-z_]\w*)+)")
+
+
+def page_name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def code_blocks(page: Path) -> list[tuple[int, str]]:
+    """Line number and text of every Python block of a page."""
+    text = page.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, found.start(1)), found[1]) for found in BLOCK.finditer(text)]
+
+
+def unknown_names(text: str) -> list[str]:
+    """The names written as `li.…` or `lvlm_interp.…` that do not exist."""
+    return sorted({found[0] for found in NAME.finditer(text) if not exists(found[1][1:].split("."))})
+
+
+def exists(path: list[str]) -> bool:
+    """Whether attributes, or modules that nobody has imported yet, lead there."""
+    place, name = li, "lvlm_interp"
+    for part in path:
+        name = f"{name}.{part}"
+        if not hasattr(place, part):
+            try:
+                importlib.import_module(name)
+            except ModuleNotFoundError:
+                return False
+        place = getattr(place, part)
+    return True
+
+
+# --- pages ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if code_blocks(p)], ids=page_name)
+def test_code_of_a_page_runs(page, reference, tmp_path, monkeypatch):
+    """All blocks of a page in one namespace, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(li, "load", lambda name: {"reference": reference}[name], raising=False)
+    space: dict[str, object] = {"__name__": "page"}
+    for line, code in code_blocks(page):
+        exec(compile("\n" * line + code, page_name(page), "exec"), space)
+
+
+@pytest.mark.parametrize("page", [*PAGES, NOTEBOOK], ids=page_name)
+def test_names_on_a_page_exist(page):
+    assert unknown_names(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_name_that_does_not_exist_is_found():
+    text = "`li.load`, `lvlm_interp.reference.train`, `li.lode`, `lvlm_interp.methods.contrast.contrasted`"
+    assert unknown_names(text) == ["li.lode", "lvlm_interp.methods.contrast.contrasted"]
+
+
+def test_the_pages_build_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs_jupyter", reason="needs the extra docs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "site" / "api" / "index.html").stat().st_size > 100_000
+
+
+# --- notebook ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_notebook_is_committed_without_outputs():
+    cells = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in cells)
+
+
+def test_the_notebook_runs(reference, tmp_path):
+    """A failing cell raises `CellExecutionError`; `reference` makes sure that the model is built."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+    # Figures appear with the kernel's own backend, not the one that the tests run under.
+    client.execute(env={name: value for name, value in os.environ.items() if name != "MPLBACKEND"})
+    shown = [output.data for cell in notebook.cells for output in cell.get("outputs", ()) if "data" in output]
+    figures = [data for data in shown if "image/png" in data]
+    pages = [data["text/html"] for data in shown if "text/html" in data]
+    assert len(figures) >= 3  # the scene, credit as bars, a heatmap
+    assert any("correlated" in page for page in pages)
+    assert any("<svg" in page or "<img" in page for page in pages)  # the diagnosis shows itself
+    assert not list(tmp_path.iterdir())  # it leaves no files behind

