@@ -1,5 +1,6 @@
 """Images are opened or refused with a reason; every position gets the role that it has."""
 
+import inspect
 import io
 
 import numpy as np
@@ -76,7 +77,7 @@ def test_other_modes_become_rgb(mode):
 
 def test_what_is_no_image_at_all():
     with pytest.raises(ImageError, match="an image is a PIL image or a path, got ndarray"):
-        open_image(np.zeros((3, 3)))
+        inspect.unwrap(open_image)(np.zeros((3, 3)))  # without the tests' own type checks
     with pytest.raises(ImageError, match="empty"):
         open_image(Image.new("RGB", (0, 3)))
 

@@ -68,9 +68,10 @@ class Inputs:
     texts: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        length = self.input_ids.shape[-1]
-        if self.input_ids.shape[0] != 1:
-            raise InputError(f"one example at a time: input_ids is {tuple(self.input_ids.shape)}, expected [1, T]")
+        shape = tuple(self.model_inputs["input_ids"].shape)
+        length = shape[-1]
+        if shape != (1, length):
+            raise InputError(f"one example at a time: input_ids is {shape}, expected [1, T]")
         if len(self.roles) != length or not 0 < self.answer_start <= length:
             raise InputError(
                 f"{len(self.roles)} roles and answer_start={self.answer_start} do not fit {length} positions"

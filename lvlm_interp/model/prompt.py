@@ -58,11 +58,7 @@ class Prompter:
         Raises:
             InputError: a piece of text leaves no token behind.
         """
-        segments = segments_of(messages)
-        guarded = list(messages)
-        for segment in segments:  # markers inside the user's text must stay text: they are spliced in below
-            if self._has_marker(segment.text):
-                guarded = _replaced(guarded, segment, _placeholder(segment.text))
+        segments, guarded = segments_of(messages), self._guarded(messages)
         inputs = self._process(guarded)
         ids, spans = inputs["input_ids"][0].tolist(), []
         for segment in segments:
@@ -73,8 +69,8 @@ class Prompter:
                 raise InputError(f"the {segment.role} {segment.text!r} tokenises to nothing; give at least one word")
         return self._spliced(Encoded(inputs, tuple(spans), tuple(segments)))
 
-    def answer_ids(self, messages: Sequence[Message], prompt: Sequence[int], answer: str) -> list[int]:
-        """Ids of an answer as they follow this prompt, without an end-of-turn token.
+    def answer_ids(self, messages: Sequence[Message], answer: str) -> list[int]:
+        """Ids of an answer as they follow this conversation, without an end-of-turn token.
 
         Raises:
             InputError: the answer tokenises to nothing.
@@ -83,12 +79,22 @@ class Prompter:
             raise InputError(f"the answer {answer!r} tokenises to nothing; give at least one word")
         if self._has_marker(answer) or not messages:
             return self._plain(answer)
-        full, other = (self._with_reply(messages, text) for text in (answer, _placeholder(answer)))
+        guarded = self._guarded(messages)
+        prompt = self._process(guarded)["input_ids"][0].tolist()
+        full, other = (self._with_reply(guarded, text) for text in (answer, _placeholder(answer)))
         _, stop = _changed(full, other)
         # Templates may render a reply with other words around it than the generation prompt has.
-        if full[: len(prompt)] == list(prompt) and stop > len(prompt):
+        if full[: len(prompt)] == prompt and stop > len(prompt):
             return full[len(prompt) : stop]
         return self._plain(answer)
+
+    def _guarded(self, messages: Sequence[Message]) -> list[Message]:
+        """Markers inside the user's text must stay text: a placeholder stands for such a text while templates work."""
+        guarded = list(messages)
+        for segment in segments_of(messages):
+            if self._has_marker(segment.text):
+                guarded = _replaced(guarded, segment, _placeholder(segment.text))
+        return guarded
 
     def _with_reply(self, messages: Sequence[Message], text: str) -> list[int]:
         reply = {"role": "assistant", "content": [{"type": "text", "text": text}]}
@@ -134,7 +140,7 @@ class Prompter:
         for n, segment in enumerate(encoded.segments):
             if not self._has_marker(segment.text):
                 continue
-            (start, stop), ids = spans[n], self._plain(segment.text)
+            (start, stop), ids = spans[n], self._plain(segment.text.rstrip("\n"))
             inputs = _splice(inputs, start, stop, ids)
             shift = len(ids) - (stop - start)
             spans = [(a + shift, b + shift) if a >= stop else (a, b) for a, b in spans]
@@ -196,7 +202,7 @@ def _placeholder(*texts: str) -> str:
 
 def _replaced(messages: Sequence[Message], segment: Segment, text: str) -> list[Message]:
     changed = [{**m, "content": [copy.copy(p) for p in m["content"]]} for m in messages]
-    end = "\n" if segment.text.endswith("\n") else ""  # so that what follows is tokenised alike
+    end = segment.text[len(segment.text.rstrip("\n")) :]  # so that what follows is tokenised alike
     changed[segment.message]["content"][segment.part]["text"] = text.rstrip("\n") + end
     return changed
 

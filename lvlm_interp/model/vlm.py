@@ -171,7 +171,7 @@ class HookedVLM:
             return x
         if isinstance(answer, Answer):
             return self.answered(x, answer)
-        return self._answered(x, self.prompter.answer_ids(messages, ids, answer), answer)
+        return self._answered(x, self.prompter.answer_ids(messages, answer), answer)
 
     def inputs(
         self,
@@ -255,7 +255,7 @@ class HookedVLM:
 
     def answered(self, x: Inputs, answer: str) -> Inputs:
         """The same prompt with this answer (an `Answer` keeps its exact tokens)."""
-        ids = answer.ids if isinstance(answer, Answer) else self.prompter.answer_ids((), (), answer)
+        ids = answer.ids if isinstance(answer, Answer) else self.prompter.answer_ids((), answer)
         return self._answered(x, ids, answer)
 
     def _answered(self, x: Inputs, ids: Sequence[int], answer: str) -> Inputs:
