@@ -34,7 +34,8 @@ def correct_answers(vlm: li.HookedVLM, count: int, seed: int) -> Iterator[tuple[
         answer = vlm.generate(x, max_new_tokens=8)
         if answer == question.answer:
             found += 1
-            yield vlm.answered(x, answer), item
+            word = split_words(vlm.token_strings(answer.ids))[0]  # the colour, without the full stop
+            yield vlm.answered(x, li.Answer(word.text, answer.ids[: word.stop])), item
 
 
 def image_leads(split: li.CreditSplit) -> bool:
@@ -60,7 +61,6 @@ def inside(found: li.PatchMap, item: Item, slack: float) -> bool:
 def measured(vlm: li.HookedVLM, x: li.Inputs, item: Item) -> dict[str, float]:
     free, asked = li.credit(vlm, x, unit="word"), li.credit(vlm, x, ASKED, unit="word")
     tokens, delta = li.credit(vlm, x, ASKED, "full"), li.contrast(vlm, x).delta_nats
-    words = split_words(x.answer_tokens)
     row = {
         "odds: image leads": image_leads(free),
         "odds, question kept: image leads": image_leads(asked),
@@ -72,10 +72,9 @@ def measured(vlm: li.HookedVLM, x: li.Inputs, item: Item) -> dict[str, float]:
         "largest gap to the total (nats)": max(gap(free), gap(asked), gap(tokens)),
         "largest |full image credit - CAL delta| (nats)": float((tokens.image.float() - delta).abs().max()),
     }
-    for hide_from in ("text", "all"):
-        found = li.attribute(vlm, x, hide_from=hide_from).words(words)
-        row[f"occlusion ({hide_from}): peak in the box"] = inside(found, item, 0)
-        row[f"occlusion ({hide_from}): peak in the box, half a patch more"] = inside(found, item, 7)
+    found = li.attribute(vlm, x).words(split_words(x.answer_tokens))
+    row["occlusion: peak in the box"] = inside(found, item, 0)
+    row["occlusion: peak in the box, half a patch more"] = inside(found, item, 7)
     return row
 
 

@@ -101,7 +101,7 @@ def test_every_style_draws_every_noun():
         for noun in scenes.nouns():
             assert scenes._sprite(noun, style).getchannel("A").getextrema()[1] == 255
     with pytest.raises(SceneError, match="no drawing style"):
-        scenes.make_scene(0, style="apple")
+        scenes._sheet("apple")
 
 
 # --- fetching -------------------------------------------------------------------------------------

@@ -221,7 +221,7 @@ def _sprite_file(name: str):
 
 
 @functools.cache
-def _sheet(style: Style) -> Image.Image:
+def _sheet(style: str) -> Image.Image:
     file = _sprite_file(f"{style}.png")
     if not file.is_file():
         raise SceneError(f"no drawing style {style!r}; known: {[*TRAINED_STYLES, HELD_OUT_STYLE]}")
@@ -229,7 +229,7 @@ def _sheet(style: Style) -> Image.Image:
         return Image.open(stream).convert("RGBA")
 
 
-def _sprite(noun: str, style: Style) -> Image.Image:
+def _sprite(noun: str, style: str) -> Image.Image:
     sheet, cell = _sheet(style), 64
     row, column = divmod(nouns().index(noun), sheet.width // cell)
     return sheet.crop((column * cell, row * cell, (column + 1) * cell, (row + 1) * cell))
