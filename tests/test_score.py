@@ -115,6 +115,32 @@ def test_several_answers_are_scored_as_each_alone(vlm):
         assert torch.allclose(scores.logits(), naive(vlm, alone, seen), atol=1e-5)
 
 
+def test_later_calls_go_on_from_what_was_computed(vlm, monkeypatch):
+    """The same decoder inputs handed in again: fewer rows, the same numbers, also for a longer prompt."""
+    monkeypatch.setattr(engine, "LOOKAHEAD", 1)
+    monkeypatch.setattr(engine, "WORTH_SHARING", 1)
+    x = tiny_inputs(vlm)
+    given, visible = engine.decoder_inputs(vlm, x), random_coalitions(x, 5)
+    answers = [torch.tensor(ids) for ids in ([5, 6], [7, 8], [9, 10])]
+    first = engine.score_answers(vlm, x, visible, answers, given=given)
+    again = engine.score_answers(vlm, x, visible, answers, given=given)
+    assert again[0].rows < first[0].rows and given.prefixes
+    longer = dataclasses.replace(
+        x,
+        model_inputs={k: v[:, :-1] if v.shape == x.input_ids.shape else v for k, v in x.model_inputs.items()},
+        roles=x.roles[:-1],
+        answer_start=x.length - 1,
+    )
+    behind = engine.score_answers(vlm, longer, visible[:, :-1], answers, given=given)
+    for ids, *found in zip(answers, first, again, behind, strict=True):
+        short = tiny_inputs(vlm, tuple(ids.tolist()))
+        long = tiny_inputs(vlm, (7, 8, *ids.tolist()))
+        for scores, y in ((found[0], short), (found[1], short), (found[2], long)):
+            seen = torch.ones(5, y.length, dtype=torch.bool)
+            seen[:, : x.answer_start] = visible[:, : x.answer_start]
+            assert (scores.logits() - naive(vlm, y, seen)[:, -2:]).abs().max() < 5e-5
+
+
 def test_padding_is_never_seen(vlm):
     x = tiny_inputs(vlm)
     mask = torch.ones_like(x.input_ids)

@@ -224,17 +224,11 @@ def credit(
     words = split_words(x.answer_tokens)
     if against is not None and not 0 <= word < len(words):
         raise InputError(f"the answer has {len(words)} words; there is no word {word}")
-    parts = words if unit == "word" else _tokens(x)
-    given = decoder_inputs(vlm, x)
-    if unit == "word":
-        found = [_word(vlm, _up_to(x, part, visible), part, given, asked, alternatives) for part in parts]
-    elif unit == "token":
-        found = _each_token(vlm, x, visible, given, asked, alternatives)
-    else:
+    if unit not in ("token", "word"):
         raise InputError(f"unit is 'token' or 'word', got {unit!r}")
-    if against is not None:
-        chosen = next(n for n, part in enumerate(parts) if part.start == words[word].start)
-        found[chosen] = _against(vlm, _up_to(x, parts[chosen], visible), parts[chosen], given, against, unit)
+    parts = words if unit == "word" else _tokens(x)
+    given_words = {words[word].start: against} if against is not None else {}
+    found = _each(vlm, x, parts, visible, asked, unit, alternatives, given_words)
     split = CreditSplit(
         tokens=tuple(part.text for part in parts),
         roles=players,
@@ -255,6 +249,33 @@ class _Found:
     odds: Float[Tensor, " coalition"]
     full: Float[Tensor, " coalition"]
     names: tuple[str, ...]
+
+
+def _each(
+    vlm: HookedVLM,
+    x: Inputs,
+    parts: Sequence[Word],
+    visible: Bool[Tensor, "coalition position"],
+    asked: Bool[Tensor, " coalition"],
+    unit: Unit,
+    count: int,
+    against: Mapping[int, Sequence[str]],
+) -> list[_Found]:
+    """Both values of every part of the answer; `against` has the given alternatives by the part's first token."""
+    given, found = decoder_inputs(vlm, x), []
+    hidden = score_answers(vlm, x, visible, [x.answer_ids], given=given)[0].hidden
+    for part in parts:
+        before = _up_to(x, part, visible)
+        if part.start in against:
+            found.append(_against(vlm, before, part, given, against[part.start], unit))
+            continue
+        logprobs = _logprobs(vlm, hidden[:, part.start])
+        others = _likely(logprobs, asked, before.ids[0], count)
+        if unit == "word":
+            found.append(_word(vlm, before, part, given, others))
+        else:
+            found.append(_token(vlm, logprobs, before.ids[0], others))
+    return found
 
 
 def _kept(keep: Sequence[str]) -> tuple[str, ...]:
@@ -303,17 +324,10 @@ def _log_mean(logprobs: Float[Tensor, "coalition alternative"]) -> Float[Tensor,
 # --- alternatives that are tokens -----------------------------------------------------------------
 
 
-def _each_token(
-    vlm: HookedVLM, x: Inputs, visible: Tensor, given: DecoderInputs, asked: Tensor, count: int
-) -> list[_Found]:
-    scores, found = score_answers(vlm, x, visible, [x.answer_ids], given=given)[0], []
-    for j, token in enumerate(scores.ids.tolist()):
-        logprobs = _logprobs(vlm, scores.hidden[:, j])
-        others = _likely(logprobs, asked, token, count)
-        odds = logprobs[:, token] - _log_mean(logprobs[:, others])
-        names = vlm.token_strings(others.tolist())
-        found.append(_Found(odds, logprobs[:, token] + math.log(logprobs.shape[1]), names))
-    return found
+def _token(vlm: HookedVLM, logprobs: Float[Tensor, "coalition vocabulary"], token: int, others: Tensor) -> _Found:
+    odds = logprobs[:, token] - _log_mean(logprobs[:, others])
+    full = logprobs[:, token] + math.log(logprobs.shape[1])
+    return _Found(odds, full, vlm.token_strings(others.tolist()))
 
 
 def _logprobs(vlm: HookedVLM, hidden: Float[Tensor, "coalition width"]) -> Float[Tensor, "coalition vocabulary"]:
@@ -351,12 +365,8 @@ def _up_to(x: Inputs, word: Word, visible: Tensor) -> _Before:
     return _Before(before, visible[:, :start], x.answer_ids[word.start : word.stop].tolist())
 
 
-def _word(
-    vlm: HookedVLM, before: _Before, word: Word, given: DecoderInputs, asked: Tensor, count: int
-) -> _Found:
+def _word(vlm: HookedVLM, before: _Before, word: Word, given: DecoderInputs, others: Tensor) -> _Found:
     """One word against other whole words, found by spelling out the most likely other first tokens."""
-    first = score_answers(vlm, before.x, before.seen, [torch.tensor(before.ids[:1])], given=given)[0]
-    others = _likely(_logprobs(vlm, first.hidden[:, 0]), asked, before.ids[0], count)
     starters = [[int(i)] for i in others]
     spelt = _spelt_out(vlm, before, given, starters) if word.is_content else starters
     distinct = [ids for n, ids in enumerate(spelt) if ids != before.ids and ids not in spelt[:n]]

@@ -75,12 +75,23 @@ class DecoderInputs:
         positions: position ids `[axis, row]`; one axis, or three where time, height and width have their own.
         image: which rows are image tokens.
         extras: other arguments of the decoder, handed on as they are.
+        prefixes: beginnings of the prompt that were computed for one call and that later calls go on from; one for each
+            coalition at the most.
     """
 
     embeds: Float[Tensor, "row width"]
     positions: Int[Tensor, "axis row"]
     image: Bool[Tensor, " row"]
     extras: dict[str, Any]
+    prefixes: dict[tuple[int, ...], Prefix] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """Rows that are computed already, with their keys and values of every layer."""
+
+    rows: tuple[int, ...] = ()
+    states: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +168,7 @@ def score_answers(
     given = _with_answers(vlm, given or decoder_inputs(vlm, x), start, answers)
     lengths = [len(ids) for ids in answers]
     seen = visible[:, :start] & x.model_inputs["attention_mask"][:, :start].bool().cpu()
-    runner = _Runner(vlm, given, hide_from)
+    runner = _Runner(vlm, given, start, hide_from)
     found: dict[tuple[int, int], Tensor] = {}
     sequences = _sequences(seen, given.image[:start], lengths, hide_from)
     with tqdm(total=len(seen) * len(lengths), desc="coalitions", disable=not progress, leave=False) as bar:
@@ -201,6 +212,7 @@ def _with_answers(vlm: HookedVLM, given: DecoderInputs, start: int, answers: Seq
         torch.cat([given.positions[:, :start], after.expand(len(given.positions), -1)], 1),
         torch.cat([given.image[:start], torch.zeros(len(ids), dtype=torch.bool)]),
         given.extras,
+        given.prefixes,
     )
 
 
@@ -237,28 +249,26 @@ def _read(readout: Readout, hidden: Tensor, ids: Tensor, rows: int) -> Scores:
 # --- the plan and its execution -------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class _Prefix:
-    """Rows that are computed already, with their keys and values of every layer."""
-
-    rows: tuple[int, ...] = ()
-    states: tuple[tuple[Tensor, Tensor], ...] = ()
-
-
 class _Runner:
     """Carries sequences out: shares prefixes, packs the rest."""
 
-    def __init__(self, vlm: HookedVLM, given: DecoderInputs, hide_from: str) -> None:
-        self.vlm, self.given = vlm, given
+    def __init__(self, vlm: HookedVLM, given: DecoderInputs, prompt: int, hide_from: str) -> None:
+        self.vlm, self.given, self.prompt = vlm, given, prompt
         self.rows, self.at_once = 0, ROWS_AT_ONCE
         # Image rows, where they go on seeing what is hidden from text.
         self.sighted = frozenset(given.image.nonzero().flatten().tolist() if hide_from == "text" else ())
 
     def run(self, sequences: list[Run]) -> Iterator[tuple[Run, Tensor]]:
         """Every sequence with its states `[answer, width]`."""
-        yield from self._below(sequences, _Prefix())
+        kept = {} if self.sighted else self.given.prefixes
+        groups: dict[tuple[int, ...], list[Run]] = defaultdict(list)
+        for run in sequences:
+            fits = [rows for rows in kept if run.rows[: len(run.rows) - run.reads][: len(rows)] == rows]
+            groups[max(fits, key=len, default=())].append(run)
+        for prefix, group in [(kept.get(rows, Prefix()), group) for rows, group in groups.items()]:
+            yield from self._below(group, prefix)
 
-    def _below(self, group: list[Run], prefix: _Prefix) -> Iterator[tuple[Run, Tensor]]:
+    def _below(self, group: list[Run], prefix: Prefix) -> Iterator[tuple[Run, Tensor]]:
         """All sequences of a group that agrees on `prefix`."""
         done = len(prefix.rows)
         alone: list[Run] = []
@@ -271,16 +281,25 @@ class _Runner:
                 alone += some
         yield from self._packed(alone, prefix)
         for some in together:
-            yield from self._below(some, self._extended(prefix, some))
+            longer = self._extended(prefix, some)
+            self._keep(prefix, longer)
+            yield from self._below(some, longer)
 
-    def _extended(self, prefix: _Prefix, group: list[Run]) -> _Prefix:
+    def _keep(self, prefix: Prefix, longer: Prefix) -> None:
+        """Hand a prefix to later calls, in the place of the one that it goes on from."""
+        # Rows of image tokens that see more than text does, and rows beyond the prompt, are not what their numbers say.
+        if not self.sighted and longer.rows[-1] < self.prompt:
+            self.given.prefixes.pop(prefix.rows, None)
+            self.given.prefixes[longer.rows] = longer
+
+    def _extended(self, prefix: Prefix, group: list[Run]) -> Prefix:
         first, done = group[0], len(prefix.rows)
         shared = Run(first.rows[: _common(group, self.sighted)], first.seen, 0, ())
         cache = self._forward([shared], prefix)[1]
         assert cache is not None and len(shared.rows) > done
-        return _Prefix(shared.rows, tuple((layer.keys, layer.values) for layer in cache.layers))
+        return Prefix(shared.rows, tuple((layer.keys, layer.values) for layer in cache.layers))
 
-    def _packed(self, sequences: list[Run], prefix: _Prefix) -> Iterator[tuple[Run, Tensor]]:
+    def _packed(self, sequences: list[Run], prefix: Prefix) -> Iterator[tuple[Run, Tensor]]:
         waiting = list(sequences)
         while waiting:
             pack = _fitting(waiting, len(prefix.rows), self.at_once)
@@ -296,7 +315,7 @@ class _Runner:
             for sequence, end in zip(pack, ends, strict=True):
                 yield sequence, states[end - sequence.reads : end]
 
-    def _forward(self, pack: list[Run], prefix: _Prefix) -> tuple[Tensor, DynamicCache | None]:
+    def _forward(self, pack: list[Run], prefix: Prefix) -> tuple[Tensor, DynamicCache | None]:
         """One forward pass over the rows that the sequences of a pack have beyond the prefix."""
         done, given, device = len(prefix.rows), self.given, self.given.embeds.device
         rows = torch.tensor([row for s in pack for row in s.rows[done:]], device=device)
@@ -315,7 +334,7 @@ class _Runner:
         self.rows += len(rows)
         return out.last_hidden_state[0], cache
 
-    def _mask(self, pack: list[Run], prefix: _Prefix) -> Tensor | None:
+    def _mask(self, pack: list[Run], prefix: Prefix) -> Tensor | None:
         """What to add to the scores `[1, 1, row, key]`; None where plain causal attention says the same.
 
         Rows with a gap need a mask: without one, transformers takes a jump in the position ids for the start of another

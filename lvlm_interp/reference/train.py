@@ -45,7 +45,7 @@ from lvlm_interp.reference.base_weights import load_language_model, load_tokeniz
 from lvlm_interp.reference.scenes import Scene
 
 GRID = scenes.SIZE // PATCH
-ASKED_AT_MOST = {"objects": 1, "name": 1, "place": 1, "color": 2, "yes/no": 2}
+ASKED_AT_MOST = {"objects": 1, "name": 1, "place": 1, "color": 1, "yes/no": 4}
 HELD_OUT = 500_000  # seeds of the scenes that the learning curve is measured on
 IGNORED = -100
 

@@ -256,7 +256,9 @@ def diagnose(
     with tqdm(total=len(STEPS), disable=not progress, leave=False) as bar:
         advance = iter(STEPS).__next__
         bar.set_description(advance())
-        x, given = _answered(vlm, vlm.prepare(question, image, context, system), answer, max_new_tokens)
+        x = vlm.prepare(question, image, context, system, answer)
+        given = _generated(vlm, x, max_new_tokens) if answer is None else answer
+        x = vlm.answered(x, given) if answer is None else x
         _next(bar, advance())
         compared = contrast(vlm, x)
         _next(bar, advance())
@@ -286,12 +288,12 @@ def _next(bar: Any, step: str) -> None:
     bar.set_description(step)
 
 
-def _answered(vlm: HookedVLM, x: Inputs, answer: str | None, max_new_tokens: int) -> tuple[Inputs, str]:
-    """The example with its answer, and the answer."""
-    given = vlm.generate(x, max_new_tokens) if answer is None else answer
-    if answer is None and not given.strip():
+def _generated(vlm: HookedVLM, x: Inputs, max_new_tokens: int) -> Answer:
+    """The model's own answer, if it says anything."""
+    answer = vlm.generate(x, max_new_tokens)
+    if not answer.strip():
         raise InputError("the model answered with nothing: it ended its turn at once; give the answer to explain")
-    return vlm.answered(x, given), given
+    return answer
 
 
 def _map(vlm: HookedVLM, x: Inputs, hide_from: HideFrom, progress: bool) -> tuple[PatchMap | None, str | None]:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from lvlm_interp.model.inputs import Box
 from lvlm_interp.report.diagnosis import Diagnosis, WordReport
-from lvlm_interp.report.palette import OPACITY, OPPOSES, SOURCES, SUPPORTS
+from lvlm_interp.report.palette import FAINT, OPACITY, OPPOSES, SOURCES, SUPPORTS
 from lvlm_interp.report.sentences import box_text, grouped, percent, signed
 from lvlm_interp.results import Result
 
@@ -82,10 +82,9 @@ def page(diagnoses: Diagnosis | Sequence[Diagnosis], title: str | None = None) -
 def fragment(diagnosis: Diagnosis) -> str:
     """The same content, compactly and without scripts, for a notebook's cell."""
     section = _section(diagnosis, "d")
-    content = [word for word in section["words"] if word["content"]][:MAPS_IN_NOTEBOOK]
     maps = [
         {"caption": word["text"], "alt": _map_label(diagnosis, word["index"]), "tiles": _tiles(diagnosis, word["index"])}
-        for word in content
+        for word in section["content"][:MAPS_IN_NOTEBOOK]
         if diagnosis.patches is not None
     ]
     for word in section["words"]:
@@ -111,15 +110,18 @@ def _file(name: str) -> str:
 
 def _section(diagnosis: Diagnosis, name: str) -> dict[str, Any]:
     reports = diagnosis.reports
-    first = next((report.index for report in reports if report.word.is_content), 0)
+    # What is shown first, and all that is shown without scripts: the word that the image changes most.
+    first = max(reports, key=lambda report: (report.word.is_content, report.delta_nats)).index
     mapped = diagnosis.patches is not None
+    words = [_word(diagnosis, report, f"{name}-w{report.index}") for report in reports]
     return {
         "id": name,
         "question": diagnosis.question,
         "answer": diagnosis.answer,
         "given": _given(diagnosis),
         "finished": diagnosis.answer_finished,
-        "words": [_word(diagnosis, report, f"{name}-w{report.index}") for report in reports],
+        "words": words,
+        "content": [word for word in words if word["content"]],
         "first": first,
         "picture": _embedded(diagnosis.image, LARGEST),
         "thumbnail": _embedded(diagnosis.image, THUMBNAIL),
@@ -193,7 +195,7 @@ def _word(diagnosis: Diagnosis, report: WordReport, name: str) -> dict[str, Any]
         "caption": _caption(report),
         "sentence": report.sentence,
         "likely": f"{percent(with_image)} likely with the image, {percent(without)} without.",
-        "pills": [report.kind] if report.word.is_content else [report.kind, "punctuation"],
+        "pills": [f"visually {report.kind}"],
         "facts": [
             ("likely with the image", percent(with_image)),
             ("without it", percent(without)),
@@ -286,7 +288,7 @@ def _tiles(diagnosis: Diagnosis, index: int) -> list[dict[str, str]]:
     if diagnosis.patches is None:
         return []
     values, boxes = _values(diagnosis, index), _boxes(diagnosis)
-    limit = max(map(abs, values)) or 1.0
+    limit = max(FAINT, *map(abs, values))
     return [
         {
             **_rectangle(box),
@@ -301,7 +303,7 @@ def _tiles(diagnosis: Diagnosis, index: int) -> list[dict[str, str]]:
 def _map(diagnosis: Diagnosis, index: int) -> dict[str, Any]:
     """What changes around a map when another word is chosen."""
     values, boxes = _values(diagnosis, index), _boxes(diagnosis)
-    limit, best = max(map(abs, values)), max(values)
+    limit, best = max(FAINT, *map(abs, values)), max(values)
     peak = boxes[values.index(best)]
     told = f"Strongest patch {box_text(peak)}: {_nats(best)} nats" if best > 0 else "No patch speaks for this word"
     return {

@@ -23,11 +23,10 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.methods.contrast import Contrast
 from lvlm_interp.methods.credit import CreditSplit
 from lvlm_interp.methods.patches import PatchMap
-from lvlm_interp.report.palette import OPACITY, OPPOSES, SOURCES, SUPPORTS
+from lvlm_interp.report.palette import FAINT, OPACITY, OPPOSES, SOURCES, SUPPORTS
 
 INK = "#222222"
 CLASS_COLORS = {"correlated": SUPPORTS, "irrelevant": "#9a9a9a", "contradictory": OPPOSES}
-TINY = 1e-9  # limit of a map that is zero everywhere
 
 
 def heatmap(
@@ -49,7 +48,8 @@ def heatmap(
         token: which token or word, from 0.
         picture: the original image; without it the map stands alone.
         ax: where to draw.
-        limit: nats at the ends of the colour scale, which is symmetric about 0; the largest absolute value by default.
+        limit: nats at the ends of the colour scale, which is symmetric about 0; the largest absolute value by default,
+            at least 0.01.
         fade: how far the picture is bleached under the map, 0 (as it is) … 1 (white), so that the map's colours are the
             only ones.
         mark_peak: outline the patch that supports the token most.
@@ -65,7 +65,7 @@ def heatmap(
     width, height = patch_map.size
     if picture is not None:
         ax.imshow(_faded(picture, fade), extent=(0, width, height, 0), interpolation="antialiased")
-    largest = float(limit or np.abs(values).max() or TINY)
+    largest = limit or max(FAINT, float(np.abs(values).max()))
     scale = Normalize(-largest, largest)
     ax.add_collection(_tiles(boxes, values, scale))
     if mark_peak and values.max() > 0:

@@ -50,3 +50,6 @@ OPPOSES = "#5e3c99"
 """Patches that speak against it."""
 OPACITY = 0.8
 """Of the strongest patch; the picture stays to be seen under it."""
+FAINT = 0.01
+"""Nats below which hiding a single patch is said to change nothing; a map's colours reach at least so far, so that
+noise is not blown up."""

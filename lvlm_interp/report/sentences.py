@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lvlm_interp.model.inputs import Box
-from lvlm_interp.report.palette import SOURCES
+from lvlm_interp.report.palette import FAINT, SOURCES
 
 AGAINST = -1.0  # nats of credit from which a source is said to speak against a word
-FAINT = 0.01  # nats below which hiding a single patch is said to change nothing
 PROMPT = ("question", "context", "system")
 
 

@@ -16,7 +16,7 @@ for (const section of document.querySelectorAll(".diagnosis")) {
     tiles.forEach((tile, i) => {
       const value = map.values[i];
       tile.setAttribute("fill", value < 0 ? data.opposes : data.supports);
-      tile.setAttribute("fill-opacity", map.limit ? (Math.abs(value) / map.limit) * data.opacity : 0);
+      tile.setAttribute("fill-opacity", (Math.abs(value) / map.limit) * data.opacity);
       tile.firstElementChild.textContent = `${data.boxes[i]}: ${signed(value)} nats`;
     });
     const peak = section.querySelector(".peak");
