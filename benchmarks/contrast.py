@@ -49,7 +49,9 @@ def example(vlm: li.HookedVLM) -> li.Inputs:
     text = torch.randint(10, 2000, (1, TEXT_TOKENS), generator=generator)
     ids = torch.cat([text[:, :5], torch.full((1, IMAGE_TOKENS), IMAGE_TOKEN), text[:, 5:]], 1)
     question = TEXT_TOKENS - 5 - 8 - ANSWER
-    roles = ["template"] * 5 + ["image"] * IMAGE_TOKENS + ["question"] * question + ["template"] * 8 + ["answer"] * ANSWER
+    roles = (
+        ["template"] * 5 + ["image"] * IMAGE_TOKENS + ["question"] * question + ["template"] * 8 + ["answer"] * ANSWER
+    )
     pixels = torch.randn(1, 3, 336, 336, generator=generator)
     return vlm.inputs(ids, ids.shape[1] - ANSWER, roles, pixel_values=pixels)
 

@@ -124,7 +124,8 @@ def swap(other: ImageLike) -> Counterfactual:
 def noise(step: int = 500) -> Counterfactual:
     """Diffusion noise on the *preprocessed* pixels, as in VCD (Leng et al. 2024, code).
 
-    x' = √ᾱ·x + √(1−ᾱ)·ε with β_t = sigmoid(linspace(−6, 6, 1000))·(5e−3 − 1e−5) + 1e−5, ᾱ the product of 1 − β up to `step`.
+    x' = √ᾱ·x + √(1−ᾱ)·ε with β_t = sigmoid(linspace(−6, 6, 1000))·(5e−3 − 1e−5) + 1e−5; ᾱ is the product of 1 − β up
+    to `step`.
 
     Args:
         step: 0 … 999; 500 leaves .863 of the signal.
@@ -204,6 +205,9 @@ def _random_box(
     width, height = size
     area = width * height * _uniform(*scale, generator)
     shape = math.exp(_uniform(math.log(ratio[0]), math.log(ratio[1]), generator))
-    wide, high = (float(np.clip(side, 1, most)) for side, most in ((math.sqrt(area * shape), width), (math.sqrt(area / shape), height)))
+    wide, high = (
+        float(np.clip(side, 1, most))
+        for side, most in ((math.sqrt(area * shape), width), (math.sqrt(area / shape), height))
+    )
     left, top = _uniform(0, width - wide, generator), _uniform(0, height - high, generator)
     return left, top, left + wide, top + high

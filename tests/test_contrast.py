@@ -94,7 +94,9 @@ def test_noise_is_vcds(vlm):
     assert torch.allclose(made, 0.863 * x.model_inputs["pixel_values"] + 0.505 * drawn, atol=5e-3)
     again = counterfactuals.applied(counterfactuals.noise(500), vlm, x, seed=3).model_inputs["pixel_values"]
     assert torch.equal(made, again)
-    assert not torch.equal(made, counterfactuals.applied(counterfactuals.noise(500), vlm, x, 4).model_inputs["pixel_values"])
+    assert not torch.equal(
+        made, counterfactuals.applied(counterfactuals.noise(500), vlm, x, 4).model_inputs["pixel_values"]
+    )
     with pytest.raises(InputError, match="between 0 and 999"):
         counterfactuals.noise(1000)
 

@@ -57,15 +57,15 @@ def test_captum_agrees():
 def test_dividends_share_out_to_shapley_values(players):
     values = torch.randn(1 << players, dtype=torch.float64)
     dividends = module.dividend_weights(players) @ values
-    shared = [
-        sum(dividends[s] / s.bit_count() for s in range(1 << players) if s >> i & 1) for i in range(players)
-    ]
+    shared = [sum(dividends[s] / s.bit_count() for s in range(1 << players) if s >> i & 1) for i in range(players)]
     assert torch.allclose(torch.stack(shared), module.shapley_weights(players) @ values)
 
 
 @pytest.mark.parametrize("value", ["odds", "full"])
 @pytest.mark.parametrize("unit", ["token", "word"])
-@pytest.mark.parametrize("keep", [("template",), ("template", "question"), ("template", "question", "context", "system")])
+@pytest.mark.parametrize(
+    "keep", [("template",), ("template", "question"), ("template", "question", "context", "system")]
+)
 def test_prior_and_credits_add_up_to_the_total(vlm, value, unit, keep):
     split = li.credit(vlm, tiny_inputs(vlm), keep, value, unit=unit)
     assert torch.allclose(split.prior + split.credits.sum(1), split.total, atol=1e-6)
@@ -113,7 +113,9 @@ def test_a_role_that_nobody_can_read_gets_nothing(vlm):
     x = tiny_inputs(vlm)
     mask = torch.ones_like(x.input_ids)
     mask[0, x.where("context")] = 0
-    unread = vlm.inputs(x.input_ids, x.answer_start, x.roles, attention_mask=mask, pixel_values=x.model_inputs["pixel_values"])
+    unread = vlm.inputs(
+        x.input_ids, x.answer_start, x.roles, attention_mask=mask, pixel_values=x.model_inputs["pixel_values"]
+    )
     for value in ("odds", "full"):
         split = li.credit(vlm, unread, value=value)
         assert split.context.abs().max() < 1e-6

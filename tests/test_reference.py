@@ -70,7 +70,7 @@ def test_training_never_sees_held_out_seeds():
     settings = train.Settings()
     drawn = [train.step_scenes(step, settings)[0].seed for step in (0, settings.steps - 1)]
     assert all(seed in scenes.TRAINING_SEEDS for seed in (*drawn, scenes.TRAINING_SEEDS.start))
-    assert train.HELD_OUT < scenes.TRAINING_SEEDS.start
+    assert scenes.TRAINING_SEEDS.start > train.HELD_OUT
 
 
 def test_chosen_objects_and_colors():
@@ -294,7 +294,7 @@ def test_packed_questions_are_those_asked_alone(learner):
     batch = train.collate(learner, [scene])
     with torch.no_grad():
         packed = learner.hidden(batch)[0]
-    ids, positions, blocks, _, kinds = train.pack(learner, scene)
+    _, positions, blocks, _, kinds = train.pack(learner, scene)
     for number in range(1, len(kinds) + 1):
         rows = [i for i, block in enumerate(blocks) if block in (0, number)]
         causal = torch.ones(len(rows), len(rows), dtype=torch.bool).tril()[None, None]

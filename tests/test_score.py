@@ -120,7 +120,7 @@ def test_later_calls_go_on_from_what_was_computed(vlm, monkeypatch):
     monkeypatch.setattr(engine, "LOOKAHEAD", 1)
     monkeypatch.setattr(engine, "WORTH_SHARING", 1)
     x = tiny_inputs(vlm)
-    given, visible = engine.decoder_inputs(vlm, x), random_coalitions(x, 5)
+    given, visible = engine.decoder_inputs(vlm, x, keep_prefixes=True), random_coalitions(x, 5)
     answers = [torch.tensor(ids) for ids in ([5, 6], [7, 8], [9, 10])]
     first = engine.score_answers(vlm, x, visible, answers, given=given)
     again = engine.score_answers(vlm, x, visible, answers, given=given)

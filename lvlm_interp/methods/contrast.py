@@ -118,7 +118,12 @@ def contrast(
 ) -> Contrast: ...
 @overload
 def contrast(
-    vlm: HookedVLM, x: Inputs, without: Sequence[str | Counterfactual], *, threshold: float = ..., seed: int = ...
+    vlm: HookedVLM,
+    x: Inputs,
+    without: list[str] | list[Counterfactual] | tuple[str | Counterfactual, ...],
+    *,
+    threshold: float = ...,
+    seed: int = ...,
 ) -> Contrasts: ...
 def contrast(vlm: HookedVLM, x: Inputs, without: Any = "hidden", *, threshold: float = 1.0, seed: int = 0) -> Any:
     """Compare the answer with and without the image.
@@ -189,7 +194,9 @@ def _compared(
 
 
 @torch.no_grad()
-def _hellinger(a: Float[Tensor, "answer vocabulary"], b: Float[Tensor, "answer vocabulary"]) -> Float[Tensor, " answer"]:
+def _hellinger(
+    a: Float[Tensor, "answer vocabulary"], b: Float[Tensor, "answer vocabulary"]
+) -> Float[Tensor, " answer"]:
     """√(1 − Σ √(p·q)), from logits."""
     overlap = ((a.log_softmax(-1) + b.log_softmax(-1)) / 2).logsumexp(-1).exp()
     return (1 - overlap).clamp(min=0).sqrt()

@@ -9,8 +9,8 @@ Two values, both always computed:
 
 - `odds`: log p(y|S) − log mean p(a|S) over alternatives a: why this word *rather than another*. Zero is "no better than
   the alternatives".
-- `full`: log p(y|S) + log V: why this word rather than *any* word. Zero is a uniform guess over the vocabulary (a word of n
-  tokens has n·log V).
+- `full`: log p(y|S) + log V: why this word rather than *any* word. Zero is a uniform guess over the vocabulary (a word
+  of n tokens has n·log V).
 
 Shapley 1953; dividends after Harsanyi 1963.
 """
@@ -50,8 +50,8 @@ class CreditSplit(Result):
         tokens: the answer tokens or words as text.
         roles: the players, in order.
         value: which value `prior`, `credits` and `total` speak of.
-        odds, full: both values under every coalition, `[answer, 2^k]`; coalition number S has bit i set where role i may
-            be seen.
+        odds, full: both values under every coalition, `[answer, 2^k]`; coalition number S has bit i set where role i
+            may be seen.
         alternatives: for each token, the words that `odds` compares it with.
         kept: the roles that are always visible.
     """
@@ -94,7 +94,7 @@ class CreditSplit(Result):
             return self.prior if role == "prior" else self.total
         if role not in self.roles:
             raise VisibilityError(f"{role!r} has no credit here; the players are {list(self.roles)}")
-        return self.credits[:, self.roles.index(role)]  # type: ignore[arg-type]
+        return self.credits[:, self.roles.index(role)]
 
     @property
     def question(self) -> Float[Tensor, " answer"]:
@@ -146,8 +146,8 @@ class CreditSplit(Result):
 
     def to_frame(self) -> pd.DataFrame:
         """Columns `token`, `prior`, one for each role, `total`; nats."""
-        parts = {role: self.of(role).tolist() for role in self.roles}
-        return pd.DataFrame({"token": self.tokens, "prior": self.prior.tolist(), **parts, "total": self.total.tolist()})
+        numbers = {name: self.of(name).tolist() for name in ("prior", *self.roles, "total")}
+        return pd.DataFrame({"token": self.tokens} | numbers)
 
     def _repr_html_(self) -> str:
         note = f"nats, value {self.value!r}; prior + credits = total"
@@ -262,7 +262,7 @@ def _each(
     against: Mapping[int, Sequence[str]],
 ) -> list[_Found]:
     """Both values of every part of the answer; `against` has the given alternatives by the part's first token."""
-    given, found = decoder_inputs(vlm, x), []
+    given, found = decoder_inputs(vlm, x, keep_prefixes=True), []
     hidden = score_answers(vlm, x, visible, [x.answer_ids], given=given)[0].hidden
     for part in parts:
         before = _up_to(x, part, visible)
@@ -297,11 +297,10 @@ def _provenance(
 
 def _closing(split: CreditSplit) -> CreditSplit:
     """The promise: prior + credits = total, for both values."""
-    for value in ("odds", "full"):
-        by = split.with_value(value)  # type: ignore[arg-type]
+    for by in (split.with_value("odds"), split.with_value("full")):
         gap = (by.prior + by.credits.sum(1) - by.total).abs().max()
         if not gap <= TOLERANCE:
-            raise ArithmeticError(f"the credits of {value!r} miss their total by {float(gap)} nats (NaN weights?)")
+            raise ArithmeticError(f"the credits of {by.value!r} miss their total by {float(gap)} nats (NaN weights?)")
     return split
 
 
@@ -389,9 +388,7 @@ def _against(
     return _whole(vlm, before, given, others)
 
 
-def _spelt_out(
-    vlm: HookedVLM, before: _Before, given: DecoderInputs, starters: list[list[int]]
-) -> list[list[int]]:
+def _spelt_out(vlm: HookedVLM, before: _Before, given: DecoderInputs, starters: list[list[int]]) -> list[list[int]]:
     """Each first token continued greedily to the end of its word, as the model would go on seeing everything."""
     spelt = [list(ids) for ids in starters]
     growing = list(range(len(spelt)))
@@ -403,7 +400,9 @@ def _spelt_out(
         scored = score_answers(vlm, before.x, before.seen[-1:], asked, given=given)
         following = [int(vlm.readout.logits(s.hidden[0, -1:]).argmax()) for s in scored]
         more = vlm.token_strings(following)
-        grown = [n for n, text in zip(growing, more, strict=True) if continues("".join(vlm.token_strings(spelt[n])), text)]
+        grown = [
+            n for n, text in zip(growing, more, strict=True) if continues("".join(vlm.token_strings(spelt[n])), text)
+        ]
         for n, token in zip(growing, following, strict=True):
             spelt[n] += [token] if n in grown else []
         growing = grown

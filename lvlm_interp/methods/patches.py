@@ -29,8 +29,8 @@ class PatchMap(Result):
 
     Attributes:
         tokens: the answer tokens (or words) as text.
-        values: log p(token | all) − log p(token | all but this patch), nats, `[answer, row, column]`; positive where the
-            patch speaks for the token.
+        values: log p(token | all) − log p(token | all but this patch), nats, `[answer, row, column]`; positive where
+            the patch speaks for the token.
         image_total: log p(token | all) − log p(token | no image at all), nats, `[answer]`. Patches overlap in what they
             tell, so `values` does not add up to it.
         boxes: (left, top, right, bottom) of every patch in pixels of the original image, `[row, column, 4]`.

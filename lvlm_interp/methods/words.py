@@ -25,7 +25,7 @@ class Word:
 
 
 def split_words(tokens: Sequence[str]) -> tuple[Word, ...]:
-    """Group answer tokens into words: a token goes on with a word if both are letters or digits with no blank between."""
+    """Group answer tokens into words: letters and digits with no blank between belong together."""
     words: list[Word] = []
     for i, token in enumerate(tokens):
         if words and continues(words[-1].text, token):
@@ -42,6 +42,6 @@ def continues(text: str, token: str) -> bool:
     return (text[-1].isalnum() or text[-1] in "'-�") and (token[0].isalnum() or token[0] in "'-�")
 
 
-def by_word(values: Float[Tensor, "answer *rest"], words: Sequence[Word]) -> Float[Tensor, "word *rest"]:
+def by_word(values: Float[Tensor, answer * rest], words: Sequence[Word]) -> Float[Tensor, word * rest]:
     """Sum token values into word values: log-probabilities, and all that is linear in them, add up."""
     return torch.stack([values[word.start : word.stop].sum(0) for word in words])

@@ -134,7 +134,9 @@ class Inputs:
     def need_answer(self) -> None:
         """Raise unless there is an answer to score."""
         if self.answer_start == self.length:
-            raise InputError("there is no answer to score: give prepare(..., answer=...) or use vlm.answered(x, answer)")
+            raise InputError(
+                "there is no answer to score: give prepare(..., answer=...) or use vlm.answered(x, answer)"
+            )
 
     def need_image(self) -> None:
         """Raise unless there is an image to hide."""
@@ -165,10 +167,11 @@ class Inputs:
                 changed[name] = torch.cat([value[:, :prompt], tail], 1)
             else:
                 changed[name] = value
+        answered: list[Role] = ["answer"] * len(ids)
         return dataclasses.replace(
             self,
             model_inputs=changed,
-            roles=(*self.roles[:prompt], *(["answer"] * len(ids))),
+            roles=(*self.roles[:prompt], *answered),
             tokens=(*self.tokens[:prompt], *tokens),
             texts={**self.texts, "answer": text},
         )
@@ -201,8 +204,8 @@ def open_image(image: ImageLike) -> Image.Image:
             opened = Image.open(image) if isinstance(image, (str, Path)) else image
             if not isinstance(opened, Image.Image):
                 raise ImageError(f"an image is a PIL image or a path, got {type(image).__name__}")
-            if getattr(opened, "n_frames", 1) > 1:
-                raise ImageError(f"{name} is animated ({opened.n_frames} frames); give one frame as a PIL image")
+            if (frames := getattr(opened, "n_frames", 1)) > 1:
+                raise ImageError(f"{name} is animated ({frames} frames); give one frame as a PIL image")
             opened.load()
             return _on_white(opened)
     except UnidentifiedImageError as error:

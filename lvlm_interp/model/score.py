@@ -76,14 +76,14 @@ class DecoderInputs:
         image: which rows are image tokens.
         extras: other arguments of the decoder, handed on as they are.
         prefixes: beginnings of the prompt that were computed for one call and that later calls go on from; one for each
-            coalition at the most.
+            coalition at the most. None keeps nothing.
     """
 
     embeds: Float[Tensor, "row width"]
     positions: Int[Tensor, "axis row"]
     image: Bool[Tensor, " row"]
     extras: dict[str, Any]
-    prefixes: dict[tuple[int, ...], Prefix] = field(default_factory=dict)
+    prefixes: dict[tuple[int, ...], Prefix] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +105,12 @@ class Run:
 
 
 @torch.no_grad()
-def decoder_inputs(vlm: HookedVLM, x: Inputs) -> DecoderInputs:
-    """Run the model up to its decoder: the vision tower and projector are computed once for all coalitions."""
+def decoder_inputs(vlm: HookedVLM, x: Inputs, keep_prefixes: bool = False) -> DecoderInputs:
+    """Run the model up to its decoder: the vision tower and projector are computed once for all coalitions.
+
+    With `keep_prefixes`, calls of `score_answers` that are given the result leave the keys and values of their prompts
+    to each other: faster where one prompt is scored many times, at the price of that memory.
+    """
     called = arguments_of(vlm.decoder, lambda: vlm.model(**x.model_inputs, use_cache=False))
     embeds = called.pop("inputs_embeds")[0]
     positions = called.pop("position_ids", None)
@@ -114,7 +118,8 @@ def decoder_inputs(vlm: HookedVLM, x: Inputs) -> DecoderInputs:
         positions = torch.arange(embeds.shape[0], device=embeds.device)
     dropped = ("attention_mask", "past_key_values", "use_cache", "input_ids", "output_hidden_states", "return_dict")
     extras = {k: v for k, v in called.items() if k not in dropped and v is not None}
-    return DecoderInputs(embeds, positions.reshape(-1, embeds.shape[0]), x.where("image"), extras)
+    prefixes: dict[tuple[int, ...], Prefix] | None = {} if keep_prefixes else None
+    return DecoderInputs(embeds, positions.reshape(-1, embeds.shape[0]), x.where("image"), extras, prefixes)
 
 
 @torch.no_grad()
@@ -157,8 +162,8 @@ def score_answers(
 ) -> list[Scores]:
     """As `score`, for several answers to the same prompt: what they share is computed once.
 
-    Columns of `visible` beyond the prompt are not looked at: every answer sees itself so far. Where the same prompt, or a
-    beginning of it, is scored many times, `given` hands in its `decoder_inputs`.
+    Columns of `visible` beyond the prompt are not looked at: every answer sees itself so far. Where the same prompt, or
+    a beginning of it, is scored many times, `given` hands in its `decoder_inputs`.
     """
     start = x.answer_start
     if not answers or any(not len(ids) for ids in answers):
@@ -257,10 +262,12 @@ class _Runner:
         self.rows, self.at_once = 0, ROWS_AT_ONCE
         # Image rows, where they go on seeing what is hidden from text.
         self.sighted = frozenset(given.image.nonzero().flatten().tolist() if hide_from == "text" else ())
+        # Row numbers alone say what a row is only where no row sees more than the others.
+        self.kept = None if self.sighted else given.prefixes
 
     def run(self, sequences: list[Run]) -> Iterator[tuple[Run, Tensor]]:
         """Every sequence with its states `[answer, width]`."""
-        kept = {} if self.sighted else self.given.prefixes
+        kept = self.kept or {}
         groups: dict[tuple[int, ...], list[Run]] = defaultdict(list)
         for run in sequences:
             fits = [rows for rows in kept if run.rows[: len(run.rows) - run.reads][: len(rows)] == rows]
@@ -287,10 +294,9 @@ class _Runner:
 
     def _keep(self, prefix: Prefix, longer: Prefix) -> None:
         """Hand a prefix to later calls, in the place of the one that it goes on from."""
-        # Rows of image tokens that see more than text does, and rows beyond the prompt, are not what their numbers say.
-        if not self.sighted and longer.rows[-1] < self.prompt:
-            self.given.prefixes.pop(prefix.rows, None)
-            self.given.prefixes[longer.rows] = longer
+        if self.kept is not None and longer.rows[-1] < self.prompt:  # rows of answers have other numbers in each call
+            self.kept.pop(prefix.rows, None)
+            self.kept[longer.rows] = longer
 
     def _extended(self, prefix: Prefix, group: list[Run]) -> Prefix:
         first, done = group[0], len(prefix.rows)
@@ -394,7 +400,8 @@ def _common(group: list[Run], image: Collection[int]) -> int:
 
 def _fitting(sequences: list[Run], done: int, at_once: int) -> list[Run]:
     """The first sequences that fit into one pass, at least one."""
-    pack, rows = [], 0
+    pack: list[Run] = []
+    rows = 0
     for sequence in sequences:
         rows += len(sequence.rows) - done
         if pack and rows > at_once:

@@ -136,7 +136,7 @@ class HookedVLM:
             ImageError: the image cannot be read.
             InputError: an empty question, or a text that tokenises to nothing.
         """
-        several = list(image) if isinstance(image, (list, tuple)) else [image]
+        several = [image] if image is None or isinstance(image, ImageLike) else list(image)
         pictures = [open_image(one) for one in several if one is not None]
         return self._prepared(prompt.conversation(question, pictures, context, system), answer)
 
@@ -208,7 +208,8 @@ class HookedVLM:
         roles: list[Role] = ["image" if i == image else "template" if i in special else "question" for i in ids[:start]]
         if roles and roles[-1] == "question":
             roles[-1] = "template"
-        return [*roles, *(["answer"] * (len(ids) - start))]
+        answer: list[Role] = ["answer"] * (len(ids) - start)
+        return roles + answer
 
     @staticmethod
     def _images_in(model_inputs: Mapping[str, Any]) -> int:
@@ -289,9 +290,7 @@ class HookedVLM:
         return self.model(**x.model_inputs, use_cache=False).logits
 
     @torch.no_grad()
-    def capture(
-        self, x: Inputs, sites: str | Iterable[str], edits: Mapping[str, Edit] | None = None
-    ) -> Capture:
+    def capture(self, x: Inputs, sites: str | Iterable[str], edits: Mapping[str, Edit] | None = None) -> Capture:
         """One forward pass; returns the activations at the sites.
 
         Args:
@@ -356,14 +355,16 @@ def load(
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         processor = AutoProcessor.from_pretrained(path, **common)
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, use_safetensors=True, **common, **options)
+        model = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, **common, **options
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(
             f"could not open {shown!r} as an image-text-to-text model: {str(error).strip().splitlines()[0]}\n"
             f"Known names: {REFERENCE!r}, a hub id such as 'llava-hf/llava-1.5-7b-hf', or a directory with config.json."
         ) from error
     if device is not None:
-        model = model.to(device)  # type: ignore[arg-type]
+        model = model.to(device)
     commit = revision or getattr(model.config, "_commit_hash", None)
     return HookedVLM(model, processor, shown, commit)
 

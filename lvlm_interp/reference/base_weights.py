@@ -54,9 +54,7 @@ def load_vision_tower(path: Path | None = None) -> Dinov2Model:
     Raises:
         ModelError: the graph does not hold exactly the weights of a DINOv2-S.
     """
-    config = Dinov2Config(
-        hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=14
-    )
+    config = Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=14)
     model = Dinov2Model(config)
     try:
         model.load_state_dict(_vision_state(path or fetch(VISION_TOWER)))

@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Literal
 
 import numpy as np
@@ -148,16 +149,16 @@ def make_scene(
         SceneError: a noun, colour or style that is not known, or not one or two objects.
     """
     rng = random.Random(f"scene:{seed}")
-    style = style or rng.choice(TRAINED_STYLES)
+    drawn_style = style if style is not None else rng.choice(TRAINED_STYLES)
     painted = _choose(rng) if objects is None else _given(rng, objects, colors)
     image = Image.new("RGB", (SIZE, SIZE), rng.choice(GROUNDS))
     axis = rng.choice("hv")
     items = []
     for i, (noun, color) in enumerate(painted):
         box, place = _spot(rng, i, len(painted), axis)
-        drawn = _paste(image, _sprite(noun, style), color, box)
+        drawn = _paste(image, _sprite(noun, drawn_style), color, box)
         items.append(Item(noun, color or NATURAL_COLORS.get(noun), color is not None, place, drawn))
-    return Scene(seed, style, tuple(items), image)
+    return Scene(seed, drawn_style, tuple(items), image)
 
 
 def make_scenes(count: int, seed: int = 0, style: Style | None = None) -> Iterator[Scene]:
@@ -216,7 +217,7 @@ def _spot(rng: random.Random, index: int, count: int, axis: str) -> tuple[tuple[
 # --- drawing --------------------------------------------------------------------------------------
 
 
-def _sprite_file(name: str):
+def _sprite_file(name: str) -> Traversable:
     return resources.files("lvlm_interp.reference") / "sprites" / name
 
 
@@ -282,9 +283,7 @@ def _places(scene: Scene, rng: random.Random) -> Iterator[Question]:
         assert item.place is not None  # two objects always have places
         verb = "are" if with_article(item.noun) == item.noun else "is"
         said, truth = (item.place, "Yes.") if rng.random() < 0.5 else (OPPOSITE[item.place], "No.")
-        yield Question(
-            f"What is on the {item.place}?", with_article(item.noun).capitalize() + ".", "name", item.noun
-        )
+        yield Question(f"What is on the {item.place}?", with_article(item.noun).capitalize() + ".", "name", item.noun)
         yield Question(f"Where {verb} the {item.noun}?", item.place.capitalize() + ".", "place", item.noun)
         yield Question(
             f"{verb.capitalize()} the {item.noun} {RELATION[said]} the {other.noun}?", truth, "yes/no", item.noun

@@ -18,9 +18,10 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -93,8 +94,10 @@ class Learner(nn.Module):
         config = LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=list(LORA_TARGETS))
         base = load_language_model().requires_grad_(False)
         base.set_attn_implementation("eager")  # on CPU faster than SDPA for short rows with a mask, and half the step
-        self.language = get_peft_model(base, config)
+        self.language: Any = get_peft_model(base, config)
         self.projector = Projector()
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.zeros(self.projector.linear_1.in_features))
         self.register_buffer("std", torch.ones(self.projector.linear_1.in_features))
 
@@ -321,7 +324,9 @@ def tune(learner: Learner, settings: Settings, out: Path) -> None:
 # --- checkpoints ----------------------------------------------------------------------------------
 
 
-def checkpoint(learner, optimizer, parameters, step: int, out: Path) -> None:
+def checkpoint(
+    learner: Learner, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], step: int, out: Path
+) -> None:
     """Weights and optimizer state in one safetensors file, replaced whole."""
     state = {f"weight/{n}": p.detach() for n, p in parameters.items()} | {"mean": learner.mean, "std": learner.std}
     for name, parameter in parameters.items():
@@ -331,7 +336,9 @@ def checkpoint(learner, optimizer, parameters, step: int, out: Path) -> None:
     os.replace(out / "checkpoint.tmp", out / "checkpoint.safetensors")
 
 
-def resume(learner, optimizer, parameters, out: Path) -> int:
+def resume(
+    learner: Learner, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], out: Path
+) -> int:
     """Restore the last checkpoint, if there is one; returns the number of steps done."""
     from safetensors import safe_open
 

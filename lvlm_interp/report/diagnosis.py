@@ -144,9 +144,8 @@ class Diagnosis(Result):
         """One report for each word."""
         parts = split_words(self.contrast.tokens)
         named = [dataclasses.replace(part, text=text) for part, text in zip(parts, self.words, strict=True)]
-        by_value = {value: self.credit.with_value(value).to_frame().drop(columns="token") for value in ("odds", "full")}
-        values = {value: frame.to_dict("records") for value, frame in by_value.items()}
-        return tuple(self._report(i, word, values["odds"][i], values["full"][i]) for i, word in enumerate(named))
+        odds, full = (_records(self.credit.with_value(value)) for value in ("odds", "full"))
+        return tuple(self._report(i, word, odds[i], full[i]) for i, word in enumerate(named))
 
     def _report(self, index: int, word: Word, odds: Mapping[str, float], full: Mapping[str, float]) -> WordReport:
         def summed(name: str) -> float:
@@ -181,9 +180,9 @@ class Diagnosis(Result):
     def to_frame(self) -> pd.DataFrame:
         """One row a word.
 
-        Columns: `word`; nats of `prior`, each role and `total` by `odds`, and by `full` as `full_prior`, …; `delta_nats`,
-        `with_logprob`, `without_logprob` (sums over its tokens); `class`; `source` (what most of it came from); and of
-        the patch that supports it most `peak_nats` and `peak_left`, `peak_top`, `peak_right`, `peak_bottom`, pixels.
+        Columns: `word`; nats of `prior`, each role and `total` by `odds`, and by `full` as `full_prior`, …;
+        `delta_nats`, `with_logprob`, `without_logprob` (sums over its tokens); `class`; `source` (what most of it came
+        from); and of the patch that supports it most `peak_nats` and `peak_left`, `peak_top`, `peak_right`, `peak_bottom`, pixels.
         """
         return pd.DataFrame([_row(report) for report in self.reports])
 
@@ -199,6 +198,12 @@ class Diagnosis(Result):
         from lvlm_interp.report.explorer import fragment
 
         return fragment(self)
+
+
+def _records(split: CreditSplit) -> list[dict[str, float]]:
+    """For each word, nats of `prior`, each role and `total`."""
+    frame = split.to_frame().drop(columns="token")
+    return [{str(name): float(value) for name, value in row.items()} for row in frame.to_dict("records")]
 
 
 def _row(report: WordReport) -> dict[str, Any]:

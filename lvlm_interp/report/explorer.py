@@ -34,13 +34,13 @@ MEANING = (
     "Credit is counterfactual. Each source is hidden alone and in every combination, positions kept, and the change in "
     "the word’s log-probability is shared out exactly (Shapley values). Prior + sources = total. It says what the word "
     "depended on, not whether the word is right.",
-    "odds asks why this word rather than the ones it is compared with; full asks why this word rather than any. "
-    "Percentages are shares of the positive credits of odds; what speaks against a word is not in them.",
-    "The prior is what the model would say if it saw nothing but its chat template and the answer so far. What it knows "
-    "only once it is asked (that bananas are yellow, say) counts for the question: compare the probability with and "
+    "“odds” asks why this word rather than the ones it is compared with; “full” asks why this word rather than any. "
+    "Percentages are shares of the positive credits of “odds”; what speaks against a word is not in them.",
+    "The prior is what the model would say if it saw nothing but its chat template and the answer so far. What it "
+    "knows only once it is asked (that bananas are yellow, say) counts for the question: compare the probability with and "
     "without the image.",
-    "A heatmap hides one image token at a time. Neighbouring patches tell the same, so the values are small, do not add "
-    "up to the image’s credit, and miss what only several patches show together.",
+    "A heatmap hides one image token at a time. Neighbouring patches tell the same, so the values are small, do not "
+    "add up to the image’s credit, and miss what only several patches show together.",
     "An image token has mixed its surroundings before the language model reads it. A hot patch says that the token was "
     "read, not that the pixels under it alone would do; and none of this says through which layer or head.",
 )
@@ -73,7 +73,7 @@ def page(diagnoses: Diagnosis | Sequence[Diagnosis], title: str | None = None) -
             opposes=OPPOSES,
             meaning=MEANING,
             provenance=_provenance(shown),
-            script=Markup(script),  # noqa: S704 - our own file
+            script=Markup(script),
             script_hash=f"sha256-{digest}",
         )
     )
@@ -83,7 +83,11 @@ def fragment(diagnosis: Diagnosis) -> str:
     """The same content, compactly and without scripts, for a notebook's cell."""
     section = _section(diagnosis, "d")
     maps = [
-        {"caption": word["text"], "alt": _map_label(diagnosis, word["index"]), "tiles": _tiles(diagnosis, word["index"])}
+        {
+            "caption": word["text"],
+            "alt": _map_label(diagnosis, word["index"]),
+            "tiles": _tiles(diagnosis, word["index"]),
+        }
         for word in section["content"][:MAPS_IN_NOTEBOOK]
         if diagnosis.patches is not None
     ]
@@ -243,7 +247,7 @@ def _interactions(diagnosis: Diagnosis, index: int) -> list[tuple[str, list[tupl
     """For both values, sets of sources by how much they do together, largest first."""
     told = []
     for name in ("odds", "full"):
-        found = diagnosis.credit.with_value(name).interactions  # type: ignore[arg-type]
+        found = diagnosis.credit.with_value(name).interactions
         numbers = {" + ".join(roles): float(values[index]) for roles, values in found.items()}
         ordered = sorted(numbers.items(), key=lambda item: -abs(item[1]))
         told.append((name, [(who, signed(value, 2)) for who, value in ordered]))

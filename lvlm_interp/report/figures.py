@@ -1,5 +1,5 @@
 """Results as matplotlib figures. Every function takes a result, draws on `ax` or on a figure of its own, and returns
-the Axes; `ax.figure.savefig(…)` keeps it. pyplot is not touched, so nothing global changes and nothing has to be closed.
+the Axes; `ax.figure.savefig(…)` keeps it. pyplot is not touched: nothing global changes, nothing has to be closed.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ def heatmap(
     if mark_peak and values.max() > 0:
         ax.add_patch(_outline(boxes[int(values.argmax())]))
     ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xlabel="pixels of the original image")
-    ax.set_title(_literal(title or f"“{patch_map.tokens[token]}”"), fontsize=11, color=INK)
+    ax.set_title(literal(title or f"“{patch_map.tokens[token]}”"), fontsize=11, color=INK)
     _quiet(ax)
     if colorbar:
         bar = ax.figure.colorbar(ScalarMappable(scale, diverging()), ax=ax, shrink=0.85, pad=0.03)
         bar.set_label("nats lost when the patch is hidden", fontsize=9, color=INK)
         bar.ax.tick_params(labelsize=8)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     return ax
 
 
@@ -178,7 +178,7 @@ def _outline(box: np.ndarray) -> Rectangle:
 
 def _word_axis(ax: Axes, words: Sequence[str]) -> None:
     """Words down the side, first on top, and a line at zero."""
-    ax.set_yticks(np.arange(len(words)), [_literal(word.strip() or "⏎") for word in words])
+    ax.set_yticks(np.arange(len(words)), [literal(word.strip() or "⏎") for word in words])
     ax.set_ylim(len(words) - 0.4, -0.6)
     ax.axvline(0, color=INK, linewidth=0.8)
     ax.grid(axis="x", color="#dddddd", linewidth=0.6)
@@ -220,6 +220,6 @@ def _faded(picture: Image.Image, fade: float) -> Image.Image:
     return Image.blend(grey, Image.new("RGB", picture.size, "white"), fade)
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """Text of a model is not mathematics: matplotlib reads what stands between dollar signs."""
     return text.replace("$", r"\$")

@@ -1,0 +1,171 @@
+"""A diagnosis as files: a page, JSON, CSV, NPZ and pictures.
+
+Files are written beside the place where they belong and moved there when all of them are whole.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import tempfile
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lvlm_interp.errors import OutputError
+from lvlm_interp.methods.patches import PatchMap
+from lvlm_interp.report import explorer, figures
+from lvlm_interp.report.diagnosis import Diagnosis
+
+PAGE = "report.html"
+DPI = 160
+LONGEST_NAME = 40
+Writer = Callable[[], bytes]
+"""Makes the bytes of one file, when it is its turn."""
+
+
+def write(diagnoses: Diagnosis | Sequence[Diagnosis], out_dir: str | Path, force: bool = False) -> Path:
+    """Write `report.html`, `diagnosis.json`, `tokens.csv`, `heatmaps.npz` and a PNG for each content word.
+
+    Several diagnoses share one page; the other files of each go to a folder of its own, named by number and question.
+
+    Args:
+        diagnoses: one or several.
+        out_dir: made if it is not there; one that holds something is refused.
+        force: write into it all the same. Files with the names of ours are replaced; all others stay.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OutputError: the directory holds something, or cannot be written; nothing is left half-written.
+    """
+    folder = check(out_dir, force)
+    files = _single(diagnoses) if isinstance(diagnoses, Diagnosis) else _several(diagnoses)
+    files[PAGE] = lambda: explorer.page(diagnoses).encode()
+    _not_blocked(folder, files)
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _place(folder, files)
+    except BaseException as error:
+        for ours in missing[-1:]:  # the outermost directory that we made
+            shutil.rmtree(ours, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise OutputError(f"could not write to {folder}: {error.strerror or error}") from error
+        raise
+    return folder / PAGE
+
+
+def check(out_dir: str | Path, force: bool = False) -> Path:
+    """The directory to write to, before anything is computed.
+
+    Raises:
+        OutputError: it is a file, or it holds something and `force` is not given.
+    """
+    folder = Path(out_dir)
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder} is a file; give a directory")
+        if folder.is_dir() and not force and any(folder.iterdir()):
+            raise OutputError(
+                f"{folder} is not empty; give another directory, or --force (force=True) to replace our files in it"
+            )
+    except PermissionError as error:
+        raise OutputError(f"could not read {folder}: {error.strerror}") from error
+    return folder
+
+
+# --- which files ----------------------------------------------------------------------------------
+
+
+def _several(diagnoses: Sequence[Diagnosis]) -> dict[str, Writer]:
+    named = {f"{i + 1:02d}-{slug(d.question)}": d for i, d in enumerate(diagnoses)}
+    return {f"{folder}/{name}": made for folder, d in named.items() for name, made in _single(d).items()}
+
+
+def _single(diagnosis: Diagnosis) -> dict[str, Writer]:
+    files: dict[str, Writer] = {
+        "diagnosis.json": lambda: json.dumps(diagnosis.to_dict(), indent=1, ensure_ascii=False).encode(),
+        "tokens.csv": lambda: diagnosis.to_frame().to_csv(index=False).encode(),
+        "heatmaps.npz": lambda: _arrays(diagnosis),
+    }
+    patches = diagnosis.patches
+    if patches is not None:
+        for report in diagnosis.reports:
+            if report.word.is_content:
+                name = f"{report.index:02d}-{slug(report.text)}.png"
+                files[name] = _drawer(diagnosis, patches, report.index)
+    return files
+
+
+def slug(text: str) -> str:
+    """A part of a file name: small ASCII letters, digits and hyphens."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain)[:LONGEST_NAME].strip("-") or "word"
+
+
+def _arrays(diagnosis: Diagnosis) -> bytes:
+    """`values` `[word, row, column]` in nats, `boxes` `[row, column, 4]` in pixels, `words`, `size` (width, height).
+
+    Where there is no map, rows and columns are 0, so that a reader needs no other case.
+    """
+    patches, words = diagnosis.patches, diagnosis.words
+    values = np.zeros((len(words), 0, 0), "float32") if patches is None else patches.values.numpy()
+    boxes = np.zeros((0, 0, 4), "float32") if patches is None else patches.boxes.numpy()
+    stream = io.BytesIO()
+    np.savez(stream, values=values, boxes=boxes, words=np.array(words, dtype=str), size=np.array(diagnosis.image.size))
+    return stream.getvalue()
+
+
+def _drawer(diagnosis: Diagnosis, patches: PatchMap, index: int) -> Writer:
+    return lambda: heatmap_png(diagnosis, patches, index)
+
+
+def heatmap_png(diagnosis: Diagnosis, patches: PatchMap, index: int) -> bytes:
+    """The picture, and beside it one word's map over it."""
+    picture = diagnosis.image
+    figure = Figure(figsize=(8.4, 4.0), layout="constrained", dpi=DPI)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.16))
+    left.imshow(picture)
+    left.set_axis_off()
+    left.set_title(figures.literal(_short(diagnosis.question)), fontsize=11, color=figures.INK)
+    figures.heatmap(patches, index, picture, right, title=f"“{diagnosis.words[index]}”")
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
+
+
+def _short(text: str, most: int = 48) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+# --- placing them ---------------------------------------------------------------------------------
+
+
+def _not_blocked(folder: Path, files: Mapping[str, Writer]) -> None:
+    """Raise if something of the user's stands where only a file, or only a directory, of ours can."""
+    for name in files:
+        path = folder / name
+        if path.is_dir():
+            raise OutputError(f"{path} is a directory; it stands where a file of ours would go")
+        if path.parent.exists() and not path.parent.is_dir():
+            raise OutputError(f"{path.parent} is a file; it stands where a directory of ours would go")
+
+
+def _place(folder: Path, files: Mapping[str, Writer]) -> None:
+    """Write all files to a temporary directory inside, then move them in place."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+        for name, made in files.items():
+            path = Path(partial, name)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(made())
+        for name in files:
+            (folder / name).parent.mkdir(exist_ok=True)
+            os.replace(Path(partial, name), folder / name)
