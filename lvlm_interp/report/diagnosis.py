@@ -182,7 +182,8 @@ class Diagnosis(Result):
 
         Columns: `word`; nats of `prior`, each role and `total` by `odds`, and by `full` as `full_prior`, …;
         `delta_nats`, `with_logprob`, `without_logprob` (sums over its tokens); `class`; `source` (what most of it came
-        from); and of the patch that supports it most `peak_nats` and `peak_left`, `peak_top`, `peak_right`, `peak_bottom`, pixels.
+        from); and of the patch that supports it most `peak_nats` and, in pixels, `peak_left`, `peak_top`, `peak_right`,
+        `peak_bottom`.
         """
         return pd.DataFrame([_row(report) for report in self.reports])
 
