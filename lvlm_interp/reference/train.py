@@ -59,7 +59,7 @@ class Settings:
     align_scenes: int = 4800
     align_epochs: int = 10
     align_rate: float = 2e-3
-    steps: int = 700
+    steps: int = 425
     scenes_per_step: int = 16
     projector_rate: float = 5e-4
     lora_rate: float = 8e-4

@@ -262,9 +262,7 @@ def diagnose(
     with tqdm(total=len(STEPS), disable=not progress, leave=False) as bar:
         advance = iter(STEPS).__next__
         bar.set_description(advance())
-        x = vlm.prepare(question, image, context, system, answer)
-        given = _generated(vlm, x, max_new_tokens) if answer is None else answer
-        x = vlm.answered(x, given) if answer is None else x
+        x, given = asked(vlm, image, question, answer, context, system, max_new_tokens)
         _next(bar, advance())
         compared = contrast(vlm, x)
         _next(bar, advance())
@@ -294,12 +292,28 @@ def _next(bar: Any, step: str) -> None:
     bar.set_description(step)
 
 
-def _generated(vlm: HookedVLM, x: Inputs, max_new_tokens: int) -> Answer:
-    """The model's own answer, if it says anything."""
-    answer = vlm.generate(x, max_new_tokens)
-    if not answer.strip():
+def asked(
+    vlm: HookedVLM,
+    image: ImageLike,
+    question: str,
+    answer: str | None = None,
+    context: str | None = None,
+    system: str | None = None,
+    max_new_tokens: int = 64,
+) -> tuple[Inputs, str]:
+    """The example with its answer, and the answer: the model's own (greedily) where none is given.
+
+    Raises:
+        ImageError: the image cannot be read.
+        InputError: the model answers with nothing; see `prepare` for the others.
+    """
+    x = vlm.prepare(question, image, context, system, answer)
+    if answer is not None:
+        return x, answer
+    made = vlm.generate(x, max_new_tokens)
+    if not made.strip():
         raise InputError("the model answered with nothing: it ended its turn at once; give the answer to explain")
-    return answer
+    return vlm.answered(x, made), made
 
 
 def _map(vlm: HookedVLM, x: Inputs, hide_from: HideFrom, progress: bool) -> tuple[PatchMap | None, str | None]:

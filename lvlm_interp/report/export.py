@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from lvlm_interp.errors import OutputError
 from lvlm_interp.methods.patches import PatchMap
@@ -30,7 +31,9 @@ Writer = Callable[[], bytes]
 """Makes the bytes of one file, when it is its turn."""
 
 
-def write(diagnoses: Diagnosis | Sequence[Diagnosis], out_dir: str | Path, force: bool = False) -> Path:
+def write(
+    diagnoses: Diagnosis | Sequence[Diagnosis], out_dir: str | Path, force: bool = False, title: str | None = None
+) -> Path:
     """Write `report.html`, `diagnosis.json`, `tokens.csv`, `heatmaps.npz` and a PNG for each content word.
 
     Several diagnoses share one page; the other files of each go to a folder of its own, named by number and question.
@@ -39,6 +42,7 @@ def write(diagnoses: Diagnosis | Sequence[Diagnosis], out_dir: str | Path, force
         diagnoses: one or several.
         out_dir: made if it is not there; one that holds something is refused.
         force: write into it all the same. Files with the names of ours are replaced; all others stay.
+        title: of the page.
 
     Returns:
         The path of the page.
@@ -48,7 +52,7 @@ def write(diagnoses: Diagnosis | Sequence[Diagnosis], out_dir: str | Path, force
     """
     folder = check(out_dir, force)
     files = _single(diagnoses) if isinstance(diagnoses, Diagnosis) else _several(diagnoses)
-    files[PAGE] = lambda: explorer.page(diagnoses).encode()
+    files[PAGE] = lambda: explorer.page(diagnoses, title).encode()
     _not_blocked(folder, files)
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
@@ -125,21 +129,43 @@ def _arrays(diagnosis: Diagnosis) -> bytes:
 
 
 def _drawer(diagnosis: Diagnosis, patches: PatchMap, index: int) -> Writer:
-    return lambda: heatmap_png(diagnosis, patches, index)
+    return lambda: heatmap_png(patches, diagnosis.image, index, diagnosis.question, diagnosis.words[index])
 
 
-def heatmap_png(diagnosis: Diagnosis, patches: PatchMap, index: int) -> bytes:
-    """The picture, and beside it one word's map over it."""
-    picture = diagnosis.image
+def heatmap_png(
+    patches: PatchMap, picture: Image.Image | None, index: int = 0, question: str = "", word: str | None = None
+) -> bytes:
+    """The picture, and beside it one word's map over it, as a PNG."""
     figure = Figure(figsize=(8.4, 4.0), layout="constrained", dpi=DPI)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.16))
-    left.imshow(picture)
     left.set_axis_off()
-    left.set_title(figures.literal(_short(diagnosis.question)), fontsize=11, color=figures.INK)
-    figures.heatmap(patches, index, picture, right, title=f"“{diagnosis.words[index]}”")
+    left.set_title(figures.literal(_short(question)), fontsize=11, color=figures.INK)
+    if picture is not None:
+        left.imshow(picture)
+    figures.heatmap(patches, index, picture, right, title=None if word is None else f"“{word}”")
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     return stream.getvalue()
+
+
+def save_heatmap(
+    patches: PatchMap, picture: Image.Image | None, path: str | Path, index: int = 0, question: str = ""
+) -> Path:
+    """Write `heatmap_png` to a file, whole or not at all.
+
+    Raises:
+        InputError: no such word.
+        OutputError: the file cannot be written.
+    """
+    target, drawn = Path(path), heatmap_png(patches, picture, index, question)
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as partial:
+            made = Path(partial, target.name)
+            made.write_bytes(drawn)
+            os.replace(made, target)
+    except OSError as error:
+        raise OutputError(f"could not write {target}: {error.strerror or error}") from error
+    return target
 
 
 def _short(text: str, most: int = 48) -> str:

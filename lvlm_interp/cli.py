@@ -1,0 +1,308 @@
+"""The command line. Heavy imports stand inside the commands, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+from rich.console import Console
+
+import lvlm_interp as li
+from lvlm_interp.errors import LvlmInterpError, OutputError
+
+if TYPE_CHECKING:
+    from lvlm_interp.results import Result
+
+INTERRUPTED = 130  # what shells report after Ctrl-C
+
+app = typer.Typer(
+    name="lvlm-interp",
+    help="Did each word of a vision-language model's answer come from the prompt, the image, or what it knew already?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+reference_app = typer.Typer(help="The small model that ships: build it, find it, remove it.", no_args_is_help=True)
+app.add_typer(reference_app, name="reference")
+
+Model = Annotated[str, typer.Option(help="'reference' (ships with the package), a hub id, or a directory.")]
+ImageFile = Annotated[Path, typer.Option("--image", help="The picture that is asked about.")]
+Question = Annotated[str, typer.Option(help="What is asked.")]
+Answer = Annotated[str | None, typer.Option(help="The answer to explain; by default the model's own.")]
+ContextText = Annotated[str | None, typer.Option("--context", help="Text before the question.")]
+System = Annotated[str | None, typer.Option(help="A system message.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show what the libraries below have to say.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Force = Annotated[bool, typer.Option("--force", help="Write over files of ours that are there; others stay.")]
+OutDir = Annotated[Path, typer.Option("--out", help="Directory to write to; refused if it holds something.")]
+
+
+def main() -> NoReturn:
+    """Run the command line: 0 done, 1 an error of the user's or the world's, 2 wrong usage, 130 interrupted."""
+    try:
+        app()
+        code: Any = 0
+    except SystemExit as end:
+        code = end.code
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except LvlmInterpError as error:
+        _complain(f"error: {' '.join(str(error).split())}")
+        code = 1
+    if code == INTERRUPTED:
+        _complain("interrupted")
+    sys.exit(code)
+
+
+def _complain(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+# --- what the commands share ----------------------------------------------------------------------
+
+
+def _hush(verbose: bool) -> None:
+    """Silence the libraries below, in this process only: it is the command's, not the importer's."""
+    if verbose:
+        return
+    import warnings
+
+    from huggingface_hub.utils import logging as hub_logging
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from transformers.utils import logging
+
+    warnings.simplefilter("ignore")
+    disable_progress_bars()
+    hub_logging.set_verbosity_error()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _load(model: str, image: Path | None, verbose: bool) -> Any:
+    """The model; a bad image is found before the model takes its time."""
+    with Console(stderr=True).status(f"Opening {model!r} (the reference model is fetched and built on first use)"):
+        _hush(verbose)
+        if image is not None:
+            from lvlm_interp.model.inputs import open_image
+
+            open_image(image)
+        return li.load(model)
+
+
+def _example(vlm: Any, image: Path, question: str, answer: str | None, context: str | None, system: str | None) -> Any:
+    from lvlm_interp.report.diagnosis import asked
+
+    return asked(vlm, image, question, answer, context, system)[0]
+
+
+def _show(result: Result, as_json: bool, title: str) -> None:
+    """A result as a table, or as JSON."""
+    if as_json:
+        print(json.dumps({"answer": title, **result.to_dict()}, ensure_ascii=False))
+        return
+    from lvlm_interp.report.terminal import frame_table
+
+    Console().print(frame_table(result.to_frame(), title))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"lvlm-interp {li.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+# --- diagnoses ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question of the demonstration, about a scene that ships."""
+
+    seed: int
+    objects: tuple[str, ...]
+    colors: tuple[str | None, ...]
+    question: str
+    context: str | None = None
+    answer: str | None = None
+
+
+DEMO = (
+    Case(2, ("banana",), ("purple",), "What color is the banana?"),
+    Case(2, ("banana",), ("purple",), "What color is the banana?", answer="Yellow."),
+    Case(2, ("banana",), (None,), "What color is the banana?"),
+    Case(0, ("cat", "umbrella"), (None, "green"), "What is in the image?"),
+    Case(0, ("cat", "umbrella"), (None, "green"), "Where is the umbrella?"),
+    Case(1, ("dog", "book"), (None, "blue"), "How much does the book cost?", "The book costs ten dollars."),
+)
+DEMO_TITLE = "Six questions to a small vision-language model"
+
+
+@app.command()
+def diagnose(
+    image: ImageFile,
+    question: Question,
+    out: OutDir,
+    model: Model = "reference",
+    answer: Answer = None,
+    context: ContextText = None,
+    system: System = None,
+    force: Force = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say for every word of an answer where it came from, and write a page, figures and data."""
+    from lvlm_interp.report import export
+
+    export.check(out, force)
+    vlm = _load(model, image, verbose)
+    diagnosis = li.diagnose(vlm, image, question, answer, context, system, progress=sys.stderr.isatty())
+    _report(diagnosis)
+    print(export.write(diagnosis, out, force))
+
+
+@app.command()
+def demo(out: OutDir = Path("lvlm-interp-demo"), force: Force = False, verbose: Verbose = False) -> None:
+    """Diagnose scenes that ship with the reference model; ends with the path of the page."""
+    from lvlm_interp.reference import make_scene
+    from lvlm_interp.report import export
+
+    export.check(out, force)
+    vlm = _load("reference", None, verbose)
+    diagnoses = []
+    for case in DEMO:
+        picture = make_scene(case.seed, objects=case.objects, colors=case.colors).image
+        told = {"answer": case.answer, "context": case.context, "progress": sys.stderr.isatty()}
+        diagnoses.append(li.diagnose(vlm, picture, case.question, **told))
+        _report(diagnoses[-1])
+    print(export.write(diagnoses, out, force, title=DEMO_TITLE))
+
+
+def _report(diagnosis: Any) -> None:
+    from lvlm_interp.report.terminal import diagnosis_table, notes
+
+    console = Console()
+    console.print(diagnosis_table(diagnosis))
+    for note in notes(diagnosis):
+        console.print(note, style="yellow", markup=False)
+    console.print()
+
+
+# --- one method at a time -------------------------------------------------------------------------
+
+
+@app.command()
+def contrast(
+    image: ImageFile,
+    question: Question,
+    model: Model = "reference",
+    answer: Answer = None,
+    context: ContextText = None,
+    system: System = None,
+    without: Annotated[
+        str, typer.Option(help="What stands for no image: hidden, dropped, blank, blur, noise or crop.")
+    ] = "hidden",
+    threshold: Annotated[float, typer.Option(help="Nats from which a token is correlated or contradictory.")] = 1.0,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """The answer with and without the image, token by token (CAL's contrast)."""
+    x = _example(vlm := _load(model, image, verbose), image, question, answer, context, system)
+    _show(li.contrast(vlm, x, without, threshold=threshold), as_json, x.answer)
+
+
+@app.command()
+def credit(
+    image: ImageFile,
+    question: Question,
+    model: Model = "reference",
+    answer: Answer = None,
+    context: ContextText = None,
+    system: System = None,
+    value: Annotated[
+        Literal["odds", "full"], typer.Option(help="Rather than another word, or than any word.")
+    ] = "odds",
+    unit: Annotated[Literal["word", "token"], typer.Option(help="What is explained at once.")] = "word",
+    keep: Annotated[list[str] | None, typer.Option(help="A role that is always visible; may be repeated.")] = None,
+    against: Annotated[list[str] | None, typer.Option(help="An alternative to one word; may be repeated.")] = None,
+    word: Annotated[int, typer.Option(help="Which word --against is about, from 0.")] = 0,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Prior, question, context, system and image: how much of each word is whose."""
+    x = _example(vlm := _load(model, image, verbose), image, question, answer, context, system)
+    kept: Any = ("template", *(keep or ()))
+    _show(li.credit(vlm, x, kept, value, against, unit=unit, word=word), as_json, x.answer)
+
+
+@app.command()
+def heatmap(
+    image: ImageFile,
+    question: Question,
+    out: Annotated[Path, typer.Option(help="The PNG file to write.")],
+    model: Model = "reference",
+    answer: Answer = None,
+    context: ContextText = None,
+    system: System = None,
+    word: Annotated[int, typer.Option(help="Which word of the answer is drawn, from 0.")] = 0,
+    hide_from: Annotated[Literal["text", "all"], typer.Option(help="Who loses sight of a patch.")] = "text",
+    force: Force = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Where in the image: a PNG of one word's map, and a table of every word's strongest patch."""
+    if out.exists() and not force:
+        raise OutputError(f"{out} exists; give another file, or --force to replace it")
+    from lvlm_interp.methods.words import split_words
+    from lvlm_interp.report.export import save_heatmap
+    from lvlm_interp.report.terminal import frame_table, peaks
+
+    x = _example(vlm := _load(model, image, verbose), image, question, answer, context, system)
+    found = li.attribute(vlm, x, hide_from=hide_from, progress=sys.stderr.isatty())
+    patches = found.words(split_words(found.tokens))
+    save_heatmap(patches, x.images[0].picture, out, word, x.question)
+    if as_json:
+        _show(patches, True, x.answer)
+    else:
+        Console().print(frame_table(peaks(patches), x.answer))
+        print(out)
+
+
+# --- the reference model --------------------------------------------------------------------------
+
+
+@reference_app.command()
+def build(verbose: Verbose = False) -> None:
+    """Fetch its parts and build it, if it is not there; prints its directory."""
+    from lvlm_interp import reference
+
+    with Console(stderr=True).status("Building the reference model (about 180 MB to fetch, once)"):
+        _hush(verbose)
+        folder = reference.build()
+    print(folder)
+
+
+@reference_app.command()
+def where() -> None:
+    """Print its directory, whether it is built yet or not."""
+    from lvlm_interp import reference
+
+    print(reference.where())
+
+
+@reference_app.command()
+def clear() -> None:
+    """Remove what was fetched and built; prints what was removed."""
+    from lvlm_interp import reference
+
+    for path in reference.clear():
+        print(path)
