@@ -3,20 +3,24 @@
 import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+import typer
 from nbclient import NotebookClient
 
 import lvlm_interp as li
+from lvlm_interp import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOK = ROOT / "notebooks" / "01_quickstart.ipynb"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^(?:    |\$ )lvlm-interp (.*)$", re.MULTILINE)
 NAME = re.compile(r"(?<![\w/.-])(?:li|lvlm_interp)((?:\.[A-Za-z_]\w*)+)")
 
 
@@ -49,6 +53,14 @@ def exists(path: list[str]) -> bool:
     return True
 
 
+def parse(line: str) -> None:
+    """Read a command line as the command would, without running it; raises where an option does not exist."""
+    words, command = shlex.split(line), typer.main.get_command(cli.app)
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]
+    command.make_context(command.name, words, resilient_parsing="--help" in words)
+
+
 # --- pages ------------------------------------------------------------------------------------------------------------
 
 
@@ -70,6 +82,17 @@ def test_names_on_a_page_exist(page):
 def test_a_name_that_does_not_exist_is_found():
     text = "`li.load`, `lvlm_interp.reference.train`, `li.lode`, `lvlm_interp.methods.contrast.contrasted`"
     assert unknown_names(text) == ["li.lode", "lvlm_interp.methods.contrast.contrasted"]
+
+
+@pytest.mark.parametrize("line", sorted({line for p in PAGES for line in COMMAND.findall(p.read_text("utf-8"))}))
+def test_commands_on_the_pages_can_be_given(line):
+    parse(line)
+
+
+@pytest.mark.parametrize("line", ["diagnosis --image a.png", "reference where --quickly", "diagnose --image a.png"])
+def test_a_command_that_does_not_exist_is_found(line):
+    with pytest.raises(Exception, match="No such (command|option)|Missing option"):
+        parse(line)
 
 
 def test_the_pages_build_without_a_warning(tmp_path):

@@ -91,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description="Held-out scores of the reference model.")
     parser.add_argument("--scenes", type=int, default=500)
+    parser.add_argument("--unseen", type=int, default=100, help="scenes in the style that was not trained on")
     parser.add_argument("--seed", type=int, default=0, help="first scene; training never used seeds below 1000000")
     parser.add_argument("--model", default="reference")
     parser.add_argument("--out", type=Path, help="write the scores as JSON")
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     vlm = load(options.model)
     found = {
         "trained styles": evaluate(vlm, options.scenes, options.seed),
-        f"unseen style ({HELD_OUT_STYLE})": evaluate(vlm, options.scenes // 2, options.seed, HELD_OUT_STYLE),
+        f"unseen style ({HELD_OUT_STYLE})": evaluate(vlm, options.unseen, options.seed, HELD_OUT_STYLE),
     }
     text = json.dumps({"model": vlm.name, "weights": vlm.fingerprint, "seed": options.seed, **found}, indent=2)
     print(text)
