@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -65,10 +68,20 @@ def _complain(line: str) -> None:
 # --- what the commands share ----------------------------------------------------------------------
 
 
-def _hush(verbose: bool) -> None:
-    """Silence the libraries below, in this process only: it is the command's, not the importer's."""
+@contextlib.contextmanager
+def _working(on: str, verbose: bool) -> Iterator[None]:
+    """Show what is being done; silence the libraries below, in this process only: it is the command's."""
     if verbose:
+        yield
         return
+    console = Console(file=sys.stderr)
+    # Some progress bars can be stopped in no other way.
+    with console.status(on), contextlib.redirect_stderr(io.StringIO()):
+        _hush()
+        yield
+
+
+def _hush() -> None:
     import warnings
 
     from huggingface_hub.utils import logging as hub_logging
@@ -84,12 +97,11 @@ def _hush(verbose: bool) -> None:
 
 def _load(model: str, image: Path | None, verbose: bool) -> Any:
     """The model; a bad image is found before the model takes its time."""
-    with Console(stderr=True).status(f"Opening {model!r} (the reference model is fetched and built on first use)"):
-        _hush(verbose)
-        if image is not None:
-            from lvlm_interp.model.inputs import open_image
+    if image is not None:
+        from lvlm_interp.model.inputs import open_image
 
-            open_image(image)
+        open_image(image)
+    with _working(f"Opening {model!r} (the first time, the reference model is fetched and built)", verbose):
         return li.load(model)
 
 
@@ -141,8 +153,8 @@ DEMO = (
     Case(2, ("banana",), ("purple",), "What color is the banana?"),
     Case(2, ("banana",), ("purple",), "What color is the banana?", answer="Yellow."),
     Case(2, ("banana",), (None,), "What color is the banana?"),
-    Case(0, ("cat", "umbrella"), (None, "green"), "What is in the image?"),
-    Case(0, ("cat", "umbrella"), (None, "green"), "Where is the umbrella?"),
+    Case(7, ("cat", "umbrella"), (None, "green"), "What is in the image?"),
+    Case(7, ("cat", "umbrella"), (None, "green"), "Where is the umbrella?"),
     Case(1, ("dog", "book"), (None, "blue"), "How much does the book cost?", "The book costs ten dollars."),
 )
 DEMO_TITLE = "Six questions to a small vision-language model"
@@ -188,9 +200,10 @@ def demo(out: OutDir = Path("lvlm-interp-demo"), force: Force = False, verbose: 
 
 
 def _report(diagnosis: Any) -> None:
-    from lvlm_interp.report.terminal import diagnosis_table, notes
+    from lvlm_interp.report.terminal import diagnosis_table, heading, notes
 
     console = Console()
+    console.print(heading(diagnosis))
     console.print(diagnosis_table(diagnosis))
     for note in notes(diagnosis):
         console.print(note, style="yellow", markup=False)
@@ -285,8 +298,7 @@ def build(verbose: Verbose = False) -> None:
     """Fetch its parts and build it, if it is not there; prints its directory."""
     from lvlm_interp import reference
 
-    with Console(stderr=True).status("Building the reference model (about 180 MB to fetch, once)"):
-        _hush(verbose)
+    with _working("Building the reference model (about 180 MB to fetch, once)", verbose):
         folder = reference.build()
     print(folder)
 

@@ -54,9 +54,9 @@ def exists(path: list[str]) -> bool:
 
 
 def parse(line: str) -> None:
-    """Read a command line as the command would, without running it; raises where an option does not exist."""
+    """Read a command line as the command would, without running it; raises what does not exist or is missing."""
     words, command = shlex.split(line), typer.main.get_command(cli.app)
-    while words and words[0] in getattr(command, "commands", {}):
+    while hasattr(command, "commands") and not words[0].startswith("-"):
         command = command.commands[words.pop(0)]
     command.make_context(command.name, words, resilient_parsing="--help" in words)
 
@@ -89,9 +89,16 @@ def test_commands_on_the_pages_can_be_given(line):
     parse(line)
 
 
-@pytest.mark.parametrize("line", ["diagnosis --image a.png", "reference where --quickly", "diagnose --image a.png"])
-def test_a_command_that_does_not_exist_is_found(line):
-    with pytest.raises(Exception, match="No such (command|option)|Missing option"):
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("diagnosis --image a.png", "diagnosis"),
+        ("reference where --quickly", "No such option"),
+        ("diagnose --image a.png", "question"),
+    ],
+)
+def test_a_command_that_does_not_exist_is_found(line, wrong):
+    with pytest.raises(Exception, match=wrong):
         parse(line)
 
 

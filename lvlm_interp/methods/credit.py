@@ -398,7 +398,7 @@ def _spelt_out(vlm: HookedVLM, before: _Before, given: DecoderInputs, starters: 
         # The engine reads the state before each token; a stand-in token asks for the state after the last one.
         asked = [torch.tensor([*spelt[n], 0]) for n in growing]
         scored = score_answers(vlm, before.x, before.seen[-1:], asked, given=given)
-        following = [int(vlm.readout.logits(s.hidden[0, -1:]).argmax()) for s in scored]
+        following = vlm.readout.logits(torch.stack([s.hidden[0, -1] for s in scored])).argmax(-1).tolist()
         more = vlm.token_strings(following)
         grown = [
             n for n, text in zip(growing, more, strict=True) if continues("".join(vlm.token_strings(spelt[n])), text)

@@ -181,10 +181,8 @@ def score_answers(
             for coalition, answer in sequence.owners:
                 found[coalition, answer] = states
                 bar.update()
-    return [
-        _read(vlm.readout, torch.stack([found[c, a] for c in range(len(seen))]), ids.to(vlm.device), runner.rows)
-        for a, ids in enumerate(answers)
-    ]
+    hidden = [torch.stack([found[c, a] for c in range(len(seen))]) for a in range(len(answers))]
+    return _read(vlm.readout, hidden, [ids.to(vlm.device) for ids in answers], runner.rows)
 
 
 def _check(x: Inputs, visible: Tensor, hide_from: str) -> None:
@@ -239,16 +237,23 @@ def _sequences(
     return [Run(rows, flags, reads[rows, flags], tuple(who)) for (rows, flags), who in owners.items()]
 
 
-def _read(readout: Readout, hidden: Tensor, ids: Tensor, rows: int) -> Scores:
-    """Logit and log-probability of the answer tokens, a few coalitions at a time."""
-    logit, logprob = [], []
+def _read(readout: Readout, hidden: list[Tensor], answers: list[Tensor], rows: int) -> list[Scores]:
+    """Logit and log-probability of the tokens of every answer, a few rows at a time, those of all answers together."""
+    states = torch.cat([h.flatten(0, 1) for h in hidden])  # unembedding a few rows costs as much as unembedding many
+    labels = torch.cat([ids.repeat(len(h)) for h, ids in zip(hidden, answers, strict=True)])
     vocabulary = getattr(readout.unembed, "out_features", 1 << 16)
-    for some in hidden.split(max(1, LOGITS_AT_ONCE // (len(ids) * vocabulary))):
-        logits = readout.logits(some).float()
-        label = logits.gather(-1, ids.expand(len(some), -1)[..., None])[..., 0]
-        logit.append(label.cpu())
-        logprob.append((label - logits.logsumexp(-1)).cpu())
-    return Scores(hidden, ids, torch.cat(logit), torch.cat(logprob), rows, readout)
+    some, logit, logprob = max(1, LOGITS_AT_ONCE // vocabulary), [], []
+    for part, label in zip(states.split(some), labels.split(some), strict=True):
+        logits = readout.logits(part).float()
+        chosen = logits.gather(-1, label[:, None])[:, 0]
+        logit.append(chosen.cpu())
+        logprob.append((chosen - logits.logsumexp(-1)).cpu())
+    sizes = [h.shape[0] * h.shape[1] for h in hidden]
+    split = zip(torch.cat(logit).split(sizes), torch.cat(logprob).split(sizes), strict=True)
+    return [
+        Scores(h, ids, raw.view(h.shape[:2]), log.view(h.shape[:2]), rows, readout)
+        for h, ids, (raw, log) in zip(hidden, answers, split, strict=True)
+    ]
 
 
 # --- the plan and its execution -------------------------------------------------------------------

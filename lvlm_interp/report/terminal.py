@@ -15,17 +15,18 @@ from lvlm_interp.report.sentences import box_text, grouped, percent, signed
 GROUP_STYLES = {"prompt": "blue", "image": "dark_orange", "prior": "bright_black"}
 
 
+def heading(diagnosis: Diagnosis) -> Text:
+    """What was asked and what was answered."""
+    asked = [(diagnosis.context + "  ", "dim")] if diagnosis.context else []
+    return Text.assemble(*asked, (diagnosis.question, "bold"), "  →  ", (diagnosis.answer, "bold"))
+
+
 def diagnosis_table(diagnosis: Diagnosis) -> Table:
     """One row for each content word: how much came from the prompt, the image and the prior, and where it is seen."""
-    title = Text.assemble((diagnosis.question, "bold"), "  →  ", (diagnosis.answer, "bold"))
-    if diagnosis.context:
-        title = Text.assemble((diagnosis.context, "dim"), "  ", title)
-    table = Table(title=title, title_justify="left", title_style="", min_width=66)
+    table = Table(min_width=72)
     table.add_column("word")
-    for name in ("from prompt", "image", "prior"):
+    for name in ("from prompt", "image", "prior", "odds, nats", "strongest patch"):
         table.add_column(name, justify="right")
-    table.add_column("nats", justify="right")
-    table.add_column("strongest patch", justify="right")
     for report in diagnosis.reports:
         if report.word.is_content:
             table.add_row(*_cells(report))
@@ -35,8 +36,9 @@ def diagnosis_table(diagnosis: Diagnosis) -> Table:
 def _cells(report: WordReport) -> list[Text]:
     groups = grouped(report.shares)
     best = max(groups, key=lambda name: groups[name])
-    styles = {name: f"bold {GROUP_STYLES[name]}" if name == best and groups[name] else "" for name in groups}
-    told = [Text(percent(share), style=styles[name]) for name, share in groups.items()]
+    styles = {name: f"bold {GROUP_STYLES[name]}" if name == best else "" for name in groups}
+    # Shares of what speaks for a word say little where more speaks against it.
+    told = [Text("–" if report.unlikely else percent(share), style=styles[name]) for name, share in groups.items()]
     place = box_text(report.peak.box) if report.peak else "–"
     return [Text(report.text), *told, Text(signed(report.odds["total"])), Text(place)]
 
