@@ -1,14 +1,13 @@
 """Write measured numbers into the model card, so that none is typed in by hand.
 
     python -m lvlm_interp.reference.evaluate --out lvlm_interp/reference/scores.json
-    python tools/model_card.py RUN/curve.jsonl
+    cp RUN/curve.jsonl lvlm_interp/reference/ && python tools/model_card.py
 
 The curve is what training wrote; the scores are those of the shipped adapter.
 """
 
 import json
 import re
-import sys
 from pathlib import Path
 
 REFERENCE = Path(__file__).resolve().parents[1] / "lvlm_interp" / "reference"
@@ -42,9 +41,9 @@ def replaced(card: str, name: str, text: str) -> str:
     return re.sub(f"{start}.*?{end}", lambda _: f"{start}\n\n{text}\n\n{end}", card, flags=re.DOTALL)
 
 
-def main(curve: str) -> None:
+def main() -> None:
     path, scores = REFERENCE / "MODEL_CARD.md", json.loads((REFERENCE / "scores.json").read_text())
-    lines = [json.loads(line) for line in Path(curve).read_text().splitlines()]
+    lines = [json.loads(line) for line in (REFERENCE / "curve.jsonl").read_text().splitlines()]
     parts = [f"{name[0].upper()}{name[1:]}:\n\n{scores_of(found)}" for name, found in scores.items() if "style" in name]
     note = f"Weights `{scores['weights']}`, scenes from seed {scores['seed']}."
     card = replaced(path.read_text(), "curve", curve_of(lines))
@@ -52,4 +51,4 @@ def main(curve: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
