@@ -17,8 +17,6 @@ from lvlm_interp.methods.words import split_words
 from lvlm_interp.reference import make_scene
 from lvlm_interp.reference.scenes import Item
 
-ASKED = ("template", "question")
-
 
 def correct_answers(vlm: li.HookedVLM, count: int, seed: int) -> Iterator[tuple[li.Inputs, Item]]:
     """Questions about recoloured objects that the model answers correctly, one a scene."""
@@ -59,8 +57,8 @@ def inside(found: li.PatchMap, item: Item, slack: float) -> bool:
 
 
 def measured(vlm: li.HookedVLM, x: li.Inputs, item: Item) -> dict[str, float]:
-    free, asked = li.credit(vlm, x, unit="word"), li.credit(vlm, x, ASKED, unit="word")
-    tokens, delta = li.credit(vlm, x, ASKED, "full"), li.contrast(vlm, x).delta_nats
+    free, delta = li.credit(vlm, x, unit="word"), li.contrast(vlm, x).delta_nats
+    asked = free.keeping("question")
     row = {
         "odds: image leads": image_leads(free),
         "odds, question kept: image leads": image_leads(asked),
@@ -69,8 +67,8 @@ def measured(vlm: li.HookedVLM, x: li.Inputs, item: Item) -> dict[str, float]:
         "odds: image (nats)": float(free.image[0]),
         "odds: question (nats)": float(free.question[0]),
         "odds: prior (nats)": float(free.prior[0]),
-        "largest gap to the total (nats)": max(gap(free), gap(asked), gap(tokens)),
-        "largest |full image credit - CAL delta| (nats)": float((tokens.image.float() - delta).abs().max()),
+        "largest gap to the total (nats)": max(gap(free), gap(asked)),
+        "largest |full image credit - CAL delta| (nats)": abs(float(asked.with_value("full").image[0] - delta.sum())),
     }
     found = li.attribute(vlm, x).words(split_words(x.answer_tokens))
     row["occlusion: peak in the box"] = inside(found, item, 0)

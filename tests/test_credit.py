@@ -134,6 +134,19 @@ def test_two_roles_that_are_alike_get_the_same(vlm):
     assert (other.question - other.context).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("kept", [("question",), ("question", "system"), ("image", "context")])
+def test_keeping_is_what_credit_with_keep_gives(vlm, kept):
+    """Alternatives are found where the question is seen, so that they are the same if it is seen throughout."""
+    x = tiny_inputs(vlm)
+    split, again = li.credit(vlm, x).keeping(*kept), li.credit(vlm, x, ("template", *kept))
+    assert split.roles == again.roles and split.kept == again.kept
+    assert torch.allclose(split.full, again.full, atol=1e-5)
+    if "question" in kept and len(kept) == 1:
+        pd.testing.assert_frame_equal(split.to_frame(), again.to_frame(), atol=1e-5)
+    with pytest.raises(VisibilityError, match="no credit here"):
+        split.keeping(*kept)
+
+
 def test_tokens_of_a_word_add_up_under_full(vlm):
     x = tiny_inputs(vlm)
     tokens, words = li.credit(vlm, x, value="full"), li.credit(vlm, x, value="full", unit="word")

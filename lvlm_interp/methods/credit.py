@@ -125,6 +125,24 @@ class CreditSplit(Result):
                 found[members] = self.values @ dividend_weights(len(self.roles))[number]
         return found
 
+    def keeping(self, *roles: str) -> CreditSplit:
+        """The split in which these roles are always visible, as `credit(…, keep=…)` gives it; no model is run.
+
+        Raises:
+            VisibilityError: a role that is not among the players.
+        """
+        for role in roles:
+            self.of(role)
+        always = sum(1 << i for i, role in enumerate(self.roles) if role in roles)
+        columns = [s for s in range(1 << len(self.roles)) if s & always == always]
+        return dataclasses.replace(
+            self,
+            roles=tuple(role for role in self.roles if role not in roles),
+            odds=self.odds[:, columns],
+            full=self.full[:, columns],
+            kept=_kept((*self.kept, *roles)),
+        )
+
     def with_value(self, value: Value) -> CreditSplit:
         """The same split by the other value."""
         return dataclasses.replace(self, value=_checked(value))

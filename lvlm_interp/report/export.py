@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 import unicodedata
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -144,7 +145,9 @@ def heatmap_png(
         left.imshow(picture)
     figures.heatmap(patches, index, picture, right, title=None if word is None else f"“{word}”")
     stream = io.BytesIO()
-    figure.savefig(stream, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # words in scripts that the font lacks are drawn as boxes
+        figure.savefig(stream, format="png")
     return stream.getvalue()
 
 

@@ -1,0 +1,231 @@
+"""The command line: what it prints, what it writes, and how it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+import lvlm_interp as li
+from lvlm_interp import cli
+from tests.made import made
+
+ASK = ["--question", "What color is the banana?"]
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    from lvlm_interp.reference import make_scene
+
+    path = tmp_path_factory.mktemp("cli") / "banana.png"
+    make_scene(2, objects=["banana"], colors=["purple"]).image.save(path)
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch, capfd, request):
+    """Run the command line in this process; returns its status, output and complaints."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lvlm-interp", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capfd.readouterr()
+        return end.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture
+def loaded(reference, monkeypatch):
+    """The commands find the reference model open already."""
+    monkeypatch.setitem(vars(li), "load", lambda name: reference)
+
+
+def one_line(err):
+    return err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
+
+
+# --- what works -----------------------------------------------------------------------------------
+
+
+def test_version_and_help(run):
+    assert run("--version") == (0, f"lvlm-interp {li.__version__}\n", "")
+    status, out, _ = run("--help")
+    assert status == 0 and all(
+        name in out for name in ("diagnose", "demo", "contrast", "credit", "heatmap", "reference")
+    )
+
+
+def test_help_is_quick():
+    """Nothing heavy is imported to say what the commands are."""
+    code = "import sys, lvlm_interp.cli; print(sorted({'torch', 'transformers', 'matplotlib', 'pandas'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.usefixtures("loaded")
+def test_diagnose(run, picture, tmp_path):
+    status, out, err = run("diagnose", "--image", picture, *ASK, "--answer", "Purple.", "--out", tmp_path / "out")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1] == str(tmp_path / "out" / "report.html") and "Purple" in out and "%" in out
+    assert (tmp_path / "out" / "00-purple.png").is_file()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    status, _, err = run("diagnose", "--image", picture, *ASK, "--out", tmp_path / "out")
+    assert status == 1 and one_line(err) and "--force" in err
+
+
+@pytest.mark.usefixtures("loaded")
+def test_demo_is_one_page_about_all_cases(run, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setitem(vars(li), "diagnose", lambda vlm, image, question, **k: asked.append(question) or made())
+    status, out, _ = run("demo", "--out", tmp_path / "demo")
+    assert status == 0 and out.splitlines()[-1] == str(tmp_path / "demo" / "report.html")
+    assert asked == [case.question for case in cli.DEMO] and len(list((tmp_path / "demo").iterdir())) == len(asked) + 1
+
+
+def test_demo_cases_can_be_drawn():
+    from lvlm_interp.reference import make_scene
+
+    for case in cli.DEMO:
+        assert make_scene(case.seed, objects=case.objects, colors=case.colors).items
+
+
+@pytest.mark.usefixtures("loaded")
+def test_contrast_and_credit_mirror_the_api(run, picture, reference):
+    x = reference.prepare("What color is the banana?", picture, answer="Purple.")
+    _, out, _ = run("contrast", "--image", picture, *ASK, "--answer", "Purple.", "--json")
+    assert json.loads(out)["delta"] == pytest.approx(li.contrast(reference, x).delta.tolist(), abs=1e-4)
+    options = ["--value", "full", "--unit", "token", "--keep", "question"]
+    _, out, _ = run("credit", "--image", picture, *ASK, "--answer", "Purple.", *options, "--json")
+    expected = li.credit(reference, x, ("template", "question"), "full").full
+    assert json.loads(out)["full"][0] == pytest.approx(expected[0].tolist(), abs=1e-4)
+    status, out, _ = run("contrast", "--image", picture, *ASK, "--answer", "Purple.")
+    assert status == 0 and "delta_nats" in out and "correlated" in out
+
+
+@pytest.mark.usefixtures("loaded")
+def test_heatmap(run, picture, tmp_path):
+    out = tmp_path / "where.png"
+    status, printed, _ = run("heatmap", "--image", picture, *ASK, "--answer", "Purple.", "--out", out)
+    assert status == 0 and printed.splitlines()[-1] == str(out) and Image.open(out).format == "PNG"
+    status, _, err = run("heatmap", "--image", picture, *ASK, "--out", out)
+    assert status == 1 and one_line(err)
+    status, _, err = run(
+        "heatmap", "--image", picture, *ASK, "--answer", "Red", "--word", 9, "--out", tmp_path / "no.png"
+    )
+    assert status == 1 and one_line(err) and not (tmp_path / "no.png").exists()
+
+
+def test_markup_in_an_answer_is_text(run):
+    from rich.console import Console
+
+    from lvlm_interp.report.terminal import diagnosis_table, heading
+
+    console = Console(record=True, width=100, file=open(os.devnull, "w"))
+    one = made(tokens=("[bold]x", "[/red]"), question="[link=a]Q[/link]")
+    console.print(heading(one), diagnosis_table(one))
+    assert "[link=a]Q[/link]" in (text := console.export_text()) and "bold" in text
+
+
+def test_reference_where_and_clear(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("LVLM_INTERP_CACHE", str(tmp_path))
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "mine").mkdir()
+    status, out, _ = run("reference", "where")
+    assert status == 0 and out.startswith(str(tmp_path))
+    assert run("reference", "clear") == (0, f"{tmp_path / 'sources'}\n", "")
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+def broken(kind, path):
+    """An image file that cannot be used."""
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    if kind == "animated":
+        frames[0].save(path, "GIF", save_all=True, append_images=frames[1:])
+    elif kind == "truncated":
+        Image.effect_noise((64, 64), 90).save(path, "PNG")
+        path.write_bytes(path.read_bytes()[:900])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["missing", "animated", "truncated", "empty"])
+def test_bad_images(run, kind, tmp_path):
+    """Found before the model is opened."""
+    status, out, err = run("contrast", "--image", broken(kind, tmp_path / "image"), *ASK)
+    assert (status, out) == (1, "") and one_line(err)
+
+
+@pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--question", "  "], "question is empty"),
+        ([*ASK, "--answer", " "], "tokenises to nothing"),
+        ([*ASK, "--answer", "Red.", "--without", "fog"], "no counterfactual 'fog'"),
+    ],
+)
+def test_bad_texts(run, picture, options, said):
+    status, _, err = run("contrast", "--image", picture, *options)
+    assert status == 1 and one_line(err) and said in err
+
+
+@pytest.mark.parametrize("model", ["nonsense", "owner/nonsense", "./nowhere"])
+def test_unknown_models(run, picture, model):
+    status, _, err = run("contrast", "--image", picture, *ASK, "--model", model)
+    assert status == 1 and one_line(err) and "nonsense" in err or "nowhere" in err
+
+
+def test_wrong_usage(run):
+    assert run("diagnose", "--image", "x.png")[0] == 2
+    assert run("credit", "--image", "x.png", *ASK, "--value", "neither")[0] == 2
+    assert run("no-such-command")[0] == 2
+
+
+def test_errors_of_ours_show_a_traceback(monkeypatch):
+    """What is no fault of the user's is not dressed up as one."""
+
+    def bug():
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(cli, "app", bug)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main()
+
+
+def test_interrupted(tmp_path):
+    """Ctrl-C in the middle of a command."""
+    code = (
+        "import sys, time, lvlm_interp as li; from lvlm_interp import cli\n"
+        "def slow(name): print('waiting', flush=True); time.sleep(60)\n"
+        "li.load = slow; sys.argv[1:] = ['demo', '--out', sys.argv[1]]; cli.main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "waiting\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.strip().endswith("interrupted") and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_changes_nothing_outside():
+    """Only the command line silences other libraries."""
+    code = (
+        "import warnings; before = list(warnings.filters); import lvlm_interp.cli, lvlm_interp.report.diagnosis\n"
+        "from transformers.utils import logging; import sys\n"
+        "print(logging.is_progress_bar_enabled(), logging.get_verbosity() == logging.WARNING)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
