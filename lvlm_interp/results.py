@@ -113,7 +113,7 @@ def _packed(result: Result, path: str, tensors: dict[str, Any]) -> dict[str, Any
     for f in dataclasses.fields(result):
         value = getattr(result, f.name)
         if _is_tensor(value):
-            tensors[path + f.name] = value.detach().cpu().contiguous()
+            tensors[path + f.name] = value.detach().cpu().contiguous().clone()  # safetensors refuses shared memory
         elif isinstance(value, Result):
             rest[f.name] = {"result": type(value).__name__, "fields": _packed(value, f"{path}{f.name}.", tensors)}
         else:

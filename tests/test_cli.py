@@ -1,7 +1,7 @@
 """The command line: what it prints, what it writes, and how it ends."""
 
+import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -63,9 +63,9 @@ def test_version_and_help(run):
 
 def test_help_is_quick():
     """Nothing heavy is imported to say what the commands are."""
-    code = "import sys, lvlm_interp.cli; print(sorted({'torch', 'transformers', 'matplotlib', 'pandas'} & sys.modules.keys()))"
+    code = "import sys, lvlm_interp.cli; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    assert not {"torch", "transformers", "matplotlib", "pandas"} & set(done.stdout.split())
 
 
 @pytest.mark.usefixtures("loaded")
@@ -126,7 +126,7 @@ def test_markup_in_an_answer_is_text(run):
 
     from lvlm_interp.report.terminal import diagnosis_table, heading
 
-    console = Console(record=True, width=100, file=open(os.devnull, "w"))
+    console = Console(record=True, width=100, file=io.StringIO())
     one = made(tokens=("[bold]x", "[/red]"), question="[link=a]Q[/link]")
     console.print(heading(one), diagnosis_table(one))
     assert "[link=a]Q[/link]" in (text := console.export_text()) and "bold" in text
@@ -182,7 +182,7 @@ def test_bad_texts(run, picture, options, said):
 @pytest.mark.parametrize("model", ["nonsense", "owner/nonsense", "./nowhere"])
 def test_unknown_models(run, picture, model):
     status, _, err = run("contrast", "--image", picture, *ASK, "--model", model)
-    assert status == 1 and one_line(err) and "nonsense" in err or "nowhere" in err
+    assert status == 1 and one_line(err) and model.strip("./") in err
 
 
 def test_wrong_usage(run):
@@ -215,7 +215,7 @@ def test_interrupted(tmp_path):
     assert process.stdout.readline() == "waiting\n"
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err.strip().endswith("interrupted") and "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 

@@ -25,9 +25,10 @@ def test_values_are_what_hiding_one_patch_costs(vlm, hide_from, image):
     for n, position in enumerate(x.images[image].positions):
         without = x.hidden()
         without[position] = False
-        both = naive(vlm, x, torch.stack([x.hidden(), without]), hide_from).log_softmax(-1)
-        cost = (both[0] - both[1]).gather(-1, x.answer_ids[:, None])[:, 0]
-        assert torch.allclose(found.values[:, n // 2, n % 2], cost, atol=1e-5)
+        both = naive(vlm, x, torch.stack([x.hidden(), without]), hide_from).double().softmax(-1)
+        p = both.gather(-1, x.answer_ids.expand(2, -1)[..., None])[..., 0]
+        odds = (p / (1 - p)).log()
+        assert torch.allclose(found.values[:, n // 2, n % 2].double(), odds[0] - odds[1], atol=1e-4)
     assert found.values.abs().max() > 1e-3
 
 

@@ -1,4 +1,4 @@
-"""Where in the image: how much less likely each answer token is when one image token is hidden.
+"""Where in the image: how much the odds of each answer token fall when one image token is hidden.
 
 Occlusion (Zeiler & Fergus 2014) of *tokens*: a vision tower mixes patches before tokens are made, so hiding a token is
 not the same as covering its pixels.
@@ -29,10 +29,11 @@ class PatchMap(Result):
 
     Attributes:
         tokens: the answer tokens (or words) as text.
-        values: log p(token | all) − log p(token | all but this patch), nats, `[answer, row, column]`; positive where
-            the patch speaks for the token.
-        image_total: log p(token | all) − log p(token | no image at all), nats, `[answer]`. Patches overlap in what they
-            tell, so `values` does not add up to it.
+        values: log-odds of the token with everything seen, minus those without this patch, nats,
+            `[answer, row, column]`; positive where the patch speaks for the token. Odds p / (1 − p) rather than p,
+            since a token that is nearly certain stays nearly certain whatever single patch is hidden.
+        image_total: the same for the whole image, nats, `[answer]`. Patches overlap in what they tell, so `values`
+            does not add up to it.
         boxes: (left, top, right, bottom) of every patch in pixels of the original image, `[row, column, 4]`.
         size: width and height of the original image in pixels.
         hide_from: who lost sight of the patch: `text` rows only, or `all` rows.
@@ -56,7 +57,7 @@ class PatchMap(Result):
         return left, top, right, bottom
 
     def words(self, words: Sequence[Word]) -> PatchMap:
-        """The same map by word: log-probabilities of a word's tokens add up."""
+        """The same map by word: what its tokens lose, added up."""
         values, total = by_word(self.values, words), by_word(self.image_total, words)
         texts = tuple(word.text for word in words)
         return PatchMap(texts, values, total, self.boxes, self.size, self.hide_from, provenance=self.provenance)
@@ -103,13 +104,13 @@ def attribute(
     visible = x.hidden().repeat(len(view.positions) + 2, 1)
     visible[0], visible[1] = x.hidden(), x.hidden("image")
     visible[torch.arange(2, len(visible)), view.positions] = False
-    logprob = score(vlm, x, visible, hide_from, progress).logprob
-    drop = (logprob[0] - logprob[2:]).T.reshape(-1, rows, columns)
+    odds = score(vlm, x, visible, hide_from, progress).logodds
+    drop = (odds[0] - odds[2:]).T.reshape(-1, rows, columns)
     boxes, size = _boxes(view, rows, columns)
     return PatchMap(
         tokens=x.answer_tokens,
         values=drop,
-        image_total=logprob[0] - logprob[1],
+        image_total=odds[0] - odds[1],
         boxes=boxes,
         size=size,
         hide_from=hide_from,

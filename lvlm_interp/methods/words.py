@@ -43,5 +43,5 @@ def continues(text: str, token: str) -> bool:
 
 
 def by_word(values: Float[Tensor, answer * rest], words: Sequence[Word]) -> Float[Tensor, word * rest]:
-    """Sum token values into word values: log-probabilities, and all that is linear in them, add up."""
+    """Sum token values into word values; log-probabilities add up to those of the word."""
     return torch.stack([values[word.start : word.stop].sum(0) for word in words])

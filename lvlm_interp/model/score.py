@@ -50,6 +50,8 @@ class Scores:
         ids: the answer tokens.
         logit: raw logit of each answer token, `[coalition, answer]`, float32.
         logprob: its log-probability in nats, `[coalition, answer]`, float32.
+        logodds: its log-odds log p − log(1 − p) in nats, `[coalition, answer]`, float32: goes on telling coalitions
+            apart where p is nearly 1.
         rows: rows that were computed for it (a plain forward pass per coalition would compute T each).
     """
 
@@ -57,6 +59,7 @@ class Scores:
     ids: Int[Tensor, " answer"]
     logit: Float[Tensor, "coalition answer"]
     logprob: Float[Tensor, "coalition answer"]
+    logodds: Float[Tensor, "coalition answer"]
     rows: int
     readout: Readout = field(repr=False)
 
@@ -242,17 +245,16 @@ def _read(readout: Readout, hidden: list[Tensor], answers: list[Tensor], rows: i
     states = torch.cat([h.flatten(0, 1) for h in hidden])  # unembedding a few rows costs as much as unembedding many
     labels = torch.cat([ids.repeat(len(h)) for h, ids in zip(hidden, answers, strict=True)])
     vocabulary = getattr(readout.unembed, "out_features", 1 << 16)
-    some, logit, logprob = max(1, LOGITS_AT_ONCE // vocabulary), [], []
+    some, numbers = max(1, LOGITS_AT_ONCE // vocabulary), []
     for part, label in zip(states.split(some), labels.split(some), strict=True):
-        logits = readout.logits(part).float()
-        chosen = logits.gather(-1, label[:, None])[:, 0]
-        logit.append(chosen.cpu())
-        logprob.append((chosen - logits.logsumexp(-1)).cpu())
-    sizes = [h.shape[0] * h.shape[1] for h in hidden]
-    split = zip(torch.cat(logit).split(sizes), torch.cat(logprob).split(sizes), strict=True)
+        logits, place = readout.logits(part).float(), label[:, None]
+        chosen = logits.gather(-1, place)[:, 0]
+        others = logits.scatter(-1, place, -torch.inf).logsumexp(-1)
+        numbers.append(torch.stack([chosen, chosen - logits.logsumexp(-1), chosen - others]).cpu())
+    split = torch.cat(numbers, 1).split([h.shape[0] * h.shape[1] for h in hidden], 1)
     return [
-        Scores(h, ids, raw.view(h.shape[:2]), log.view(h.shape[:2]), rows, readout)
-        for h, ids, (raw, log) in zip(hidden, answers, split, strict=True)
+        Scores(h, ids, *found.view(3, *h.shape[:2]), rows, readout)
+        for h, ids, found in zip(hidden, answers, split, strict=True)
     ]
 
 

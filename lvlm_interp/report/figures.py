@@ -75,7 +75,7 @@ def heatmap(
     _quiet(ax)
     if colorbar:
         bar = ax.figure.colorbar(ScalarMappable(scale, diverging()), ax=ax, shrink=0.85, pad=0.03)
-        bar.set_label("nats lost when the patch is hidden", fontsize=9, color=INK)
+        bar.set_label("log-odds lost when the patch is hidden, nats", fontsize=9, color=INK)
         bar.ax.tick_params(labelsize=8)
         bar.outline.set_visible(False)
     return ax
