@@ -20,6 +20,7 @@ from lvlm_interp.errors import LvlmInterpError, OutputError
 if TYPE_CHECKING:
     from lvlm_interp.results import Result
 
+WIDE = 240  # columns
 INTERRUPTED = 130  # what shells report after Ctrl-C
 
 app = typer.Typer(
@@ -105,6 +106,11 @@ def _load(model: str, image: Path | None, verbose: bool) -> Any:
         return li.load(model)
 
 
+def _output() -> Console:
+    """Standard output; where it is no terminal, tables are as wide as they need to be."""
+    return Console(width=None if sys.stdout.isatty() else WIDE)
+
+
 def _example(vlm: Any, image: Path, question: str, answer: str | None, context: str | None, system: str | None) -> Any:
     from lvlm_interp.report.diagnosis import asked
 
@@ -118,10 +124,10 @@ def _show(result: Result, as_json: bool, title: str) -> None:
         return
     from lvlm_interp.report.terminal import frame_table
 
-    Console().print(frame_table(result.to_frame(), title))
+    _output().print(frame_table(result.to_frame(), title))
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool | None) -> None:
     if asked:
         print(f"lvlm-interp {li.__version__}")
         raise typer.Exit
@@ -129,7 +135,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = None,
 ) -> None:
     pass
 
@@ -202,7 +210,7 @@ def demo(out: OutDir = Path("lvlm-interp-demo"), force: Force = False, verbose: 
 def _report(diagnosis: Any) -> None:
     from lvlm_interp.report.terminal import diagnosis_table, heading, notes
 
-    console = Console()
+    console = _output()
     console.print(heading(diagnosis))
     console.print(diagnosis_table(diagnosis))
     for note in notes(diagnosis):
@@ -286,7 +294,7 @@ def heatmap(
     if as_json:
         _show(patches, True, x.answer)
     else:
-        Console().print(frame_table(peaks(patches), x.answer))
+        _output().print(frame_table(peaks(patches), x.answer))
         print(out)
 
 

@@ -201,19 +201,25 @@ def open_image(image: ImageLike) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            opened = Image.open(image) if isinstance(image, (str, Path)) else image
-            if not isinstance(opened, Image.Image):
+            if isinstance(image, (str, Path)):
+                with Image.open(image) as opened:
+                    return _decoded(opened, name)
+            if not isinstance(image, Image.Image):
                 raise ImageError(f"an image is a PIL image or a path, got {type(image).__name__}")
-            if (frames := getattr(opened, "n_frames", 1)) > 1:
-                raise ImageError(f"{name} is animated ({frames} frames); give one frame as a PIL image")
-            opened.load()
-            return _on_white(opened)
+            return _decoded(image, name)
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image that Pillow can read (empty or broken file?)") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"{name} cannot be decoded: {error}") from error
+
+
+def _decoded(opened: Image.Image, name: str) -> Image.Image:
+    if (frames := getattr(opened, "n_frames", 1)) > 1:
+        raise ImageError(f"{name} is animated ({frames} frames); give one frame as a PIL image")
+    opened.load()
+    return _on_white(opened)
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -252,10 +252,11 @@ def _read(readout: Readout, hidden: list[Tensor], answers: list[Tensor], rows: i
         others = logits.scatter(-1, place, -torch.inf).logsumexp(-1)
         numbers.append(torch.stack([chosen, chosen - logits.logsumexp(-1), chosen - others]).cpu())
     split = torch.cat(numbers, 1).split([h.shape[0] * h.shape[1] for h in hidden], 1)
-    return [
-        Scores(h, ids, *found.view(3, *h.shape[:2]), rows, readout)
-        for h, ids, found in zip(hidden, answers, split, strict=True)
-    ]
+    scores = []
+    for h, ids, found in zip(hidden, answers, split, strict=True):
+        logit, logprob, logodds = found.view(3, *h.shape[:2])
+        scores.append(Scores(h, ids, logit, logprob, logodds, rows, readout))
+    return scores
 
 
 # --- the plan and its execution -------------------------------------------------------------------

@@ -47,7 +47,8 @@ def frame_table(frame: pd.DataFrame, title: str, digits: int = 3) -> Table:
     """Any frame: numbers to the right, rounded."""
     table = Table(title=Text(title), title_justify="left", title_style="bold")
     for name in frame.columns:
-        table.add_column(str(name), justify="right" if pd.api.types.is_numeric_dtype(frame[name]) else "left")
+        justify = "right" if pd.api.types.is_numeric_dtype(frame[name]) else "left"
+        table.add_column(str(name), justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in frame.itertuples(index=False):
         table.add_row(*(_cell(value, digits) for value in row))
     return table
