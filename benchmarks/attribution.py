@@ -84,13 +84,20 @@ def main() -> None:
     options = parser.parse_args()
     vlm = li.load("reference")
     answers = correct_answers(vlm, options.answers, options.seed)
-    rows = [measured(vlm, x, item) for x, item in tqdm(answers, total=options.answers)]
+    rows: list[dict[str, float]] = []
+    for x, item in tqdm(answers, total=options.answers):
+        rows.append(measured(vlm, x, item))
+        if len(rows) % 10 == 0 or len(rows) == options.answers:  # a run that is cut keeps what it measured
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(summary(vlm, rows, options.seed), indent=2) + "\n")
+    print(options.out.read_text())
+
+
+def summary(vlm: li.HookedVLM, rows: list[dict[str, float]], seed: int) -> dict[str, object]:
+    """Means over the answers, and the largest of what must be nothing."""
     columns = {name: torch.tensor([float(row[name]) for row in rows]) for name in rows[0]}
-    summary = {name: round(float(c.max() if "largest" in name else c.mean()), 7) for name, c in columns.items()}
-    report = {"model": vlm.name, "weights": vlm.fingerprint, "answers": len(rows), "seed": options.seed, **summary}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    found = {name: round(float(c.max() if "largest" in name else c.mean()), 7) for name, c in columns.items()}
+    return {"model": vlm.name, "weights": vlm.fingerprint, "answers": len(rows), "seed": seed, **found}
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.report.sentences import dominant, sentence
 from lvlm_interp.results import Result
 
+Numbers = Mapping[str, float]
+"""Nats of `prior`, each role present and `total`."""
 STEPS = ("answer", "contrast", "credit", "heatmap")
 
 
@@ -47,6 +49,8 @@ class WordReport:
         index: its place among the words, from 0.
         word: its text and its tokens.
         odds, full: nats of `prior`, each role present and `total`, by the two values of `credit`.
+        asked: nats by `odds` once the question is asked: it is always visible, and `prior` is what the model would
+            say without looking.
         alternatives: the words that `odds` compares it with.
         with_logprob, without_logprob: log-probability of the whole word with and without the image, nats.
         delta: CAL's Δ summed over its tokens, raw logits.
@@ -57,8 +61,9 @@ class WordReport:
 
     index: int
     word: Word
-    odds: Mapping[str, float]
-    full: Mapping[str, float]
+    odds: Numbers
+    full: Numbers
+    asked: Numbers
     alternatives: tuple[str, ...]
     with_logprob: float
     without_logprob: float
@@ -144,10 +149,11 @@ class Diagnosis(Result):
         """One report for each word."""
         parts = split_words(self.contrast.tokens)
         named = [dataclasses.replace(part, text=text) for part, text in zip(parts, self.words, strict=True)]
-        odds, full = (_records(self.credit.with_value(value)) for value in ("odds", "full"))
-        return tuple(self._report(i, word, odds[i], full[i]) for i, word in enumerate(named))
+        odds = self.credit.with_value("odds")
+        rows = zip(*map(_records, (odds, self.credit.with_value("full"), odds.keeping("question"))), strict=True)
+        return tuple(self._report(i, word, *row) for i, (word, row) in enumerate(zip(named, rows, strict=True)))
 
-    def _report(self, index: int, word: Word, odds: Mapping[str, float], full: Mapping[str, float]) -> WordReport:
+    def _report(self, index: int, word: Word, odds: Numbers, full: Numbers, asked: Numbers) -> WordReport:
         def summed(name: str) -> float:
             return float(getattr(self.contrast, name)[word.start : word.stop].sum())
 
@@ -158,6 +164,7 @@ class Diagnosis(Result):
             word=word,
             odds=odds,
             full=full,
+            asked=asked,
             alternatives=tuple(text.strip() for text in self.credit.alternatives[index]),
             with_logprob=summed("with_logprob"),
             without_logprob=summed("without_logprob"),
@@ -214,6 +221,8 @@ def _row(report: WordReport) -> dict[str, Any]:
         "word": report.text,
         **report.odds,
         **{f"full_{name}": value for name, value in report.full.items()},
+        "asked_prior": report.asked["prior"],
+        "asked_image": report.asked["image"],
         "delta_nats": report.delta_nats,
         "with_logprob": report.with_logprob,
         "without_logprob": report.without_logprob,

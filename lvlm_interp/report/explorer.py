@@ -44,10 +44,15 @@ MEANING = (
     "An image token has mixed its surroundings before the language model reads it. A hot patch says that the token was "
     "read, not that the pixels under it alone would do; and none of this says through which layer or head.",
 )
-EXPLAIN = {
-    "odds": "Why this word rather than another: 0 is no better than the words it is compared with.",
-    "full": "Why this word rather than any word: 0 is a uniform guess over the vocabulary.",
+VALUES = {
+    "odds": ("odds", "Why this word rather than another: 0 is no better than the words it is compared with."),
+    "asked": (
+        "once asked",
+        "The same odds, but the question is always visible: the prior is what the model would say without looking.",
+    ),
+    "full": ("full", "Why this word rather than any word: 0 is a uniform guess over the vocabulary."),
 }
+"""What the bars can show, by the attribute of a word's report: its name on the page, and what it means."""
 
 
 def page(diagnoses: Diagnosis | Sequence[Diagnosis], title: str | None = None) -> str:
@@ -205,7 +210,7 @@ def _word(diagnosis: Diagnosis, report: WordReport, name: str) -> dict[str, Any]
             ("without it", percent(without)),
             ("Δ of the image", f"{signed(report.delta_nats)} nats"),
         ],
-        "values": [_value(report, "odds"), _value(report, "full")],
+        "values": [_value(report, name) for name in VALUES],
         "interactions": _interactions(diagnosis, report.index),
         "tokens": _tokens(diagnosis, report),
     }
@@ -235,8 +240,10 @@ def _value(report: WordReport, name: str) -> dict[str, Any]:
         }
         for part, value in numbers.items()
     ]
-    others = [other or BLANK for other in report.alternatives] if name == "odds" else []
-    return {"name": name, "zero": _places(100 * -low / span), "bars": bars, "explain": EXPLAIN[name], "others": others}
+    label, explain = VALUES[name]
+    others = [] if name == "full" else [other or BLANK for other in report.alternatives]
+    zero = _places(100 * -low / span)
+    return {"name": name, "label": label, "zero": zero, "bars": bars, "explain": explain, "others": others}
 
 
 def _places(number: float) -> str:
