@@ -7,6 +7,7 @@ mind. So for a correct answer to "What color is the X?" the image must carry the
 import argparse
 import json
 from collections.abc import Iterator
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ import lvlm_interp as li
 from lvlm_interp.methods.words import split_words
 from lvlm_interp.reference import make_scene
 from lvlm_interp.reference.scenes import Item
+
+CHUNK, SEEDS_EACH = 10, 1000  # answers of one task, and seeds that it may draw scenes from
 
 
 def correct_answers(vlm: li.HookedVLM, count: int, seed: int) -> Iterator[tuple[li.Inputs, Item]]:
@@ -76,19 +79,36 @@ def measured(vlm: li.HookedVLM, x: li.Inputs, item: Item) -> dict[str, float]:
     return row
 
 
+def opened() -> li.HookedVLM:
+    """The reference model, opened once in each worker."""
+    if not WORKER:
+        torch.set_num_threads(1)  # two workers of one thread do more than one of two
+        WORKER.append(li.load("reference"))
+    return WORKER[0]
+
+
+WORKER: list[li.HookedVLM] = []
+
+
+def chunk(first: int) -> list[dict[str, float]]:
+    """What is measured on the next answers from one seed on."""
+    vlm = opened()
+    return [measured(vlm, x, item) for x, item in correct_answers(vlm, CHUNK, first)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--answers", type=int, default=200)
     parser.add_argument("--seed", type=int, default=10_000)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "attribution.json")
     options = parser.parse_args()
-    vlm = li.load("reference")
-    answers = correct_answers(vlm, options.answers, options.seed)
-    rows: list[dict[str, float]] = []
-    for x, item in tqdm(answers, total=options.answers):
-        rows.append(measured(vlm, x, item))
-        if len(rows) % 10 == 0 or len(rows) == options.answers:  # a run that is cut keeps what it measured
-            options.out.parent.mkdir(parents=True, exist_ok=True)
+    vlm, rows = li.load("reference"), []
+    seeds = [options.seed + SEEDS_EACH * n for n in range(-(-options.answers // CHUNK))]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with get_context("spawn").Pool(options.workers) as pool:
+        for found in tqdm(pool.imap_unordered(chunk, seeds), total=len(seeds), desc=f"{CHUNK} answers each"):
+            rows += found  # a run that is cut keeps what it measured
             options.out.write_text(json.dumps(summary(vlm, rows, options.seed), indent=2) + "\n")
     print(options.out.read_text())
 
