@@ -47,6 +47,9 @@ OutDir = Annotated[Path, typer.Option("--out", help="Directory to write to; refu
 
 def main() -> NoReturn:
     """Run the command line: 0 done, 1 an error of the user's or the world's, 2 wrong usage, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter of an answer shows "?"
     try:
         app()
         code: Any = 0

@@ -1,5 +1,6 @@
 """What a diagnosis says, how it is drawn, and what is written."""
 
+import base64
 import dataclasses
 import errno
 import io
@@ -19,7 +20,7 @@ from lvlm_interp.errors import ImageError, InputError, OutputError
 from lvlm_interp.methods.credit import shares
 from lvlm_interp.model.inputs import Answer
 from lvlm_interp.report import diagnosis as diagnosing
-from lvlm_interp.report import explorer, export, figures, sentences
+from lvlm_interp.report import explorer, export, figures, pictures, sentences
 from lvlm_interp.report.palette import SUPPORTS
 from tests.made import made, made_map, with_odds
 
@@ -145,6 +146,12 @@ def test_save_and_load(tmp_path):
         li.PatchMap.load(tmp_path / "d.safetensors")
 
 
+def test_once_asked_the_question_is_always_visible():
+    """Coalition 1 of (question, image) sees the question alone, coalition 3 sees both."""
+    asked = with_odds(made(("Yes",)), 1.0, 2.0, 3.0, 5.0).reports[0].asked
+    assert asked == pytest.approx({"prior": 2.0, "image": 3.0, "total": 5.0})
+
+
 def test_to_dict_is_json():
     told = json.loads(json.dumps(made().to_dict(), allow_nan=False))
     assert told["words"] == ["Purple", "."] and told["image"]["size"] == [60, 40] and "picture" not in told
@@ -244,6 +251,20 @@ def test_heatmap_is_over_the_picture_and_checks_it():
         figures.heatmap(patches, picture=Image.new("RGB", (61, 40)))
     with pytest.raises(InputError, match="no token 1"):
         figures.heatmap(patches, 1)
+
+
+def test_a_faded_picture_has_no_colours_of_its_own():
+    purple = Image.new("RGB", (60, 40), "white")
+    purple.paste("#b020f0", (10, 10, 30, 30))
+    pale = np.asarray(pictures.faded(purple)).astype(int)
+    assert (pale == pale[..., :1]).all() and pale.min() > 100 and pale[20, 20, 0] < pale[0, 0, 0] - 30
+    assert pictures.faded(purple, 0.0) is purple
+
+
+def test_large_pictures_are_embedded_smaller():
+    uri = pictures.embedded(Image.effect_noise((3000, 1500), 90).convert("RGB"), 1024)
+    assert uri.startswith("data:image/jpeg;base64,")
+    assert Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).size == (1024, 512)
 
 
 def test_credit_bars_add_up():

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -16,17 +15,16 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup
-from PIL import Image
 
 from lvlm_interp.model.inputs import Box
 from lvlm_interp.report.diagnosis import Diagnosis, WordReport
 from lvlm_interp.report.palette import FAINT, OPACITY, OPPOSES, SOURCES, SUPPORTS
+from lvlm_interp.report.pictures import embedded, faded
 from lvlm_interp.report.sentences import box_text, grouped, percent, signed
 from lvlm_interp.results import Result
 
 LARGEST = 1024  # longer side, in pixels, of a picture in the page
 THUMBNAIL = 192
-SMALL = 512 * 512  # pixels up to which a picture is kept without loss
 MAPS_IN_NOTEBOOK = 6
 TITLE = "Where did each word come from?"
 BLANK = "⏎"  # what a word of blanks is shown as
@@ -100,7 +98,8 @@ def fragment(diagnosis: Diagnosis) -> str:
         word["color"] = SOURCES[word["source"]].color() if word["source"] in SOURCES else "#8a8a8a"
     about = diagnosis.provenance
     model = f"Model {about.model}, weights {about.weights}."
-    return _environment().get_template("notebook.html").render(s=section, maps=maps, model=model)
+    pale = embedded(faded(diagnosis.image), THUMBNAIL)
+    return _environment().get_template("notebook.html").render(s=section, maps=maps, pale=pale, model=model)
 
 
 @functools.cache
@@ -126,14 +125,15 @@ def _section(diagnosis: Diagnosis, name: str) -> dict[str, Any]:
     return {
         "id": name,
         "question": diagnosis.question,
-        "answer": diagnosis.answer,
+        "answer": diagnosis.answer + ("" if diagnosis.answer_generated else " (given)"),
         "given": _given(diagnosis),
         "finished": diagnosis.answer_finished,
         "words": words,
         "content": [word for word in words if word["content"]],
         "first": first,
-        "picture": _embedded(diagnosis.image, LARGEST),
-        "thumbnail": _embedded(diagnosis.image, THUMBNAIL),
+        "picture": embedded(diagnosis.image, LARGEST),
+        "pale": embedded(faded(diagnosis.image), LARGEST),
+        "thumbnail": embedded(diagnosis.image, THUMBNAIL),
         "size": diagnosis.image.size,
         "map": _map(diagnosis, first) if mapped else None,
         "no_map": diagnosis.no_map,
@@ -241,7 +241,7 @@ def _value(report: WordReport, name: str) -> dict[str, Any]:
         for part, value in numbers.items()
     ]
     label, explain = VALUES[name]
-    others = [] if name == "full" else [other or BLANK for other in report.alternatives]
+    others = [] if name == "full" else list(dict.fromkeys(other or BLANK for other in report.alternatives))
     zero = _places(100 * -low / span)
     return {"name": name, "label": label, "zero": zero, "bars": bars, "explain": explain, "others": others}
 
@@ -350,13 +350,3 @@ def _data(diagnosis: Diagnosis, words: int) -> dict[str, Any]:
 
 def _short(values: Sequence[float]) -> Iterator[float]:
     return (float(f"{value:.4g}") for value in values)
-
-
-def _embedded(picture: Image.Image, longest: int) -> str:
-    """A picture as a data URI; large ones are made smaller, and with some loss."""
-    small = picture.copy()
-    small.thumbnail((longest, longest))
-    kind = "PNG" if small.width * small.height <= SMALL else "JPEG"
-    stream = io.BytesIO()
-    small.save(stream, kind, quality=88)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"

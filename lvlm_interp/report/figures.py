@@ -24,6 +24,7 @@ from lvlm_interp.methods.contrast import Contrast
 from lvlm_interp.methods.credit import CreditSplit
 from lvlm_interp.methods.patches import PatchMap
 from lvlm_interp.report.palette import FAINT, OPACITY, OPPOSES, SOURCES, SUPPORTS
+from lvlm_interp.report.pictures import faded
 
 INK = "#222222"
 CLASS_COLORS = {"correlated": SUPPORTS, "irrelevant": "#9a9a9a", "contradictory": OPPOSES}
@@ -36,7 +37,7 @@ def heatmap(
     ax: Axes | None = None,
     *,
     limit: float | None = None,
-    fade: float = 0.6,
+    fade: float = 0.55,
     mark_peak: bool = True,
     colorbar: bool = True,
     title: str | None = None,
@@ -64,7 +65,7 @@ def heatmap(
     ax = _axes(ax, 4.6, 4.0)
     width, height = patch_map.size
     if picture is not None:
-        ax.imshow(_faded(picture, fade), extent=(0, width, height, 0), interpolation="antialiased")
+        ax.imshow(faded(picture, fade), extent=(0, width, height, 0), interpolation="antialiased")
     largest = limit or max(FAINT, float(np.abs(values).max()))
     scale = Normalize(-largest, largest)
     ax.add_collection(_tiles(boxes, values, scale))
@@ -210,14 +211,6 @@ def _legend_below(ax: Axes, colors: Mapping[str, str], diamond: str | None = Non
         handlelength=1.2,
         columnspacing=1.2,
     )
-
-
-def _faded(picture: Image.Image, fade: float) -> Image.Image:
-    """Drained of colour and mixed with white."""
-    if not fade:
-        return picture
-    grey = picture.convert("L").convert("RGB")
-    return Image.blend(grey, Image.new("RGB", picture.size, "white"), fade)
 
 
 def literal(text: str) -> str:
