@@ -68,7 +68,7 @@ def test_relations_are_half_true():
 
 def test_training_never_sees_held_out_seeds():
     settings = train.Settings()
-    drawn = [train.step_scenes(step, settings)[0].seed for step in (0, settings.steps - 1)]
+    drawn = [train.step_scenes(step, settings)[0].seed for step in (0, settings.tune.steps, settings.steps - 1)]
     assert all(seed in scenes.TRAINING_SEEDS for seed in (*drawn, scenes.TRAINING_SEEDS.start))
     assert scenes.TRAINING_SEEDS.start > train.HELD_OUT
 

@@ -1,11 +1,14 @@
 """Train the adapter of the reference LVLM: `python -m lvlm_interp.reference.train --out RUN`.
 
-Two stages, after LLaVA (Liu et al. 2023, section 4.2):
+Three stages, the first two after LLaVA (Liu et al. 2023, section 4.2):
 
 1. *Align*: only the projector learns; each patch is regressed onto the input embedding of the word it shows.
 2. *Tune*: projector and LoRA learn to answer questions. The questions of a scene share its image through a block
    attention mask, each at the positions that it would have alone; the loss is on answer tokens only. Every step draws
    fresh scenes, so that no scene is seen twice.
+3. *Drop*: as tuning, with the question, the image or both hidden from some answers. So a model with a role hidden
+   answers by what is left, p(answer | what is seen), and not at random: the counterfactuals of this package are then in
+   distribution (Covert et al. 2021, Explaining by Removing: missingness during training). Only LoRA learns.
 
 Stopped at any moment, the same command goes on from the last checkpoint. Needs the extra `lvlm-interp[train]`.
 """
@@ -16,12 +19,13 @@ import argparse
 import functools
 import json
 import os
+import random
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -46,9 +50,23 @@ from lvlm_interp.reference.base_weights import load_language_model, load_tokeniz
 from lvlm_interp.reference.scenes import Scene
 
 GRID = scenes.SIZE // PATCH
-ASKED_AT_MOST = {"objects": 1, "name": 1, "place": 1, "color": 1, "yes/no": 4}
+ASKED_AT_MOST = {"objects": 1, "name": 1, "place": 1, "color": 1}  # of a scene; for yes/no see `Stage`
 HELD_OUT = 500_000  # seeds of the scenes that the learning curve is measured on
 IGNORED = -100
+IMAGE, QUESTION = 1, 2  # sources that the last stage hides, as bits
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of steps: rates warm up and then decay linearly; of each question, roles are hidden with these chances."""
+
+    steps: int
+    scenes: int = 16
+    yes_no: int = 4
+    projector_rate: float = 5e-4
+    lora_rate: float = 8e-4
+    hidden_question: float = 0.0
+    hidden_image: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,15 +77,24 @@ class Settings:
     align_scenes: int = 4800
     align_epochs: int = 10
     align_rate: float = 2e-3
-    steps: int = 425
-    scenes_per_step: int = 16
-    projector_rate: float = 5e-4
-    lora_rate: float = 8e-4
+    tune: Stage = Stage(425)
+    drop: Stage = Stage(
+        100, scenes=8, yes_no=1, projector_rate=0.0, lora_rate=3e-4, hidden_question=0.25, hidden_image=0.1
+    )
     warmup: int = 20
     final_rate: float = 0.02
     evaluate_every: int = 100
     checkpoint_every: int = 25
     held_out_scenes: int = 192
+
+    @property
+    def steps(self) -> int:
+        """Steps of both stages together."""
+        return self.tune.steps + self.drop.steps
+
+    def at(self, step: int) -> tuple[Stage, int]:
+        """The stage of a step, and which of its steps this is."""
+        return (self.tune, step) if step < self.tune.steps else (self.drop, step - self.tune.steps)
 
 
 @dataclass(frozen=True)
@@ -139,8 +166,22 @@ class Learner(nn.Module):
         """What ships: the projector on raw features and the LoRA matrices, in float16."""
         state = {f"projector.{k}": v for k, v in folded(self.projector, self.mean, self.std).items()}
         for name, tensor in self.lora.items():
-            state[name.removeprefix("base_model.model.model.").replace(".default.weight", "")] = tensor.detach()
+            state[_short(name)] = tensor.detach()
         return {k: v.to(torch.float16).contiguous() for k, v in state.items()}
+
+    @torch.no_grad()
+    def load_adapter(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from an adapter that `adapter` wrote; its projector takes raw features, so whitening is undone."""
+        self.mean.zero_()
+        self.std.fill_(1)
+        for name, parameter in self.projector.named_parameters(prefix="projector"):
+            parameter.copy_(state[name])
+        for name, parameter in self.lora.items():
+            parameter.copy_(state[_short(name)])
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("base_model.model.model.").replace(".default.weight", "")
 
 
 def _pixels(scene: Scene) -> Tensor:
@@ -151,9 +192,9 @@ def _pixels(scene: Scene) -> Tensor:
 # --- packing --------------------------------------------------------------------------------------
 
 
-def sample_questions(scene: Scene) -> list[scenes.Question]:
+def sample_questions(scene: Scene, yes_no: int) -> list[scenes.Question]:
     """A mix of kinds, so that yes/no questions do not crowd out the rest."""
-    left, chosen = dict(ASKED_AT_MOST), []
+    left, chosen = ASKED_AT_MOST | {"yes/no": yes_no}, []
     for question in scene.questions():
         if left[question.kind]:
             left[question.kind] -= 1
@@ -161,33 +202,67 @@ def sample_questions(scene: Scene) -> list[scenes.Question]:
     return chosen
 
 
-def pack(learner: Learner, scene: Scene) -> tuple[list[int], list[int], list[int], list[int], list[str]]:
-    """Token ids, positions, question number (0: shared prefix) and label of every row; kinds of the questions."""
+class Packed(NamedTuple):
+    """Every row of a scene and its questions, and the kinds of the questions.
+
+    `block` is the number of the question (0: shared prefix), `source` what the row is part of (`IMAGE`, `QUESTION` or
+    0), `hidden` which of those it does not see (their sum).
+    """
+
+    ids: list[int]
+    positions: list[int]
+    block: list[int]
+    labels: list[int]
+    source: list[int]
+    hidden: list[int]
+    kinds: list[str]
+
+
+def pack(learner: Learner, scene: Scene, stage: Stage) -> Packed:
+    """The scene with its questions; what is hidden from each is drawn from the scene's seed."""
+    rng = random.Random(f"hide:{scene.seed}")
     before, after = PROMPT.split("{image}")
-    ids = learner.ids(before) + [0] * GRID**2
-    shared = len(ids)
-    positions, blocks, labels = list(range(shared)), [0] * shared, [IGNORED] * shared
-    questions = sample_questions(scene)
-    for number, question in enumerate(questions, 1):
-        asked = learner.ids(after.format(question=question.text))
+    first = learner.ids(before)
+    shared = len(first) + GRID**2
+    source = [0] * len(first) + [IMAGE] * GRID**2
+    row = Packed(first + [0] * GRID**2, list(range(shared)), [0] * shared, [IGNORED] * shared, source, [0] * shared, [])
+    for number, question in enumerate(sample_questions(scene, stage.yes_no), 1):
+        asked, is_question = _asked(learner, after, question.text)
         answer = learner.ids(question.answer + END)
-        ids += asked + answer
-        positions += range(shared, shared + len(asked) + len(answer))
-        blocks += [number] * (len(asked) + len(answer))
-        labels += [IGNORED] * len(asked) + answer
-    return ids, positions, blocks, labels, [q.kind for q in questions]
+        length = len(asked) + len(answer)
+        row.ids.extend(asked + answer)
+        row.positions.extend(range(shared, shared + length))
+        row.block.extend([number] * length)
+        row.labels.extend([IGNORED] * len(asked) + answer)
+        row.source.extend([QUESTION * i for i in is_question] + [0] * len(answer))
+        row.hidden.extend([_hidden(rng, stage)] * length)
+        row.kinds.append(question.kind)
+    return row
 
 
-def collate(learner: Learner, batch: Sequence[Scene]) -> Batch:
-    packed = [pack(learner, scene) for scene in batch]
-    length = max(len(row[0]) for row in packed)
-    ids, positions, blocks, labels = (
+def _hidden(rng: random.Random, stage: Stage) -> int:
+    return QUESTION * (rng.random() < stage.hidden_question) + IMAGE * (rng.random() < stage.hidden_image)
+
+
+def _asked(learner: Learner, template: str, question: str) -> tuple[list[int], list[bool]]:
+    """Tokens of a question in its template, and which of them are the question's own."""
+    start = template.index("{question}")
+    found = learner.tokenizer(template.format(question=question), add_special_tokens=False, return_offsets_mapping=True)
+    inside = [start <= a < start + len(question) for a, _ in found.offset_mapping]
+    return found.input_ids, inside
+
+
+def collate(learner: Learner, batch: Sequence[Scene], stage: Stage) -> Batch:
+    packed = [pack(learner, scene, stage) for scene in batch]
+    length = max(len(row.ids) for row in packed)
+    ids, positions, block, labels, source, hidden = (
         torch.tensor([row[i] + [fill] * (length - len(row[i])) for row in packed])
-        for i, fill in enumerate((0, 0, -1, IGNORED))
+        for i, fill in enumerate((0, 0, -1, IGNORED, 0, 0))
     )
-    same = (blocks[:, None, :] == 0) | (blocks[:, None, :] == blocks[:, :, None])
-    see = torch.tril(torch.ones(length, length, dtype=torch.bool)) & same
-    return Batch(learner.features(batch), ids, positions, labels, see[:, None], [row[4] for row in packed])
+    same = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])
+    shown = (source[:, None, :] & hidden[:, :, None]) == 0
+    see = torch.tril(torch.ones(length, length, dtype=torch.bool)) & same & shown
+    return Batch(learner.features(batch), ids, positions, labels, see[:, None], [row.kinds for row in packed])
 
 
 # --- stage 1: align -------------------------------------------------------------------------------
@@ -255,25 +330,32 @@ def align(learner: Learner, settings: Settings) -> None:
 
 def step_scenes(step: int, settings: Settings) -> list[Scene]:
     """The scenes of a step: never seen before, and the same whenever the step is run."""
-    first = scenes.TRAINING_SEEDS.start * (2 + settings.seed) + step * settings.scenes_per_step
-    return list(scenes.make_scenes(settings.scenes_per_step, first))
+    first = scenes.TRAINING_SEEDS.start * (2 + settings.seed) + step * settings.tune.scenes
+    return list(scenes.make_scenes(settings.at(step)[0].scenes, first))
 
 
 def answer_logits(learner: Learner, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits of the rows that predict an answer token `[answer token, vocabulary]`, and those tokens."""
     labels = batch.labels[:, 1:]
     on = labels != IGNORED
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=_has_bfloat16()):
         states = learner.hidden(batch)[:, :-1][on]
         return learner.language.get_base_model().lm_head(states).float(), labels[on]
 
 
+@functools.cache
+def _has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 itself; where it is emulated, a step takes minutes."""
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def tune_step(learner: Learner, optimizer: torch.optim.Optimizer, step: int, settings: Settings) -> float:
-    progress = step / settings.steps
-    scale = min(1.0, (step + 1) / settings.warmup) * max(settings.final_rate, 1 - progress)
-    for group, rate in zip(optimizer.param_groups, (settings.projector_rate, settings.lora_rate), strict=True):
+    stage, done = settings.at(step)
+    scale = min(1.0, (done + 1) / settings.warmup) * max(settings.final_rate, 1 - done / stage.steps)
+    for group, rate in zip(optimizer.param_groups, (stage.projector_rate, stage.lora_rate), strict=True):
         group["lr"] = rate * scale
-    logits, labels = answer_logits(learner, collate(learner, step_scenes(step, settings)))
+    batch = collate(learner, step_scenes(step, settings), stage)
+    logits, labels = answer_logits(learner, batch)
     loss = nn.functional.cross_entropy(logits, labels)
     optimizer.zero_grad()
     loss.backward()
@@ -292,7 +374,7 @@ def evaluate(learner: Learner, settings: Settings) -> dict[str, float]:
     right: dict[str, list[bool]] = defaultdict(list)
     end = learner.tokenizer.convert_tokens_to_ids(END)
     for first in range(HELD_OUT, HELD_OUT + settings.held_out_scenes, 16):
-        batch = collate(learner, list(scenes.make_scenes(16, first)))
+        batch = collate(learner, list(scenes.make_scenes(16, first)), settings.tune)
         logits, labels = answer_logits(learner, batch)
         hit, ends = logits.argmax(-1) == labels, (labels == end).nonzero().flatten() + 1
         answers = hit.tensor_split(ends)[:-1]
@@ -314,7 +396,7 @@ def tune(learner: Learner, settings: Settings, out: Path) -> None:
             pace = (time.time() - start) / (step + 1 - done)
             print(f"step {step + 1}: loss {average:.3f}, {pace:.1f} s a step", flush=True)
             checkpoint(learner, optimizer, parameters, step + 1, out)
-        if (step + 1) % settings.evaluate_every == 0 or step + 1 == settings.steps:
+        if (step + 1) % settings.evaluate_every == 0 or step + 1 in (settings.tune.steps, settings.steps):
             record = {"step": step + 1, "loss": round(average, 4), **evaluate(learner, settings)}
             with (out / "curve.jsonl").open("a") as log:
                 print(json.dumps(record), file=log)
@@ -361,18 +443,22 @@ def resume(
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Train the adapter of the reference LVLM.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; resumed if it holds one")
-    parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--seed", type=int, default=Settings.seed)
+    parser.add_argument("--tuned", type=Path, help="an adapter that is tuned already: begin with the last stage")
     options = parser.parse_args(arguments)
-    settings = Settings(steps=options.steps, seed=options.seed)
+    settings = Settings(seed=options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "settings.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
     torch.manual_seed(settings.seed)
     learner = Learner()
     if not (options.out / "checkpoint.safetensors").exists():
-        align(learner, settings)
+        if options.tuned:
+            learner.load_adapter(load_file(options.tuned))
+        else:
+            align(learner, settings)
         named = {**dict(learner.projector.named_parameters(prefix="projector")), **learner.lora}
-        checkpoint(learner, torch.optim.AdamW(learner.parameters()), named, 0, options.out)
+        done = settings.tune.steps if options.tuned else 0
+        checkpoint(learner, torch.optim.AdamW(learner.parameters()), named, done, options.out)
     tune(learner, settings, options.out)
     save_file(learner.adapter(), options.out / "adapter.safetensors")
     print(f"wrote {options.out / 'adapter.safetensors'}")
