@@ -31,20 +31,28 @@ class ImageView:
 
     Attributes:
         positions: positions of its tokens in `input_ids`, `[token]`.
-        grid: rows and columns of its tokens, or None where tokens have no place in the picture.
-        patches: box of every token in pixels of the *original* image (left, top, right, bottom), in the
-            order of `positions`; None where there is no grid.
+        patches: box of every token in pixels of the *original* image (left, top, right, bottom), in the order of
+            `positions`; None for a token without a place (a row's end, a resampled token), and None as a whole where
+            the original image is not known.
+        cells: the tokens of the one rectangular grid that a heatmap is drawn on, as indices into `positions`,
+            `[row, column]`; None where there is no grid. Where a family cuts an image into tiles, the tiles laid
+            together, not the thumbnail.
         picture: the original image, or None if only processed pixels were given.
     """
 
     positions: Int[Tensor, " token"]
-    grid: tuple[int, int] | None = None
-    patches: tuple[Box, ...] | None = None
+    patches: tuple[Box | None, ...] | None = None
+    cells: Int[Tensor, "row column"] | None = None
     picture: Image.Image | None = field(default=None, repr=False)
 
     @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the grid, or None where tokens have no place in the picture."""
+        return None if self.cells is None else (self.cells.shape[0], self.cells.shape[1])
+
+    @property
     def has_grid(self) -> bool:
-        return self.grid is not None
+        return self.cells is not None
 
 
 @dataclass(frozen=True, eq=False)

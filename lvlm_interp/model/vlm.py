@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.model import prompt
 from lvlm_interp.model.capture import Capture, Edit, recording
+from lvlm_interp.model.choice import Positions, Reduction, choose, depths_of, in_layers
 from lvlm_interp.model.families import Family, family_of
 from lvlm_interp.model.inputs import Answer, ImageLike, ImageView, Inputs, Role, open_image
 from lvlm_interp.model.readout import Readout
@@ -223,22 +224,23 @@ class HookedVLM:
             if len(pictures) or len(positions):
                 raise InputError(f"{len(pictures)} images but {len(positions)} image tokens in the prompt")
             return ()
-        if len(positions) % len(pictures):
-            raise InputError(f"{len(positions)} image tokens do not divide among {len(pictures)} images")
         pixels = model_inputs["pixel_values"]
         patch = self.model.config.vision_config.patch_size
         grid = pixels.shape[-2] // patch, pixels.shape[-1] // patch
-        each = positions.view(len(pictures), -1)
-        if each.shape[1] != grid[0] * grid[1]:  # a class token among them, say: no token has a certain place
-            return tuple(ImageView(rows, picture=p) for rows, p in zip(each, pictures, strict=True))
-        return tuple(self._view(rows, p, grid, pixels) for rows, p in zip(each, pictures, strict=True))
+        return tuple(
+            self._view(rows, p, grid, pixels)
+            for rows, p in zip(_split(positions, len(pictures)), pictures, strict=True)
+        )
 
     def _view(self, positions: Tensor, picture: Image | None, grid: tuple[int, int], pixels: Tensor) -> ImageView:
+        if len(positions) != grid[0] * grid[1]:  # a class token among them, say: no token has a certain place
+            return ImageView(positions, picture=picture)
+        cells = torch.arange(len(positions)).view(grid)
         if picture is None:
-            return ImageView(positions, grid)
+            return ImageView(positions, cells=cells)
         processed = pixels.shape[-2], pixels.shape[-1]
         boxes = self.family.pixel_map(self.processor.image_processor, picture, processed, grid)
-        return ImageView(positions, grid, boxes, picture)
+        return ImageView(positions, boxes, cells, picture)
 
     def token_strings(self, ids: Iterable[int]) -> tuple[str, ...]:
         """What each token reads as on its own; `<5>` for id 5 where there is no tokenizer."""
@@ -289,26 +291,75 @@ class HookedVLM:
         """The plain model's logits, with nothing hooked."""
         return self.model(**x.model_inputs, use_cache=False).logits
 
-    @torch.no_grad()
-    def capture(self, x: Inputs, sites: str | Iterable[str], edits: Mapping[str, Edit] | None = None) -> Capture:
-        """One forward pass; returns the activations at the sites.
+    def capture(
+        self,
+        x: Inputs,
+        sites: str | Iterable[str],
+        *,
+        positions: Positions | None = None,
+        layers: int | Iterable[int] | None = None,
+        heads: int | Iterable[int] | None = None,
+        reduce: Reduction | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        grad: bool = False,
+        edits: Mapping[str, Edit] | None = None,
+    ) -> Capture:
+        """One forward pass; returns the activations at the sites, and holds nothing else of them in memory.
+
+        Only blocks whose attention function is read at a site compute attention step by step; the rest stay on the
+        model's own kernel.
 
         Args:
             x: what to run.
             sites: names or globs (`blocks.*.hook_resid_post`); `vlm.sites` lists all.
-            edits: site name → function of its value, which is replaced by what the function returns.
+            positions: which positions of the prompt are kept: roles (`"answer"`), indices, or a bool mask; the rows, of
+                patterns. The logits too are those of these positions.
+            layers: of the sites, those in these blocks only; negative numbers count from the last.
+            heads: which heads are kept, along the site's own axis: in grouped-query attention k and v have fewer.
+            reduce: `"mean"` over the (chosen) positions, or the `"last"` of them; that axis goes away.
+            dtype: what is kept is converted to this type; a mean is computed in it.
+            device: where what is kept goes.
+            grad: keep the graph. The logits can then be differentiated with respect to what is kept (as long as it is
+                not reduced or converted), also inside `torch.no_grad()` and where all weights are frozen.
+            edits: site name or glob → function of its whole value, which is replaced by what the function returns.
 
         Returns:
             site name → tensor `[batch, position, …]`, patterns `[batch, head, row, key]`; see `model.sites`. The logits
-            of the same pass are under `logits`.
+            of the same pass are under `logits`, never reduced.
 
         Raises:
-            SiteError: a name matches nothing, or a site did not fire.
+            SiteError: a name matches nothing, a site did not fire or was written over, a layer or head that is not
+                there, or positions or heads asked of a site that has none to choose among.
+            InputError: positions out of range, or an unknown reduction.
+            VisibilityError: an unknown role.
         """
-        changes = {match(self.sites, name)[0]: edit for name, edit in (edits or {}).items()}
-        with recording(self.model, match(self.sites, sites), changes) as found:
+        chosen = match(self.sites, sites)
+        if layers is not None:
+            chosen = in_layers(chosen, depths_of(self.sites.values()), layers)
+        choice = choose(x, chosen, positions, heads, reduce, dtype, device, grad)
+        changes = {site: edit for name, edit in (edits or {}).items() for site in match(self.sites, name)}
+        with (
+            torch.inference_mode(False),
+            torch.set_grad_enabled(grad),
+            recording(self.model, chosen, choice, changes) as found,
+        ):
             logits = self.model(**x.model_inputs, use_cache=False).logits
-        return Capture({**found, "logits": logits})
+        return Capture({**found, "logits": choice.of_logits(logits)}, choice)
+
+
+def _split(positions: Tensor, images: int) -> tuple[Tensor, ...]:
+    """The image tokens of each image: runs of neighbours if there are as many as images, else equal shares.
+
+    Raises:
+        InputError: neither tells which token belongs to which image.
+    """
+    breaks = (positions.diff() != 1).nonzero().flatten() + 1
+    if len(breaks) + 1 == images:
+        return tuple(positions.tensor_split(breaks))
+    if len(positions) % images:
+        raise InputError(f"{len(positions)} image tokens do not divide among {images} images")
+    return tuple(positions.view(images, -1))
 
 
 def wrap(model: nn.Module, processor: Any = None, name: str | None = None) -> HookedVLM:
