@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from lvlm_interp.errors import SiteError
 from lvlm_interp.model.attention import Tap, tapped
+from lvlm_interp.model.choice import Choice
 from lvlm_interp.model.sites import Site
 
 Edit = Callable[[Tensor], Tensor]
@@ -22,10 +23,14 @@ Visit = Callable[[Tensor], Tensor]
 
 
 class Capture(Mapping[str, Tensor]):
-    """Recorded activations: site name → tensor, as the table in `model.sites` gives its shape."""
+    """Recorded activations: site name → tensor, as the table in `model.sites` gives its shape.
 
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        self._values = dict(values)
+    Attributes:
+        choice: what of every value was kept.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], choice: Choice) -> None:
+        self._values, self.choice = dict(values), choice
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._values:
@@ -70,15 +75,21 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
 
 @contextlib.contextmanager
 def recording(
-    model: PreTrainedModel, sites: Iterable[Site], edits: Mapping[Site, Edit] | None = None
+    model: PreTrainedModel, sites: Iterable[Site], choice: Choice, edits: Mapping[Site, Edit] | None = None
 ) -> Iterator[dict[str, Tensor]]:
-    """Within the `with`, the yielded dictionary fills with the values at the sites (after edits, detached)."""
-    edits, found = edits or {}, {}
+    """Within the `with`, the yielded dictionary fills with what is chosen of the values at the sites, after edits.
+
+    Raises:
+        SiteError: on leaving without another error, if a site did not fire, or if what was recorded there has been
+            written over since (nothing is copied that need not be, so that would show in the record).
+    """
+    edits, found, versions = edits or {}, {}, {}
 
     def visit(site: Site) -> Visit:
         def record(value: Tensor) -> Tensor:
             value = edits[site](value) if site in edits else value
-            found[site.name] = value.detach()
+            found[site.name], value = choice.taken(site.name, value)
+            versions[site.name] = found[site.name]._version
             return value
 
         return record
@@ -87,6 +98,11 @@ def recording(
     silent_edits = {site: edit for site, edit in edits.items() if site not in recorded}
     with visiting(model, {**silent_edits, **recorded}):
         yield found
+    if written := [name for name, value in found.items() if value._version != versions[name]]:
+        raise SiteError(
+            f"{written} changed in place after being recorded, by an edit or by the model itself; let edits return new "
+            "tensors, or give positions=range(…), which copies what it keeps"
+        )
 
 
 def _noting(name: str, visit: Visit, fired: set[str]) -> Visit:

@@ -1,0 +1,233 @@
+"""What of each site a capture keeps: layers, positions, heads, a mean, a number type. Pure: nothing is hooked here.
+
+Whatever is not kept is let go as soon as the model has moved on, so memory holds only what was chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lvlm_interp.errors import InputError, SiteError
+from lvlm_interp.model.inputs import Inputs
+from lvlm_interp.model.sites import Site
+
+Reduction = Literal["mean", "last"]
+Positions = str | Iterable[str] | Iterable[int] | Tensor
+"""Roles (`"answer"`, `["image", "question"]`), indices (negative: from the end), or a bool mask `[position]`."""
+
+# Axes of (positions, heads), counted from the last: a vision tower may have no batch axis in front.
+_PER_HEAD = {f"hook_{name}": (-3, -2) for name in ("q", "k", "v", "z", "rot_q", "rot_k")}
+_AXES = {**_PER_HEAD, "hook_pattern": (-2, -3), "hook_attn_scores": (-2, -3)}
+_OF_THE_PROMPT = ("blocks.", "ln_final.")
+_KEYS = ("hook_k", "hook_v", "hook_rot_k")
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What is kept of every site's value.
+
+    Attributes:
+        length: positions of the prompt that the indices refer to.
+        positions: the chosen ones, in the order in which they are kept; None keeps all.
+        heads: the chosen ones, along the site's own axis of heads; None keeps all.
+        reduce: the mean over the chosen positions, or the last of them; the axis goes away.
+        dtype: what is kept is converted to this; a mean is computed in it.
+        device: what is kept is moved there.
+        grad: keep the graph, see `taken`.
+    """
+
+    length: int
+    positions: Int[Tensor, " position"] | None = None
+    heads: Int[Tensor, " head"] | None = None
+    reduce: Reduction | None = None
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+    grad: bool = False
+
+    def of_logits(self, logits: Float[Tensor, "batch position vocabulary"]) -> Float[Tensor, "batch kept vocabulary"]:
+        """What is kept of the logits: the same positions, unreduced."""
+        axes = [] if self.positions is None else [(1, self.positions.to(logits.device))]
+        return _selected(logits, axes).to(device=self.device, dtype=self.dtype)
+
+    def taken(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
+        """What is kept of a site's value, and the value that the model goes on with.
+
+        With `grad`, the model goes on with a value that *contains* the kept part, so that the logits can be
+        differentiated with respect to it, also where no weight requires a gradient. A reduction or conversion comes
+        after that: it can be differentiated, but the logits do not depend on it.
+        """
+        axes = self._axes(name, value)
+        if not self.grad:
+            return _owned(self._finished(name, _selected(value.detach(), axes))), value
+        value = value if value.requires_grad else value.detach().requires_grad_()
+        part = _selected(value, axes)
+        part.retain_grad()
+        return self._finished(name, part), _put_back(value, axes, part)
+
+    def _axes(self, name: str, value: Tensor) -> list[tuple[int, Tensor]]:
+        positions, heads = _AXES.get(name.rpartition(".")[2], (-2, 0))
+        if self.positions is not None and value.shape[positions] != self.length:
+            raise SiteError(
+                f"{name!r} has {value.shape[positions]} positions where the prompt has {self.length}: "
+                "positions= cannot choose among them; capture it without"
+            )
+        if self.heads is not None and int(self.heads.max()) >= value.shape[heads]:
+            raise SiteError(
+                f"head {int(self.heads.max())} was asked for, but {name!r} has {value.shape[heads]} heads "
+                f"(0 to {value.shape[heads] - 1}); keys and values of grouped-query attention have fewer than queries"
+            )
+        both = ((positions, self.positions), (heads, self.heads))
+        return [(axis, index.to(value.device)) for axis, index in both if index is not None]
+
+    def _finished(self, name: str, part: Tensor) -> Tensor:
+        axis = _AXES.get(name.rpartition(".")[2], (-2, 0))[0]
+        if self.reduce == "mean":
+            part = part.mean(axis, dtype=self.dtype)
+        elif self.reduce == "last":
+            part = part.select(axis, -1)
+        return part.to(device=self.device, dtype=self.dtype)
+
+
+def _selected(value: Tensor, axes: Sequence[tuple[int, Tensor]]) -> Tensor:
+    for axis, index in axes:
+        value = value.index_select(axis, index)
+    return value
+
+
+def _put_back(value: Tensor, axes: Sequence[tuple[int, Tensor]], part: Tensor) -> Tensor:
+    """The value with its selected part replaced by `part`."""
+    if not axes:
+        return part
+    (axis, index), rest = axes[0], axes[1:]
+    return value.index_copy(axis, index, _put_back(value.index_select(axis, index), rest, part))
+
+
+def _owned(part: Tensor) -> Tensor:
+    """A copy where the tensor is a view that would keep a larger one in memory."""
+    return part.clone() if part.untyped_storage().nbytes() > part.nbytes else part
+
+
+def choose(
+    x: Inputs,
+    sites: Sequence[Site],
+    positions: Positions | None = None,
+    heads: int | Iterable[int] | None = None,
+    reduce: Reduction | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    grad: bool = False,
+) -> Choice:
+    """The options of a capture, checked against the example and the sites.
+
+    Raises:
+        InputError: an unknown reduction, a position out of range, or no position at all.
+        VisibilityError: an unknown role.
+        SiteError: a site that has no heads, or whose positions are not those of the prompt.
+    """
+    if reduce not in (None, *get_args(Reduction)):
+        raise InputError(
+            f"reduce={reduce!r} is not known; these are: None, {', '.join(map(repr, get_args(Reduction)))}"
+        )
+    if positions is not None:
+        _refuse(sites, _off_the_prompt, "have positions of their own, so positions= cannot choose among them")
+    if heads is not None:
+        _refuse(sites, _headless, f"have no heads, so heads= cannot choose among them; {sorted(_AXES)} do")
+    return Choice(
+        x.length,
+        None if positions is None else indices(x, positions),
+        None if heads is None else _head_indices([heads] if isinstance(heads, int) else heads),
+        reduce,
+        dtype,
+        None if device is None else torch.device(device),
+        grad,
+    )
+
+
+def _off_the_prompt(name: str) -> bool:
+    return not name.startswith(_OF_THE_PROMPT) or ("cross_attn" in name and name.endswith(_KEYS))
+
+
+def _headless(name: str) -> bool:
+    return name.rpartition(".")[2] not in _AXES
+
+
+def _refuse(sites: Sequence[Site], wrong: Callable[[str], bool], why: str) -> None:
+    if found := [site.name for site in sites if wrong(site.name)]:
+        some = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        raise SiteError(f"{some} {why}; capture these sites in a call of their own")
+
+
+def indices(x: Inputs, positions: Positions) -> Int[Tensor, " position"]:
+    """Positions of an example as indices: those of roles in the prompt's order, indices in the order given.
+
+    Raises:
+        InputError: out of range, a mask of another length, or none at all.
+        VisibilityError: an unknown role.
+    """
+    asked = [positions] if isinstance(positions, str) else positions
+    listed = asked.flatten() if isinstance(asked, Tensor) else list(asked)
+    if not len(listed):
+        raise InputError("no position was asked for; positions=None keeps all")
+    if isinstance(listed, list) and isinstance(listed[0], str):
+        listed = x.where(*listed)
+    found = torch.as_tensor(listed).cpu()
+    if found.dtype == torch.bool:
+        if len(found) != x.length:
+            raise InputError(f"a mask over {len(found)} positions does not fit an example of {x.length}")
+        found = found.nonzero().flatten()
+    if not len(found):
+        raise InputError(f"no position of this example is in {asked!r}; it has the roles {list(x.present)}")
+    if int(found.min()) < -x.length or int(found.max()) >= x.length:
+        raise InputError(f"positions {found.tolist()} do not all lie in an example of {x.length} (0 to {x.length - 1})")
+    return found % x.length
+
+
+def _head_indices(heads: Iterable[int]) -> Int[Tensor, " head"]:
+    found = torch.as_tensor(list(heads))
+    if not len(found) or int(found.min()) < 0:
+        raise InputError(f"heads={found.tolist()}: give at least one head, counted from 0; heads=None keeps all")
+    return found
+
+
+def in_layers(sites: Sequence[Site], depths: dict[str, int], layers: int | Iterable[int]) -> list[Site]:
+    """The sites in these blocks; those outside of blocks are left out.
+
+    Args:
+        sites: what to choose from.
+        depths: number of blocks by tower, from `depths_of`.
+        layers: numbers of blocks; negative ones count from the end of their tower.
+
+    Raises:
+        SiteError: a layer that no tower of these sites has, or none at all.
+    """
+    asked = [layers] if isinstance(layers, int) else list(layers)
+    towers = {tower: depths[tower] for tower, _ in map(_place, sites) if tower in depths}
+    for layer in asked:
+        if not any(-depth <= layer < depth for depth in towers.values()):
+            found = ", ".join(f"{tower}blocks 0 to {depth - 1}" for tower, depth in towers.items())
+            raise SiteError(f"there is no layer {layer}; these sites have {found or 'no layers'}")
+    if not asked:
+        raise SiteError("no layer was asked for; layers=None keeps all")
+    chosen = {(tower, layer % depth) for tower, depth in towers.items() for layer in asked if -depth <= layer < depth}
+    return [site for site in sites if _place(site) in chosen]
+
+
+def depths_of(sites: Iterable[Site]) -> dict[str, int]:
+    """How many blocks each tower has: `{"": 24, "vision.": 12}`."""
+    depths: dict[str, int] = {}
+    for tower, layer in map(_place, sites):
+        if layer is not None:
+            depths[tower] = max(depths.get(tower, 0), layer + 1)
+    return depths
+
+
+def _place(site: Site) -> tuple[str, int | None]:
+    """The tower that a site is in, as its name's beginning, and the number of its block."""
+    tower, found, rest = site.name.rpartition("blocks.")
+    return (tower, int(rest.split(".")[0])) if found else (site.name, None)
