@@ -204,7 +204,7 @@ def in_layers(sites: Sequence[Site], depths: dict[str, int], layers: int | Itera
         layers: numbers of blocks; negative ones count from the end of their tower.
 
     Raises:
-        SiteError: a layer that no tower of these sites has, or none at all.
+        SiteError: a layer that no tower of these sites has, or no site left.
     """
     asked = [layers] if isinstance(layers, int) else list(layers)
     towers = {tower: depths[tower] for tower, _ in map(_place, sites) if tower in depths}
@@ -215,7 +215,10 @@ def in_layers(sites: Sequence[Site], depths: dict[str, int], layers: int | Itera
     if not asked:
         raise SiteError("no layer was asked for; layers=None keeps all")
     chosen = {(tower, layer % depth) for tower, depth in towers.items() for layer in asked if -depth <= layer < depth}
-    return [site for site in sites if _place(site) in chosen]
+    kept = [site for site in sites if _place(site) in chosen]
+    if not kept:
+        raise SiteError(f"none of these sites is in layers {asked}: {[site.name for site in sites][:3]}")
+    return kept
 
 
 def depths_of(sites: Iterable[Site]) -> dict[str, int]:

@@ -344,8 +344,8 @@ class HookedVLM:
             torch.set_grad_enabled(grad),
             recording(self.model, chosen, choice, changes) as found,
         ):
-            logits = self.model(**x.model_inputs, use_cache=False).logits
-        return Capture({**found, "logits": choice.of_logits(logits)}, choice)
+            logits = choice.of_logits(self.model(**x.model_inputs, use_cache=False).logits)
+        return Capture({**found, "logits": logits}, choice)
 
 
 def _split(positions: Tensor, images: int) -> tuple[Tensor, ...]:
