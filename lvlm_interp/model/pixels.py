@@ -1,0 +1,459 @@
+"""Which pixels of the original picture every image token was made from.
+
+Image processors resize, pad, crop and tile along each axis by itself. So one token's box is a span of columns times a
+span of rows, and all tokens of a picture, a tile or a thumbnail are one `Block`: the spans of its rows and of its
+columns, in original pixels. A family is a function that says which blocks its image becomes, in the order of their
+tokens; one engine makes boxes and the grid for heatmaps of them.
+
+Sizes that transformers' processors decide on are asked of transformers' own functions, or read off the model inputs,
+where there are such; the rest is tested against the processors and models themselves, by painting single boxes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from lvlm_interp.model.inputs import Box
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+Span = tuple[float, float]
+"""Where something starts and stops along one axis of the original picture, in pixels; outside of it is padding."""
+ROUNDING = 1e-6  # pixels: what is left of a box of padding where its side is computed to 109.9999999 of 110
+
+
+@dataclass(frozen=True, eq=False)
+class TokenMap:
+    """Where the tokens of one image (or video) were taken from.
+
+    Attributes:
+        boxes: (left, top, right, bottom) of every token in pixels of the original picture, clipped to it, in the order
+            of the tokens; None for a token without a place (a row's end, a class token, padding only).
+        cells: the tokens of the one rectangular grid that a heatmap is drawn on, as indices into `boxes`,
+            `[row, column]`: the tiles laid together where there are tiles, else the picture, not the thumbnail. Of a
+            video, its first frame. None where there is none.
+        frames: for a video, the number of the (first) sampled frame of every token, None for a row's end.
+    """
+
+    boxes: tuple[Box | None, ...]
+    cells: Int[Tensor, "row column"] | None = None
+    frames: tuple[int | None, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """Tokens that stand in the prompt row by row.
+
+    Attributes:
+        rows: span of every row of tokens, in the original picture's pixels.
+        columns: the same of every column.
+        before: tokens without a place in front (a class token).
+        row_end: tokens without a place after each row (a newline).
+        after: tokens without a place at the end.
+    """
+
+    rows: tuple[Span, ...] = ()
+    columns: tuple[Span, ...] = ()
+    before: int = 0
+    row_end: int = 0
+    after: int = 0
+
+    def boxes(self, size: Size) -> Iterable[Box | None]:
+        """The box of every token of the block, in order."""
+        yield from [None] * self.before
+        for top, bottom in self.rows:
+            yield from (_clipped((left, top, right, bottom), size) for left, right in self.columns)
+            yield from [None] * self.row_end
+        yield from [None] * self.after
+
+    def cells(self, start: int) -> Int[Tensor, "row column"]:
+        """Indices of the tokens with a place, if the block's first token has index `start`."""
+        width = len(self.columns) + self.row_end
+        rows = torch.arange(len(self.rows))[:, None] * width
+        return start + self.before + rows + torch.arange(len(self.columns))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The blocks of one image in the order of their tokens, and which of them, laid together, show it in most detail.
+
+    Attributes:
+        blocks: all blocks.
+        detail: indices of blocks, by row and column; empty where there is no grid.
+    """
+
+    blocks: tuple[Block, ...]
+    detail: tuple[tuple[int, ...], ...] = ((0,),)
+
+    def token_map(self, size: Size) -> TokenMap:
+        """Boxes and cells, for a picture of this size."""
+        boxes = [tuple(block.boxes(size)) for block in self.blocks]
+        starts = list(itertools.accumulate((len(some) for some in boxes), initial=0))
+        grid = [[self.blocks[i].cells(starts[i]) for i in row] for row in self.detail]
+        cells = torch.cat([torch.cat(row, 1) for row in grid]) if grid else None
+        return TokenMap(tuple(itertools.chain(*boxes)), cells)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is known of one image of a prompt.
+
+    Attributes:
+        size: width and height of the original picture.
+        index: which image of the prompt it is.
+        settings: what the image processor was told, by name.
+        config: the model's.
+        inputs: the model inputs.
+        step: pixels along a token's side, once processed.
+    """
+
+    size: Size
+    index: int
+    settings: Callable[[str], Any]
+    config: PretrainedConfig
+    inputs: Mapping[str, Tensor]
+    step: int
+
+    @property
+    def processed(self) -> Size:
+        """Width and height of what the vision tower is given: one picture, or one tile."""
+        return self.inputs["pixel_values"].shape[-1], self.inputs["pixel_values"].shape[-2]
+
+
+# --- one axis ---------------------------------------------------------------------------------------------------------
+
+
+def _spans(count: int, step: float, scale: float, shift: float = 0.0) -> tuple[Span, ...]:
+    """Neighbouring spans of `step` processed pixels, each `scale` original pixels; the first starts at `shift`."""
+    return tuple((shift + k * step * scale, shift + (k + 1) * step * scale) for k in range(count))
+
+
+def _tiles(tiles: int, tile: int, step: int, scale: float, shift: float = 0.0) -> list[tuple[Span, ...]]:
+    """The same for each of several tiles in a row. What is left of a tile after its last whole token is not seen."""
+    return [_spans(tile // step, step, scale, shift + k * tile * scale) for k in range(tiles)]
+
+
+def _interpolated(spans: Sequence[Span], count: int) -> tuple[Span, ...]:
+    """Fewer spans by torch's bilinear interpolation (align_corners=False): each from the first to the last it reads.
+
+    Below half the number, some of the spans are read by nobody; above it, neighbours share one.
+    """
+    read = [max((k + 0.5) * len(spans) / count - 0.5, 0.0) for k in range(count)]
+    return tuple((spans[math.floor(at)][0], spans[min(math.ceil(at), len(spans) - 1)][1]) for at in read)
+
+
+def _clipped(box: Box, size: Size) -> Box | None:
+    left, top, right, bottom = max(box[0], 0.0), max(box[1], 0.0), min(box[2], size[0]), min(box[3], size[1])
+    return (left, top, right, bottom) if min(right - left, bottom - top) > ROUNDING else None
+
+
+# --- what image processors do -----------------------------------------------------------------------------------------
+
+
+def _fixed(source: Source) -> Layout:
+    """One picture (CLIP, SigLIP, …): padded to a square or not, resized, and its centre cut out or not."""
+    processed, before = source.processed, _class_tokens(source.config)
+    side = (max(source.size),) * 2 if source.settings("do_pad") else source.size
+    scaled = _scaled(side, source)
+    columns, rows = (
+        _spans(
+            processed[axis] // source.step,
+            source.step,
+            side[axis] / scaled[axis],
+            # a picture is laid on a square, and a window is cut out, at whole pixels
+            (scaled[axis] - processed[axis]) // 2 * side[axis] / scaled[axis] - (side[axis] - source.size[axis]) // 2,
+        )
+        for axis in (0, 1)
+    )
+    return Layout((Block(rows, columns, before),))
+
+
+def _stretched(rows: Span, columns: Span, source: Source) -> Block:
+    """A part of the picture, stretched over one tile."""
+    across, down = (
+        _spans(tile // source.step, source.step, (stop - start) / tile, start)
+        for tile, (start, stop) in zip(source.processed, (columns, rows), strict=True)
+    )
+    return Block(down, across)
+
+
+def _whole(source: Source) -> Block:
+    """The whole picture, stretched over one tile."""
+    return _stretched((0, source.size[1]), (0, source.size[0]), source)
+
+
+def _scaled(size: Size, source: Source) -> Size:
+    """Width and height after the resize and before the crop."""
+    from transformers.image_transforms import get_size_with_aspect_ratio
+
+    wanted = source.settings("size") or {}
+    if source.settings("do_resize") is False:
+        return size
+    if shortest := wanted.get("shortest_edge"):
+        height, width = get_size_with_aspect_ratio((size[1], size[0]), shortest, wanted.get("longest_edge"))
+        return width, height
+    return wanted.get("width") or source.processed[0], wanted.get("height") or source.processed[1]
+
+
+def _class_tokens(config: PretrainedConfig) -> int:
+    """1 if the class token of the vision tower is among the image tokens."""
+    full = getattr(config, "vision_feature_select_strategy", None) == "full"
+    return int(full and config.vision_config.model_type == "clip_vision_model")
+
+
+def _crops(source: Source) -> Layout:
+    """The picture, then crops of it, each resized to the same square (Gemma 3's pan and scan)."""
+    columns, rows = _crop_spans(source)
+    crops = [_stretched(row, column, source) for row in rows for column in columns]
+    detail = [[1 + r * len(columns) + c for c in range(len(columns))] for r in range(len(rows))]
+    return Layout((_whole(source), *crops), tuple(map(tuple, detail)) or ((0,),))
+
+
+def _crop_spans(source: Source) -> tuple[list[Span], list[Span]]:
+    """Columns and rows of pan-and-scan crops: the crops that transformers makes of pictures of coordinates."""
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    if not source.settings("do_pan_and_scan"):
+        return [], []
+    names = ("min_crop_size", "max_num_crops", "min_ratio_to_activate")
+    told = {f"pan_and_scan_{name}": source.settings(f"pan_and_scan_{name}") for name in names}
+    spans: list[list[Span]] = []
+    width, height = source.size
+    for places in (np.arange(width)[None, None, :], np.arange(height)[None, :, None]):
+        places = np.broadcast_to(places, (1, height, width))
+        crops = Gemma3ImageProcessorPil.pan_and_scan(None, places, **told)
+        spans.append(sorted({(float(crop[0, 0, 0]), float(crop[0, -1, -1] + 1)) for crop in crops}))
+    return spans[0], spans[1]
+
+
+def _anyres(source: Source) -> Layout:
+    """A thumbnail, then tiles of the picture laid together, without the padding, a newline after each row (LLaVA-NeXT).
+
+    Of several images that were nested by sample, LLaVA-OneVision pads each to a square instead.
+    """
+    several = source.inputs.get("batch_num_images")
+    if several is not None and [int(n) for n in several for _ in range(int(n))][source.index] > 1:
+        return _padded(source)
+    columns, rows = _anyres_spans(source)
+    return Layout((_whole(source), Block(rows, columns, row_end=1)), ((1,),))
+
+
+def _padded(source: Source) -> Layout:
+    """One picture in the middle of a square, and a newline."""
+    tile, side = source.processed[0], max(source.size)
+    columns, rows = (
+        _spans(tile // source.step, source.step, side / tile, -((side - length) // 2)) for length in source.size
+    )
+    return Layout((Block(rows, columns, after=1),))
+
+
+def _anyres_spans(source: Source) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    """Columns and rows of the tiles laid together."""
+    from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
+    from transformers.models.llava_next.modeling_llava_next import unpad_image
+
+    tile, (width, height) = source.processed[0], source.size
+    canvas = select_best_resolution((height, width), source.config.image_grid_pinpoints)
+    laid = get_patch_output_size(np.broadcast_to(0, (1, height, width)), canvas, "channels_first")
+    rows, columns = (
+        tuple(
+            itertools.chain(
+                *_tiles(whole // tile, tile, source.step, length / now, -((whole - now) // 2) * length / now)
+            )
+        )
+        for whole, now, length in zip(canvas, laid, (height, width), strict=True)
+    )
+    # transformers takes the padding off the grid of features, in whole tokens
+    numbered = torch.arange(len(rows) * len(columns)).view(1, len(rows), len(columns))
+    kept = unpad_image(numbered, (height, width))[0]
+    rows = tuple(rows[int(i) // len(columns)] for i in kept[:, 0])
+    columns = tuple(columns[int(i) % len(columns)] for i in kept[0])
+    return _shrunk(rows, columns, source)[::-1]
+
+
+def _shrunk(
+    rows: tuple[Span, ...], columns: tuple[Span, ...], source: Source
+) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    """Rows and columns after LLaVA-OneVision has interpolated a large grid of features to one of at most n tiles."""
+    limit = str(getattr(source.config, "vision_aspect_ratio", "")).removeprefix("anyres_max_")
+    if not limit.isdigit():
+        return rows, columns
+    side = source.processed[0] // source.step
+    ratio = math.sqrt(len(rows) * len(columns) / (int(limit) * side**2))
+    if ratio <= 1.1:
+        return rows, columns
+    return _interpolated(rows, int(len(rows) // ratio)), _interpolated(columns, int(len(columns) // ratio))
+
+
+def _split(source: Source) -> Layout:
+    """Tiles row by row, then a thumbnail (Idefics 3). The resize fits the tiles, so that there is no padding."""
+    from transformers.models.idefics3.image_processing_pil_idefics3 import get_resize_output_image_size
+
+    if not source.settings("do_image_splitting"):
+        return _mosaic(source, 1, 1)
+    (width, height), tile = source.size, source.settings("max_image_size")["longest_edge"]
+    if source.settings("do_resize"):
+        longest = source.settings("size")["longest_edge"]
+        height, width = get_resize_output_image_size(np.broadcast_to(0, (1, height, width)), longest)
+    # the long side is rounded up to whole tiles, the short side follows it and is then rounded up too
+    aspect = width / height
+    if width >= height:
+        across = math.ceil(width / tile)
+        return _mosaic(source, math.ceil(int(across * tile / aspect) / tile), across)
+    down = math.ceil(height / tile)
+    return _mosaic(source, down, math.ceil(int(down * tile * aspect) / tile))
+
+
+def _fitted(source: Source) -> Layout:
+    """Tiles in as many rows and columns as come closest to the picture's shape, then a thumbnail (InternVL)."""
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+    most = source.settings("max_patches")
+    if not source.settings("crop_to_patches") or most <= 1:
+        return _mosaic(source, 1, 1)
+    (width, height), tile = source.size, source.processed
+    across, down = get_optimal_tiled_canvas((height, width), tile[::-1], source.settings("min_patches"), most)
+    return _mosaic(source, down, across)
+
+
+def _mosaic(source: Source, down: int, across: int) -> Layout:
+    """The picture stretched over tiles, row by row, and a thumbnail behind them; one tile is the picture itself."""
+    tile, step, (width, height) = source.processed, source.step, source.size
+    rows = _tiles(down, tile[1], step, height / (down * tile[1]))
+    columns = _tiles(across, tile[0], step, width / (across * tile[0]))
+    blocks = [Block(row, column) for row in rows for column in columns]
+    detail = tuple(tuple(range(r * across, (r + 1) * across)) for r in range(down))
+    if len(blocks) > 1:
+        blocks.append(_whole(source))
+    return Layout(tuple(blocks), detail)
+
+
+def _resized(source: Source) -> Layout:
+    """The whole picture at a size of its own (Qwen-VL)."""
+    return Layout((_frame(source.inputs["image_grid_thw"][source.index], source),))
+
+
+def _frame(grid: Tensor, source: Source) -> Block:
+    """Rows and columns of a grid of patches `[time, height, width]`, merged."""
+    merge = source.config.vision_config.spatial_merge_size
+    rows, columns = (int(n) // merge for n in grid[1:])
+    return Block(_spans(rows, 1, source.size[1] / rows), _spans(columns, 1, source.size[0] / columns))
+
+
+def _rows(source: Source) -> Layout:
+    """The whole picture at a size of its own, told in `image_sizes` (Pixtral); its row breaks are no image tokens."""
+    lengths = [int(n) for n in source.inputs["image_sizes"][source.index]]
+    rows, columns = (
+        _spans(now // source.step, source.step, length / now)
+        for now, length in zip(lengths, source.size[::-1], strict=True)
+    )
+    return Layout((Block(rows, columns),))
+
+
+def _canvas(source: Source) -> Layout:
+    """Tiles of a canvas on which the picture lies top left (Mllama), each with a class token; unused tiles are padding.
+
+    These are the cross-attention states, not positions of the text.
+    """
+    from transformers.models.mllama.image_processing_pil_mllama import get_image_size_fit_to_canvas
+
+    vision, (width, height), tile = source.config.vision_config, source.size, source.processed[0]
+    number = int(source.inputs["aspect_ratio_ids"][0, source.index]) - 1
+    down, across = vision.supported_aspect_ratios[number]
+    now = get_image_size_fit_to_canvas(height, width, down * tile, across * tile, tile)
+    rows, columns = (
+        _tiles(n, tile, source.step, float(length / new))
+        for n, length, new in zip((down, across), (height, width), now, strict=True)
+    )
+    blocks = [Block(row, column, before=1) for row in rows for column in columns]
+    empty = Block(before=1 + (tile // source.step) ** 2)
+    detail = tuple(tuple(range(r * across, (r + 1) * across)) for r in range(down))
+    return Layout((*blocks, *[empty] * (vision.max_num_tiles - len(blocks))), detail)
+
+
+# --- families ---------------------------------------------------------------------------------------------------------
+
+
+def _pooled(config: PretrainedConfig) -> int:
+    vision = config.vision_config
+    return vision.image_size // vision.patch_size // math.isqrt(config.mm_tokens_per_image)
+
+
+def _one(config: PretrainedConfig) -> int:
+    return 1
+
+
+def _merged(config: PretrainedConfig) -> int:
+    return config.vision_config.spatial_merge_size
+
+
+FAMILIES: dict[str, tuple[Callable[[Source], Layout], Callable[[PretrainedConfig], int]]] = {
+    "llava": (_fixed, _one),
+    "llava/pixtral": (_rows, _one),
+    "vipllava": (_fixed, _one),
+    "paligemma": (_fixed, _one),
+    "gemma3": (_crops, _pooled),
+    "llava_next": (_anyres, _one),
+    "llava_onevision": (_anyres, _one),
+    "idefics3": (_split, lambda config: config.scale_factor),
+    "smolvlm": (_split, lambda config: config.scale_factor),
+    "internvl": (_fitted, lambda config: round(1 / config.downsample_ratio)),
+    "qwen2_vl": (_resized, _merged),
+    "qwen2_5_vl": (_resized, _merged),
+    "qwen3_vl": (_resized, _merged),
+    "mistral3": (_rows, lambda config: config.spatial_merge_size),
+    "mllama": (_canvas, _one),
+}
+"""Model type (or model type/vision type) → how its pictures are cut, and patches along the side of a token.
+
+Models whose tokens are resampled (a Q-Former, a Perceiver) have no row: their tokens have no place in the picture.
+"""
+
+
+def token_maps(
+    config: PretrainedConfig, processor: Any, sizes: Sequence[Size], model_inputs: Mapping[str, Tensor]
+) -> tuple[TokenMap, ...] | None:
+    """Where the tokens of every image of a prompt were taken from.
+
+    Args:
+        config: the model's.
+        processor: the model's processor, or its image processor alone.
+        sizes: width and height of each original picture.
+        model_inputs: what the processor made of them.
+
+    Returns:
+        one map for each image, or None if the tokens of this family have no place in the picture. For Mllama the maps
+        are of its cross-attention states.
+    """
+    kind = config.model_type
+    vision = getattr(getattr(config, "vision_config", None), "model_type", None)
+    if (row := FAMILIES.get(f"{kind}/{vision}") or FAMILIES.get(kind)) is None:
+        return None
+    layout, merge = row
+    patch = config.vision_config.patch_size
+    step = (patch if isinstance(patch, int) else patch[0]) * merge(config)
+    settings = _settings(processor)
+    sources = (Source(size, i, settings, config, model_inputs, step) for i, size in enumerate(sizes))
+    return tuple(layout(source).token_map(source.size) for source in sources)
+
+
+def _settings(processor: Any) -> Callable[[str], Any]:
+    """What images are processed with: a processor's own defaults go before those of its image processor."""
+    first = getattr(processor, "images_kwargs", None) or {}
+    second = getattr(processor, "image_processor", processor)
+
+    def setting(name: str) -> Any:
+        found = first.get(name)
+        return getattr(second, name, None) if found is None else found
+
+    return setting

@@ -1,0 +1,434 @@
+"""Image processors and tiny vision towers of many families, so that image tokens can be traced back to pixels.
+
+The towers are transformers' own, with random weights and the output of every attention layer set to zero: what one
+patch shows then changes the features that are made of it, and no others.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor, nn
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+SILENCED = re.compile(r"(attn|attention)\.(out_proj|o_proj|proj|projection_layer)\.")
+"""Output projections of attention in vision towers."""
+PATCH = 4
+TILE = 24
+WIDTH = 16  # of the vision towers
+
+VISION = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": TILE,
+    "patch_size": PATCH,
+    "initializer_range": 0.5,
+}
+TEXT = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.5,
+}
+CLIP = dict(VISION, model_type="clip_vision_model")
+SIGLIP = dict(VISION, model_type="siglip_vision_model", vision_use_head=False)
+MROPE = {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}}
+QWEN = {
+    "depth": 1,
+    "num_heads": 2,
+    "patch_size": PATCH,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "in_channels": 3,
+}
+PINPOINTS = [[h * TILE, w * TILE] for h in range(1, 5) for w in range(1, 5) if 1 < h * w < 7]
+NEAREST = {"resample": Image.Resampling.NEAREST}
+
+
+def by_image(model: nn.Module, made: Mapping[str, Tensor], pictures: int) -> list[Tensor]:
+    """Features of models that keep images apart."""
+    return [one.flatten(0, -2) for one in model.get_image_features(**made).pooler_output]
+
+
+def cross_attended(model: nn.Module, made: Mapping[str, Tensor], pictures: int) -> list[Tensor]:
+    """The states that Mllama's text attends to, one tensor for each image."""
+    return [one.flatten(0, 1) for one in model.vision_model(**made).last_hidden_state[0]]
+
+
+def by_tiles(model: nn.Module, made: Mapping[str, Tensor], pictures: int) -> list[Tensor]:
+    """Features of models that take the tiles of all images as a batch, split by image."""
+    made = dict(made)
+    tiles = (
+        [int(n) for n in made.pop("num_patches")]
+        if "num_patches" in made
+        else [1 + int(n) for n in made.pop("num_crops")]
+    )
+    features = model.get_image_features(**made).pooler_output
+    return [one.flatten(0, 1) for one in features.split(tiles)]
+
+
+def in_a_row(model: nn.Module, made: Mapping[str, Tensor], pictures: int) -> list[Tensor]:
+    """Features of models that take the tiles of all images of a sample in a row; the images are of one size."""
+    return list(torch.cat(list(model.get_image_features(**made).pooler_output)).chunk(pictures))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One family's image processor and model.
+
+    Attributes:
+        config: name of the model's config class, without "Config".
+        options: of that config.
+        processor: the image processor's class.
+        settings: of the image processor.
+        nested: the images are given by sample, as LLaVA-OneVision wants it of several images.
+        reach: pixels of a first resize that a resize of its outcome reads away from where it should: half a pixel for
+            each resize after the first, since the filter is the nearest pixel. Of one resize, none.
+        images_kwargs: what the family's processor adds to the image processor's settings.
+        features: the method that makes image tokens.
+    """
+
+    config: str
+    options: Mapping[str, Any]
+    processor: type
+    settings: Mapping[str, Any]
+    nested: bool = False
+    reach: float = 0.0
+    images_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    features: Callable[[nn.Module, Mapping[str, Tensor], int], list[Tensor]] = by_image
+
+    @property
+    def image_processor(self) -> Any:
+        return self.processor(**NEAREST, **self.settings)
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What the package asks of a processor."""
+
+    image_processor: Any
+    images_kwargs: Mapping[str, Any]
+
+
+IDEFICS = {
+    "vision_config": dict(VISION, image_size=TILE),
+    "text_config": TEXT,
+    "scale_factor": 2,
+    "image_token_id": 60,
+    "pad_token_id": 0,
+}
+SPLIT = {"size": {"longest_edge": 3 * TILE}, "max_image_size": {"longest_edge": TILE}}
+LLAVA = {"text_config": TEXT, "vision_feature_layer": -1, "image_token_id": 60}
+
+CASES = {
+    "llava, crop": Case(
+        "Llava",
+        dict(LLAVA, vision_config=CLIP, vision_feature_select_strategy="default"),
+        CLIPImageProcessorPil,
+        {"size": {"shortest_edge": 30}, "crop_size": {"height": TILE, "width": TILE}},
+    ),
+    "llava, class token": Case(
+        "Llava",
+        dict(LLAVA, vision_config=CLIP, vision_feature_select_strategy="full"),
+        CLIPImageProcessorPil,
+        {"size": {"shortest_edge": TILE}, "crop_size": {"height": TILE, "width": TILE}},
+    ),
+    "llava, square": Case(
+        "Llava",
+        dict(LLAVA, vision_config=CLIP, vision_feature_select_strategy="default"),
+        LlavaImageProcessorPil,
+        {"size": {"shortest_edge": TILE}, "crop_size": {"height": TILE, "width": TILE}, "do_pad": True},
+    ),
+    "llava, pixtral": Case(
+        "Llava",
+        dict(
+            LLAVA,
+            vision_config=dict(VISION, model_type="pixtral", image_size=64, head_dim=8),
+            vision_feature_select_strategy="full",
+        ),
+        PixtralImageProcessorPil,
+        {"size": {"longest_edge": 64}, "patch_size": PATCH},
+    ),
+    "vipllava": Case(
+        "VipLlava",
+        {"vision_config": CLIP, "text_config": TEXT, "image_token_index": 60, "vision_feature_layers": [-1, 0]},
+        CLIPImageProcessorPil,
+        {"size": {"shortest_edge": TILE}, "crop_size": {"height": TILE, "width": TILE}},
+    ),
+    "paligemma": Case(
+        "PaliGemma",
+        {
+            "vision_config": dict(SIGLIP, projection_dim=16),
+            "text_config": dict(TEXT, model_type="gemma"),
+            "image_token_index": 60,
+            "projection_dim": 16,
+        },
+        SiglipImageProcessorPil,
+        {"size": {"height": TILE, "width": TILE}},
+    ),
+    "gemma3": Case(
+        "Gemma3",
+        {
+            "vision_config": SIGLIP,
+            "text_config": dict(TEXT, model_type="gemma3_text", query_pre_attn_scalar=8),
+            "mm_tokens_per_image": 9,
+            "image_token_index": 60,
+        },
+        Gemma3ImageProcessorPil,
+        {"size": {"height": TILE, "width": TILE}},
+        features=by_tiles,
+    ),
+    "gemma3, pan and scan": Case(
+        "Gemma3",
+        {
+            "vision_config": SIGLIP,
+            "text_config": dict(TEXT, model_type="gemma3_text", query_pre_attn_scalar=8),
+            "mm_tokens_per_image": 9,
+            "image_token_index": 60,
+        },
+        Gemma3ImageProcessorPil,
+        {"size": {"height": TILE, "width": TILE}},
+        images_kwargs={
+            "do_pan_and_scan": True,
+            "pan_and_scan_min_crop_size": 24,
+            "pan_and_scan_max_num_crops": 4,
+            "pan_and_scan_min_ratio_to_activate": 1.2,
+        },
+        features=by_tiles,
+    ),
+    "llava_next": Case(
+        "LlavaNext",
+        dict(LLAVA, vision_config=CLIP, image_grid_pinpoints=PINPOINTS, vision_feature_select_strategy="default"),
+        LlavaNextImageProcessorPil,
+        {
+            "size": {"shortest_edge": TILE},
+            "crop_size": {"height": TILE, "width": TILE},
+            "image_grid_pinpoints": PINPOINTS,
+        },
+    ),
+    "llava_onevision": Case(  # tiles that are no whole number of patches, as in the models that are used
+        "LlavaOnevision",
+        dict(
+            LLAVA,
+            vision_config=dict(SIGLIP, image_size=TILE + 2),
+            image_grid_pinpoints=[[h * (TILE + 2) // TILE, w * (TILE + 2) // TILE] for h, w in PINPOINTS],
+            vision_feature_select_strategy="full",
+        ),
+        LlavaOnevisionImageProcessorPil,
+        {
+            "size": {"height": TILE + 2, "width": TILE + 2},
+            "image_grid_pinpoints": [[h * (TILE + 2) // TILE, w * (TILE + 2) // TILE] for h, w in PINPOINTS],
+        },
+    ),
+    "llava_onevision, interpolated": Case(
+        "LlavaOnevision",
+        dict(
+            LLAVA,
+            vision_config=SIGLIP,
+            image_grid_pinpoints=PINPOINTS,
+            vision_feature_select_strategy="full",
+            vision_aspect_ratio="anyres_max_1",
+        ),
+        LlavaOnevisionImageProcessorPil,
+        {"size": {"height": TILE, "width": TILE}, "image_grid_pinpoints": PINPOINTS},
+    ),
+    "llava_onevision, several images": Case(
+        "LlavaOnevision",
+        dict(
+            LLAVA,
+            vision_config=SIGLIP,
+            image_grid_pinpoints=PINPOINTS,
+            vision_feature_select_strategy="full",
+            vision_aspect_ratio="anyres_max_1",
+        ),
+        LlavaOnevisionImageProcessorPil,
+        {"size": {"height": TILE, "width": TILE}, "image_grid_pinpoints": PINPOINTS},
+        nested=True,
+    ),
+    "idefics3": Case("Idefics3", IDEFICS, Idefics3ImageProcessorPil, SPLIT, reach=1.0, features=in_a_row),
+    "idefics3, uneven": Case(
+        "Idefics3",
+        IDEFICS,
+        Idefics3ImageProcessorPil,
+        dict(SPLIT, size={"longest_edge": 61}),
+        reach=1.0,
+        features=in_a_row,
+    ),
+    "smolvlm": Case("SmolVLM", IDEFICS, SmolVLMImageProcessorPil, SPLIT, reach=1.0, features=in_a_row),
+    "smolvlm, whole": Case(
+        "SmolVLM",
+        IDEFICS,
+        SmolVLMImageProcessorPil,
+        dict(SPLIT, do_image_splitting=False),
+        reach=0.5,
+        features=in_a_row,
+    ),
+    "internvl": Case(
+        "InternVL",
+        {
+            "vision_config": dict(VISION, image_size=[TILE, TILE], patch_size=[PATCH, PATCH]),
+            "text_config": dict(TEXT, model_type="qwen2"),
+            "image_token_id": 60,
+            "downsample_ratio": 0.5,
+        },
+        GotOcr2ImageProcessorPil,
+        {"size": {"height": TILE, "width": TILE}, "max_patches": 6},
+        images_kwargs={"crop_to_patches": True},
+        features=by_tiles,
+    ),
+    "qwen2_vl": Case(
+        "Qwen2VL",
+        {
+            "vision_config": dict(QWEN, embed_dim=WIDTH, hidden_size=16, mlp_ratio=2),
+            "text_config": dict(TEXT, **MROPE),
+            "image_token_id": 60,
+        },
+        Qwen2VLImageProcessorPil,
+        {"patch_size": PATCH, "merge_size": 2, "size": {"shortest_edge": 32**2, "longest_edge": 80**2}},
+    ),
+    "qwen2_5_vl": Case(
+        "Qwen2_5_VL",
+        {
+            "vision_config": dict(
+                QWEN,
+                hidden_size=WIDTH,
+                intermediate_size=32,
+                out_hidden_size=16,
+                window_size=16,
+                fullatt_block_indexes=[],
+            ),
+            "text_config": dict(TEXT, **MROPE),
+            "image_token_id": 60,
+        },
+        Qwen2VLImageProcessorPil,
+        {"patch_size": PATCH, "merge_size": 2, "size": {"shortest_edge": 32**2, "longest_edge": 80**2}},
+    ),
+    "qwen3_vl": Case(
+        "Qwen3VL",
+        {
+            "vision_config": dict(
+                QWEN,
+                hidden_size=WIDTH,
+                intermediate_size=32,
+                out_hidden_size=16,
+                deepstack_visual_indexes=[0],
+                num_position_embeddings=64,
+            ),
+            "text_config": dict(TEXT, **MROPE),
+            "image_token_id": 60,
+        },
+        Qwen2VLImageProcessorPil,
+        {"patch_size": PATCH, "merge_size": 2, "size": {"shortest_edge": 32**2, "longest_edge": 80**2}},
+    ),
+    "mistral3": Case(
+        "Mistral3",
+        {
+            "vision_config": dict(VISION, model_type="pixtral", image_size=64, head_dim=8),
+            "text_config": TEXT,
+            "image_token_index": 60,
+            "spatial_merge_size": 2,
+        },
+        PixtralImageProcessorPil,
+        {"size": {"longest_edge": 64}, "patch_size": 2 * PATCH},
+    ),
+    "mllama": Case(
+        "Mllama",
+        {
+            "vision_config": {
+                "hidden_size": WIDTH,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_global_layers": 1,
+                "attention_heads": 2,
+                "image_size": TILE,
+                "patch_size": PATCH,
+                "max_num_tiles": 4,
+                "intermediate_layers_indices": [0],
+                "vision_output_dim": 2 * WIDTH,
+                "supported_aspect_ratios": [[h, w] for h in range(1, 5) for w in range(1, 5) if h * w < 5],
+                "initializer_range": 0.5,
+            },
+            "text_config": {
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "vocab_size": 64,
+                "pad_token_id": 0,
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+                "cross_attention_layers": [],
+            },
+            "image_token_index": 60,
+        },
+        MllamaImageProcessorPil,
+        {"size": {"height": TILE, "width": TILE}, "max_image_tiles": 4},
+        features=cross_attended,
+    ),
+}
+
+
+@cache
+def tower(name: str) -> nn.Module:
+    """The family's model with random weights, its vision attention silenced."""
+    case = CASES[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{case.config}Config")(**case.options)
+    model = getattr(transformers, f"{case.config}Model")._from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for path, weight in model.named_parameters():
+            if "language_model" in path:
+                continue
+            if SILENCED.search(path):
+                weight.zero_()
+            elif not weight.any():  # weights that start at zero would hide what changes
+                weight.normal_(0, 0.1)
+    return model
+
+
+def processed(name: str, pictures: list[Image.Image]) -> dict[str, Tensor]:
+    """What the image processor makes of pictures, as the model takes it."""
+    case = CASES[name]
+    given = [pictures] if case.nested else pictures
+    made = dict(case.image_processor(given, return_tensors="pt", **case.images_kwargs))
+    return {k: v for k, v in made.items() if k not in ("num_tiles", "rows", "cols")}
+
+
+@torch.no_grad()
+def features(name: str, pictures: list[Image.Image]) -> list[Tensor]:
+    """Image features in the order of the image tokens, `[token, hidden]` for each picture of one prompt."""
+    return CASES[name].features(tower(name), processed(name, pictures), len(pictures))
+
+
+def picture(size: tuple[int, int], seed: int) -> Image.Image:
+    """Noise, so that no two pixels look alike."""
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(noise)
