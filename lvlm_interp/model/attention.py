@@ -88,7 +88,7 @@ for _kernel in ("eager", "sdpa"):
     ALL_MASK_ATTENTION_FUNCTIONS.register(PREFIX + _kernel, ALL_MASK_ATTENTION_FUNCTIONS[_kernel])
 
 
-def _implementations(model: PreTrainedModel) -> dict[int, tuple[Any, str]]:
+def implementations(model: PreTrainedModel) -> dict[int, tuple[Any, str]]:
     """Every config of the model (by identity) with its attention implementation."""
     found = {}
     for module in model.modules():
@@ -111,7 +111,7 @@ def tapped(model: PreTrainedModel, taps: Mapping[nn.Module, Tap]) -> Iterator[No
         return
     if any(module in _TAPS for module in taps):
         raise ModelError("this model's attention is being captured already; leave that `with` first")
-    before = _implementations(model)
+    before = implementations(model)
     try:
         for config, kernel in before.values():
             config._attn_implementation_internal = PREFIX + ("eager" if kernel == "eager" else "sdpa")
@@ -122,3 +122,16 @@ def tapped(model: PreTrainedModel, taps: Mapping[nn.Module, Tap]) -> Iterator[No
             _TAPS.pop(module, None)
         for config, kernel in before.values():
             config._attn_implementation_internal = kernel
+
+
+@contextlib.contextmanager
+def implementation(model: PreTrainedModel, kernel: str) -> Iterator[None]:
+    """Within the `with`, all parts of the model use this attention implementation."""
+    before = implementations(model)
+    try:
+        for config, _ in before.values():
+            config._attn_implementation_internal = kernel
+        yield
+    finally:
+        for config, own in before.values():
+            config._attn_implementation_internal = own

@@ -6,10 +6,12 @@ A hook that never fired is an error that names its site: a silent gap would look
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -77,19 +79,24 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
 def recording(
     model: PreTrainedModel, sites: Iterable[Site], choice: Choice, edits: Mapping[Site, Edit] | None = None
 ) -> Iterator[dict[str, Tensor]]:
-    """Within the `with`, the yielded dictionary fills with what is chosen of the values at the sites, after edits.
+    """Within the `with`, what is chosen of the values at the sites is recorded, after edits.
+
+    The yielded dictionary holds it afterwards. Where a tower attends window by window, its windows are put together.
 
     Raises:
         SiteError: on leaving without another error, if a site did not fire, or if what was recorded there has been
             written over since (nothing is copied that need not be, so that would show in the record).
     """
-    edits, found, versions = edits or {}, {}, {}
+    edits, found = edits or {}, dict[str, Tensor]()
+    versions: dict[str, int] = defaultdict(int)
+    pieces: dict[str, list[Tensor]] = defaultdict(list)
 
     def visit(site: Site) -> Visit:
         def record(value: Tensor) -> Tensor:
             value = edits[site](value) if site in edits else value
-            found[site.name], value = choice.taken(site.name, value)
-            versions[site.name] = found[site.name]._version
+            piece, value = choice.taken(site.name, value)
+            pieces[site.name].append(piece)
+            versions[site.name] += piece._version
             return value
 
         return record
@@ -98,11 +105,30 @@ def recording(
     silent_edits = {site: edit for site, edit in edits.items() if site not in recorded}
     with visiting(model, {**silent_edits, **recorded}):
         yield found
-    if written := [name for name, value in found.items() if value._version != versions[name]]:
+    if written := [name for name, some in pieces.items() if sum(p._version for p in some) != versions[name]]:
         raise SiteError(
             f"{written} changed in place after being recorded, by an edit or by the model itself; let edits return new "
             "tensors, or give positions=range(…), which copies what it keeps"
         )
+    if choice.reduce and (split := [name for name, some in pieces.items() if len(some) > 1]):
+        raise SiteError(f"{split} are computed window by window and cannot be reduced; capture them whole")
+    found.update({name: _joined(name, some) for name, some in pieces.items()})
+
+
+def _joined(name: str, pieces: list[Tensor]) -> Tensor:
+    """What a site gave in one pass: windows one after the other; a pattern is 0 between windows, scores are lowest."""
+    if len(pieces) == 1:
+        return pieces[0]
+    if not name.endswith(("hook_pattern", "hook_attn_scores")):
+        return torch.cat(pieces, 1 if ".attn.hook_" in name else 0)
+    rows, keys = (sum(p.shape[axis] for p in pieces) for axis in (-2, -1))
+    empty = 0.0 if name.endswith("pattern") else torch.finfo(pieces[0].dtype).min
+    whole = pieces[0].new_full((*pieces[0].shape[:-2], rows, keys), empty)
+    row = key = 0
+    for piece in pieces:
+        whole[..., row : row + piece.shape[-2], key : key + piece.shape[-1]] = piece
+        row, key = row + piece.shape[-2], key + piece.shape[-1]
+    return whole
 
 
 def _noting(name: str, visit: Visit, fired: set[str]) -> Visit:
@@ -134,7 +160,9 @@ def _hooked(site: Site, visit: Visit) -> Iterator[None]:
     def split(value: Tensor) -> Tensor:
         if site.heads is None:
             return visit(value)
-        return visit(value.unflatten(-1, (site.heads, -1))).flatten(-2)
+        start, stop = site.span or (0, value.shape[-1])
+        seen = visit(value[..., start:stop].unflatten(-1, (site.heads, -1))).flatten(-2)
+        return seen if stop - start == value.shape[-1] else torch.cat([value[..., :start], seen, value[..., stop:]], -1)
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if args:
@@ -155,28 +183,41 @@ def _hooked(site: Site, visit: Visit) -> Iterator[None]:
 
 
 class _Reached(Exception):
-    """Carries a module's arguments out of a forward pass that need not go on."""
-
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        super().__init__()
-        self.arguments = arguments
+    """Ends a forward pass that need not go on."""
 
 
-def arguments_of(module: nn.Module, run: Callable[[], Any]) -> dict[str, Any]:
-    """Run a model up to a module and return the keyword arguments that the module is called with.
+def arguments_of(modules: Sequence[nn.Module], run: Callable[[], Any]) -> list[dict[str, Any]]:
+    """Run a model until all these modules were called and return the arguments of each one's first call, by name.
 
     Raises:
-        SiteError: the module was never called.
+        SiteError: one of the modules was never called.
     """
+    found: dict[nn.Module, dict[str, Any]] = {}
 
-    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _Reached(kwargs)
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        names = list(inspect.signature(module.forward).parameters)
+        found.setdefault(module, {**dict(zip(names, args, strict=False)), **kwargs})
+        if len(found) == len(set(modules)):
+            raise _Reached
 
-    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
+    with contextlib.ExitStack() as stack:
+        for module in set(modules):
+            stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
+        stack.enter_context(contextlib.suppress(_Reached))
         run()
-    except _Reached as reached:
-        return reached.arguments
-    finally:
-        handle.remove()
-    raise SiteError(f"{type(module).__name__} was not called in this forward pass")
+    if missed := [type(module).__name__ for module in modules if module not in found]:
+        raise SiteError(f"{missed} were not called in this forward pass")
+    return [found[module] for module in modules]
+
+
+@contextlib.contextmanager
+def masking(masks: Mapping[nn.Module, Tensor]) -> Iterator[None]:
+    """Within the `with`, each attention module is called with this mask instead of the one that it would get."""
+
+    def replace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, "attention_mask": masks[module]}
+
+    with contextlib.ExitStack() as stack:
+        for module in masks:
+            stack.callback(module.register_forward_pre_hook(replace, with_kwargs=True).remove)
+        yield

@@ -5,14 +5,13 @@ Everything else (decoder, unembedding, chat template, image token) is asked of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL.Image import Image
 from transformers import PretrainedConfig
 
-from lvlm_interp.errors import ModelError
 from lvlm_interp.model.inputs import Box
 
 Grid = tuple[int, int]
@@ -22,19 +21,32 @@ PixelMap = Callable[[Any, Image, tuple[int, int], Grid], tuple[Box, ...]]
 
 @dataclass(frozen=True)
 class Family:
-    """One row of the table.
+    """One row of the table. Every field has a default that holds for most families.
 
     Attributes:
-        vision: attribute path of the vision tower inside the base model.
-        projector: attribute path of what maps its features to embeddings.
-        pixel_map: where the image processor took the pixels of each token from.
         prompt: used when the processor has no chat template; `{image}`, `{question}`.
+        vision: attribute path of the vision tower inside the base model, where `get_encoder("image")` does not find it.
+        projector: attribute path of what maps its features to embeddings, where its name is not a usual one.
+        image_token: the config's name of the id of image tokens, where it is not `image_token_id`.
+        carriers: arguments of the decoder that bring the image to it where its tokens do not: hidden by leaving them
+            out. Elsewhere the image is hidden by hiding its positions.
+        image_inputs: the model inputs that bring such an image; without them the model runs without one.
+        fills: model inputs that run along the positions and what an answer gets in them; see `Inputs.fills`.
+        tiled: the first axis of the pixels counts tiles, not images.
+        pixel_map: where the image processor took the pixels of each token from.
+        note: what a user should know about the family.
     """
 
-    vision: str
-    projector: str
-    pixel_map: PixelMap
-    prompt: str
+    prompt: str = "{image}\n{question}"
+    vision: str | None = None
+    projector: str | None = None
+    image_token: str = "image_token_id"
+    carriers: tuple[str, ...] = ()
+    image_inputs: tuple[str, ...] = ()
+    fills: Mapping[str, int | None] = field(default_factory=dict)
+    tiled: bool = False
+    pixel_map: PixelMap | None = None
+    note: str = ""
 
 
 def resized_and_cropped(processor: Any, image: Image, processed: tuple[int, int], grid: Grid) -> tuple[Box, ...]:
@@ -58,25 +70,33 @@ def resized_and_cropped(processor: Any, image: Image, processed: tuple[int, int]
     return tuple(box(row, column) for row in range(grid[0]) for column in range(grid[1]))
 
 
+USER = "USER: {image}\n{question} ASSISTANT:"
+READS_QUESTION = "the Q-Former reads the question too, so image tokens carry some of it"
 FAMILIES: dict[str, Family] = {
-    "llava": Family(
-        vision="vision_tower",
-        projector="multi_modal_projector",
-        pixel_map=resized_and_cropped,
-        prompt="USER: {image}\n{question} ASSISTANT:",
+    "llava": Family(prompt=USER, pixel_map=resized_and_cropped),
+    "llava_next": Family(prompt=USER, tiled=True),
+    "llava_onevision": Family(tiled=True),
+    "idefics3": Family(tiled=True),
+    "smolvlm": Family(tiled=True),
+    "qwen2_vl": Family(projector="visual.merger"),
+    "qwen2_5_vl": Family(projector="visual.merger"),
+    "qwen3_vl": Family(projector="visual.merger"),
+    "gemma3": Family(),
+    # The prompt sees itself in both directions, the answer does not: type 1.
+    "paligemma": Family(prompt="{image}{question}\n", fills={"token_type_ids": 1}),
+    "internvl": Family(tiled=True),
+    # A masked image leaks: transformers lets a row whose whole image is masked attend to all of it.
+    "mllama": Family(
+        vision="vision_model.transformer",
+        carriers=("cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask"),
+        image_inputs=("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask", "cross_attention_mask"),
+        fills={"cross_attention_mask": None},
+        tiled=True,
     ),
+    "instructblip": Family(prompt="{image}{question}", note=READS_QUESTION),
 }
 
 
 def family_of(config: PretrainedConfig) -> Family:
-    """The row of a model.
-
-    Raises:
-        ModelError: the model's type is not in the table.
-    """
-    if config.model_type not in FAMILIES:
-        raise ModelError(
-            f"models of type {config.model_type!r} cannot be read yet; these can: {sorted(FAMILIES)}. "
-            "An unknown type is refused rather than read wrongly."
-        )
-    return FAMILIES[config.model_type]
+    """The row of a model; a type outside the table gets what holds for most, and must pass the checks."""
+    return FAMILIES.get(config.model_type, Family())

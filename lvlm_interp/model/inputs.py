@@ -66,6 +66,9 @@ class Inputs:
         images: the images, in order.
         tokens: the text of each token, for display.
         texts: what the user wrote, by role.
+        fills: model inputs that run along the positions, and what an answer's positions get in them: a number, or None
+            for what the last position of the prompt has. Those shaped like `input_ids` need not be named: masks get 1,
+            others 0.
     """
 
     model_inputs: Mapping[str, Tensor]
@@ -74,6 +77,7 @@ class Inputs:
     images: tuple[ImageView, ...] = ()
     tokens: tuple[str, ...] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
+    fills: Mapping[str, int | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shape = tuple(self.model_inputs["input_ids"].shape)
@@ -160,21 +164,28 @@ class Inputs:
                 raise InputError(f"model input {name!r} has shape {shape}; got {tuple(value.shape)}")
         return dataclasses.replace(self, model_inputs={**self.model_inputs, **changed})
 
+    @property
+    def along(self) -> tuple[str, ...]:
+        """The model inputs that have an axis of positions, their second."""
+        return tuple(k for k, v in self.model_inputs.items() if k in self.fills or v.shape == self.input_ids.shape)
+
+    def prompt_inputs(self) -> dict[str, Tensor]:
+        """The model inputs without the answer's positions."""
+        along = self.along
+        return {k: v[:, : self.answer_start] if k in along else v for k, v in self.model_inputs.items()}
+
     def with_answer(self, ids: Sequence[int], tokens: Sequence[str], text: str) -> Inputs:
         """The same prompt followed by this answer."""
         if not len(ids):
             raise InputError(f"the answer {text!r} tokenises to nothing; give at least one word")
         prompt, added = self.answer_start, torch.tensor([list(ids)], dtype=torch.long)
-        changed = {}
-        for name, value in self.model_inputs.items():
-            if name == "input_ids":
-                changed[name] = torch.cat([value[:, :prompt], added.to(value.device)], 1)
-            elif value.shape == self.input_ids.shape:  # masks and type ids that run along the sequence
-                fill = 1 if name == "attention_mask" else 0
-                tail = torch.full_like(added, fill, dtype=value.dtype, device=value.device)
-                changed[name] = torch.cat([value[:, :prompt], tail], 1)
-            else:
-                changed[name] = value
+        changed = self.prompt_inputs()
+        for name in self.along:
+            value = changed[name]
+            last = value[:, -1:].expand(-1, len(ids), *value.shape[2:])
+            fill = self.fills.get(name, 1 if name == "attention_mask" else 0)
+            tail = last if fill is None else torch.full_like(last, fill)
+            changed[name] = torch.cat([value, added.to(value.device) if name == "input_ids" else tail], 1)
         answered: list[Role] = ["answer"] * len(ids)
         return dataclasses.replace(
             self,

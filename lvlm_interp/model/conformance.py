@@ -1,0 +1,358 @@
+"""Five checks that a model is read truly. They run on any model that a user brings.
+
+| check | what holds |
+|---|---|
+| parity | a captured run gives the same logits as the plain model: exactly under the same kernel, else to float error |
+| leak | with the image hidden, other pixels change nothing; seen, they do |
+| positions | under every coalition, what is seen stands where it stood: as one masked pass over all rows |
+| sites | every site fires, heads recombine to `hook_attn_out`, the last layer's lens is the logits |
+| restore | afterwards outputs, weights, attention implementations and hooks are what they were |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from lvlm_interp.errors import InputError, LvlmInterpError, ModelError, SiteError
+from lvlm_interp.model.attention import implementation, implementations
+from lvlm_interp.model.capture import masking
+from lvlm_interp.model.inputs import Inputs, Role
+from lvlm_interp.model.score import decoder_inputs, score
+from lvlm_interp.model.sites import OUTPUT_PROJECTION, Site, part
+from lvlm_interp.results import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lvlm_interp.model.vlm import HookedVLM
+
+VISIBLE_CHANGE = 1e-3  # logits by which other pixels must change an answer that sees them
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What one check found.
+
+    Attributes:
+        check: its name.
+        ok: whether it holds.
+        measured: the largest difference that should not be there; NaN if the check could not be carried out.
+        limit: what it may be.
+        detail: what was measured.
+        advice: what to do where it does not hold.
+    """
+
+    check: str
+    ok: bool
+    measured: float
+    limit: float
+    detail: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Conformance(Result):
+    """The checks of one model, one row each."""
+
+    model_type: str
+    checks: tuple[Checked, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all checks hold."""
+        return all(row.ok for row in self.checks)
+
+    def __getitem__(self, name: str) -> Checked:
+        found = next((row for row in self.checks if row.check == name), None)
+        if found is None:
+            raise KeyError(f"no check {name!r}; there are {[row.check for row in self.checks]}")
+        return found
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a check."""
+        import pandas as pd
+
+        return pd.DataFrame([dataclasses.asdict(row) for row in self.checks])
+
+    def _repr_html_(self) -> str:
+        return self.to_frame().style.format({"measured": "{:.1e}", "limit": "{:.1e}"}, escape="html").to_html()
+
+    def need(self) -> None:
+        """Raise unless all checks hold.
+
+        Raises:
+            ModelError: names the first check that failed, what was measured and what to do.
+        """
+        failed = [row for row in self.checks if not row.ok]
+        if failed:
+            first = failed[0]
+            raise ModelError(
+                f"a model of type {self.model_type!r} cannot be read truly: the {first.check} check measured "
+                f"{first.measured:.1e} (limit {first.limit:.1e}; {first.detail}). {first.advice} "
+                f"Failed: {[row.check for row in failed]}; check(vlm, x) prints them all."
+            )
+
+
+@torch.no_grad()
+def check(vlm: HookedVLM, x: Inputs | None = None) -> Conformance:
+    """Run all checks.
+
+    Args:
+        vlm: the model.
+        x: an example with an image; made with the processor if there is one.
+
+    Raises:
+        InputError: no example was given and none can be made.
+    """
+    x = _example(vlm) if x is None else x
+    x.need_image()
+    x = x if x.answer_start < x.length else _with_some_answer(vlm, x)
+    rows = tuple(_carried_out(name, function, vlm, x) for name, function in CHECKS.items())
+    return Conformance(vlm.model.config.model_type, rows, provenance=vlm.provenance("conformance"))
+
+
+def _example(vlm: HookedVLM) -> Inputs:
+    if vlm.processor is None:
+        raise InputError(
+            "an example is needed, and without a processor none can be made: wrap(model, processor), or "
+            "check(vlm, vlm.inputs(input_ids=…, answer_start=…, pixel_values=…))"
+        )
+    from PIL import Image
+
+    colors = torch.randint(0, 256, (96, 128, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return vlm.prepare("What is in the image?", Image.fromarray(colors.numpy()), answer="A cat.")
+
+
+def _with_some_answer(vlm: HookedVLM, x: Inputs) -> Inputs:
+    ids = [i for i in x.input_ids[0].tolist() if i != vlm.image_token_id][-2:]
+    return x.with_answer(ids, vlm.token_strings(ids), "")
+
+
+def _carried_out(name: str, function: Callable[..., Checked], vlm: HookedVLM, x: Inputs) -> Checked:
+    """A check that breaks off has failed, with what broke it as its detail."""
+    try:
+        return function(vlm, x)
+    except (LvlmInterpError, RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        text = " ".join(str(error).split())[:300]
+        advice = "The check could not be carried out: this kind of model needs a row in model/families.py."
+        return Checked(name, False, float("nan"), 0.0, f"{type(error).__name__}: {text}", advice)
+
+
+def _limit(logits: Tensor) -> float:
+    """Float error that is to be expected of logits of this size and type."""
+    eps = torch.finfo(logits.dtype).eps
+    return max(1e-5 if eps < 1e-6 else 0.0, 4 * eps) * max(1.0, float(logits.float().abs().max()))
+
+
+def _gap(a: Tensor, b: Tensor) -> float:
+    return float((a.float() - b.float()).abs().max())
+
+
+def _other_pixels(x: Inputs) -> Inputs:
+    """The same example with noise for pixels."""
+    generator = torch.Generator().manual_seed(2026)
+    pixels = {k: v for k, v in x.model_inputs.items() if v.is_floating_point()}
+    drawn = {k: torch.randn(v.shape, generator=generator).to(v) for k, v in pixels.items()}
+    return x.with_model_inputs(**drawn)
+
+
+# --- the checks -----------------------------------------------------------------------------------
+
+
+def parity(vlm: HookedVLM, x: Inputs) -> Checked:
+    """A captured run gives the logits of the plain model."""
+    plain, captured = vlm.run(x), _captured(vlm, x)
+    with implementation(vlm.model, "eager"):
+        exact = _gap(vlm.run(x), _captured(vlm, x))
+    gap, limit = _gap(plain, captured), _limit(plain)
+    ok = exact == 0 and gap <= limit
+    detail = f"captured against plain logits: {exact:.1e} under eager (0 expected), {gap:.1e} under its own kernel"
+    advice = "Captures would not show what the model does. Is attention or its mask built outside AttentionInterface?"
+    return Checked("parity", ok, max(exact, gap), limit, detail, "" if ok else advice)
+
+
+def _captured(vlm: HookedVLM, x: Inputs) -> Tensor:
+    """Logits of a run in which every site is recorded; sites that do not fire are another check's."""
+    logits = []
+
+    def keep(value: Tensor) -> Tensor:
+        return value
+
+    with contextlib.suppress(SiteError), vlm.visiting(dict.fromkeys(vlm.sites.values(), keep)):
+        logits.append(vlm.run(x))
+    return logits[0]
+
+
+def leak(vlm: HookedVLM, x: Inputs) -> Checked:
+    """Behind the mask other pixels change nothing; without it they do."""
+    other = _other_pixels(x)
+    (hidden, seen), (hidden_other, seen_other) = (
+        [_scored(vlm, y, y.hidden(*r)) for r in (["image"], [])] for y in (x, other)
+    )
+    gap, control = _gap(hidden, hidden_other), _gap(seen, seen_other)
+    ok = gap == 0 and control > VISIBLE_CHANGE
+    detail = f"other pixels change the answer's logits by {gap:.1e} hidden (0 expected) and by {control:.1e} seen"
+    advice = (
+        "The image reaches the answer past the mask; the family needs another way to hide it."
+        if gap
+        else "Other pixels make no difference at all: is the image used? (untrained gates, pixels that are dropped)"
+    )
+    return Checked("leak", ok, gap, 0.0, detail, "" if ok else advice)
+
+
+def _scored(vlm: HookedVLM, x: Inputs, visible: Bool[Tensor, " position"]) -> Tensor:
+    return score(vlm, x, visible[None]).logits(0)
+
+
+def positions(vlm: HookedVLM, x: Inputs) -> Checked:
+    """What is seen stands where it stood: the engine against one masked pass over all rows."""
+    coalitions = [x.hidden("image"), x.hidden("question") | x.where("template"), x.hidden("image", "question")]
+    gaps, limit = [], 0.0
+    for visible in coalitions:
+        expected = masked_pass(vlm, x, visible)
+        limit = max(limit, _limit(expected))
+        gaps.append(_gap(_scored(vlm, x, visible), expected))
+    ok, gap = max(gaps) <= limit, max(gaps)
+    detail = f"rows dropped and packed against one masked pass, {len(gaps)} coalitions: {gap:.1e}"
+    advice = "Position ids move when something is hidden, or the decoder takes arguments by row that are not cut."
+    return Checked("positions", ok, gap, limit, detail, "" if ok else advice)
+
+
+@torch.no_grad()
+def masked_pass(vlm: HookedVLM, x: Inputs, visible: Bool[Tensor, " position"]) -> Float[Tensor, "answer vocabulary"]:
+    """The slow way: the plain model computes every row, at its own positions, under its own masks less what is hidden.
+
+    An image that no token carries is hidden by leaving out its inputs.
+    """
+    sight, own = decoder_inputs(vlm, x, room=0).sight, torch.eye(x.length, dtype=torch.bool)
+    lowest = torch.finfo(vlm.model.dtype).min
+    masks = {}
+    for kind in sight.kinds:
+        see = kind.see & visible | own
+        mask = torch.zeros(1, 1, *see.shape, dtype=vlm.model.dtype).masked_fill_(~see, lowest).to(vlm.device)
+        masks.update(dict.fromkeys(kind.modules, mask))
+    dropped = vlm.family.image_inputs if not (visible & x.where("image")).any() else ()
+    given = {k: v for k, v in x.model_inputs.items() if k not in dropped}
+    with masking(masks):
+        return vlm.call(given)[0, x.answer_positions - 1]
+
+
+def sites(vlm: HookedVLM, x: Inputs) -> Checked:
+    """Every site fires, heads recombine, the last layer's lens is the logits."""
+    found = vlm.capture(x, "*")
+    recombined = [gap for site in vlm.sites.values() if (gap := _recombined(vlm, site, found)) is not None]
+    last = max((n for n in vlm.sites if n.startswith("blocks.") and n.endswith("resid_post")), key=_number)
+    lens = _gap(vlm.readout(found[last]), found["logits"])
+    gap, limit = max([lens, *recombined]), _limit(found["logits"])
+    missing = f"; {len(vlm.missing)} sites cannot be read ({next(iter(vlm.missing.values()))})" if vlm.missing else ""
+    detail = f"{len(vlm.sites)} sites fired; heads recombine in {len(recombined)} layers, lens {lens:.1e}{missing}"
+    ok = gap <= limit
+    advice = "The names of the parts in model/sites.py do not fit this model."
+    return Checked("sites", ok, gap, limit, detail, "" if ok else advice)
+
+
+def _number(name: str) -> int:
+    return int(name.split(".")[1])
+
+
+def _recombined(vlm: HookedVLM, site: Site, found: Any) -> float | None:
+    """How far the heads of one layer, projected, are from what attention puts out, relative to its size."""
+    if not site.name.endswith("attn.hook_z"):
+        return None
+    projection = part(site.module, OUTPUT_PROJECTION)
+    block = site.name.rsplit(".", 2)[0]
+    out = vlm.sites.get(f"{block}.hook_attn_out")
+    if projection is None or out is None:
+        return None
+    heads, added = projection(found[site.name].flatten(-2)), found[out.name]
+    if not _inside(site.module, out.module):  # a norm stands between attention and the residual stream
+        heads = out.module(heads)
+    return _gap(heads.reshape(added.shape), added) / max(1.0, float(added.abs().max()))
+
+
+def _inside(inner: nn.Module, outer: nn.Module) -> bool:
+    return any(module is inner for module in outer.modules())
+
+
+def restore(vlm: HookedVLM, x: Inputs) -> Checked:
+    """Captures, edits that break off and scores leave nothing behind."""
+    before, state = vlm.run(x), _state(vlm)
+
+    def broken(value: Tensor) -> Tensor:
+        raise InterruptedError
+
+    vlm.capture(x, "blocks.*")
+    with contextlib.suppress(InterruptedError):
+        vlm.capture(x, "blocks.0.*", edits={"blocks.0.hook_resid_pre": broken})
+    score(vlm, x, torch.stack([x.hidden(), x.hidden("image")]))
+    gap, left = _gap(before, vlm.run(x)), [k for k, v in _state(vlm).items() if state[k] != v]
+    ok = gap == 0 and not left
+    detail = f"outputs differ by {gap:.1e} afterwards" + (f"; changed: {', '.join(left)}" if left else "")
+    return Checked("restore", ok, gap, 0.0, detail, "" if ok else "Something was left in the model: load it anew.")
+
+
+def _state(vlm: HookedVLM) -> dict[str, Any]:
+    """What of a model could be left changed."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+    digest = type(vlm).fingerprint.func(vlm)  # type: ignore[attr-defined]  # computed anew, not the cached one
+    return {
+        "hooks": sum(len(getattr(m, name)) for m in vlm.model.modules() for name in hooks),
+        "attention implementation": sorted(kernel for _, kernel in implementations(vlm.model).values()),
+        "weights": digest,
+    }
+
+
+CHECKS: dict[str, Callable[[HookedVLM, Inputs], Checked]] = {
+    "parity": parity,
+    "leak": leak,
+    "positions": positions,
+    "sites": sites,
+    "restore": restore,
+}
+
+
+# --- at load --------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def check_at_load(vlm: HookedVLM) -> None:
+    """What is cheap: weights are finite, the parts are found, a capture of a few words gives the plain logits.
+
+    Raises:
+        ModelError: what does not hold.
+    """
+    bad = [name for name, weight in vlm.model.named_parameters() if not weight.isfinite().all()]
+    if bad:
+        raise ModelError(
+            f"{len(bad)} weights of {vlm.name!r} hold NaN or infinity, {bad[0]!r} among them: load it anew"
+        )
+    if not any(name.startswith("blocks.") for name in vlm.sites):
+        raise ModelError(f"no site was found in the decoder of {vlm.name!r} ({type(vlm.decoder).__name__})")
+    words = _words(vlm)
+    try:
+        plain = vlm.run(words)
+    except Exception:  # some models answer no prompt without an image (InstructBLIP): they are checked with one
+        return
+    gap = _gap(plain, _captured(vlm, words))
+    if not gap <= _limit(plain):
+        raise ModelError(
+            f"capturing changes what {vlm.name!r} computes: its logits differ by {gap:.1e} "
+            f"(limit {_limit(plain):.1e}). "
+            "Its attention does not go by transformers' AttentionInterface in the way that is read here."
+        )
+
+
+def _words(vlm: HookedVLM) -> Inputs:
+    """A few words without an image."""
+    ids = [i for i in range(3, 12) if i != vlm.image_token_id][:4]
+    tensor = torch.tensor([ids], device=vlm.device)
+    roles: list[Role] = ["question"] * len(ids)
+    return Inputs({"input_ids": tensor, "attention_mask": torch.ones_like(tensor)}, tuple(roles), len(ids))
