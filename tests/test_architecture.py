@@ -41,8 +41,9 @@ MAY_IMPORT = {
     "__main__": ANYTHING,
     "__init__": ANYTHING,
 }
-# Allowed inside a function, never when a module is loaded: `load("reference")` must find the reference model.
-INSIDE_FUNCTIONS = {("model", "reference")}
+# Allowed inside a function, never when a module is loaded: `load("reference")` must find the reference model, and
+# `vlm.nnsight` its adapter.
+INSIDE_FUNCTIONS = {("model", "reference"), ("model", "adapters")}
 
 ADAPTED = {"captum", "nnsight", "transformer_lens"}
 SLOW_TO_IMPORT = {"torch", "transformers", "matplotlib", "pandas", *ADAPTED}
