@@ -26,7 +26,7 @@ from typing import Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, VisibilityError
@@ -280,20 +280,34 @@ def _each(
     against: Mapping[int, Sequence[str]],
 ) -> list[_Found]:
     """Both values of every part of the answer; `against` has the given alternatives by the part's first token."""
-    given, found = decoder_inputs(vlm, x, keep_prefixes=True), []
-    hidden = score_answers(vlm, x, visible, [x.answer_ids], given=given)[0].hidden
-    for part in parts:
-        before = _up_to(x, part, visible)
+    given = decoder_inputs(vlm, x, keep_prefixes=True)
+    scored = score_answers(vlm, x, visible, [x.answer_ids], given=given)[0]
+    first = [_logprobs(vlm, scored.hidden[:, part.start]) for part in parts]
+    rivals = []
+    for part, logprobs in zip(parts, first, strict=True):
         if part.start in against:
-            found.append(_against(vlm, before, part, given, against[part.start], unit))
-            continue
-        logprobs = _logprobs(vlm, hidden[:, part.start])
-        others = _likely(logprobs, asked, before.ids[0], count)
-        if unit == "word":
-            found.append(_word(vlm, before, part, given, others))
+            rivals.append(_given(vlm, x, part, against[part.start], unit))
         else:
-            found.append(_token(vlm, logprobs, before.ids[0], others))
-    return found
+            likely = _likely(logprobs, asked, int(x.answer_ids[part.start]), count).tolist()
+            rivals.append(_Rivals(part, [[token] for token in likely], unit == "word" and part.is_content))
+    spelt = _spelt_out(vlm, x, visible[-1:], given, rivals)
+    others = _rest(vlm, x, visible, given, spelt)
+    own = [scored.logprob[:, part.start : part.stop].double().sum(1) for part in parts]
+    return [_found(vlm, *row) for row in zip(own, first, spelt, others, strict=True)]
+
+
+def _found(
+    vlm: HookedVLM,
+    own: Float[Tensor, " coalition"],
+    first: Float[Tensor, "coalition vocabulary"],
+    rivals: _Rivals,
+    rest: Float[Tensor, "coalition alternative"],
+) -> _Found:
+    """Both values of one part: its log-probability against those of its rivals, the first token and what follows."""
+    others = first[:, [ids[0] for ids in rivals.ids]] + rest
+    length = rivals.part.stop - rivals.part.start
+    names = tuple("".join(vlm.token_strings(ids)) for ids in rivals.ids)
+    return _Found(own - _log_mean(others), own + length * math.log(first.shape[1]), names)
 
 
 def _kept(keep: Sequence[str]) -> tuple[str, ...]:
@@ -338,13 +352,16 @@ def _log_mean(logprobs: Float[Tensor, "coalition alternative"]) -> Float[Tensor,
     return logprobs.logsumexp(-1) - math.log(logprobs.shape[-1])
 
 
-# --- alternatives that are tokens -----------------------------------------------------------------
+# --- alternatives ---------------------------------------------------------------------------------
 
 
-def _token(vlm: HookedVLM, logprobs: Float[Tensor, "coalition vocabulary"], token: int, others: Tensor) -> _Found:
-    odds = logprobs[:, token] - _log_mean(logprobs[:, others])
-    full = logprobs[:, token] + math.log(logprobs.shape[1])
-    return _Found(odds, full, vlm.token_strings(others.tolist()))
+@dataclass(frozen=True)
+class _Rivals:
+    """What a part of the answer is compared with: token ids of each, and whether they are still to be spelt out."""
+
+    part: Word
+    ids: list[list[int]]
+    unfinished: bool = False
 
 
 def _logprobs(vlm: HookedVLM, hidden: Float[Tensor, "coalition width"]) -> Float[Tensor, "coalition vocabulary"]:
@@ -352,7 +369,9 @@ def _logprobs(vlm: HookedVLM, hidden: Float[Tensor, "coalition width"]) -> Float
         return vlm.readout.logits(hidden).double().log_softmax(-1).cpu()
 
 
-def _likely(logprobs: Float[Tensor, "coalition vocabulary"], asked: Tensor, token: int, count: int) -> Tensor:
+def _likely(
+    logprobs: Float[Tensor, "coalition vocabulary"], asked: Bool[Tensor, " coalition"], token: int, count: int
+) -> Int[Tensor, " alternative"]:
     """The tokens, other than this one, that some coalition that knows the question finds most likely."""
     best = logprobs[asked].max(0).values
     best[token] = -math.inf
@@ -361,81 +380,81 @@ def _likely(logprobs: Float[Tensor, "coalition vocabulary"], asked: Tensor, toke
     return best.topk(count).indices
 
 
-# --- alternatives that are words ------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Before:
-    """An example in which everything before a word is prompt: the coalitions over it, and the word's ids."""
-
-    x: Inputs
-    seen: Bool[Tensor, "coalition position"]
-    ids: list[int]
-
-
-def _up_to(x: Inputs, word: Word, visible: Tensor) -> _Before:
-    start = x.answer_start + word.start
-    cut = {k: v[:, :start] if v.shape == x.input_ids.shape else v for k, v in x.model_inputs.items()}
-    before = dataclasses.replace(
-        x, model_inputs=cut, roles=x.roles[:start], tokens=x.tokens[:start], answer_start=start
-    )
-    return _Before(before, visible[:, :start], x.answer_ids[word.start : word.stop].tolist())
-
-
-def _word(vlm: HookedVLM, before: _Before, word: Word, given: DecoderInputs, others: Tensor) -> _Found:
-    """One word against other whole words, found by spelling out the most likely other first tokens."""
-    starters = [[int(i)] for i in others]
-    spelt = _spelt_out(vlm, before, given, starters) if word.is_content else starters
-    distinct = [ids for n, ids in enumerate(spelt) if ids != before.ids and ids not in spelt[:n]]
-    return _whole(vlm, before, given, distinct)
-
-
-def _against(
-    vlm: HookedVLM, before: _Before, word: Word, given: DecoderInputs, against: Sequence[str], unit: Unit
-) -> _Found:
-    """One word against given words; where the unit is the token, their first tokens decide."""
-    blank = " " if vlm.token_strings(before.ids)[0].startswith(" ") else ""
-    others = [vlm.answered(before.x, blank + text.strip()).answer_ids.tolist() for text in against]
+def _given(vlm: HookedVLM, x: Inputs, part: Word, against: Sequence[str], unit: Unit) -> _Rivals:
+    """Given words; where the unit is the token, their first tokens decide."""
+    own = x.answer_ids[part.start : part.stop].tolist()
+    blank = " " if vlm.token_strings(own)[0].startswith(" ") else ""
+    others = [vlm.answered(x, blank + text.strip()).answer_ids.tolist() for text in against]
     if unit == "token":
         others = [ids[:1] for ids in others]
-    if not others or before.ids in others:
+    if not others or own in others:
         raise InputError(
-            f"the alternatives {list(against)} must be others than {word.text.strip()!r}"
+            f"the alternatives {list(against)} must be others than {part.text.strip()!r}"
             + (" (words that begin with the same token need unit='word')" if unit == "token" else "")
         )
-    return _whole(vlm, before, given, others)
+    return _Rivals(part, others)
 
 
-def _spelt_out(vlm: HookedVLM, before: _Before, given: DecoderInputs, starters: list[list[int]]) -> list[list[int]]:
-    """Each first token continued greedily to the end of its word, as the model would go on seeing everything."""
-    spelt = [list(ids) for ids in starters]
-    growing = list(range(len(spelt)))
+def _spelt_out(
+    vlm: HookedVLM,
+    x: Inputs,
+    visible: Bool[Tensor, "1 position"],
+    given: DecoderInputs,
+    rivals: Sequence[_Rivals],
+) -> list[_Rivals]:
+    """First tokens continued greedily to the end of their words, as the model would go on seeing everything.
+
+    All parts of the answer together, a token of each at a time.
+    """
+    growing = [(rival.part.start, ids) for rival in rivals if rival.unfinished for ids in rival.ids]
+    spelt: dict[tuple[int, tuple[int, ...]], list[int]] = {(start, tuple(ids)): list(ids) for start, ids in growing}
+    waiting = list(spelt)
     for _ in range(LONGEST_ALTERNATIVE - 1):
-        if not growing:
+        if not waiting:
             break
         # The engine reads the state before each token; a stand-in token asks for the state after the last one.
-        asked = [torch.tensor([*spelt[n], 0]) for n in growing]
-        scored = score_answers(vlm, before.x, before.seen[-1:], asked, given=given)
-        following = vlm.readout.logits(torch.stack([s.hidden[0, -1] for s in scored])).argmax(-1).tolist()
-        more = vlm.token_strings(following)
-        grown = [
-            n for n, text in zip(growing, more, strict=True) if continues("".join(vlm.token_strings(spelt[n])), text)
-        ]
-        for n, token in zip(growing, following, strict=True):
-            spelt[n] += [token] if n in grown else []
-        growing = grown
-    return spelt
+        asked = [torch.cat([x.answer_ids[: key[0]].cpu(), torch.tensor([*spelt[key], 0])]) for key in waiting]
+        scored = score_answers(vlm, x, visible, asked, given=given, reads=[1] * len(asked))
+        following = vlm.readout.logits(torch.stack([s.hidden[0, 0] for s in scored])).argmax(-1).tolist()
+        more = zip(waiting, following, vlm.token_strings(following), strict=True)
+        grown = [(key, token) for key, token, text in more if continues("".join(vlm.token_strings(spelt[key])), text)]
+        for key, token in grown:
+            spelt[key].append(token)
+        waiting = [key for key, _ in grown]
+    return [_distinct(vlm, x, rival, spelt) for rival in rivals]
 
 
-def _whole(vlm: HookedVLM, before: _Before, given: DecoderInputs, others: list[list[int]]) -> _Found:
-    """Both values of a word under every coalition, scored as a whole against whole words."""
-    answers = [torch.tensor(ids) for ids in (before.ids, *others)]
-    scored = score_answers(vlm, before.x, before.seen, answers, given=given)
-    label, *rest = (s.logprob.double().sum(1) for s in scored)
-    vocabulary = vlm.model.config.get_text_config().vocab_size
-    names = tuple("".join(vlm.token_strings(ids)) for ids in others)
-    full = label + len(before.ids) * math.log(vocabulary)
-    return _Found(label - _log_mean(torch.stack(rest, 1)), full, names)
+def _distinct(
+    vlm: HookedVLM, x: Inputs, rivals: _Rivals, spelt: Mapping[tuple[int, tuple[int, ...]], list[int]]
+) -> _Rivals:
+    """The words that came out, each once: those that read as the word itself, or as a likelier one, are left out."""
+    if not rivals.unfinished:
+        return rivals
+    words = [spelt[rivals.part.start, tuple(ids)] for ids in rivals.ids]
+    own = x.answer_ids[rivals.part.start : rivals.part.stop].tolist()
+    texts = ["".join(vlm.token_strings(ids)).strip().casefold() for ids in (own, *words)]
+    kept = [ids for n, ids in enumerate(words, 1) if texts[n] not in texts[:n]]
+    return _Rivals(rivals.part, kept or words[:1])
+
+
+def _rest(
+    vlm: HookedVLM,
+    x: Inputs,
+    visible: Bool[Tensor, "coalition position"],
+    given: DecoderInputs,
+    rivals: Sequence[_Rivals],
+) -> list[Float[Tensor, "coalition alternative"]]:
+    """Log-probability of what follows the first token of every rival; 0 where nothing does."""
+    rest = [torch.zeros(len(visible), len(rival.ids), dtype=torch.float64) for rival in rivals]
+    longer = [(p, n, ids) for p, rival in enumerate(rivals) for n, ids in enumerate(rival.ids) if len(ids) > 1]
+    if not longer:
+        return rest
+    so_far = [x.answer_ids[: rival.part.start].cpu() for rival in rivals]
+    answers = [torch.cat([so_far[p], torch.tensor(ids)]) for p, _, ids in longer]
+    scored = score_answers(vlm, x, visible, answers, given=given, reads=[len(ids) - 1 for _, _, ids in longer])
+    for (p, n, _), scores in zip(longer, scored, strict=True):
+        rest[p][:, n] = scores.logprob.double().sum(1)
+    return rest
 
 
 def shares(credits: Mapping[str, float]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, SiteError
+from lvlm_interp.model.batch import Batch
 from lvlm_interp.model.inputs import Inputs
 from lvlm_interp.model.sites import Site
 
@@ -114,7 +115,7 @@ def _owned(part: Tensor) -> Tensor:
 
 
 def choose(
-    x: Inputs,
+    x: Inputs | Batch,
     sites: Sequence[Site],
     positions: Positions | None = None,
     heads: int | Iterable[int] | None = None,
@@ -163,7 +164,7 @@ def _refuse(sites: Sequence[Site], wrong: Callable[[str], bool], why: str) -> No
         raise SiteError(f"{some} {why}; capture these sites in a call of their own")
 
 
-def indices(x: Inputs, positions: Positions) -> Int[Tensor, " position"]:
+def indices(x: Inputs | Batch, positions: Positions) -> Int[Tensor, " position"]:
     """Positions of an example as indices: those of roles in the prompt's order, indices in the order given.
 
     Raises:

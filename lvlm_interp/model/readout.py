@@ -25,6 +25,18 @@ class Readout:
     scale: float = 1.0
     softcap: float | None = None
 
+    @property
+    def weight(self) -> Float[Tensor, "vocabulary width"]:
+        """The direction in which each token's logit is read."""
+        weight = self.unembed.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are logits for."""
+        return len(self.weight)
+
     def __call__(self, residual: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocabulary"]:
         """Logits of a residual stream (the logit lens, at any layer)."""
         return self.logits(self.norm(residual))

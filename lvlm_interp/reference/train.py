@@ -50,7 +50,7 @@ from lvlm_interp.reference.base_weights import load_language_model, load_tokeniz
 from lvlm_interp.reference.scenes import Scene
 
 GRID = scenes.SIZE // PATCH
-ASKED_AT_MOST = {"objects": 1, "name": 1, "place": 1, "color": 1}  # of a scene; for yes/no see `Stage`
+ASKED_AT_MOST = {"objects": 1, "name": 1, "place": 1}  # of a scene; for the other kinds see `Stage`
 HELD_OUT = 500_000  # seeds of the scenes that the learning curve is measured on
 IGNORED = -100
 IMAGE, QUESTION = 1, 2  # sources that the last stage hides, as bits
@@ -63,6 +63,7 @@ class Stage:
     steps: int
     scenes: int = 16
     yes_no: int = 4
+    colors: int = 1
     projector_rate: float = 5e-4
     lora_rate: float = 8e-4
     hidden_question: float = 0.0
@@ -79,7 +80,7 @@ class Settings:
     align_rate: float = 2e-3
     tune: Stage = Stage(425)
     drop: Stage = Stage(
-        100, scenes=8, yes_no=1, projector_rate=0.0, lora_rate=3e-4, hidden_question=0.25, hidden_image=0.1
+        300, scenes=8, yes_no=1, colors=2, projector_rate=0.0, lora_rate=6e-4, hidden_question=0.5, hidden_image=0.1
     )
     warmup: int = 20
     final_rate: float = 0.02
@@ -192,9 +193,9 @@ def _pixels(scene: Scene) -> Tensor:
 # --- packing --------------------------------------------------------------------------------------
 
 
-def sample_questions(scene: Scene, yes_no: int) -> list[scenes.Question]:
+def sample_questions(scene: Scene, stage: Stage) -> list[scenes.Question]:
     """A mix of kinds, so that yes/no questions do not crowd out the rest."""
-    left, chosen = ASKED_AT_MOST | {"yes/no": yes_no}, []
+    left, chosen = ASKED_AT_MOST | {"yes/no": stage.yes_no, "color": stage.colors}, []
     for question in scene.questions():
         if left[question.kind]:
             left[question.kind] -= 1
@@ -226,7 +227,7 @@ def pack(learner: Learner, scene: Scene, stage: Stage) -> Packed:
     shared = len(first) + GRID**2
     source = [0] * len(first) + [IMAGE] * GRID**2
     row = Packed(first + [0] * GRID**2, list(range(shared)), [0] * shared, [IGNORED] * shared, source, [0] * shared, [])
-    for number, question in enumerate(sample_questions(scene, stage.yes_no), 1):
+    for number, question in enumerate(sample_questions(scene, stage), 1):
         asked, is_question = _asked(learner, after, question.text)
         answer = learner.ids(question.answer + END)
         length = len(asked) + len(answer)

@@ -1,0 +1,343 @@
+"""Direct logit attribution: an answer token's logit as an exact sum of what was written into the residual stream.
+
+With the final norm's scale frozen, the logit of a token is linear in the residual stream that it is read from, and that
+stream is a sum: the embedding, and what every head, MLP and bias wrote. A head's part splits once more by the position
+that it read: Σ_s A[t, s] · (v_s W_O) (Elhage et al. 2021). So it is the mechanistic answer to "prompt, image or
+knowledge": what heads read from text, what they read from the image, and what MLPs and the embedding add.
+
+Promise: the parts add up to the logit. It says what was written directly; what a head wrote that a later layer used
+first is that later layer's part.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lvlm_interp.errors import InputError, SiteError
+from lvlm_interp.model.frozen import frozen
+from lvlm_interp.model.inputs import Inputs
+from lvlm_interp.model.sites import OUTPUT_PROJECTION, Site, part
+from lvlm_interp.model.vlm import HookedVLM
+from lvlm_interp.results import Result
+
+TOLERANCE = 1e-3  # share of the parts' sizes by which their sum may miss the logit; larger means misread weights
+
+
+@dataclass(frozen=True)
+class DirectAttribution(Result):
+    """Parts of the logit of each answer token (or of the difference of two logits), in raw logits.
+
+    Attributes:
+        tokens: the answer tokens as text.
+        target: the token whose logit is taken apart, for each answer token.
+        against: the token whose logit is subtracted, or empty.
+        positions, roles: tokens and roles of the whole prompt, as text.
+        logit: what the parts add up to, `[answer]`.
+        embedding: of the position itself, `[answer]`.
+        heads: what each head wrote, `[answer, layer, head]`.
+        sources: the same by the position that the head read, `[answer, layer, head, position]`; what cross-attention
+            reads stands at no position of the prompt and is only in `heads`.
+        mlps: `[answer, layer]`.
+        biases: of attention's output and the norms after it, `[answer, layer]`.
+        others: what a block adds beyond its attention and MLP, and what comes between blocks, `[answer, layer]`.
+        bias: of the final norm and the unembedding, `[answer]`.
+        softcap: what a cap of the logits takes away, `[answer]`.
+    """
+
+    tokens: tuple[str, ...]
+    target: tuple[str, ...]
+    against: str
+    positions: tuple[str, ...]
+    roles: tuple[str, ...]
+    logit: Float[Tensor, " answer"]
+    embedding: Float[Tensor, " answer"]
+    heads: Float[Tensor, "answer layer head"]
+    sources: Float[Tensor, "answer layer head position"]
+    mlps: Float[Tensor, "answer layer"]
+    biases: Float[Tensor, "answer layer"]
+    others: Float[Tensor, "answer layer"]
+    bias: Float[Tensor, " answer"]
+    softcap: Float[Tensor, " answer"]
+
+    @property
+    def total(self) -> Float[Tensor, " answer"]:
+        """The sum of all parts; equals `logit`."""
+        layers = self.heads.sum(2) + self.mlps + self.biases + self.others
+        return self.embedding + layers.sum(1) + self.bias + self.softcap
+
+    def by_role(self) -> Float[Tensor, "answer layer head role"]:
+        """Each head's part by the role that it read, in the order of `role_names`; cross-attention reads the image."""
+        names = self.role_names
+        parts = [self.sources[..., [role == name for role in self.roles]].sum(-1) for name in names]
+        beyond = self.heads - self.sources.sum(-1)
+        if "image" in names:
+            parts[names.index("image")] = parts[names.index("image")] + beyond
+        return torch.stack(parts, -1)
+
+    @property
+    def role_names(self) -> tuple[str, ...]:
+        """The roles of the prompt, in the order in which they occur."""
+        return tuple(dict.fromkeys(self.roles))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an answer token: its logit, what heads read from each role, and the rest. The columns add up."""
+        read = self.by_role().sum((1, 2))
+        columns = {f"reads {name}": read[:, n].tolist() for n, name in enumerate(self.role_names)}
+        rest = (self.biases + self.others).sum(1) + self.bias
+        return pd.DataFrame(
+            {
+                "token": self.tokens,
+                **columns,
+                "mlps": self.mlps.sum(1).tolist(),
+                "embedding": self.embedding.tolist(),
+                "biases": rest.tolist(),
+                "softcap": self.softcap.tolist(),
+                "logit": self.logit.tolist(),
+            }
+        )
+
+    def components(self, token: int = 0) -> pd.DataFrame:
+        """One row a component of one answer token, the largest first: `component`, `layer`, `head`, `logit`."""
+        alone = {"embedding": self.embedding, "bias": self.bias, "softcap": self.softcap}
+        rows: list[tuple[str, int | None, int | None, float]] = [
+            (name, None, None, float(values[token])) for name, values in alone.items()
+        ]
+        for layer, heads in enumerate(self.heads[token].tolist()):
+            rows += [(f"L{layer}H{head}", layer, head, value) for head, value in enumerate(heads)]
+            rows.append((f"MLP {layer}", layer, None, float(self.mlps[token, layer])))
+            rows.append((f"biases {layer}", layer, None, float((self.biases + self.others)[token, layer])))
+        frame = pd.DataFrame(rows, columns=["component", "layer", "head", "logit"])
+        frame = frame.astype({"layer": "Int64", "head": "Int64"})
+        return frame.sort_values("logit", key=lambda column: -column.abs(), ignore_index=True)
+
+    def _repr_html_(self) -> str:
+        note = f"raw logits{f' against {self.against!r}' if self.against else ''}; the parts add up to the logit"
+        return self.to_frame().style.format(precision=2, escape="html").set_caption(note).to_html()
+
+
+@torch.no_grad()
+def direct(
+    vlm: HookedVLM, x: Inputs, *, target: str | int | None = None, against: str | int | None = None
+) -> DirectAttribution:
+    """Take the logit of every answer token apart.
+
+    Args:
+        vlm: the model.
+        x: an example with an answer.
+        target: a token (its text or id) to take apart at every position; each answer token itself by default.
+        against: a token whose logit is subtracted: why the target *rather than* this.
+
+    Raises:
+        InputError: no answer, or a target that is not one token of the vocabulary.
+        SiteError: attention that cannot be read in this model, or parts that do not add up to the logit.
+    """
+    x.need_answer()
+    rows = x.answer_positions - 1
+    ids = x.answer_ids.cpu() if target is None else torch.tensor([_token(vlm, target)] * len(rows))
+    other = None if against is None else _token(vlm, against)
+    stream = _stream(vlm, x, rows)
+    out = _readout(vlm, stream[-1].post, ids.to(vlm.device), other)
+    layers = [_layer(n, one, out.direction, x.length) for n, one in enumerate(stream)]
+    found = DirectAttribution(
+        tokens=x.answer_tokens,
+        target=vlm.token_strings(ids.tolist()),
+        against="" if other is None else vlm.token_strings([other])[0],
+        positions=x.tokens,
+        roles=x.roles,
+        logit=out.logit,
+        embedding=_dot(stream[0].pre, out.direction),
+        heads=torch.stack([layer.heads for layer in layers], 1),
+        sources=torch.stack([layer.sources for layer in layers], 1),
+        mlps=torch.stack([layer.mlp for layer in layers], 1),
+        biases=torch.stack([layer.bias for layer in layers], 1),
+        others=_between(stream, out.direction) + torch.stack([layer.other for layer in layers], 1),
+        bias=out.bias,
+        softcap=out.softcap,
+        provenance=vlm.provenance("direct logit attribution", target=target, against=against),
+    )
+    return _closing(found)
+
+
+def _closing(found: DirectAttribution) -> DirectAttribution:
+    """The promise: the parts add up to the logit."""
+    size = found.heads.abs().sum((1, 2)) + found.mlps.abs().sum(1) + found.embedding.abs()
+    gap = ((found.total - found.logit).abs() / size.clamp(min=1)).max()
+    if not gap <= TOLERANCE:
+        raise SiteError(f"the parts miss the logit by {float(gap):.1e} of their size: this model is not read rightly")
+    return found
+
+
+def _token(vlm: HookedVLM, token: str | int) -> int:
+    ids = [token] if isinstance(token, int) else vlm.prompter.answer_ids((), token)
+    if len(ids) != 1:
+        pieces = list(vlm.token_strings(ids))
+        raise InputError(
+            f"{token!r} is {len(ids)} tokens {pieces}: direct attribution takes one, for example its first"
+        )
+    if not 0 <= ids[0] < vlm.readout.vocabulary:
+        raise InputError(f"token {ids[0]} is not in the vocabulary of {vlm.readout.vocabulary} tokens")
+    return ids[0]
+
+
+def _dot(written: Float[Tensor, "answer *more width"], direction: Float[Tensor, "answer width"]) -> Tensor:
+    return (written.double() * direction.view(len(direction), *(1,) * (written.ndim - 2), -1)).sum(-1).cpu()
+
+
+# --- what the logit reads -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Out:
+    """The direction that the logit reads in the residual stream `[answer, width]`, and what is not in the stream."""
+
+    direction: Float[Tensor, "answer width"]
+    logit: Float[Tensor, " answer"]
+    bias: Float[Tensor, " answer"]
+    softcap: Float[Tensor, " answer"]
+
+
+def _readout(
+    vlm: HookedVLM, last: Float[Tensor, "answer width"], ids: Int[Tensor, " answer"], other: int | None
+) -> _Out:
+    readout = vlm.readout
+    norm, weight = frozen(readout.norm, last), readout.weight
+    row = weight[ids].double() * readout.scale
+    offset = _bias_of(readout.unembed, readout.vocabulary).to(row.device) * readout.scale
+    constant = offset[ids]
+    if other is not None:
+        row, constant = row - weight[other].double() * readout.scale, constant - offset[other]
+    bias = row @ norm.bias + constant
+    direction = norm.back(row)
+    raw = _dot(last, direction) + bias.cpu()
+    logits = readout(last).double()
+    logit = logits.gather(1, ids[:, None])[:, 0] - (0 if other is None else logits[:, other])
+    capped = logit.cpu() - raw if readout.softcap else torch.zeros_like(raw)
+    return _Out(direction, logit.cpu(), bias.cpu(), capped)
+
+
+def _bias_of(linear: nn.Module, width: int) -> Float[Tensor, " width"]:
+    bias = getattr(linear, "bias", None)
+    return torch.zeros(width, dtype=torch.float64) if bias is None else bias.double()
+
+
+# --- what was written -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """What one block reads and writes at the rows of the answer.
+
+    `pattern` and `v` are None where the keys are no positions of the prompt (cross-attention).
+    """
+
+    pre: Float[Tensor, "answer width"]
+    mid: Float[Tensor, "answer width"]
+    post: Float[Tensor, "answer width"]
+    attention: Float[Tensor, "answer width"]
+    z: Float[Tensor, "answer head inner"]
+    pattern: Float[Tensor, "head answer position"] | None
+    v: Float[Tensor, "position kv_head inner"] | None
+    site: Site
+    after: nn.Module | None
+
+
+def _stream(vlm: HookedVLM, x: Inputs, rows: Int[Tensor, " answer"]) -> list[_Block]:
+    """Everything that the blocks wrote, from two passes: at the answer's rows, and values at all positions."""
+    names = [n for n in vlm.sites if n.startswith("blocks.")]
+    depth = max(int(n.split(".")[1]) for n in names) + 1
+    kinds = [_kind_of(vlm, n) for n in range(depth)]
+    at_rows, whole = [], []
+    for n, kind in enumerate(kinds):
+        at_rows += [f"blocks.{n}.hook_{site}" for site in ("resid_pre", "resid_mid", "resid_post", "attn_out")]
+        at_rows += [f"blocks.{n}.{kind}.hook_{site}" for site in ("z", "pattern")]
+        whole += [f"blocks.{n}.attn.hook_v"] if kind == "attn" else []
+    here = vlm.capture(x, [name for name in at_rows if name in vlm.sites], positions=rows)
+    values = vlm.capture(x, whole)
+    return [_block(vlm, f"blocks.{n}", kind, here, values) for n, kind in enumerate(kinds)]
+
+
+def _kind_of(vlm: HookedVLM, layer: int) -> str:
+    """Whether a block has self-attention or cross-attention whose pattern can be read."""
+    for kind in ("attn", "cross_attn"):
+        if all(f"blocks.{layer}.{kind}.hook_{site}" in vlm.sites for site in ("z", "pattern", "v")):
+            return kind
+    why = next(
+        (why for name, why in vlm.missing.items() if name.startswith(f"blocks.{layer}.")), "it has no such sites"
+    )
+    raise SiteError(f"the attention of block {layer} cannot be taken apart: {why}")
+
+
+def _block(vlm: HookedVLM, prefix: str, kind: str, here: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> _Block:
+    site, added = vlm.sites[f"{prefix}.{kind}.hook_z"], vlm.sites[f"{prefix}.hook_attn_out"].module
+    inside, own = any(module is site.module for module in added.modules()), kind == "attn"
+    pre, post, wrote = (here[f"{prefix}.hook_{name}"][0] for name in ("resid_pre", "resid_post", "attn_out"))
+    middle = here.get(f"{prefix}.hook_resid_mid")
+    return _Block(
+        pre=pre,
+        mid=pre + wrote if middle is None else middle[0],  # attention and MLP side by side have no middle
+        post=post,
+        attention=wrote,
+        z=here[f"{prefix}.{kind}.hook_z"][0],
+        pattern=here[f"{prefix}.attn.hook_pattern"][0] if own else None,
+        v=values[f"{prefix}.attn.hook_v"][0] if own else None,
+        site=site,
+        after=None if inside else added,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """Parts of one block."""
+
+    heads: Float[Tensor, "answer head"]
+    sources: Float[Tensor, "answer head position"]
+    mlp: Float[Tensor, " answer"]
+    bias: Float[Tensor, " answer"]
+    other: Float[Tensor, " answer"]
+
+
+def _layer(number: int, block: _Block, direction: Float[Tensor, "answer width"], length: int) -> _Layer:
+    project = part(block.site.module, OUTPUT_PROJECTION)
+    if not isinstance(project, nn.Linear):
+        raise SiteError(f"block {number} has no linear output projection that heads could be split through")
+    heads, inner = block.z.shape[1:]
+    weight, bias = project.weight.double(), _bias_of(project, project.out_features).to(direction.device)
+    raw = block.z.flatten(1).double() @ weight.T + bias
+    norm = None if block.after is None else frozen(block.after, raw.to(block.pre.dtype))
+    wrote, added = raw if norm is None else norm(raw), (block.mid - block.pre).double()
+    gain = (added * wrote).sum() / (wrote * wrote).sum()  # 1, or a gate or multiplier that some families have
+    into = gain * (direction if norm is None else norm.back(direction))
+    reads = torch.einsum("aw,whi->ahi", into, weight.view(-1, heads, inner))
+    by_head = (block.z.double() * reads).sum(-1)
+    constant = into @ bias + (0 if norm is None else gain * (direction @ norm.bias))
+    attention = _dot(added, direction)
+    return _Layer(
+        heads=by_head.cpu(),
+        sources=_by_source(block, reads, length).cpu(),
+        mlp=_dot(block.post.double() - block.mid.double(), direction),
+        bias=constant.cpu(),
+        other=attention - by_head.sum(1).cpu() - constant.cpu(),
+    )
+
+
+def _by_source(
+    block: _Block, reads: Float[Tensor, "answer head inner"], length: int
+) -> Float[Tensor, "answer head position"]:
+    """What each head read at each position, along the direction; values may be shared by several heads."""
+    if block.v is None or block.pattern is None:
+        return reads.new_zeros(*reads.shape[:2], length)
+    values = block.v.double().repeat_interleave(reads.shape[1] // block.v.shape[1], 1)
+    return torch.einsum("hak,khi,ahi->ahk", block.pattern.double(), values, reads)
+
+
+def _between(stream: list[_Block], direction: Float[Tensor, "answer width"]) -> Float[Tensor, "answer layer"]:
+    """What is added to the stream between one block and the next."""
+    jumps = [torch.zeros_like(stream[0].pre), *(b.pre - a.post for a, b in itertools.pairwise(stream))]
+    return torch.stack([_dot(jump, direction) for jump in jumps], 1)

@@ -1,0 +1,113 @@
+"""A padded row of a batch computes what its example computes alone, in every family."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import lvlm_interp as li
+from lvlm_interp.errors import InputError
+from lvlm_interp.model.batch import batched
+from tests.families import ANSWER, FAMILIES, tiny_example, tiny_model
+
+SIZES = {
+    "qwen2_vl": ({"pixel_values": (16, 3 * 2 * 14 * 14), "image_grid_thw": torch.tensor([[1, 4, 4]])}, 4),
+    "llava_next": ({"pixel_values": (1, 5, 3, 28, 28), "image_sizes": torch.tensor([[56, 56]])}, None),
+    "idefics3": ({"pixel_values": (1, 2, 3, 56, 56)}, 8),
+    "internvl": ({"pixel_values": (3, 3, 56, 56)}, 12),
+}
+SIZES |= {"qwen2_5_vl": SIZES["qwen2_vl"], "qwen3_vl": SIZES["qwen2_vl"]}
+SIZES |= {"llava_onevision": SIZES["llava_next"], "smolvlm": SIZES["idefics3"]}
+"""Pixels of another image size, and its number of tokens, for the families that have several."""
+
+SITES = ["blocks.*.hook_resid_post", "blocks.*.hook_attn_out", "blocks.0.attn.hook_z"]
+
+
+def short_and_long(vlm, name):
+    """Two examples of different lengths, and of different image sizes where the family has them."""
+    pixels, tokens = SIZES.get(name, (FAMILIES[name].pixels, FAMILIES[name].tokens))
+    other = {name: dataclasses.replace(FAMILIES[name], pixels=pixels, tokens=tokens)}
+    short, long = tiny_example(vlm, name), tiny_example(vlm, name, seed=2, rows=other)
+    return short, long.with_answer([*ANSWER, *range(11, 17)], ["<11>"] * (len(ANSWER) + 6), "longer")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    vlm = li.wrap(tiny_model(request.param))
+    return vlm, short_and_long(vlm, request.param)
+
+
+def test_batched_is_single(family):
+    vlm, examples = family
+    batch = vlm.batch(examples)
+    assert batch.length == examples[1].length > examples[0].length
+    together = vlm.capture(batch, SITES)
+    for number, x in enumerate(examples):
+        alone = vlm.capture(x, SITES)
+        assert set(alone) == set(together)
+        for name in alone:
+            assert torch.allclose(batch.of(number, together[name]), alone[name], atol=1e-5), name
+
+
+def test_a_batch_without_its_mask_is_another(family):
+    """The control: padding that is seen changes what is computed, and so does an example in another's row."""
+    vlm, examples = family
+    batch = vlm.batch(examples)
+    seen = dict(batch.model_inputs, attention_mask=torch.ones_like(batch.model_inputs["attention_mask"]))
+    with torch.no_grad():
+        logits = vlm.model(**seen, use_cache=False).logits
+    assert (batch.of(0, logits) - vlm.run(examples[0])).abs().max() > 1e-3
+    assert (batch.of(1, vlm.run(batch))[:, -1] - vlm.run(examples[0])[:, -1]).abs().max() > 1e-3
+
+
+def test_patterns_of_a_row():
+    vlm = li.wrap(tiny_model("llava"))
+    examples = short_and_long(vlm, "llava")
+    batch, name = vlm.batch(examples), "blocks.1.attn.hook_pattern"
+    together = vlm.capture(batch, name)[name]
+    for number, x in enumerate(examples):
+        assert torch.allclose(batch.pattern_of(number, together), vlm.capture(x, name)[name], atol=1e-6)
+    padding = int(batch.padding[0])
+    assert together[0, :, padding:, :padding].abs().max() == 0  # padding is not read
+
+
+def padded(vlm, x, extra):
+    """The same example as a left-padding tokenizer would give it."""
+    first = {
+        name: torch.cat([value.new_zeros(1, extra, *value.shape[2:]), value], 1) if name in x.along else value
+        for name, value in x.model_inputs.items()
+    }
+    return vlm.inputs(answer_start=x.answer_start + extra, roles=["template"] * extra + list(x.roles), **first)
+
+
+def test_contrast_and_credit_of_a_padded_example(family):
+    """Padding in front changes no contrast and no credit."""
+    vlm, (x, _) = family
+    longer = padded(vlm, x, 3)
+    alone, behind = li.contrast(vlm, x), li.contrast(vlm, longer)
+    assert torch.allclose(alone.delta, behind.delta, atol=1e-5)
+    one, other = li.credit(vlm, x), li.credit(vlm, longer)
+    assert one.roles == other.roles and torch.allclose(one.credits, other.credits, atol=1e-5)
+
+
+def test_roles_of_a_batch():
+    vlm = li.wrap(tiny_model("llava"))
+    x = tiny_example(vlm, "llava")
+    same = vlm.batch([x, tiny_example(vlm, "llava", seed=3)])
+    kept = vlm.capture(same, "blocks.0.hook_resid_post", positions="image")["blocks.0.hook_resid_post"]
+    assert kept.shape[:2] == (2, int(x.where("image").sum()))
+    differing = vlm.batch(short_and_long(vlm, "llava"))
+    with pytest.raises(InputError, match="differ between the examples"):
+        vlm.capture(differing, "blocks.0.hook_resid_post", positions="answer")
+    last = vlm.capture(differing, "blocks.0.hook_resid_post", positions=[-1])["blocks.0.hook_resid_post"]
+    assert last.shape[:2] == (2, 1)
+
+
+def test_what_cannot_be_batched():
+    vlm = li.wrap(tiny_model("llava"))
+    x = tiny_example(vlm, "llava")
+    text = vlm.inputs(input_ids=torch.tensor([[1, 5, 6, 7]]), answer_start=3)
+    with pytest.raises(InputError, match="pixel_values"):
+        batched([x, text])
+    with pytest.raises(InputError, match="at least one"):
+        batched([])
