@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -18,18 +19,31 @@ from transformers import PreTrainedModel
 
 from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.model import prompt
-from lvlm_interp.model.capture import Capture, Edit, recording
+from lvlm_interp.model.batch import Batch, batched
+from lvlm_interp.model.capture import Capture, Edit, recording, visiting
 from lvlm_interp.model.choice import Positions, Reduction, choose, depths_of, in_layers
-from lvlm_interp.model.families import Family, family_of
+from lvlm_interp.model.families import FAMILIES, Family, family_of
 from lvlm_interp.model.inputs import Answer, ImageLike, ImageView, Inputs, Role, open_image
 from lvlm_interp.model.readout import Readout
-from lvlm_interp.model.sites import Site, find_sites, match
+from lvlm_interp.model.sight import kinds_of
+from lvlm_interp.model.sites import (
+    FINAL_NORM,
+    PROJECTOR,
+    Site,
+    attention_of,
+    find_blocks,
+    find_sites,
+    match,
+    missing_sites,
+    part,
+)
 from lvlm_interp.results import Provenance
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 REFERENCE = "reference"
+PER_IMAGE = ("image_grid_thw", "image_grid_hws", "image_sizes", "spatial_shapes")  # inputs with a row for each image
 SAMPLED = 1024  # elements of each weight tensor that its fingerprint looks at
 
 
@@ -48,6 +62,7 @@ class HookedVLM:
         self.model, self.processor = model.eval(), processor
         self.name, self.revision = name or type(model).__name__, revision
         self.family: Family = family_of(model.config)
+        self.image_token_id  # noqa: B018  a model without images is refused at once
 
     # --- parts ------------------------------------------------------------------------------------
 
@@ -55,35 +70,74 @@ class HookedVLM:
     def device(self) -> torch.device:
         return self.model.device
 
-    @property
+    @functools.cached_property
     def decoder(self) -> PreTrainedModel:
         """The language model's transformer, without unembedding."""
-        return self.model.get_decoder()
+        found = self.model.get_decoder()
+        while (inner := found.get_decoder()) is not found:
+            found = inner
+        return found
+
+    @functools.cached_property
+    def attention_kinds(self) -> list[tuple[nn.Module, ...]]:
+        """The attention modules of the decoder, grouped by the masks that they get."""
+        attentions = [attention_of(block) for block in find_blocks(self.decoder)]
+        return kinds_of(attentions, getattr(self.model.config.get_text_config(), "layer_types", None))
 
     @functools.cached_property
     def readout(self) -> Readout:
         """Final norm and unembedding."""
+        norm, unembed = part(self.decoder, FINAL_NORM), self.model.get_output_embeddings()
+        if norm is None or unembed is None:
+            raise ModelError(f"found no final norm or no unembedding in {type(self.model).__name__}")
         text = self.model.config.get_text_config()
         scale = getattr(text, "logit_scale", None) or 1 / (getattr(text, "logits_scaling", None) or 1)
-        softcap = getattr(text, "final_logit_softcapping", None)
-        return Readout(self.decoder.norm, self.model.get_output_embeddings(), scale, softcap)
+        return Readout(norm, unembed, scale, getattr(text, "final_logit_softcapping", None))
+
+    @functools.cached_property
+    def _named(self) -> dict[str, Site]:
+        return find_sites(self.decoder, self.vision, self.projector)
+
+    @functools.cached_property
+    def missing(self) -> dict[str, str]:
+        """Places that cannot be captured in this model, with the reason."""
+        return missing_sites(self._named)
 
     @functools.cached_property
     def sites(self) -> dict[str, Site]:
         """Every place that can be captured, by name."""
-        vision, projector = (self._part(path) for path in (self.family.vision, self.family.projector))
-        return find_sites(self.decoder, vision, projector)
+        return {name: site for name, site in self._named.items() if name not in self.missing}
 
-    def _part(self, path: str) -> nn.Module | None:
-        try:
-            return attrgetter(path)(self.model.base_model)
-        except AttributeError:
-            return None
+    @functools.cached_property
+    def vision(self) -> nn.Module | None:
+        """The vision tower."""
+        if self.family.vision:
+            return attrgetter(self.family.vision)(self.model.base_model)
+        found = self.model.get_encoder(modality="image")
+        return None if found in (self.model, self.model.base_model, self.decoder) else found
 
-    @property
+    @functools.cached_property
+    def projector(self) -> nn.Module | None:
+        """What maps the vision tower's features to embeddings of the language model."""
+        if self.family.projector:
+            return attrgetter(self.family.projector)(self.model.base_model)
+        return part(self.model.base_model, PROJECTOR) or (part(self.vision, PROJECTOR) if self.vision else None)
+
+    @functools.cached_property
     def image_token_id(self) -> int:
-        config = self.model.config
-        return getattr(config, "image_token_id", None) or config.image_token_index
+        """The id that stands for a piece of the image in a prompt.
+
+        Raises:
+            ModelError: the config names none.
+        """
+        names = (self.family.image_token, "image_token_id", "image_token_index")
+        found = next((i for name in names if (i := getattr(self.model.config, name, None)) is not None), None)
+        if found is None:
+            raise ModelError(
+                f"models of type {self.model.config.model_type!r} cannot be read: the config names no image token "
+                f"(looked for {list(dict.fromkeys(names))}). These families are known: {sorted(FAMILIES)}."
+            )
+        return int(found)
 
     @functools.cached_property
     def prompter(self) -> prompt.Prompter:
@@ -167,7 +221,9 @@ class HookedVLM:
         views = self._views(model_inputs, pictures)
         for position in (int(p) for view in views for p in view.positions):
             roles[position] = "image"
-        x = Inputs(model_inputs, tuple(roles), len(ids), views, self.token_strings(ids), texts)
+        x = Inputs(
+            model_inputs, tuple(roles), len(ids), views, self.token_strings(ids), texts, self._fills(model_inputs)
+        )
         if answer is None:
             return x
         if isinstance(answer, Answer):
@@ -199,8 +255,15 @@ class HookedVLM:
         ids = input_ids[0].tolist()
         if self.image_token_id in ids and not any("pixel" in name for name in given):
             raise InputError(f"{ids.count(self.image_token_id)} image tokens but no pixels: give pixel_values=…")
+        for name, fill in self._fills(given).items():
+            if fill is not None:
+                given[name] = torch.cat([given[name][:, :start], torch.full_like(given[name][:, start:], fill)], 1)
         views = self._views(given, [None] * self._images_in(given))
-        return Inputs(given, tuple(roles or self._plain_roles(ids, start)), start, views, self.token_strings(ids))
+        named = tuple(roles or self._plain_roles(ids, start))
+        return Inputs(given, named, start, views, self.token_strings(ids), {}, self._fills(given))
+
+    def _fills(self, model_inputs: Mapping[str, Any]) -> dict[str, int | None]:
+        return {k: v for k, v in self.family.fills.items() if k in model_inputs}
 
     def _plain_roles(self, ids: Sequence[int], start: int) -> list[Role]:
         text = self.model.config.get_text_config()
@@ -212,10 +275,13 @@ class HookedVLM:
         answer: list[Role] = ["answer"] * (len(ids) - start)
         return roles + answer
 
-    @staticmethod
-    def _images_in(model_inputs: Mapping[str, Any]) -> int:
-        pixels = model_inputs.get("pixel_values")
-        return 0 if pixels is None else pixels.shape[0]
+    def _images_in(self, model_inputs: Mapping[str, Any]) -> int:
+        """How many images the pixels are of; where only tiles can be counted, they are taken for one image."""
+        for name in PER_IMAGE:
+            if name in model_inputs:
+                return len(model_inputs[name])
+        pixels = next((v for k, v in model_inputs.items() if k.startswith("pixel") and v.is_floating_point()), None)
+        return 0 if pixels is None else 1 if self.family.tiled or pixels.ndim != 4 else pixels.shape[0]
 
     def _views(self, model_inputs: Mapping[str, Tensor], pictures: Sequence[Image | None]) -> tuple[ImageView, ...]:
         """Which positions belong to which image, and where in the picture they are."""
@@ -224,15 +290,17 @@ class HookedVLM:
             if len(pictures) or len(positions):
                 raise InputError(f"{len(pictures)} images but {len(positions)} image tokens in the prompt")
             return ()
-        pixels = model_inputs["pixel_values"]
-        patch = self.model.config.vision_config.patch_size
-        grid = pixels.shape[-2] // patch, pixels.shape[-1] // patch
+        shares = _split(positions, len(pictures))
+        if self.family.pixel_map is None:
+            return tuple(ImageView(rows, picture=p) for rows, p in zip(shares, pictures, strict=True))
         return tuple(
-            self._view(rows, p, grid, pixels)
-            for rows, p in zip(_split(positions, len(pictures)), pictures, strict=True)
+            self._view(rows, p, model_inputs["pixel_values"]) for rows, p in zip(shares, pictures, strict=True)
         )
 
-    def _view(self, positions: Tensor, picture: Image | None, grid: tuple[int, int], pixels: Tensor) -> ImageView:
+    def _view(self, positions: Tensor, picture: Image | None, pixels: Tensor) -> ImageView:
+        assert self.family.pixel_map is not None
+        patch = self.model.config.vision_config.patch_size
+        grid = pixels.shape[-2] // patch, pixels.shape[-1] // patch
         if len(positions) != grid[0] * grid[1]:  # a class token among them, say: no token has a certain place
             return ImageView(positions, picture=picture)
         cells = torch.arange(len(positions)).view(grid)
@@ -247,6 +315,14 @@ class HookedVLM:
         if self.processor is None:
             return tuple(f"<{i}>" for i in ids)
         return tuple(self.prompter.tokenizer.decode([i]) for i in ids)
+
+    def batch(self, examples: Sequence[Inputs]) -> Batch:
+        """Examples side by side, padded on the left, for `run` and `capture`; each row computes what it does alone.
+
+        Raises:
+            InputError: no example, or examples of which only some have an image.
+        """
+        return batched(examples, self._stops()[0])
 
     def with_pictures(self, x: Inputs, pictures: Sequence[Image]) -> Inputs:
         """The same example with other pictures of the same size in the place of its own."""
@@ -267,12 +343,8 @@ class HookedVLM:
     @torch.no_grad()
     def generate(self, x: Inputs, max_new_tokens: int = 64) -> Answer:
         """The model's greedy answer to a prompt, without end-of-turn tokens; an answer that x has is ignored."""
-        prompt_only = {
-            name: value[:, : x.answer_start] if value.shape == x.input_ids.shape else value
-            for name, value in x.model_inputs.items()
-        }
         made = self.model.generate(
-            **prompt_only, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=self._stops()[0]
+            **x.prompt_inputs(), do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=self._stops()[0]
         )
         ids = made[0, x.answer_start :].tolist()
         kept = list(itertools.takewhile(lambda i: i not in self._stops(), ids))
@@ -287,13 +359,41 @@ class HookedVLM:
         return list(stops) if isinstance(stops, (list, tuple)) else [0 if stops is None else stops]
 
     @torch.no_grad()
-    def run(self, x: Inputs) -> Float[Tensor, "1 position vocabulary"]:
+    def run(self, x: Inputs | Batch) -> Float[Tensor, "batch position vocabulary"]:
         """The plain model's logits, with nothing hooked."""
-        return self.model(**x.model_inputs, use_cache=False).logits
+        return self.call(x.model_inputs)
+
+    def call(self, model_inputs: Mapping[str, Any]) -> Float[Tensor, "batch position vocabulary"]:
+        """The model's logits.
+
+        Raises:
+            InputError: the image tokens of the prompt do not match the features of the image.
+        """
+        try:
+            return self.model(**model_inputs, use_cache=False).logits
+        except ValueError as error:
+            if "match" not in str(error):
+                raise
+            count = int((model_inputs["input_ids"] == self.image_token_id).sum())
+            raise InputError(
+                f"the prompt has {count} image tokens, and the image gives another number of features "
+                f"({error}). Was the prompt cut, or made for another image? Prepare it with its own processor."
+            ) from error
+
+    @functools.cached_property
+    def nnsight(self) -> Any:
+        """The same weights under nnsight: `with vlm.nnsight.trace(**x.model_inputs): …`; see `adapters.nnsight`."""
+        from lvlm_interp.adapters.nnsight import traced
+
+        return traced(self)
+
+    def visiting(self, visits: Mapping[Site, Edit]) -> contextlib.AbstractContextManager[None]:
+        """Within the `with`, each site's value passes through its visit."""
+        return visiting(self.model, visits)
 
     def capture(
         self,
-        x: Inputs,
+        x: Inputs | Batch,
         sites: str | Iterable[str],
         *,
         positions: Positions | None = None,
@@ -334,11 +434,11 @@ class HookedVLM:
             InputError: positions out of range, or an unknown reduction.
             VisibilityError: an unknown role.
         """
-        chosen = match(self.sites, sites)
+        chosen = match(self.sites, sites, self.missing)
         if layers is not None:
             chosen = in_layers(chosen, depths_of(self.sites.values()), layers)
         choice = choose(x, chosen, positions, heads, reduce, dtype, device, grad)
-        changes = {site: edit for name, edit in (edits or {}).items() for site in match(self.sites, name)}
+        changes = {site: edit for name, edit in (edits or {}).items() for site in match(self.sites, name, self.missing)}
         with (
             torch.inference_mode(False),
             torch.set_grad_enabled(grad),
@@ -374,7 +474,7 @@ def wrap(model: nn.Module, processor: Any = None, name: str | None = None) -> Ho
     """
     if not isinstance(model, PreTrainedModel):
         raise ModelError(f"wrap() takes a transformers model, got {type(model).__name__}; to load one, use load()")
-    return HookedVLM(model, processor, name or model.name_or_path or None)
+    return _checked(HookedVLM(model, processor, name or model.name_or_path or None))
 
 
 def load(
@@ -417,7 +517,14 @@ def load(
     if device is not None:
         model = model.to(device)
     commit = revision or getattr(model.config, "_commit_hash", None)
-    return HookedVLM(model, processor, shown, commit)
+    return _checked(HookedVLM(model, processor, shown, commit))
+
+
+def _checked(vlm: HookedVLM) -> HookedVLM:
+    from lvlm_interp.model.conformance import check_at_load
+
+    check_at_load(vlm)
+    return vlm
 
 
 def _locate(name: str | os.PathLike[str]) -> str:
