@@ -1,13 +1,17 @@
 """Occlusion maps: each patch hidden in turn, drawn where it is."""
 
+import dataclasses
 import inspect
 
 import pytest
 import torch
+from PIL import Image
 
 import lvlm_interp as li
 from lvlm_interp.errors import ImageError, InputError
+from lvlm_interp.methods.patches import hidden_together
 from lvlm_interp.methods.words import Word, split_words
+from lvlm_interp.model.inputs import ImageView
 from tests.test_score import naive
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -66,18 +70,30 @@ def test_what_cannot_be_mapped(vlm):
 
 
 def test_tokens_without_a_place(vlm):
-    """With the class token among the image tokens, no token has a certain patch: no map is drawn."""
-    from transformers import LlavaForConditionalGeneration
-
-    model = tiny_llava()
-    model.config.vision_feature_select_strategy = "full"
-    assert isinstance(model, LlavaForConditionalGeneration)
-    full = li.wrap(model)
-    ids = torch.tensor([[1, *[150] * 5, 40, 50, 7]])
-    x = full.inputs(ids, 8, pixel_values=torch.randn(1, 3, 28, 28))
-    assert not x.images[0].has_grid and x.images[0].patches is None
+    """Where no token has a certain patch, no map is drawn."""
+    x = tiny_inputs(vlm)
+    x = dataclasses.replace(x, images=(ImageView(x.images[0].positions),))
+    assert not x.images[0].has_grid
     with pytest.raises(ImageError, match="no place in the picture"):
-        li.attribute(full, x)
+        li.attribute(vlm, x)
+
+
+def test_a_thumbnail_is_hidden_with_the_cell_that_it_shows(vlm):
+    """Two tokens are tiles, left and right; the third is a thumbnail of the left half, the fourth ends a row."""
+    x = tiny_inputs(vlm)
+    positions, picture = x.images[0].positions, Image.new("RGB", (20, 10))
+    boxes = ((0.0, 0.0, 10.0, 10.0), (10.0, 0.0, 20.0, 10.0), (0.0, 0.0, 10.0, 10.0), None)
+    view = ImageView(positions, boxes, torch.tensor([[0, 1]]), picture)
+    assert hidden_together(view, view.cells) == [[0, 2], [1]]
+    found = li.attribute(vlm, dataclasses.replace(x, images=(view,)))
+    assert found.boxes.tolist() == [[list(boxes[0]), list(boxes[1])]] and found.size == (20, 10)
+    visible = x.hidden().repeat(3, 1)
+    visible[1, positions[[0, 2]]] = False
+    visible[2, positions[0]] = False
+    p = naive(vlm, x, visible, "text").double().softmax(-1).gather(-1, x.answer_ids.expand(3, -1)[..., None])[..., 0]
+    odds = (p / (1 - p)).log()
+    assert torch.allclose(found.values[:, 0, 0].double(), odds[0] - odds[1], atol=1e-4)
+    assert not torch.allclose(found.values[:, 0, 0].double(), odds[0] - odds[2], atol=1e-4)
 
 
 @pytest.mark.parametrize(

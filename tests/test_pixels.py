@@ -1,10 +1,13 @@
 """Every image token knows its pixels: painted boxes change exactly the features that the map names."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from PIL import Image, ImageChops
 
 from lvlm_interp.model.inputs import Box
@@ -112,21 +115,20 @@ def test_painted_boxes_change_the_tokens_that_the_map_names(name: str) -> None:
 @pytest.mark.parametrize("believed", [next_tokens, half_a_token])
 @pytest.mark.parametrize("name", CASES)
 def test_the_paint_test_sees_a_shifted_map(name: str, believed: Callable[[list[Box | None]], list[Box | None]]) -> None:
-    assert all(problems(name, size, k, believed) for k, size in enumerate(sizes(name, 3)))
+    assert all(problems(name, size, k, believed) for k, size in enumerate(sizes(name, 2)))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_cells_are_a_grid_in_the_picture(name: str) -> None:
     """To the right, boxes lie further right and at one height; downwards the same."""
-    for k, size in enumerate(sizes(name, 5)):
+    for k, size in enumerate(sizes(name, 3)):
         found = maps(name, [picture(size, k)])[0]
-        assert found.cells is not None
         assert found.cells.unique().numel() == found.cells.numel()
         grid = [[found.boxes[int(i)] for i in row] for row in found.cells]
         for here, there in itertools.chain(*(itertools.pairwise(row) for row in grid)):
-            assert here is None or there is None or (here[0] < there[0] and here[1] == there[1])
+            assert here is not None and there is not None and here[0] < there[0] and here[1] == there[1]
         for here, there in itertools.chain(*(itertools.pairwise(column) for column in zip(*grid, strict=True))):
-            assert here is None or there is None or (here[1] < there[1] and here[0] == there[0])
+            assert here is not None and there is not None and here[1] < there[1] and here[0] == there[0]
 
 
 def test_resampled_tokens_have_no_map() -> None:

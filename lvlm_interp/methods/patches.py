@@ -1,7 +1,8 @@
 """Where in the image: how much the odds of each answer token fall when one image token is hidden.
 
 Occlusion (Zeiler & Fergus 2014) of *tokens*: a vision tower mixes patches before tokens are made, so hiding a token is
-not the same as covering its pixels.
+not the same as covering its pixels. Where a family shows a picture twice, as tiles and as a thumbnail, a cell of the
+tiles is hidden together with the thumbnail tokens that show its centre: otherwise they would go on telling it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Literal
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lvlm_interp.errors import ImageError, InputError
@@ -86,7 +87,8 @@ def attribute(
     Args:
         vlm: the model.
         x: an example with an image and an answer.
-        method: `occlusion`, each image token hidden in turn.
+        method: `occlusion`, each token of the image's grid hidden in turn, with the thumbnail tokens that show its
+            centre if there is a thumbnail (and the original picture is known).
         hide_from: `text`: image tokens go on seeing the hidden one, what text reads from it is gone (fast: the image is
             computed once for all patches); `all`: nobody sees it.
         image: which image of the prompt.
@@ -100,13 +102,14 @@ def attribute(
     x.need_answer()
     if method != "occlusion":
         raise InputError(f"no attribution method {method!r}; there is 'occlusion'")
-    view, (rows, columns) = _view(x, image)
-    visible = x.hidden().repeat(len(view.positions) + 2, 1)
-    visible[0], visible[1] = x.hidden(), x.hidden("image")
-    visible[torch.arange(2, len(visible)), view.positions] = False
+    view, cells = _view(x, image)
+    visible = x.hidden().repeat(cells.numel() + 2, 1)
+    visible[1] = x.hidden("image")
+    for row, tokens in zip(visible[2:], hidden_together(view, cells), strict=True):
+        row[view.positions[tokens]] = False
     odds = score(vlm, x, visible, hide_from, progress).logodds
-    drop = (odds[0] - odds[2:]).T.reshape(-1, rows, columns)
-    boxes, size = _boxes(view, rows, columns)
+    drop = (odds[0] - odds[2:]).T.reshape(-1, *cells.shape)
+    boxes, size = _boxes(view, cells)
     return PatchMap(
         tokens=x.answer_tokens,
         values=drop,
@@ -118,18 +121,35 @@ def attribute(
     )
 
 
-def _view(x: Inputs, image: int) -> tuple[ImageView, tuple[int, int]]:
+def hidden_together(view: ImageView, cells: Int[Tensor, "row column"]) -> list[list[int]]:
+    """For each cell, its token and those outside the grid whose box holds its centre, as indices into `positions`."""
+    places = view.patches or (None,) * len(view.positions)
+    grid = set(cells.flatten().tolist())
+    outside = [(i, box) for i, box in enumerate(places) if box is not None and i not in grid]
+    return [[cell, *_holding(outside, places[cell])] for cell in cells.flatten().tolist()]
+
+
+def _holding(boxes: Sequence[tuple[int, Box]], cell: Box | None) -> list[int]:
+    if cell is None:
+        return []
+    x, y = (cell[0] + cell[2]) / 2, (cell[1] + cell[3]) / 2
+    return [i for i, (left, top, right, bottom) in boxes if left <= x < right and top <= y < bottom]
+
+
+def _view(x: Inputs, image: int) -> tuple[ImageView, Int[Tensor, "row column"]]:
     if not 0 <= image < len(x.images):
         raise InputError(f"no image {image}: the prompt has {len(x.images)}, counted from 0")
     view = x.images[image]
-    if view.grid is None:
+    if view.cells is None:
         raise ImageError("the tokens of this image have no place in the picture (has_grid is False)")
-    return view, view.grid
+    return view, view.cells
 
 
-def _boxes(view: ImageView, rows: int, columns: int) -> tuple[Tensor, tuple[int, int]]:
+def _boxes(view: ImageView, cells: Int[Tensor, "row column"]) -> tuple[Tensor, tuple[int, int]]:
     """Boxes `[row, column, 4]` and the picture's size; in units of patches where there is no picture."""
+    rows, columns = cells.shape
     if view.patches is not None and view.picture is not None:
-        return torch.tensor(view.patches, dtype=torch.float32).view(rows, columns, 4), view.picture.size
+        shown = [view.patches[i] for i in cells.flatten().tolist()]
+        return torch.tensor(shown, dtype=torch.float32).view(rows, columns, 4), view.picture.size
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     return torch.stack([x, y, x + 1, y + 1], -1).float(), (columns, rows)

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
+from PIL.Image import Image
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from lvlm_interp.model.inputs import Box
+from lvlm_interp.model.inputs import Box, ImageView
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -40,13 +41,13 @@ class TokenMap:
         boxes: (left, top, right, bottom) of every token in pixels of the original picture, clipped to it, in the order
             of the tokens; None for a token without a place (a row's end, a class token, padding only).
         cells: the tokens of the one rectangular grid that a heatmap is drawn on, as indices into `boxes`,
-            `[row, column]`: the tiles laid together where there are tiles, else the picture, not the thumbnail. Of a
-            video, its first frame. None where there is none.
+            `[row, column]`: the tiles laid together where there are tiles, else the picture, not the thumbnail; none
+            of them is padding only. Of a video, its first frame.
         frames: for a video, the number of the (first) sampled frame of every token, None for a row's end.
     """
 
     boxes: tuple[Box | None, ...]
-    cells: Int[Tensor, "row column"] | None = None
+    cells: Int[Tensor, "row column"]
     frames: tuple[int | None, ...] | None = None
 
 
@@ -76,11 +77,11 @@ class Block:
             yield from [None] * self.row_end
         yield from [None] * self.after
 
-    def cells(self, start: int) -> Int[Tensor, "row column"]:
-        """Indices of the tokens with a place, if the block's first token has index `start`."""
-        width = len(self.columns) + self.row_end
-        rows = torch.arange(len(self.rows))[:, None] * width
-        return start + self.before + rows + torch.arange(len(self.columns))
+    def cells(self, start: int, size: Size) -> Int[Tensor, "row column"]:
+        """Indices of the tokens that show some of the picture, if the block's first token has index `start`."""
+        rows = torch.tensor(_showing(self.rows, size[1]), dtype=torch.long)
+        columns = torch.tensor(_showing(self.columns, size[0]), dtype=torch.long)
+        return start + self.before + rows[:, None] * (len(self.columns) + self.row_end) + columns
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Layout:
 
     Attributes:
         blocks: all blocks.
-        detail: indices of blocks, by row and column; empty where there is no grid.
+        detail: indices of blocks, by row and column.
     """
 
     blocks: tuple[Block, ...]
@@ -99,9 +100,8 @@ class Layout:
         """Boxes and cells, for a picture of this size."""
         boxes = [tuple(block.boxes(size)) for block in self.blocks]
         starts = list(itertools.accumulate((len(some) for some in boxes), initial=0))
-        grid = [[self.blocks[i].cells(starts[i]) for i in row] for row in self.detail]
-        cells = torch.cat([torch.cat(row, 1) for row in grid]) if grid else None
-        return TokenMap(tuple(itertools.chain(*boxes)), cells)
+        grid = [[self.blocks[i].cells(starts[i], size) for i in row] for row in self.detail]
+        return TokenMap(tuple(itertools.chain(*boxes)), torch.cat([torch.cat(row, 1) for row in grid]))
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,11 @@ def _interpolated(spans: Sequence[Span], count: int) -> tuple[Span, ...]:
     """
     read = [max((k + 0.5) * len(spans) / count - 0.5, 0.0) for k in range(count)]
     return tuple((spans[math.floor(at)][0], spans[min(math.ceil(at), len(spans) - 1)][1]) for at in read)
+
+
+def _showing(spans: Sequence[Span], length: int) -> list[int]:
+    """Which spans are not padding only."""
+    return [k for k, (start, stop) in enumerate(spans) if min(stop, length) - max(start, 0) > ROUNDING]
 
 
 def _clipped(box: Box, size: Size) -> Box | None:
@@ -445,6 +450,43 @@ def token_maps(
     settings = _settings(processor)
     sources = (Source(size, i, settings, config, model_inputs, step) for i, size in enumerate(sizes))
     return tuple(layout(source).token_map(source.size) for source in sources)
+
+
+def image_views(
+    config: PretrainedConfig,
+    processor: Any,
+    pictures: Sequence[Image | None],
+    model_inputs: Mapping[str, Tensor],
+    positions: Int[Tensor, " token"],
+) -> tuple[ImageView, ...] | None:
+    """The images of a prompt, each with its share of the positions of image tokens and their boxes.
+
+    Without the original pictures, there are cells but no boxes, as far as the model inputs tell how pictures were cut.
+
+    Returns:
+        None where tokens have no place in the picture, or where the prompt has another number of image tokens than the
+        maps: an unknown place is better than a wrong one.
+    """
+    known = [picture for picture in pictures if picture is not None]
+    sizes = [picture.size for picture in known] or [_given_size(model_inputs, i) for i in range(len(pictures))]
+    maps = token_maps(config, processor if known else None, sizes, model_inputs)
+    if maps is None or sum(counts := [len(one.boxes) for one in maps]) != len(positions):
+        return None
+    return tuple(
+        ImageView(rows, None if picture is None else one.boxes, one.cells, picture)
+        for rows, one, picture in zip(positions.split(counts), maps, pictures, strict=True)
+    )
+
+
+def _given_size(model_inputs: Mapping[str, Tensor], index: int) -> Size:
+    """Width and height as far as the model inputs tell: some have the original's, others what it was resized to."""
+    if "image_sizes" in model_inputs:
+        height, width = model_inputs["image_sizes"][index].tolist()
+    elif "image_grid_thw" in model_inputs:
+        height, width = model_inputs["image_grid_thw"][index, 1:].tolist()
+    else:
+        height, width = model_inputs["pixel_values"].shape[-2:]
+    return width, height
 
 
 def _settings(processor: Any) -> Callable[[str], Any]:
