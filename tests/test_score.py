@@ -164,7 +164,7 @@ def test_memory_that_runs_out_makes_packs_smaller(vlm, monkeypatch):
         return forward(self, pack, prefix)
 
     monkeypatch.setattr(engine._Runner, "_forward", short_of_memory)
-    assert torch.allclose(li.score(vlm, x, visible).logit, expected, atol=1e-6)
+    assert torch.allclose(li.score(vlm, x, visible).logit, expected, atol=1e-5)
     assert max(calls) > 2 >= calls[-1]
 
 
