@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lvlm_interp.errors import InputError, ModelError
-from lvlm_interp.model import prompt
+from lvlm_interp.model import pixels, prompt
 from lvlm_interp.model.batch import Batch, batched
 from lvlm_interp.model.capture import Capture, Edit, recording, visiting
 from lvlm_interp.model.choice import Positions, Reduction, choose, depths_of, in_layers
@@ -280,8 +280,8 @@ class HookedVLM:
         for name in PER_IMAGE:
             if name in model_inputs:
                 return len(model_inputs[name])
-        pixels = next((v for k, v in model_inputs.items() if k.startswith("pixel") and v.is_floating_point()), None)
-        return 0 if pixels is None else 1 if self.family.tiled or pixels.ndim != 4 else pixels.shape[0]
+        values = next((v for k, v in model_inputs.items() if k.startswith("pixel") and v.is_floating_point()), None)
+        return 0 if values is None else 1 if self.family.tiled or values.ndim != 4 else values.shape[0]
 
     def _views(self, model_inputs: Mapping[str, Tensor], pictures: Sequence[Image | None]) -> tuple[ImageView, ...]:
         """Which positions belong to which image, and where in the picture they are."""
@@ -290,25 +290,11 @@ class HookedVLM:
             if len(pictures) or len(positions):
                 raise InputError(f"{len(pictures)} images but {len(positions)} image tokens in the prompt")
             return ()
+        views = pixels.image_views(self.model.config, self.processor, pictures, model_inputs, positions)
+        if views is not None:
+            return views
         shares = _split(positions, len(pictures))
-        if self.family.pixel_map is None:
-            return tuple(ImageView(rows, picture=p) for rows, p in zip(shares, pictures, strict=True))
-        return tuple(
-            self._view(rows, p, model_inputs["pixel_values"]) for rows, p in zip(shares, pictures, strict=True)
-        )
-
-    def _view(self, positions: Tensor, picture: Image | None, pixels: Tensor) -> ImageView:
-        assert self.family.pixel_map is not None
-        patch = self.model.config.vision_config.patch_size
-        grid = pixels.shape[-2] // patch, pixels.shape[-1] // patch
-        if len(positions) != grid[0] * grid[1]:  # a class token among them, say: no token has a certain place
-            return ImageView(positions, picture=picture)
-        cells = torch.arange(len(positions)).view(grid)
-        if picture is None:
-            return ImageView(positions, cells=cells)
-        processed = pixels.shape[-2], pixels.shape[-1]
-        boxes = self.family.pixel_map(self.processor.image_processor, picture, processed, grid)
-        return ImageView(positions, boxes, cells, picture)
+        return tuple(ImageView(rows, picture=p) for rows, p in zip(shares, pictures, strict=True))
 
     def token_strings(self, ids: Iterable[int]) -> tuple[str, ...]:
         """What each token reads as on its own; `<5>` for id 5 where there is no tokenizer."""
