@@ -10,9 +10,9 @@ vocabulary is ever held: a few positions go through the unembedding at a time, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvlm_interp.errors import InputError, SiteError
+from lvlm_interp.methods.tuned_lens import TunedLens
 from lvlm_interp.model.choice import Positions, indices
 from lvlm_interp.model.inputs import Inputs
 from lvlm_interp.model.vlm import HookedVLM
@@ -114,6 +115,7 @@ def lens(
     norm: bool = True,
     pieces: Pieces = "max",
     vocabulary: Vocabulary = "all",
+    tuned: TunedLens | None = None,
     progress: bool = False,
 ) -> Lens:
     """Decode the residual stream of any layers at any positions.
@@ -131,16 +133,20 @@ def lens(
         pieces: what stands for a target of several tokens: its likeliest token (`max`, Jiang et al. 2024) or its first.
         vocabulary: `text` or `image` leaves only words, or only visual codes, of a vocabulary that holds both
             (Chameleon, Emu3), and divides by their sum.
+        tuned: translators from `fit_tuned_lens`, applied before the norm.
         progress: show a progress bar.
 
     Raises:
-        InputError: a target that tokenises to nothing or is not in the vocabulary, k beyond the vocabulary, a part of
-            the vocabulary that is empty.
+        InputError: a lens fitted on another model, a target that tokenises to nothing or is not in the vocabulary, k
+            beyond the vocabulary, a part of the vocabulary that is empty.
         SiteError: a layer that the model does not have.
     """
     chosen, at = _layers(vlm, layers), indices(x, range(x.length) if positions is None else positions)
     last = _depth(vlm)
     states = _states(vlm, x, sorted({*chosen, last}), at)
+    if tuned is not None:
+        tuned.need_model(vlm)
+        states = {n: tuned.translated(n, state, x.where("image")[at]) for n, state in states.items()}
     words = (target,) if isinstance(target, (str, int)) else tuple(target)
     asked = [_pieces(vlm, word, pieces) for word in words]
     names = tuple(vlm.token_strings([w])[0] if isinstance(w, int) else w for w in words)
@@ -156,7 +162,14 @@ def lens(
                 here = final if layer == last else _logprobs(vlm, states[layer][some], norm, allowed)
                 found[n].append(_read(here, final, asked, k))
                 bar.update(len(some))
-    return _lens(vlm, x, chosen, at, names, [_joined(parts) for parts in found], k, norm, pieces, vocabulary)
+    used: dict[str, Any] = {
+        "k": k,
+        "norm": norm,
+        "pieces": pieces,
+        "vocabulary": vocabulary,
+        "tuned": tuned is not None,
+    }
+    return _lens(vlm, x, chosen, at, names, [_joined(parts) for parts in found], used)
 
 
 def visual_codes(vlm: HookedVLM) -> Bool[Tensor, " vocabulary"]:
@@ -222,10 +235,7 @@ def _lens(
     at: Tensor,
     targets: tuple[str, ...],
     found: Sequence[_Read],
-    k: int,
-    norm: bool,
-    pieces: Pieces,
-    vocabulary: Vocabulary,
+    used: Mapping[str, Any],
 ) -> Lens:
     ids = torch.stack([f.ids for f in found])
     distinct = ids.unique().tolist()
@@ -243,7 +253,7 @@ def _lens(
         targets=targets,
         target_logprob=torch.stack([f.logprob for f in found], 1),
         target_rank=torch.stack([f.rank for f in found], 1),
-        provenance=vlm.provenance("logit lens", k=k, norm=norm, pieces=pieces, vocabulary=vocabulary),
+        provenance=vlm.provenance("tuned lens" if used["tuned"] else "logit lens", **used),
     )
 
 

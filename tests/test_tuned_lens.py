@@ -1,0 +1,102 @@
+"""A tuned lens learns, resumes, knows its model, and leaves the last layer alone."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import lvlm_interp as li
+from lvlm_interp.errors import InputError
+from lvlm_interp.methods import tuned_lens as module
+from tests.families import tiny_example, tiny_model
+
+HOW = li.Fitting(steps=60, positions=24, rate=2e-2, from_each=4)
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return li.wrap(tiny_model("llava"))
+
+
+@pytest.fixture(scope="module")
+def examples(vlm):
+    return [tiny_example(vlm, "llava", seed=n) for n in range(40)]
+
+
+@pytest.fixture(scope="module")
+def fitted(vlm, examples):
+    return li.fit_tuned_lens(vlm, examples, HOW)
+
+
+def test_it_is_nearer_to_what_the_model_will_say(fitted):
+    """On held-out examples, for text and for image positions, at every layer."""
+    assert (fitted.tuned_kl < fitted.plain_kl).all() and (fitted.gain_low > 0).all()
+    assert (fitted.gain_low <= fitted.plain_kl - fitted.tuned_kl).all()
+
+
+def test_without_training_it_is_the_logit_lens(vlm, examples):
+    """The control: translators that learnt nothing gain nothing."""
+    none = li.fit_tuned_lens(vlm, examples, dataclasses.replace(HOW, steps=0))
+    assert torch.equal(none.tuned_kl, none.plain_kl)
+    plain, same = (li.lens(vlm, examples[0], target=7, tuned=t) for t in (None, none))
+    assert torch.equal(plain.target_logprob, same.target_logprob)
+
+
+def test_the_lens_reads_through_it(vlm, examples, fitted):
+    x = examples[-1]
+    plain, tuned = li.lens(vlm, x, target=7), li.lens(vlm, x, target=7, tuned=fitted)
+    assert torch.equal(plain.target_logprob[:, -1], tuned.target_logprob[:, -1])  # the last layer is the model
+    assert (plain.target_logprob[:, :-1] - tuned.target_logprob[:, :-1]).abs().max() > 1e-2
+    assert tuned.kl[1].mean() < plain.kl[1].mean()
+    assert tuned.provenance.method == "tuned lens"
+
+
+def test_text_and_image_have_translators_of_their_own(vlm, examples, fitted):
+    states, image = torch.randn(2, 32), torch.tensor([False, True])
+    found = fitted.translated(1, states, image)
+    for kind in range(2):
+        expected = states[kind] + fitted.weight[kind, 1] @ states[kind] + fitted.bias[kind, 1]
+        assert torch.allclose(found[kind], expected, atol=1e-5)
+    assert (fitted.weight[0] - fitted.weight[1]).abs().max() > 1e-3
+
+
+def test_it_resumes_where_it_was_cut(vlm, examples, tmp_path, monkeypatch):
+    """A stop and the same call again: the same weights to the bit."""
+    path = tmp_path / "lens.safetensors"
+    monkeypatch.setattr(module, "CHECKPOINT_EVERY", 5)
+    loss, steps, cuts = module._loss, [], [7]
+
+    def stops(*args):
+        steps.append(args[-1])
+        if args[-1] in cuts:
+            cuts.clear()
+            raise KeyboardInterrupt
+        return loss(*args)
+
+    short = dataclasses.replace(HOW, steps=12)
+    whole = li.fit_tuned_lens(vlm, examples, short)
+    monkeypatch.setattr(module, "_loss", stops)
+    with pytest.raises(KeyboardInterrupt):
+        li.fit_tuned_lens(vlm, examples, short, checkpoint=path)
+    steps.clear()
+    resumed = li.fit_tuned_lens(vlm, examples, short, checkpoint=path)
+    assert min(steps) == 5  # what was kept is not done again
+    assert torch.equal(whole.weight, resumed.weight)
+    with pytest.raises(InputError, match=r"another fitting: \['rate'\]"):
+        li.fit_tuned_lens(vlm, examples, dataclasses.replace(short, rate=1.0), checkpoint=path)
+
+
+def test_another_model_is_refused(fitted, tmp_path):
+    other = li.wrap(tiny_model("llava", attention="sdpa"))
+    with torch.no_grad():
+        other.model.lm_head.weight.add_(1)
+    again = li.TunedLens.load(fitted.save(tmp_path / "tuned.safetensors"))
+    with pytest.raises(InputError, match="fitted on"):
+        li.lens(other, tiny_example(other, "llava"), tuned=again)
+    frame = again.to_frame()
+    assert len(frame) == 2 * again.weight.shape[1] and "held-out" in again._repr_html_()
+
+
+def test_one_example_is_too_few(vlm, examples):
+    with pytest.raises(InputError, match="got 1"):
+        li.fit_tuned_lens(vlm, examples[:1], HOW)
