@@ -1,0 +1,219 @@
+"""Figures of what layers and heads hold: lenses and direct attribution. As in `figures`: results in, Axes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from lvlm_interp.errors import InputError
+from lvlm_interp.methods.direct import DirectAttribution
+from lvlm_interp.methods.lens import Lens
+from lvlm_interp.model.inputs import ImageView
+from lvlm_interp.report.figures import INK, _axes, _quiet, diverging, literal
+from lvlm_interp.report.palette import OPPOSES, SUPPORTS
+from lvlm_interp.report.pictures import faded
+
+SEQUENTIAL = "YlGnBu"
+FEW_CELLS = 600  # with more, words in cells would not be read
+
+
+def lens_grid(found: Lens, ax: Axes | None = None, *, words: bool | None = None, title: str | None = None) -> Axes:
+    """Layers × positions: the likeliest word in each cell, coloured by its probability; the last layer on top.
+
+    Args:
+        found: from `lens`.
+        ax: where to draw.
+        words: write the words; by default where there are at most 600 cells.
+        title: by default what is shown.
+    """
+    layers, positions = found.entropy.shape
+    ax = _axes(ax, 1.2 + 0.55 * positions, 0.9 + 0.24 * layers)
+    chance = found.top_logprobs[..., 0].exp().numpy()
+    image = ax.imshow(chance, cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto", origin="lower")
+    if words if words is not None else layers * positions <= FEW_CELLS:
+        for (row, column), p in np.ndenumerate(chance):
+            word = literal(found.top_words[row][column][0].strip() or "⏎")
+            color = "white" if p > 0.55 else INK
+            ax.text(column, row, word[:9], ha="center", va="center", fontsize=6.5, color=color)
+    ax.set_xticks(range(positions), [literal(t.strip() or "⏎") for t in found.tokens], rotation=60, ha="right")
+    every = max(1, layers // 16)
+    ax.set_yticks(range(0, layers, every), [str(n) for n in found.layers[::every]])
+    ax.set(xlabel="token at the position", ylabel="after n blocks")
+    ax.set_title(title or "Likeliest next word after each layer", fontsize=11, color=INK, loc="left")
+    _quiet(ax)
+    _bar(ax, image, "probability")
+    return ax
+
+
+def word_map(
+    found: Lens,
+    view: ImageView,
+    layer: int = -1,
+    target: str | None = None,
+    picture: Image.Image | None = None,
+    ax: Axes | None = None,
+    *,
+    title: str | None = None,
+) -> Axes:
+    """One layer of a lens over the picture: each patch its likeliest word, or the probability of a target.
+
+    Args:
+        found: from `lens`, with the positions of this image.
+        view: the image, `x.images[k]`.
+        layer: which of `found.layers`, counted from their end if negative.
+        target: a target of the lens: a heatmap of its probability in the place of words.
+        picture: the original image; the view's own by default.
+        ax: where to draw.
+        title: by default what is shown.
+
+    Raises:
+        InputError: the image's tokens have no place, or were not read by this lens.
+    """
+    if view.patches is None or view.cells is None:
+        raise InputError("the tokens of this image have no place in the picture (has_grid is False)")
+    cells = view.cells.flatten().tolist()
+    at = {p: n for n, p in enumerate(found.positions.tolist())}
+    wanted = [int(view.positions[cell]) for cell in cells]
+    if missing := [p for p in wanted if p not in at]:
+        raise InputError(f"this lens did not read position {missing[0]} of the image; use positions='image'")
+    rows, columns = [at[p] for p in wanted], view.cells.shape[1]
+    number = found.layers[layer]
+    ax = _axes(ax, 4.8, 4.6)
+    boxes = [box for cell in cells if (box := view.patches[cell]) is not None]
+    _pale(ax, picture or view.picture, boxes)
+    index = found.layers.index(number)
+    scores = found.of(target)[index] if target else found.top_logprobs[index, :, 0]
+    chance = scores[rows].exp().tolist()
+    scale = Normalize(0, max(0.05, max(chance)))
+    color = ScalarMappable(scale, SEQUENTIAL)
+    for box, p, row in zip(boxes, chance, rows, strict=True):
+        left, top, right, bottom = box
+        ax.add_patch(Rectangle((left, top), right - left, bottom - top, color=color.to_rgba(p, alpha=0.75), lw=0))
+        if target is None:
+            word = literal(found.top_words[index][row][0].strip() or "⏎")
+            size = min(7.0, 64 / columns)
+            ax.text(
+                (left + right) / 2, (top + bottom) / 2, word[:9], ha="center", va="center", fontsize=size, color=INK
+            )
+    shown = f"probability of “{target}”" if target else "likeliest word of each patch"
+    ax.set_title(literal(title or f"{shown}, after {number} blocks"), fontsize=11, color=INK, loc="left")
+    ax.set(xlabel="pixels of the original image", aspect="equal")
+    _quiet(ax)
+    _bar(ax, color, "probability")
+    return ax
+
+
+def component_bars(
+    found: DirectAttribution, token: int = 0, most: int = 15, ax: Axes | None = None, *, title: str | None = None
+) -> Axes:
+    """The largest parts of one answer token's logit, and the sum of the rest; together they are the logit.
+
+    Args:
+        found: from `direct`.
+        token: which answer token, from 0.
+        most: how many components are shown one by one.
+        ax: where to draw.
+        title: names the token by default.
+    """
+    _need_token(found.tokens, token)
+    frame = found.components(token)
+    names = [*frame["component"][:most], f"{max(0, len(frame) - most)} others"]
+    values = np.array([*frame["logit"][:most], frame["logit"][most:].sum()])
+    ax = _axes(ax, 6.4, 1.2 + 0.26 * len(names))
+    ax.barh(np.arange(len(names)), values, height=0.65, color=np.where(values >= 0, SUPPORTS, OPPOSES))
+    ax.set_yticks(np.arange(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.axvline(0, color=INK, linewidth=0.8)
+    ax.set_xlabel("raw logits; all parts add up to the logit")
+    ax.set_title(_named(found, token, title, "What wrote"), fontsize=11, color=INK, loc="left")
+    _quiet(ax)
+    return ax
+
+
+def head_sources(found: DirectAttribution, token: int = 0, ax: Axes | None = None, *, title: str | None = None) -> Axes:
+    """Layers × roles: what all heads of a layer read from each role, in raw logits.
+
+    Args:
+        found: from `direct`.
+        token: which answer token, from 0.
+        ax: where to draw.
+        title: names the token by default.
+    """
+    _need_token(found.tokens, token)
+    return _layers_by(found.by_role()[token].sum(1).numpy(), found.role_names, found, token, ax, title, "read from")
+
+
+def head_map(
+    found: DirectAttribution,
+    token: int = 0,
+    role: str | None = None,
+    ax: Axes | None = None,
+    *,
+    title: str | None = None,
+) -> Axes:
+    """Layers × heads: what each head wrote for one answer token, or what of it was read from one role.
+
+    Args:
+        found: from `direct`.
+        token: which answer token, from 0.
+        role: only what was read from this role.
+        ax: where to draw.
+        title: names the token by default.
+    """
+    _need_token(found.tokens, token)
+    if role is not None and role not in found.role_names:
+        raise InputError(f"no role {role!r} in this prompt; it has {list(found.role_names)}")
+    values = found.heads[token] if role is None else found.by_role()[token, ..., found.role_names.index(role)]
+    names = [str(n) for n in range(values.shape[1])]
+    what = "head by head" if role is None else f"read from {role}"
+    return _layers_by(values.numpy(), names, found, token, ax, title, what)
+
+
+def _layers_by(
+    values: np.ndarray,
+    names: Sequence[str],
+    found: DirectAttribution,
+    token: int,
+    ax: Axes | None,
+    title: str | None,
+    what: str,
+) -> Axes:
+    ax = _axes(ax, 2.2 + 0.42 * len(names), 1.4 + 0.16 * len(values))
+    largest = max(1e-6, float(np.abs(values).max()))
+    image = ax.imshow(values, cmap=diverging(), norm=Normalize(-largest, largest), aspect="auto", origin="lower")
+    ax.set_xticks(range(len(names)), names, rotation=0 if len(names[0]) < 3 else 45, ha="right")
+    ax.set_ylabel("block", fontsize=9, color=INK)
+    ax.set_title(_named(found, token, title, what), fontsize=11, color=INK, loc="left")
+    _quiet(ax)
+    _bar(ax, image, "raw logits")
+    return ax
+
+
+def _named(found: DirectAttribution, token: int, title: str | None, what: str) -> str:
+    against = f" against “{found.against.strip()}”" if found.against else ""
+    return literal(title or f"“{found.target[token].strip()}”{against}, {what.lower()}")
+
+
+def _need_token(tokens: Sequence[str], token: int) -> None:
+    if not -len(tokens) <= token < len(tokens):
+        raise InputError(f"no answer token {token}: there are {len(tokens)}, counted from 0")
+
+
+def _pale(ax: Axes, picture: Image.Image | None, boxes: Sequence[tuple[float, float, float, float]]) -> None:
+    width, height = picture.size if picture else (max(b[2] for b in boxes), max(b[3] for b in boxes))
+    if picture is not None:
+        ax.imshow(faded(picture, 0.55), extent=(0, width, height, 0), interpolation="antialiased")
+    ax.set(xlim=(0, width), ylim=(height, 0))
+
+
+def _bar(ax: Axes, image: ScalarMappable, label: str) -> None:
+    bar = ax.figure.colorbar(image, ax=ax, shrink=0.85, pad=0.02)
+    bar.set_label(label, fontsize=9, color=INK)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)

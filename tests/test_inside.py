@@ -1,0 +1,68 @@
+"""Figures of lenses and direct attribution show the numbers that they are given."""
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+import lvlm_interp as li
+from lvlm_interp.errors import InputError
+from lvlm_interp.report import inside
+from tests.families import tiny_example, tiny_model
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return li.wrap(tiny_model("llava"))
+
+
+@pytest.fixture(scope="module")
+def x(vlm):
+    return tiny_example(vlm, "llava")
+
+
+def test_the_grid_has_a_word_in_every_cell(vlm, x):
+    found = li.lens(vlm, x)
+    ax = inside.lens_grid(found)
+    assert [t.get_text() for t in ax.texts][: x.length] == [words[0] for words in found.top_words[0]]
+    assert torch.allclose(torch.tensor(ax.images[0].get_array().data), found.top_logprobs[..., 0].exp())
+    assert not inside.lens_grid(found, words=False).texts
+
+
+def test_an_axes_that_is_given_is_drawn_on(vlm, x):
+    ax = Figure().subplots()
+    assert inside.component_bars(li.direct(vlm, x), ax=ax) is ax and ax.patches
+
+
+def test_bars_add_up_to_the_logit(vlm, x):
+    found = li.direct(vlm, x)
+    bars = [bar.get_width() for bar in inside.component_bars(found, 1, most=4).patches]
+    assert len(bars) == 5 and abs(sum(bars) - float(found.logit[1])) < 1e-4
+
+
+def test_heads_and_roles(vlm, x):
+    found = li.direct(vlm, x)
+    whole = inside.head_map(found, 0).images[0].get_array().data
+    roles = [inside.head_map(found, 0, role).images[0].get_array().data for role in found.role_names]
+    assert abs(whole - sum(roles)).max() < 1e-5
+    by_layer = inside.head_sources(found, 0).images[0].get_array().data
+    assert abs(by_layer[:, 0] - roles[0].sum(1)).max() < 1e-5
+
+
+def test_words_on_the_picture(reference, purple_banana):
+    view = purple_banana.images[0]
+    found = li.lens(reference, purple_banana, [10, -1], positions="image", target="banana")
+    ax = inside.word_map(found, view, 0)
+    assert len(ax.texts) == len(view.positions) == 64 and "after 10 blocks" in ax.get_title(loc="left")
+    heat = inside.word_map(found, view, 0, target="banana")
+    assert not heat.texts and len(heat.patches) == 64
+    elsewhere = li.lens(reference, purple_banana, [-1], positions="question")
+    with pytest.raises(InputError, match="did not read position"):
+        inside.word_map(elsewhere, view)
+
+
+def test_what_cannot_be_drawn(vlm, x):
+    found = li.direct(vlm, x)
+    with pytest.raises(InputError, match="no answer token 9"):
+        inside.component_bars(found, 9)
+    with pytest.raises(InputError, match="no role 'context'"):
+        inside.head_map(found, 0, "context")
