@@ -11,7 +11,7 @@ import transformers
 from PIL import Image, ImageChops
 
 from lvlm_interp.model.inputs import Box
-from lvlm_interp.model.pixels import TokenMap, token_maps
+from lvlm_interp.model.pixels import TokenMap, image_views, token_maps, video_maps
 from tests.processors import CASES, PATCH, Processor, features, picture, processed, tower
 
 SIZES = 20
@@ -129,6 +129,42 @@ def test_cells_are_a_grid_in_the_picture(name: str) -> None:
             assert here is not None and there is not None and here[0] < there[0] and here[1] == there[1]
         for here, there in itertools.chain(*(itertools.pairwise(column) for column in zip(*grid, strict=True))):
             assert here is not None and there is not None and here[1] < there[1] and here[0] == there[0]
+
+
+def test_tokens_of_a_video_know_their_frames() -> None:
+    """Three frames, each shown twice, as Qwen-VL takes frames in pairs; one box of one of them is painted."""
+    name, size = "qwen2_5_vl", (101, 67)
+    clip = [picture(size, k) for k in range(3)]
+    made = processed(name, clip)
+    grid = torch.tensor([[3, *made["image_grid_thw"][0, 1:]]])
+    found = video_maps(tower(name).config, [size], {"video_grid_thw": grid})
+    assert found is not None and found[0].frames is not None
+    token = found[0].frames.index(2) + 5
+    box = found[0].boxes[token]
+    assert box is not None
+    before, after = (
+        tower(name).get_video_features(processed(name, shown)["pixel_values"], grid).pooler_output[0]
+        for shown in (clip, [clip[0], painted(clip[1], inside(box, 0)), clip[2]])
+    )
+    assert len(before) == len(found[0].boxes)
+    assert ((after - before).abs().amax(-1) > 1e-5).nonzero().flatten().tolist() == [token]
+    assert set(found[0].frames) == {0, 2, 4}
+
+
+def test_views_split_the_tokens_of_several_images() -> None:
+    """Two images of different size; without the pictures the grid is still known, with a token too few nothing is."""
+    name, pictures = "llava_next", [picture((61, 133), 1), picture((150, 70), 2)]
+    model, case, made = tower(name).config, CASES[name], processed("llava_next", pictures)
+    counts = [len(one) for one in features(name, pictures)]
+    positions = torch.arange(10, 10 + sum(counts))
+    processor = Processor(case.image_processor, case.images_kwargs)
+    seen = image_views(model, processor, pictures, made, positions)
+    assert seen is not None and [len(view.positions) for view in seen] == counts
+    assert all(view.patches is not None and len(view.patches) == len(view.positions) for view in seen)
+    blind = image_views(model, None, [None, None], made, positions)
+    assert blind is not None and [view.grid for view in blind] == [view.grid for view in seen]
+    assert all(view.patches is None for view in blind)
+    assert image_views(model, processor, pictures, made, positions[1:]) is None
 
 
 def test_resampled_tokens_have_no_map() -> None:

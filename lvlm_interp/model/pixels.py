@@ -43,12 +43,12 @@ class TokenMap:
         cells: the tokens of the one rectangular grid that a heatmap is drawn on, as indices into `boxes`,
             `[row, column]`: the tiles laid together where there are tiles, else the picture, not the thumbnail; none
             of them is padding only. Of a video, its first frame.
-        frames: for a video, the number of the (first) sampled frame of every token, None for a row's end.
+        frames: for a video, the number of the first of the sampled frames that each token was made from.
     """
 
     boxes: tuple[Box | None, ...]
     cells: Int[Tensor, "row column"]
-    frames: tuple[int | None, ...] | None = None
+    frames: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -345,14 +345,14 @@ def _mosaic(source: Source, down: int, across: int) -> Layout:
 
 def _resized(source: Source) -> Layout:
     """The whole picture at a size of its own (Qwen-VL)."""
-    return Layout((_frame(source.inputs["image_grid_thw"][source.index], source),))
-
-
-def _frame(grid: Tensor, source: Source) -> Block:
-    """Rows and columns of a grid of patches `[time, height, width]`, merged."""
     merge = source.config.vision_config.spatial_merge_size
-    rows, columns = (int(n) // merge for n in grid[1:])
-    return Block(_spans(rows, 1, source.size[1] / rows), _spans(columns, 1, source.size[0] / columns))
+    rows, columns = (int(n) // merge for n in source.inputs["image_grid_thw"][source.index, 1:])
+    return Layout((_even(rows, columns, source.size),))
+
+
+def _even(rows: int, columns: int, size: Size) -> Block:
+    """The whole picture in rows and columns of one size."""
+    return Block(_spans(rows, 1, size[1] / rows), _spans(columns, 1, size[0] / columns))
 
 
 def _rows(source: Source) -> Layout:
@@ -450,6 +450,31 @@ def token_maps(
     settings = _settings(processor)
     sources = (Source(size, i, settings, config, model_inputs, step) for i, size in enumerate(sizes))
     return tuple(layout(source).token_map(source.size) for source in sources)
+
+
+def video_maps(
+    config: PretrainedConfig, sizes: Sequence[Size], model_inputs: Mapping[str, Tensor]
+) -> tuple[TokenMap, ...] | None:
+    """Where, and from which frames, the tokens of every video of a prompt were taken.
+
+    Args:
+        config: the model's.
+        sizes: width and height of the original frames of each video.
+        model_inputs: what the processor made of them.
+
+    Returns:
+        one map for each video, or None where the model inputs do not tell: only Qwen-VL's do.
+    """
+    if (grids := model_inputs.get("video_grid_thw")) is None:
+        return None
+    together, merge = config.vision_config.temporal_patch_size, _merged(config)
+    maps = []
+    for grid, size in zip(grids, sizes, strict=True):
+        times, rows, columns = int(grid[0]), int(grid[1]) // merge, int(grid[2]) // merge
+        one = Layout((_even(rows, columns, size),)).token_map(size)
+        frames = [together * time for time in range(times) for _ in one.boxes]
+        maps.append(TokenMap(one.boxes * times, one.cells, tuple(frames)))
+    return tuple(maps)
 
 
 def image_views(
