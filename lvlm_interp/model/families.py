@@ -5,18 +5,10 @@ Everything else (decoder, unembedding, chat template, image token) is asked of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from PIL.Image import Image
 from transformers import PretrainedConfig
-
-from lvlm_interp.model.inputs import Box
-
-Grid = tuple[int, int]
-PixelMap = Callable[[Any, Image, tuple[int, int], Grid], tuple[Box, ...]]
-"""(image processor, original image, processed (height, width), grid) → box of every token in original pixels."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +25,6 @@ class Family:
         image_inputs: the model inputs that bring such an image; without them the model runs without one.
         fills: model inputs that run along the positions and what an answer gets in them; see `Inputs.fills`.
         tiled: the first axis of the pixels counts tiles, not images.
-        pixel_map: where the image processor took the pixels of each token from.
         note: what a user should know about the family.
     """
 
@@ -45,35 +36,13 @@ class Family:
     image_inputs: tuple[str, ...] = ()
     fills: Mapping[str, int | None] = field(default_factory=dict)
     tiled: bool = False
-    pixel_map: PixelMap | None = None
     note: str = ""
-
-
-def resized_and_cropped(processor: Any, image: Image, processed: tuple[int, int], grid: Grid) -> tuple[Box, ...]:
-    """Boxes after CLIP's preprocessing: resize to a shortest edge or to a fixed size, then crop the centre."""
-    width, height = image.size
-    size = dict(processor.size or {}) if getattr(processor, "do_resize", True) else {}
-    if shortest := size.get("shortest_edge"):
-        factor = shortest / min(width, height)
-        scaled = int(width * factor), int(height * factor)
-    else:
-        scaled = size.get("width") or width, size.get("height") or height
-    left = (scaled[0] - processed[1]) // 2 if getattr(processor, "do_center_crop", False) else 0
-    top = (scaled[1] - processed[0]) // 2 if getattr(processor, "do_center_crop", False) else 0
-    across, down = width / scaled[0], height / scaled[1]
-    wide, high = processed[1] / grid[1], processed[0] / grid[0]
-
-    def box(row: int, column: int) -> Box:
-        x, y = left + column * wide, top + row * high
-        return x * across, y * down, (x + wide) * across, (y + high) * down
-
-    return tuple(box(row, column) for row in range(grid[0]) for column in range(grid[1]))
 
 
 USER = "USER: {image}\n{question} ASSISTANT:"
 READS_QUESTION = "the Q-Former reads the question too, so image tokens carry some of it"
 FAMILIES: dict[str, Family] = {
-    "llava": Family(prompt=USER, pixel_map=resized_and_cropped),
+    "llava": Family(prompt=USER),
     "llava_next": Family(prompt=USER, tiled=True),
     "llava_onevision": Family(tiled=True),
     "idefics3": Family(tiled=True),
