@@ -1,0 +1,209 @@
+"""Every family gives the numbers of plain transformers: its own masks, its own positions, no image past the mask."""
+
+import math
+
+import pytest
+import torch
+
+import lvlm_interp as li
+from lvlm_interp.errors import ImageError, InputError, SiteError, VisibilityError
+from lvlm_interp.methods.credit import coalitions
+from tests.families import FAMILIES, IMAGE, tiny_example, tiny_model
+
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    vlm = li.wrap(tiny_model(request.param))
+    return request.param, vlm, tiny_example(vlm, request.param)
+
+
+def own_positions(name, vlm, x):
+    """Position ids as each family makes them with everything visible; Qwen would derive others from another mask."""
+    if name in QWEN:
+        given = {k: x.model_inputs[k] for k in ("input_ids", "image_grid_thw", "attention_mask", "mm_token_type_ids")}
+        return vlm.model.base_model.get_rope_index(**given)[0]
+    return torch.arange(x.length)[None] + (name == "paligemma")
+
+
+@torch.no_grad()
+def in_transformers(name, vlm, x, visible):
+    """The oracle: the model itself, a 2-D mask over what is hidden, positions pinned; Mllama without its image."""
+    given = {**x.model_inputs, "attention_mask": visible[None].long(), "position_ids": own_positions(name, vlm, x)}
+    if name == "mllama" and not visible[x.where("image")].any():
+        for image_input in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask", "cross_attention_mask"):
+            del given[image_input]
+    return vlm.model(**given).logits[0, x.answer_positions - 1]
+
+
+def some_coalitions(name, x):
+    random = torch.rand(4, x.length, generator=torch.Generator().manual_seed(0)) < 0.6
+    random |= x.where("answer", "template")
+    if name == "mllama":  # its one image token stands for all of the image
+        random[:, x.where("image")] = torch.tensor([True, False, True, False])[:, None]
+    return torch.stack([x.hidden(), x.hidden("image"), x.hidden("question"), x.hidden("image", "question"), *random])
+
+
+def test_scores_are_those_of_transformers(family):
+    name, vlm, x = family
+    visible = some_coalitions(name, x)
+    expected = torch.stack([in_transformers(name, vlm, x, row) for row in visible])
+    found = li.score(vlm, x, visible).logits()
+    assert (found - expected).abs().max() < 2e-5
+    assert (expected[0] - expected[1]).abs().max() > 0.1  # coalitions differ by far more
+
+
+def test_contrast_and_credit_are_those_of_transformers(family):
+    name, vlm, x = family
+    seen, unseen = (in_transformers(name, vlm, x, row) for row in (x.hidden(), x.hidden("image")))
+    labels = x.answer_ids[:, None]
+    delta = (seen.gather(-1, labels) - unseen.gather(-1, labels))[:, 0]
+    assert torch.allclose(li.contrast(vlm, x).delta, delta, atol=2e-5) and delta.abs().max() > 0.1
+
+    split = li.credit(vlm, x)
+    assert split.roles == ("question", "image")
+    rows = coalitions(x, split.roles, ("template",))
+    values = torch.stack(
+        [in_transformers(name, vlm, x, row).log_softmax(-1).gather(-1, labels)[:, 0] for row in rows], 1
+    )
+    assert torch.allclose(split.full.float(), values + math.log(200), atol=2e-5)
+    assert torch.allclose(split.prior + split.credits.sum(1), split.total)
+
+
+def test_attribution_is_that_of_transformers(family):
+    name, vlm, x = family
+    if not x.images[0].has_grid:
+        with pytest.raises(ImageError, match="no place in the picture"):
+            li.attribute(vlm, x)
+        return
+    view = x.images[0]
+    found = li.attribute(vlm, x, hide_from="all")
+
+    def odds(visible):
+        logits = in_transformers(name, vlm, x, visible).double()
+        chosen = logits.gather(-1, x.answer_ids[:, None])[:, 0]
+        return chosen - logits.scatter(-1, x.answer_ids[:, None], -torch.inf).logsumexp(-1)
+
+    token = int(view.cells[0, 0])
+    without = x.hidden()
+    without[view.positions[token]] = False
+    assert torch.allclose(found.values[:, 0, 0].double(), odds(x.hidden()) - odds(without), atol=5e-5)
+
+
+def test_longer_answers_and_several_at_once(family):
+    """What is appended gets the positions, masks and type ids that an answer has."""
+    from lvlm_interp.model.score import decoder_inputs, score_answers
+
+    name, vlm, x = family
+    answers = [torch.tensor(ids) for ids in ([5], [7, 8, 10], list(range(10, 22)))]
+    visible = torch.stack([x.hidden(), x.hidden("image")])
+    scored = score_answers(vlm, x, visible, answers, given=decoder_inputs(vlm, x, keep_prefixes=True))
+    for ids, scores in zip(answers, scored, strict=True):
+        y = x.with_answer(ids.tolist(), [""] * len(ids), "")
+        for n, row in enumerate((y.hidden(), y.hidden("image"))):
+            assert (scores.logits(n) - in_transformers(name, vlm, y, row)).abs().max() < 2e-5
+
+
+def test_sites_of_every_family(family):
+    name, vlm, x = family
+    found = vlm.capture(x, "*")
+    assert set(found) == {*vlm.sites, "logits"} and not vlm.missing
+    assert {"projector.hook_out", "ln_final.hook_normalized", "vision.blocks.1.attn.hook_pattern"} <= set(found)
+    assert all(f"vision.blocks.0.attn.hook_{part}" in found for part in "qkvz")
+    assert ("blocks.1.cross_attn.hook_pattern" in found) == (name == "mllama")
+    pattern = found["vision.blocks.0.attn.hook_pattern"]
+    assert torch.allclose(pattern.sum(-1), torch.ones_like(pattern.sum(-1)), atol=1e-5)
+
+
+def test_fused_projections_are_split_into_q_k_and_v(family):
+    """What meets in attention is what the sites say, where no rotary embedding or norm stands between."""
+    _, vlm, x = family
+    c = vlm.capture(x, "vision.blocks.0.attn.*")
+    v, pattern = c["vision.blocks.0.attn.hook_v"], c["vision.blocks.0.attn.hook_pattern"]
+    if v.ndim == 3:  # all patches in one row, without a batch axis
+        v = v[None]
+    z = torch.einsum("bhqk,bkhd->bqhd", pattern, v.reshape(pattern.shape[0], -1, *v.shape[-2:]))
+    assert torch.allclose(z, c["vision.blocks.0.attn.hook_z"].reshape(z.shape), atol=1e-5)
+
+
+def test_an_edit_of_a_fused_projection_reaches_the_output():
+    vlm = li.wrap(tiny_model("qwen2_vl"))
+    x = tiny_example(vlm, "qwen2_vl")
+    site = "vision.blocks.0.attn.hook_v"
+    edited = vlm.capture(x, [site, "vision.blocks.0.attn.hook_z"], edits={site: torch.zeros_like})
+    assert edited["vision.blocks.0.attn.hook_z"].abs().max() == 0
+    q = vlm.capture(x, "vision.blocks.0.attn.hook_q", edits={site: torch.zeros_like})["vision.blocks.0.attn.hook_q"]
+    assert torch.equal(q, vlm.capture(x, "vision.blocks.0.attn.hook_q")["vision.blocks.0.attn.hook_q"])
+
+
+def test_windows_of_a_tower_are_put_together():
+    """Qwen2.5-VL attends window by window in its first layer: a pattern of blocks, and no reduction over windows."""
+    vlm = li.wrap(tiny_model("qwen2_5_vl"))
+    x = tiny_example(vlm, "qwen2_5_vl")
+    c = vlm.capture(x, "vision.blocks.*.attn.*")
+    windowed, whole = (c[f"vision.blocks.{i}.attn.hook_pattern"] for i in (0, 1))
+    assert windowed.shape == whole.shape == (1, 4, 24, 24)
+    assert (windowed == 0).any() and (whole > 0).all()
+    with pytest.raises(SiteError, match="window by window"):
+        vlm.capture(x, "vision.blocks.0.attn.hook_z", reduce="mean")
+
+
+def test_hidden_rows_are_dropped_even_under_sliding_windows():
+    """Gemma 3's windows count positions, not the rows that are left."""
+    vlm = li.wrap(tiny_model("gemma3"))
+    x = tiny_example(vlm, "gemma3")
+    scores = li.score(vlm, x, x.hidden("image")[None])
+    assert scores.rows == x.length - x.roles.count("image") - 1
+
+
+def test_cross_attention_hides_all_images_or_none():
+    vlm = li.wrap(tiny_model("mllama"))
+    x = tiny_example(vlm, "mllama")
+    ids = torch.cat([x.input_ids[:, :1], x.input_ids], 1)
+    mask = x.model_inputs["cross_attention_mask"]
+    given = {
+        k: v for k, v in x.model_inputs.items() if k not in ("input_ids", "attention_mask", "cross_attention_mask")
+    }
+    two = vlm.inputs(ids, x.answer_start + 1, cross_attention_mask=torch.cat([mask[:, :1], mask], 1), **given)
+    partly = two.hidden()
+    partly[0] = False
+    with pytest.raises(VisibilityError, match="only all together"):
+        li.score(vlm, two, partly[None])
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def of(name):
+    vlm = li.wrap(tiny_model(name))
+    return vlm, tiny_example(vlm, name)
+
+
+def changed(vlm, x, ids, **other):
+    along = {k: v for k, v in x.model_inputs.items() if k not in x.along}
+    return vlm.inputs(torch.tensor([ids]), len(ids) - 3, **{**along, **other})
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "idefics3", "internvl"])
+@pytest.mark.parametrize("cut", [1, -1])
+def test_image_tokens_that_do_not_match_the_features(name, cut):
+    """One too few, as a truncated prompt has, or one too many."""
+    vlm, x = of(name)
+    ids = x.input_ids[0].tolist()
+    at = ids.index(IMAGE)
+    wrong = ids[:at] + ids[at + 1 :] if cut > 0 else [*ids[:at], IMAGE, *ids[at:]]
+    count = wrong.count(IMAGE)
+    types = {"mm_token_type_ids": (torch.tensor([wrong]) == IMAGE).int()} if name == "qwen2_5_vl" else {}
+    with pytest.raises(InputError, match=f"{count} image tokens"):
+        vlm.run(changed(vlm, x, wrong, **types))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pixels_and_image_tokens_belong_together(name):
+    vlm, x = of(name)
+    ids = x.input_ids[0].tolist()
+    with pytest.raises(InputError, match="image tokens but no pixels"):
+        vlm.inputs(x.input_ids, x.answer_start)
+    with pytest.raises(InputError, match="0 image tokens"):
+        changed(vlm, x, [i for i in ids if i != IMAGE])
