@@ -1,0 +1,146 @@
+"""Honest numbers about held-out predictions: weighted scores, bootstrap intervals, permutations that respect groups.
+
+All sites are scored together. A bootstrap sample is a row of weights, so that a score over a thousand samples is a
+matrix product; the first row of weights is all ones, and gives the score itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Samples = Float[Tensor, "sample example"]
+Scores = Float[Tensor, "site sample"]
+
+
+def bootstrap_weights(groups: Int[Tensor, " example"], count: int, generator: torch.Generator) -> Samples:
+    """How often each example is drawn: ones, then `count` samples of whole groups with replacement (Efron 1979).
+
+    Examples of one group, such as questions about one image, are not independent: resampling them singly would make
+    intervals too narrow.
+    """
+    number = int(groups.max()) + 1
+    drawn = torch.randint(number, (count, number), generator=generator)
+    times = torch.zeros(count, number).scatter_add_(1, drawn, torch.ones(count, number))
+    return torch.cat([torch.ones(1, len(groups)), times[:, groups]])
+
+
+def interval(scores: Scores, confidence: float) -> tuple[Float[Tensor, " site"], Float[Tensor, " site"]]:
+    """Percentile interval of the samples after the first; NaN if there are none."""
+    samples = scores[:, 1:]
+    if not samples.shape[1]:
+        return torch.full_like(scores[:, 0], torch.nan), torch.full_like(scores[:, 0], torch.nan)
+    edge = (1 - confidence) / 2
+    low, high = samples.nanquantile(torch.tensor([edge, 1 - edge], dtype=samples.dtype), 1)
+    return low, high
+
+
+def class_scores(
+    truth: Int[Tensor, " example"],
+    predicted: Int[Tensor, "site example"],
+    probabilities: Float[Tensor, "site example class"],
+    weights: Samples,
+    fold: Int[Tensor, " example"],
+) -> dict[str, Scores]:
+    """Accuracy, balanced accuracy, AUROC and macro-F1 in every sample, as scikit-learn defines them.
+
+    AUROC of more than two classes is the mean over classes of one against the rest; only examples of the same fold are
+    compared, as the probes of two folds need not share a zero. Classes that a sample lacks are left out of its means.
+    """
+    classes = range(probabilities.shape[-1])
+    correct = (predicted == truth).to(weights.dtype)
+    recalls, f1s, areas = [], [], []
+    for c in classes:
+        is_class, said = (truth == c).to(weights.dtype), (predicted == c).to(weights.dtype)
+        there, named = (weights @ is_class)[None], said @ weights.T
+        found = (said * is_class) @ weights.T
+        recalls.append(found / there)
+        f1s.append(2 * found / (there + named))
+        if c or len(classes) > 2:  # of two classes, one tells all
+            areas.append(_auroc(truth == c, probabilities[..., c], weights, fold))
+    return {
+        "accuracy": correct @ weights.T / weights.sum(1),
+        "balanced_accuracy": torch.stack(recalls).nanmean(0),
+        "auroc": torch.stack(areas).nanmean(0),
+        "macro_f1": torch.stack(f1s).nanmean(0),
+    }
+
+
+def _auroc(
+    positive: Bool[Tensor, " example"],
+    score: Float[Tensor, "site example"],
+    weights: Samples,
+    fold: Int[Tensor, " example"],
+) -> Scores:
+    """The share of pairs (positive, negative) of one fold that a score puts in the right order; equals count half."""
+    right = weights.new_zeros(len(score), len(weights))
+    pairs = weights.new_zeros(len(weights))
+    for number in fold.unique():
+        part = fold == number
+        kind, drawn = positive[part].to(weights.dtype), weights[:, part]
+        pairs += (drawn @ kind) * (drawn @ (1 - kind))
+        for row, values in zip(right, score[:, part], strict=True):
+            ordered, order = values.sort()
+            negatives = torch.nn.functional.pad((drawn * (1 - kind))[:, order].cumsum(1), (1, 0))
+            below, up_to = (torch.searchsorted(ordered, ordered, right=side) for side in (False, True))
+            beaten = (negatives[:, below] + negatives[:, up_to]) / 2
+            row += ((drawn * kind)[:, order] * beaten).sum(1)
+    return right / pairs
+
+
+def point_scores(
+    truth: Float[Tensor, "example output"], predicted: Float[Tensor, "site example output"], weights: Samples
+) -> dict[str, Scores]:
+    """R² (mean over outputs) and the mean distance between truth and prediction in every sample."""
+    share = weights / weights.sum(1, keepdim=True)
+    missed = truth - predicted
+    spread = share @ truth.square() - (share @ truth).square()
+    squares = torch.einsum("seo,be->sbo", missed.square(), share)
+    return {"r2": (1 - squares / spread).mean(-1), "pixel_error": missed.norm(dim=-1) @ share.T}
+
+
+def exchanges(
+    fold: Int[Tensor, " example"], groups: Int[Tensor, " example"], count: int, generator: torch.Generator
+) -> Int[Tensor, "permutation example"]:
+    """Rows of indices that permute labels in ways that change nothing if features tell nothing about them.
+
+    The first row changes nothing. In the others, groups of equal size in the same fold swap their labels, and so do the
+    examples within each group: the labels of a fold, and the company that labels keep in a group, stay as they are.
+    """
+    blocks = _blocks(fold.numpy(), groups.numpy())
+    found = torch.arange(len(fold)).repeat(count + 1, 1)
+    for row in found[1:]:
+        for block in blocks:
+            within = torch.rand(block.shape, generator=generator).argsort(1)
+            among = torch.randperm(len(block), generator=generator)
+            row[block.flatten()] = block.gather(1, within)[among].flatten()
+    return found
+
+
+def _blocks(fold: np.ndarray, groups: np.ndarray) -> list[Tensor]:
+    """`[group, example]`: the groups of one fold and one size, for every fold and size."""
+    members: dict[tuple[int, int], list[list[int]]] = {}
+    for group in np.split(np.argsort(groups, kind="stable"), np.flatnonzero(np.diff(np.sort(groups))) + 1):
+        members.setdefault((int(fold[group[0]]), len(group)), []).append(group.tolist())
+    return [torch.tensor(block) for block in members.values()]
+
+
+def permutation_p(statistics: Float[Tensor, "site permutation"]) -> Float[Tensor, " site"]:
+    """The share of permutations, the identity (first) among them, with a statistic at least as large."""
+    slack = 1e-6 * statistics[:, :1].abs()  # rounding must not break ties in anyone's favour
+    return (statistics >= statistics[:, :1] - slack).to(statistics.dtype).mean(1)
+
+
+def false_discovery_q(p: Float[Tensor, " site"]) -> Float[Tensor, " site"]:
+    """Benjamini & Hochberg's (1995) adjusted p-values: those at most α have a false discovery rate of at most α."""
+    from scipy.stats import false_discovery_control
+
+    return torch.from_numpy(false_discovery_control(p.double().numpy())).to(p.dtype)
+
+
+def stacked(scores: Mapping[str, Scores]) -> Float[Tensor, "metric site sample"]:
+    return torch.stack(list(scores.values()))
