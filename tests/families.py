@@ -72,7 +72,8 @@ class Tiny:
         around: ids before and after them.
         image_name: what the config calls the id of image tokens.
         first: whether image tokens come before BOS.
-        more: model inputs made from the ids and the number of positions of the prompt.
+        more: model inputs made from the ids.
+        kernel: the attention implementation, where the family has but one.
     """
 
     config: Mapping[str, Any]
@@ -82,6 +83,7 @@ class Tiny:
     image_name: str = "image_token_id"
     first: bool = False
     more: Callable[[Tensor], Mapping[str, Tensor]] = field(default=lambda ids: {})
+    kernel: str | None = None
 
 
 def image_types(name: str) -> Callable[[Tensor], Mapping[str, Tensor]]:
@@ -291,6 +293,488 @@ FAMILIES: dict[str, Tiny] = {
 }
 """The families that the package promises."""
 
+SIGLIP = seeing("siglip_vision_model", vision_use_head=False)
+SIGLIP_56 = {**SIGLIP, "image_size": 56}
+PIXTRAL = {**SEEING, "model_type": "pixtral", "num_attention_heads": 2, "hidden_size": 32, "image_size": 56}
+GLM_VISION = {**QWEN_VISION, "image_size": 56, "out_hidden_size": 32, "intermediate_size": 64}
+GLM_IDS = {
+    "video_token_id": 153,
+    "image_start_token_id": BEGIN,
+    "image_end_token_id": END,
+    "video_start_token_id": 154,
+    "video_end_token_id": 155,
+}
+EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
+ONE = {"pixel_values": (1, 3, 28, 28)}
+WIDER = {"pixel_values": (1, 3, 56, 56)}
+SIZED = {**WIDER, "image_sizes": torch.tensor([[56, 56]])}
+
+OTHERS: dict[str, Tiny] = {
+    "vipllava": Tiny(
+        {
+            "model_type": "vipllava",
+            "vision_config": seeing("clip_vision_model"),
+            "text_config": text("llama"),
+            "vision_feature_layers": [-2, -1],
+        },
+        ONE,
+        image_name="image_token_index",
+    ),
+    "llava_next_video": Tiny(
+        {
+            "model_type": "llava_next_video",
+            "vision_config": seeing("clip_vision_model"),
+            "text_config": text("llama"),
+            "video_token_index": 153,
+            **TILES,
+        },
+        TILED_PIXELS,
+        image_name="image_token_index",
+    ),
+    "video_llava": Tiny(
+        {
+            "model_type": "video_llava",
+            "vision_config": seeing("clip_vision_model"),
+            "text_config": text("llama"),
+            "video_token_index": 153,
+        },
+        {"pixel_values_images": (1, 3, 28, 28)},
+        tokens=4,
+        image_name="image_token_index",
+    ),
+    "mistral3": Tiny(
+        {"model_type": "mistral3", "vision_config": PIXTRAL, "text_config": text("mistral"), "spatial_merge_size": 2},
+        SIZED,
+        tokens=4,
+        image_name="image_token_index",
+    ),
+    "lighton_ocr": Tiny(
+        {"model_type": "lighton_ocr", "vision_config": PIXTRAL, "text_config": text("qwen3"), "spatial_merge_size": 2},
+        SIZED,
+        tokens=4,
+    ),
+    "aya_vision": Tiny(
+        {"model_type": "aya_vision", "vision_config": SIGLIP_56, "text_config": text("cohere2", sliding_window=5)},
+        WIDER,
+        tokens=4,
+        image_name="image_token_index",
+    ),
+    "cohere2_vision": Tiny(
+        {
+            "model_type": "cohere2_vision",
+            "vision_config": SIGLIP_56,
+            "text_config": text("cohere2", sliding_window=5),
+            "alignment_intermediate_size": 32,
+        },
+        {**WIDER, "num_patches": torch.tensor([1])},
+        tokens=4,
+    ),
+    "idefics2": Tiny(
+        {
+            "model_type": "idefics2",
+            "vision_config": SEEING,
+            "text_config": text("mistral"),
+            "perceiver_config": {
+                "hidden_size": 32,
+                "resampler_n_latents": 4,
+                "resampler_depth": 1,
+                "resampler_n_heads": 4,
+                "resampler_head_dim": 8,
+                "num_key_value_heads": 2,
+            },
+        },
+        {"pixel_values": (1, 1, 3, 28, 28)},
+        tokens=4,
+    ),
+    "deepseek_vl": Tiny(
+        {"model_type": "deepseek_vl", "vision_config": SIGLIP, "text_config": text("llama")}, ONE, tokens=4
+    ),
+    "janus": Tiny(
+        {
+            "model_type": "janus",
+            "vision_config": {**SEEING, "projection_dim": 32, "num_image_tokens": 4, "mlp_ratio": 2.0},
+            "text_config": text("llama"),
+            "vq_config": {"base_channels": 32, "num_embeddings": 16, "num_patches": 2, "projection_dim": 32},
+        },
+        ONE,
+        tokens=4,
+    ),
+    "ovis2": Tiny(
+        {
+            "model_type": "ovis2",
+            "vision_config": {**SEEING, "vocab_size": 40, "hidden_stride": 1, "hidden_size": 24},
+            "text_config": text("qwen2"),
+            "visual_indicator_token_ids": [160, 161, 162, 163, 164],
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+        },
+        ONE,
+        tokens=4,
+    ),
+    "blip-2": Tiny(
+        {
+            "model_type": "blip-2",
+            "vision_config": dict(SEEING),
+            "qformer_config": {
+                "hidden_size": 24,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 3,
+                "vocab_size": VOCABULARY,
+                "encoder_hidden_size": 24,
+                "cross_attention_frequency": 1,
+            },
+            "text_config": text("llama"),
+            "num_query_tokens": 4,
+        },
+        ONE,
+        tokens=4,
+        image_name="image_token_index",
+        first=True,
+        around=((), ()),
+    ),
+    "llama4": Tiny(
+        {
+            "model_type": "llama4",
+            "vision_config": {
+                **SEEING,
+                "vision_output_dim": 32,
+                "projector_input_dim": 32,
+                "projector_output_dim": 32,
+                "image_size": 56,
+                "intermediate_size": 96,
+                "num_attention_heads": 2,
+            },
+            "text_config": {
+                **TEXT,
+                "intermediate_size_mlp": 64,
+                "num_local_experts": 2,
+                "attention_chunk_size": 5,
+                "num_hidden_layers": 4,
+            },
+            "boi_token_index": BEGIN,
+            "eoi_token_index": END,
+        },
+        WIDER,
+        tokens=4,
+        image_name="image_token_index",
+        around=((BEGIN,), (END,)),
+    ),
+    "aria": Tiny(
+        {
+            "model_type": "aria",
+            "vision_config": {**SEEING, "model_type": "idefics3_vision"},
+            "text_config": {**TEXT, "moe_num_experts": 2, "moe_topk": 1, "moe_num_shared_experts": 1},
+            "projector_patch_to_query_dict": {4: 4},
+        },
+        ONE,
+        tokens=4,
+        image_name="image_token_index",
+    ),
+    "lfm2_vl": Tiny(
+        {
+            "model_type": "lfm2_vl",
+            "vision_config": {
+                **SEEING,
+                "model_type": "siglip2_vision_model",
+                "num_patches": 16,
+                "vision_use_head": False,
+            },
+            "text_config": text("lfm2", layer_types=["conv", "full_attention", "full_attention"]),
+        },
+        {
+            "pixel_values": (1, 16, 588),
+            "spatial_shapes": torch.tensor([[4, 4]]),
+            "pixel_attention_mask": torch.ones(1, 16, dtype=torch.long),
+        },
+        tokens=4,
+    ),
+    "qwen3_vl_moe": Tiny(
+        {
+            "model_type": "qwen3_vl_moe",
+            "text_config": {
+                **TEXT,
+                "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0},
+                "num_experts": 2,
+                **EXPERTS,
+            },
+            "vision_config": {
+                **QWEN_VISION,
+                "intermediate_size": 64,
+                "out_hidden_size": 32,
+                "deepstack_visual_indexes": [0],
+                "num_position_embeddings": 64,
+            },
+            **QWEN_IDS,
+        },
+        **QWEN,
+    ),
+    "glm4v": Tiny(
+        {"model_type": "glm4v", "text_config": {**TEXT, **MROPE}, "vision_config": GLM_VISION, **GLM_IDS}, **QWEN
+    ),
+    "glm46v": Tiny(
+        {
+            "model_type": "glm46v",
+            "text_config": text("glm4v_text", **MROPE),
+            "vision_config": {**GLM_VISION, "model_type": "glm4v_vision"},
+            **GLM_IDS,
+        },
+        **QWEN,
+    ),
+    "glm_ocr": Tiny(
+        {"model_type": "glm_ocr", "text_config": {**TEXT, **MROPE}, "vision_config": GLM_VISION, **GLM_IDS}, **QWEN
+    ),
+    "glm4v_moe": Tiny(
+        {
+            "model_type": "glm4v_moe",
+            "text_config": {**TEXT, **MROPE, **EXPERTS, "head_dim": 16, "n_routed_experts": 2, "n_shared_experts": 1},
+            "vision_config": GLM_VISION,
+            **GLM_IDS,
+        },
+        **QWEN,
+    ),
+    "exaone4_5": Tiny(
+        {
+            "model_type": "exaone4_5",
+            "text_config": text("exaone4", sliding_window=5),
+            "vision_config": {
+                **QWEN_VISION,
+                "intermediate_size": 64,
+                "out_hidden_size": 32,
+                "window_size": 56,
+                "fullatt_block_indexes": [1],
+                "num_key_value_heads": 2,
+            },
+            "video_token_id": 153,
+        },
+        QWEN_PIXELS,
+        tokens=6,
+    ),
+    "shieldgemma2": Tiny(
+        {
+            **FAMILIES["gemma3"].config,
+            "model_type": "shieldgemma2",
+            "text_config": text("gemma3_text", sliding_window=5),
+        },
+        WIDER,
+        tokens=4,
+        around=((BEGIN,), (END,)),
+        image_name="image_token_index",
+        more=image_types("token_type_ids"),
+    ),
+    "video_llama_3": Tiny(
+        {
+            "model_type": "video_llama_3",
+            "text_config": text("qwen2"),
+            "vision_config": {**SEEING, "hidden_size": 32, "num_attention_heads": 4},
+            "video_token_id": 153,
+        },
+        {
+            "pixel_values": (24, 3 * 14 * 14),
+            "image_grid_thw": torch.tensor([[1, 4, 6]]),
+            "image_merge_sizes": torch.tensor([2]),
+        },
+        tokens=6,
+    ),
+    "paddleocr_vl": Tiny(
+        {
+            "model_type": "paddleocr_vl",
+            "text_config": {**TEXT, **MROPE},
+            "vision_config": {**SEEING, "hidden_size": 32, "num_attention_heads": 4, "spatial_merge_size": 2},
+            "video_token_id": 153,
+            "vision_start_token_id": BEGIN,
+            "vision_end_token_id": END,
+        },
+        {"pixel_values": (24, 3, 14, 14), "image_grid_thw": torch.tensor([[1, 4, 6]])},
+        tokens=6,
+        around=((BEGIN,), (END,)),
+        more=image_types("mm_token_type_ids"),
+    ),
+    "qianfan_ocr": Tiny(
+        {
+            "model_type": "qianfan_ocr",
+            "text_config": text("qwen3"),
+            "vision_config": {**SEEING, "image_size": [56, 56], "patch_size": [14, 14]},
+            "image_seq_length": 4,
+            "downsample_ratio": 0.5,
+        },
+        WIDER,
+        tokens=4,
+    ),
+    "got_ocr2": Tiny(
+        {
+            "model_type": "got_ocr2",
+            "text_config": text("qwen2"),
+            "vision_config": {
+                "hidden_size": 24,
+                "output_channels": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 3,
+                "image_size": 128,
+                "patch_size": 16,
+                "window_size": 4,
+                "global_attn_indexes": [1],
+                "mlp_dim": 48,
+            },
+            "image_seq_length": 4,
+        },
+        {"pixel_values": (1, 3, 128, 128)},
+        image_name="image_token_index",
+        kernel="eager",
+    ),
+    "pp_chart2table": Tiny(
+        {
+            "model_type": "pp_chart2table",
+            "text_config": text("qwen2"),
+            "vision_config": {
+                "model_type": "got_ocr2",
+                "hidden_size": 24,
+                "output_channels": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 3,
+                "image_size": 128,
+                "patch_size": 16,
+                "window_size": 4,
+                "global_attn_indexes": [1],
+                "mlp_dim": 48,
+            },
+            "image_seq_length": 4,
+        },
+        {"pixel_values": (1, 3, 128, 128)},
+        image_name="image_token_index",
+        kernel="eager",
+    ),
+    "glmga": Tiny(
+        {
+            "model_type": "glmga",
+            "text_config": text("glm4v_text", **MROPE),
+            "vision_config": {**GLM_VISION, "model_type": "glm4v_vision"},
+            **GLM_IDS,
+        },
+        **QWEN,
+    ),
+    "instructblipvideo": Tiny(
+        {
+            **FAMILIES["instructblip"].config,
+            "model_type": "instructblipvideo",
+            "video_token_index": IMAGE,
+        },
+        {**FAMILIES["instructblip"].pixels, "pixel_values": (1, 1, 3, 28, 28)},
+        tokens=4,
+        image_name="image_token_index",
+        first=True,
+        around=((), ()),
+    ),
+    "chameleon": Tiny(
+        {
+            "model_type": "chameleon",
+            **{k: v for k, v in TEXT.items() if k != "head_dim"},
+            "vq_config": {
+                "embed_dim": 16,
+                "num_embeddings": 16,
+                "latent_channels": 16,
+                "resolution": 32,
+                "base_channels": 32,
+                "channel_multiplier": [1, 2],
+                "num_res_blocks": 1,
+            },
+            "vocabulary_map": {"<image>": IMAGE, **{f"IMGIMG{chr(65 + n)}Z": 170 + n for n in range(16)}},
+        },
+        {"pixel_values": (1, 3, 8, 8)},
+        tokens=16,
+    ),
+    "fuyu": Tiny(
+        {"model_type": "fuyu", "text_config": text("persimmon"), "patch_size": 14, "hidden_size": 32},
+        {"image_patches": (1, 4, 588)},
+        tokens=4,
+    ),
+    "hunyuan_vl": Tiny(
+        {
+            "model_type": "hunyuan_vl",
+            "text_config": dict(TEXT),
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_attention_heads": 4,
+                "num_hidden_layers": 2,
+                "out_hidden_size": 32,
+                "text_hidden_size": 32,
+                "patch_size": 14,
+                "max_image_size": 56,
+            },
+            "im_start_id": BEGIN,
+            "im_end_id": END,
+            "im_newline_id": 154,
+        },
+        {"pixel_values": (24, 588), "image_grid_thw": torch.tensor([[1, 4, 6]])},
+        around=((BEGIN,), (END,)),
+    ),
+    "granite4_vision": Tiny(
+        {
+            "model_type": "granite4_vision",
+            "vision_config": SIGLIP_56,
+            "text_config": dict(TEXT),
+            "downsample_rate": "1/2",
+            "deepstack_layer_map": [[-1, 0]],
+            **TILES,
+        },
+        {"pixel_values": (1, 3, 3, 56, 56), "image_sizes": torch.tensor([[28, 56]])},
+        image_name="image_token_index",
+    ),
+    "ernie4_5_vl_moe": Tiny(
+        {
+            "model_type": "ernie4_5_vl_moe",
+            "text_config": {
+                **TEXT,
+                "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
+                "moe_intermediate_size": [16, 16],
+                "moe_k": 1,
+                "moe_num_experts": 2,
+                "moe_num_shared_experts": 1,
+                "mlp_layer_types": ["dense", "sparse", "sparse"],
+            },
+            "vision_config": {
+                "depth": 2,
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_heads": 4,
+                "patch_size": 14,
+                "spatial_merge_size": 2,
+                "temporal_merge_size": 2,
+            },
+            "image_start_token_id": BEGIN,
+            "image_end_token_id": END,
+            "video_token_id": 153,
+        },
+        {"pixel_values": (24, 588), "image_grid_thw": torch.tensor([[1, 4, 6]])},
+        tokens=6,
+        around=((BEGIN,), (END,)),
+        more=image_types("mm_token_type_ids"),
+    ),
+}
+"""Other types of transformers' mapping that build small."""
+
+ALL = {**FAMILIES, **OTHERS}
+
+RECURRENT = "layers without attention carry hidden positions on: to hide a position is not a matter of masks there"
+SEPARATE = "an encoder-decoder: its answer is read from an encoder, by cross-attention that is not scored here"
+FAILING: dict[str, str] = {"lfm2_vl": RECURRENT + " (short convolutions)"}
+"""Families among these that do not pass, with the reason."""
+
+NO_TOKENS = "its prompt holds no image tokens, so that no position stands for the image"
+TIMM = "its vision tower is built by timm, which is not installed"
+UNTRIED: dict[str, str] = {
+    **dict.fromkeys(
+        ("florence2", "t5gemma2", "udop", "pix2struct", "vision-encoder-decoder", "pp_formulanet"), SEPARATE
+    ),
+    **dict.fromkeys(("blip", "git", "idefics"), NO_TOKENS),
+    **dict.fromkeys(("fast_vlm", "gemma3n", "perception_lm"), TIMM),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), RECURRENT + " (gated delta rule)"),
+    "diffusion_gemma": "it fills in blocks by diffusion: no token is predicted from those before it",
+    "evolla": "it reads proteins, not images",
+}
+"""Types of the mapping without a row here, with the reason; others have not been tried."""
+
 MODEL_TYPES = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
@@ -309,20 +793,20 @@ def lively(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def tiny_model(
-    name: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32, rows: Mapping[str, Tiny] = FAMILIES
+    name: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32, rows: Mapping[str, Tiny] | None = None
 ) -> Any:
     """A random model of a family, in evaluation mode."""
-    row = rows[name]
+    row = (rows or ALL)[name]
     given = {**row.config, row.image_name: IMAGE}
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(given.pop("model_type"), **given)
     kind = getattr(transformers, MODEL_TYPES[config.model_type])
-    return lively(kind._from_config(config, attn_implementation=attention)).to(dtype).eval()
+    return lively(kind._from_config(config, attn_implementation=row.kernel or attention)).to(dtype).eval()
 
 
-def tiny_example(vlm: Any, name: str, seed: int = 1, rows: Mapping[str, Tiny] = FAMILIES) -> Any:
+def tiny_example(vlm: Any, name: str, seed: int = 1, rows: Mapping[str, Tiny] | None = None) -> Any:
     """An example with an image, a question and an answer, as `vlm.inputs` takes it."""
-    row, generator = rows[name], torch.Generator().manual_seed(seed)
+    row, generator = (rows or ALL)[name], torch.Generator().manual_seed(seed)
     pixels = {
         k: v if isinstance(v, Tensor) else torch.randn(v, generator=generator).to(vlm.model.dtype)
         for k, v in row.pixels.items()

@@ -20,6 +20,7 @@ from lvlm_interp.model.attention import Tap, tapped
 from lvlm_interp.model.choice import Choice
 from lvlm_interp.model.sites import Site
 
+HIDDEN_STATES = ("hidden_states", "hidden_state", "x")  # what modules call their input
 Edit = Callable[[Tensor], Tensor]
 Visit = Callable[[Tensor], Tensor]
 
@@ -167,7 +168,8 @@ def _hooked(site: Site, visit: Visit) -> Iterator[None]:
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if args:
             return (split(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": split(kwargs["hidden_states"])}
+        name = next(name for name in HIDDEN_STATES if name in kwargs)
+        return args, {**kwargs, name: split(kwargs[name])}
 
     def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return (split(output[0]), *output[1:]) if isinstance(output, tuple) else split(output)

@@ -41,6 +41,26 @@ class Family:
 
 USER = "USER: {image}\n{question} ASSISTANT:"
 READS_QUESTION = "the Q-Former reads the question too, so image tokens carry some of it"
+PLAIN = (
+    "aria",
+    "deepseek_vl",
+    "exaone4_5",
+    "glm46v",
+    "glm4v",
+    "glm4v_moe",
+    "glm_ocr",
+    "got_ocr2",
+    "janus",
+    "lighton_ocr",
+    "mistral3",
+    "ovis2",
+    "paddleocr_vl",
+    "qwen3_vl_moe",
+    "shieldgemma2",
+    "video_llama_3",
+)
+"""Families of which transformers says all."""
+
 FAMILIES: dict[str, Family] = {
     "llava": Family(prompt=USER),
     "llava_next": Family(prompt=USER, tiled=True),
@@ -63,6 +83,15 @@ FAMILIES: dict[str, Family] = {
         tiled=True,
     ),
     "instructblip": Family(prompt="{image}{question}", note=READS_QUESTION),
+    "blip-2": Family(prompt="{image}{question}"),
+    "vipllava": Family(prompt=USER),
+    "llava_next_video": Family(prompt=USER, tiled=True),
+    "aya_vision": Family(tiled=True),
+    "cohere2_vision": Family(tiled=True),
+    "idefics2": Family(tiled=True),
+    "llama4": Family(tiled=True),
+    "qianfan_ocr": Family(tiled=True),
+    **dict.fromkeys(PLAIN, Family()),
 }
 
 

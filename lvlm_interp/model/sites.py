@@ -123,11 +123,18 @@ def attention_of(block: nn.Module, names: Iterable[str] = ATTENTION) -> nn.Modul
 
 def uses_interface(attention: nn.Module) -> bool:
     """Whether a module computes attention through transformers' `AttentionInterface`, where it can be seen."""
-    names: set[str] = set()
-    forward = inspect.unwrap(type(attention).forward)
-    if code := getattr(forward, "__code__", None):
-        names.update(code.co_names)
-    return "ALL_ATTENTION_FUNCTIONS" in names
+    return "ALL_ATTENTION_FUNCTIONS" in names_in_forward(attention)
+
+
+def names_in_forward(module: nn.Module) -> set[str]:
+    """The names, and the strings, that the code of a module's `forward` speaks of."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return {*code.co_names, *(c for c in code.co_consts if isinstance(c, str))} if code else set()
+
+
+def owner_of(model: nn.Module, child: nn.Module) -> nn.Module:
+    """The innermost module that a module is a direct child of."""
+    return [m for m in model.modules() if any(c is child for c in m.children())][-1]
 
 
 def block_sites(prefix: str, block: nn.Module) -> Iterator[Site]:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lvlm_interp.errors import InputError, ModelError
-from lvlm_interp.model import pixels, prompt
+from lvlm_interp.model import families, pixels, prompt
 from lvlm_interp.model.batch import Batch, batched
 from lvlm_interp.model.capture import Capture, Edit, recording, visiting
 from lvlm_interp.model.choice import Positions, Reduction, choose, depths_of, in_layers
-from lvlm_interp.model.families import FAMILIES, Family, family_of
+from lvlm_interp.model.families import Family
 from lvlm_interp.model.inputs import Answer, ImageLike, ImageView, Inputs, Role, open_image
 from lvlm_interp.model.readout import Readout
 from lvlm_interp.model.sight import kinds_of
@@ -35,6 +35,8 @@ from lvlm_interp.model.sites import (
     find_sites,
     match,
     missing_sites,
+    names_in_forward,
+    owner_of,
     part,
 )
 from lvlm_interp.results import Provenance
@@ -44,6 +46,11 @@ if TYPE_CHECKING:
 
 REFERENCE = "reference"
 PER_IMAGE = ("image_grid_thw", "image_grid_hws", "image_sizes", "spatial_shapes")  # inputs with a row for each image
+LOGITS = (
+    "logit_scale",
+    "logits_scaling",
+    "final_logit_softcapping",
+)  # some configs name what their model never applies
 SAMPLED = 1024  # elements of each weight tensor that its fingerprint looks at
 
 
@@ -54,6 +61,7 @@ class HookedVLM:
         model: the transformers model, in evaluation mode.
         processor: its processor, or None if it was wrapped without one.
         name: what it was loaded from.
+        accepted: whether its family is known to be read truly; another one is checked with its first image.
     """
 
     def __init__(
@@ -61,7 +69,8 @@ class HookedVLM:
     ) -> None:
         self.model, self.processor = model.eval(), processor
         self.name, self.revision = name or type(model).__name__, revision
-        self.family: Family = family_of(model.config)
+        self.family: Family = families.family_of(model.config)
+        self.accepted = model.config.model_type in families.FAMILIES
         self.image_token_id  # noqa: B018  a model without images is refused at once
 
     # --- parts ------------------------------------------------------------------------------------
@@ -76,7 +85,7 @@ class HookedVLM:
         found = self.model.get_decoder()
         while (inner := found.get_decoder()) is not found:
             found = inner
-        return found
+        return found.model if hasattr(found, "lm_head") else found
 
     @functools.cached_property
     def attention_kinds(self) -> list[tuple[nn.Module, ...]]:
@@ -90,9 +99,10 @@ class HookedVLM:
         norm, unembed = part(self.decoder, FINAL_NORM), self.model.get_output_embeddings()
         if norm is None or unembed is None:
             raise ModelError(f"found no final norm or no unembedding in {type(self.model).__name__}")
-        text = self.model.config.get_text_config()
-        scale = getattr(text, "logit_scale", None) or 1 / (getattr(text, "logits_scaling", None) or 1)
-        return Readout(norm, unembed, scale, getattr(text, "final_logit_softcapping", None))
+        text, used = self.model.config.get_text_config(), names_in_forward(owner_of(self.model, unembed))
+        found = {k: v for k in LOGITS if k in used and (v := getattr(text, k, None)) is not None}
+        scale = found.get("logit_scale", 1.0) / found.get("logits_scaling", 1.0)
+        return Readout(norm, unembed, scale, found.get("final_logit_softcapping"))
 
     @functools.cached_property
     def _named(self) -> dict[str, Site]:
@@ -135,7 +145,7 @@ class HookedVLM:
         if found is None:
             raise ModelError(
                 f"models of type {self.model.config.model_type!r} cannot be read: the config names no image token "
-                f"(looked for {list(dict.fromkeys(names))}). These families are known: {sorted(FAMILIES)}."
+                f"(looked for {list(dict.fromkeys(names))}). These families are known: {sorted(families.FAMILIES)}."
             )
         return int(found)
 
@@ -224,6 +234,7 @@ class HookedVLM:
         x = Inputs(
             model_inputs, tuple(roles), len(ids), views, self.token_strings(ids), texts, self._fills(model_inputs)
         )
+        self._accepted(x)
         if answer is None:
             return x
         if isinstance(answer, Answer):
@@ -260,7 +271,20 @@ class HookedVLM:
                 given[name] = torch.cat([given[name][:, :start], torch.full_like(given[name][:, start:], fill)], 1)
         views = self._views(given, [None] * self._images_in(given))
         named = tuple(roles or self._plain_roles(ids, start))
-        return Inputs(given, named, start, views, self.token_strings(ids), {}, self._fills(given))
+        return self._accepted(Inputs(given, named, start, views, self.token_strings(ids), {}, self._fills(given)))
+
+    def _accepted(self, x: Inputs) -> Inputs:
+        """The first image that a model of an unknown family is asked about is what it is checked with.
+
+        Raises:
+            ModelError: names the check that failed.
+        """
+        if not self.accepted and x.images:
+            from lvlm_interp.model.conformance import check
+
+            check(self, x).need()
+            self.accepted = True
+        return x
 
     def _fills(self, model_inputs: Mapping[str, Any]) -> dict[str, int | None]:
         return {k: v for k, v in self.family.fills.items() if k in model_inputs}

@@ -1,0 +1,176 @@
+"""Each check holds on every family, and a fault planted for it is caught by it and by no other."""
+
+import pytest
+import torch
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+import lvlm_interp as li
+from lvlm_interp.errors import InputError, ModelError, SiteError
+from lvlm_interp.model import attention, conformance, families
+from lvlm_interp.model.conformance import CHECKS, check
+from lvlm_interp.model.sites import Site
+from tests.families import ALL, FAILING, tiny_example, tiny_model
+
+
+def example(name="llava"):
+    vlm = li.wrap(tiny_model(name))
+    return vlm, tiny_example(vlm, name)
+
+
+def failed(vlm, x):
+    return [row.check for row in check(vlm, x).checks if not row.ok]
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in FAILING])
+def test_every_family_passes(name):
+    found = check(*example(name))
+    assert found.ok, found.to_frame().to_string()
+    assert [row.check for row in found.checks] == list(CHECKS)
+
+
+# --- one fault for each check ---------------------------------------------------------------------
+
+
+def test_a_shifted_position(monkeypatch):
+    """The gap that hidden rows leave is closed, as if they had never been there."""
+    vlm, x = example()
+    forward = vlm.decoder.forward
+
+    def closing(**given):
+        if given["attention_mask"] is not None and given["attention_mask"].ndim == 4:  # the engine's own passes
+            given["position_ids"] = torch.arange(given["inputs_embeds"].shape[1])[None]
+        return forward(**given)
+
+    monkeypatch.setattr(vlm.decoder, "forward", closing)
+    assert failed(vlm, x) == ["positions"]
+
+
+def test_a_leaked_pixel(monkeypatch):
+    """The first token gets a trace of the picture, hidden or not, in the slow way too: no other check can tell."""
+    vlm, x = example()
+    embed, call = vlm.model.get_input_embeddings(), vlm.call
+
+    def trace(model_inputs):
+        return model_inputs["pixel_values"].mean() * 1e-2
+
+    def leaking(model_inputs):
+        def add(_, args, embedded):
+            embedded = embedded.clone()
+            embedded[:, 0] += trace(model_inputs)
+            return embedded
+
+        handle = embed.register_forward_hook(add)
+        try:
+            return call(model_inputs)
+        finally:
+            handle.remove()
+
+    monkeypatch.setattr(vlm, "call", lambda given: leaking(given) if "pixel_values" in given else call(given))
+    assert failed(vlm, x) == ["leak"]
+
+
+def test_pixels_that_make_no_difference():
+    """The positive control: a projector of zeros hides every image, and a leak check alone would praise it."""
+    vlm, x = example()
+    with torch.no_grad():
+        for weight in vlm.projector.parameters():
+            weight.zero_()
+    found = check(vlm, x)
+    assert [row.check for row in found.checks if not row.ok] == ["leak"] and "no difference" in found["leak"].advice
+
+
+def test_a_hook_left_behind(monkeypatch):
+    vlm, x = example()
+    capture = vlm.capture
+
+    def careless(*args, **kwargs):
+        vlm.model.register_forward_hook(lambda *_: None)
+        return capture(*args, **kwargs)
+
+    monkeypatch.setattr(vlm, "capture", careless)
+    found = check(vlm, x)
+    assert [row.check for row in found.checks if not row.ok] == ["restore"] and "hooks" in found["restore"].detail
+
+
+def test_a_site_that_does_not_fire():
+    vlm, x = example()
+    vlm.sites["blocks.0.hook_idle"] = Site("blocks.0.hook_idle", torch.nn.Linear(1, 1), "output")
+    found = check(vlm, x)
+    # Captures of whole blocks, which `restore` makes too, cannot go through either.
+    assert found["sites"].ok is False and "blocks.0.hook_idle" in found["sites"].detail
+    assert found["parity"].ok and found["leak"].ok and found["positions"].ok
+
+
+def test_a_mask_function_left_out(monkeypatch):
+    vlm, x = example()
+    for kernel in ("eager", "sdpa"):
+        monkeypatch.setitem(
+            ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, attention.PREFIX + kernel, lambda *args, **kwargs: None
+        )
+    monkeypatch.setattr(attention, "_additive", lambda mask, *rest: mask)  # nor does our attention make its own
+    assert failed(vlm, x) == ["parity"]
+
+
+def test_heads_that_do_not_recombine(monkeypatch):
+    vlm, x = example()
+    monkeypatch.setattr(conformance, "OUTPUT_PROJECTION", ("q_proj",))
+    assert failed(vlm, x) == ["sites"]
+
+
+# --- results and refusals -------------------------------------------------------------------------
+
+
+def test_the_table():
+    vlm, x = example()
+    found = check(vlm, x)
+    assert list(found.to_frame()["check"]) == list(CHECKS) and "parity" in found._repr_html_()
+    found.need()
+    with pytest.raises(KeyError, match="no check 'speed'"):
+        found["speed"]
+
+
+def test_an_example_is_needed():
+    vlm, x = example()
+    with pytest.raises(InputError, match="without a processor none can be made"):
+        check(vlm)
+    with pytest.raises(InputError, match="no image"):
+        check(vlm, vlm.inputs(torch.tensor([[1, 5, 6]]), 2))
+    assert check(vlm, vlm.inputs(x.input_ids, pixel_values=x.model_inputs["pixel_values"])).ok  # any answer will do
+
+
+def test_a_type_outside_the_table_must_pass(monkeypatch):
+    monkeypatch.setattr(families, "FAMILIES", {})
+    vlm = li.wrap(tiny_model("idefics3"))
+    assert not vlm.accepted
+    tiny_example(vlm, "idefics3")
+    assert vlm.accepted
+    other = li.wrap(tiny_model("mllama"))  # a masked image leaks there
+    with pytest.raises(ModelError, match=r"'mllama' cannot be read truly: the \w+ check"):
+        tiny_example(other, "mllama")
+
+
+def test_weights_that_are_not_numbers():
+    model = tiny_model("llava")
+    with torch.no_grad():
+        model.lm_head.weight[3, 4] = float("nan")
+    with pytest.raises(ModelError, match=r"NaN or infinity.*lm_head"):
+        li.wrap(model)
+
+
+def test_attention_that_goes_its_own_way(monkeypatch):
+    """Its sites are missing by name, with the reason; the others stay."""
+    model = tiny_model("llava")
+    kind = type(model.base_model.vision_tower.encoder.layers[0].self_attn)
+
+    def own(self, hidden_states, attention_mask=None, **kwargs):
+        queries, keys = self.q_proj(hidden_states), self.k_proj(hidden_states)
+        return self.out_proj(self.v_proj(hidden_states) + 0.1 * queries * keys), None
+
+    monkeypatch.setattr(kind, "forward", own)
+    vlm = li.wrap(model)
+    x = tiny_example(vlm, "llava")
+    assert "vision.blocks.0.attn.hook_pattern" in vlm.missing and "vision.blocks.0.attn.hook_v" in vlm.sites
+    with pytest.raises(SiteError, match=r"cannot be read in this model.*CLIPAttention computes attention by itself"):
+        vlm.capture(x, "vision.blocks.*.attn.hook_pattern")
+    found = check(vlm, x)
+    assert found.ok and "cannot be read" in found["sites"].detail

@@ -1,0 +1,65 @@
+"""Write the table of docs/models.md: every type that transformers maps to image-text-to-text, and what the checks say.
+
+usage: python tools/models_table.py
+
+Each family is built tiny and random from a config (tests/families.py), since the checks are about plumbing: positions,
+masks, hooks, names of parts. A family without such a config is listed as not tried.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import lvlm_interp as li  # noqa: E402
+from lvlm_interp.model.conformance import CHECKS, Conformance, check  # noqa: E402
+from lvlm_interp.model.families import FAMILIES  # noqa: E402
+from tests.families import ALL, FAILING, MODEL_TYPES, UNTRIED, tiny_example, tiny_model  # noqa: E402
+
+PAGE = ROOT / "docs" / "models.md"
+BEGIN, END = "<!-- table: python tools/models_table.py -->", "<!-- end of table -->"
+
+
+def checked(name: str) -> Conformance:
+    """The checks of one tiny model; a type outside the package's table is not refused here, but listed."""
+    vlm = li.wrap(tiny_model(name))
+    vlm.accepted = True
+    return check(vlm, tiny_example(vlm, name))
+
+
+def row(name: str) -> tuple[bool, str]:
+    """Whether a family passes, and its line of the table."""
+    if name not in ALL:
+        return False, f"| `{name}` | {' | '.join('–' * len(CHECKS))} | {UNTRIED.get(name, 'not tried yet')} |"
+    found = checked(name)
+    marks = [f"{c.measured:.0e}" if c.ok else "**fails**" for c in found.checks]
+    note = "" if found.ok else FAILING.get(name, "; ".join(c.detail for c in found.checks if not c.ok))
+    known = FAMILIES[name].note if found.ok and name in FAMILIES else note
+    return found.ok, f"| `{name}` | {' | '.join(marks)} | {known} |"
+
+
+def table() -> str:
+    """The whole table, families that pass first."""
+    rows = []
+    for name in MODEL_TYPES:
+        rows.append(row(name))
+        print(rows[-1][1], file=sys.stderr)
+    rows.sort(key=lambda pair: (not pair[0], pair[1]))
+    passed, tried = sum(ok for ok, _ in rows), sum(name in ALL for name in MODEL_TYPES)
+    head = f"{passed} of the {len(MODEL_TYPES)} types pass all checks; {tried} were tried.\n\n"
+    head += f"| type | {' | '.join(CHECKS)} | |\n|---|{'---|' * len(CHECKS)}---|\n"
+    return head + "\n".join(line for _, line in rows)
+
+
+def main() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
