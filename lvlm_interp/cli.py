@@ -162,13 +162,11 @@ class Case:
 
 DEMO = (
     Case(2, ("banana",), ("purple",), "What color is the banana?"),
-    Case(2, ("banana",), ("purple",), "What color is the banana?", answer="Yellow."),
     Case(2, ("banana",), (None,), "What color is the banana?"),
     Case(7, ("cat", "umbrella"), (None, "green"), "What is in the image?"),
-    Case(7, ("cat", "umbrella"), (None, "green"), "Where is the umbrella?"),
     Case(1, ("dog", "book"), (None, "blue"), "How much does the book cost?", "The book costs ten dollars."),
 )
-DEMO_TITLE = "Six questions to a small vision-language model"
+DEMO_TITLE = "Four questions to a small vision-language model"
 
 
 @app.command()
@@ -299,6 +297,77 @@ def heatmap(
     else:
         _output().print(frame_table(peaks(patches), x.answer))
         print(out)
+
+
+@app.command()
+def lens(
+    image: ImageFile,
+    question: Question,
+    model: Model = "reference",
+    answer: Answer = None,
+    context: ContextText = None,
+    system: System = None,
+    target: Annotated[list[str] | None, typer.Option(help="A word to follow; may be repeated.")] = None,
+    layer: Annotated[list[int] | None, typer.Option(help="A layer, 0 for the embeddings; may be repeated.")] = None,
+    role: Annotated[
+        list[str] | None,
+        typer.Option(help="Positions of a role, image for example; by default where the answer is read."),
+    ] = None,
+    raw: Annotated[bool, typer.Option("--no-norm", help="Leave the final norm out (Jiang et al. 2024).")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """What the model would say after each layer (logit lens), with the probability and rank of target words."""
+    x = _example(vlm := _load(model, image, verbose), image, question, answer, context, system)
+    positions: Any = role or [int(p) - 1 for p in x.answer_positions]
+    progress = sys.stderr.isatty()
+    found = li.lens(vlm, x, layer, positions, target=target or (), norm=not raw, progress=progress)
+    _show(found, as_json, x.answer)
+
+
+@app.command()
+def direct(
+    image: ImageFile,
+    question: Question,
+    model: Model = "reference",
+    answer: Answer = None,
+    context: ContextText = None,
+    system: System = None,
+    target: Annotated[str | None, typer.Option(help="A token to explain, in the place of the answer's own.")] = None,
+    against: Annotated[str | None, typer.Option(help="A token whose logit is subtracted.")] = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Each answer token's logit as a sum: what heads read from text and image, MLPs, embedding and biases."""
+    x = _example(vlm := _load(model, image, verbose), image, question, answer, context, system)
+    _show(li.direct(vlm, x, target=target, against=against), as_json, x.answer)
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="'reference', a hub id, or a directory.")],
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Whether a model is read truly: five checks, and what to do where one fails. Status 0 only if all hold."""
+    from lvlm_interp.model.conformance import check as conform
+    from lvlm_interp.report.terminal import frame_table
+
+    vlm = _load(model, None, verbose)
+    with _working(f"Checking {model!r}", verbose):
+        found = conform(vlm)
+    if as_json:
+        print(json.dumps({**found.to_dict(), "ok": found.ok}, ensure_ascii=False))
+    else:
+        frame = found.to_frame()
+        frame["ok"] = frame["ok"].map({True: "holds", False: "FAILS"})
+        for name in ("measured", "limit"):
+            frame[name] = frame[name].map("{:.1e}".format)
+        _output().print(frame_table(frame, f"{model}: {found.model_type}"))
+    raise typer.Exit(0 if found.ok else 1)
 
 
 # --- the reference model --------------------------------------------------------------------------

@@ -109,6 +109,22 @@ def test_contrast_and_credit_mirror_the_api(run, picture, reference):
 
 
 @pytest.mark.usefixtures("loaded")
+def test_lens_and_direct_mirror_the_api(run, picture, reference):
+    x = reference.prepare("What color is the banana?", picture, answer="Purple.")
+    options = ["--target", "Yellow", "--layer", 20, "--layer", -1, "--json"]
+    _, out, _ = run("lens", "--image", picture, *ASK, "--answer", "Purple.", *options)
+    found = li.lens(reference, x, [20, -1], x.answer_positions - 1, target="Yellow")
+    assert json.loads(out)["target_rank"] == found.target_rank.tolist()
+    _, out, _ = run("direct", "--image", picture, *ASK, "--answer", "Purple.", "--against", "Y", "--json")
+    expected = li.direct(reference, x, against="Y")
+    assert json.loads(out)["mlps"][0] == pytest.approx(expected.mlps[0].tolist(), abs=1e-4)
+    status, out, _ = run("direct", "--image", picture, *ASK, "--answer", "Purple.")
+    assert status == 0 and "reads image" in out
+    status, _, err = run("lens", "--image", picture, *ASK, "--answer", "Purple.", "--layer", 99)
+    assert status == 1 and one_line(err) and "no layer 99" in err
+
+
+@pytest.mark.usefixtures("loaded")
 def test_heatmap(run, picture, tmp_path):
     out = tmp_path / "where.png"
     status, printed, _ = run("heatmap", "--image", picture, *ASK, "--answer", "Purple.", "--out", out)
