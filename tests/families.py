@@ -678,7 +678,10 @@ OTHERS: dict[str, Tiny] = {
                 "channel_multiplier": [1, 2],
                 "num_res_blocks": 1,
             },
-            "vocabulary_map": {"<image>": IMAGE, **{f"IMGIMG{chr(65 + n)}Z": 170 + n for n in range(16)}},
+            "vocabulary_map": {
+                "<image>": IMAGE,
+                **{f"IMGIMG{chr(65 + n // 10)}{chr(65 + n % 10)}Z": 170 + n for n in range(16)},
+            },
         },
         {"pixel_values": (1, 3, 8, 8)},
         tokens=16,
@@ -691,7 +694,7 @@ OTHERS: dict[str, Tiny] = {
     "hunyuan_vl": Tiny(
         {
             "model_type": "hunyuan_vl",
-            "text_config": dict(TEXT),
+            "text_config": {**TEXT, **MROPE},
             "vision_config": {
                 "hidden_size": 32,
                 "intermediate_size": 64,
@@ -708,18 +711,7 @@ OTHERS: dict[str, Tiny] = {
         },
         {"pixel_values": (24, 588), "image_grid_thw": torch.tensor([[1, 4, 6]])},
         around=((BEGIN,), (END,)),
-    ),
-    "granite4_vision": Tiny(
-        {
-            "model_type": "granite4_vision",
-            "vision_config": SIGLIP_56,
-            "text_config": dict(TEXT),
-            "downsample_rate": "1/2",
-            "deepstack_layer_map": [[-1, 0]],
-            **TILES,
-        },
-        {"pixel_values": (1, 3, 3, 56, 56), "image_sizes": torch.tensor([[28, 56]])},
-        image_name="image_token_index",
+        more=image_types("mm_token_type_ids"),
     ),
     "ernie4_5_vl_moe": Tiny(
         {
@@ -758,7 +750,10 @@ ALL = {**FAMILIES, **OTHERS}
 
 RECURRENT = "layers without attention carry hidden positions on: to hide a position is not a matter of masks there"
 SEPARATE = "an encoder-decoder: its answer is read from an encoder, by cross-attention that is not scored here"
-FAILING: dict[str, str] = {"lfm2_vl": RECURRENT + " (short convolutions)"}
+FAILING: dict[str, str] = {
+    "chameleon": "its forward sets the logits of image tokens to the lowest number, so that no lens is its logits",
+    "lfm2_vl": RECURRENT + " (short convolutions)",
+}
 """Families among these that do not pass, with the reason."""
 
 NO_TOKENS = "its prompt holds no image tokens, so that no position stands for the image"
@@ -767,7 +762,8 @@ UNTRIED: dict[str, str] = {
     **dict.fromkeys(
         ("florence2", "t5gemma2", "udop", "pix2struct", "vision-encoder-decoder", "pp_formulanet"), SEPARATE
     ),
-    **dict.fromkeys(("blip", "git", "idefics"), NO_TOKENS),
+    **dict.fromkeys(("blip", "git"), NO_TOKENS),
+    "idefics": "its images come by gated cross-attention, and its config names no image token",
     **dict.fromkeys(("fast_vlm", "gemma3n", "perception_lm"), TIMM),
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), RECURRENT + " (gated delta rule)"),
     "diffusion_gemma": "it fills in blocks by diffusion: no token is predicted from those before it",

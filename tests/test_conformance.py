@@ -174,3 +174,21 @@ def test_attention_that_goes_its_own_way(monkeypatch):
         vlm.capture(x, "vision.blocks.*.attn.hook_pattern")
     found = check(vlm, x)
     assert found.ok and "cannot be read" in found["sites"].detail
+
+
+def test_the_command_line(monkeypatch):
+    """Status 0 only if all checks hold."""
+    from typer.testing import CliRunner
+
+    from lvlm_interp import cli
+
+    vlm, x = example()
+    monkeypatch.setattr(cli, "_load", lambda *_: vlm)
+    monkeypatch.setattr(conformance, "_example", lambda _: x)
+    good = CliRunner().invoke(cli.app, ["check", "some/model"])
+    assert good.exit_code == 0 and all(name in good.output for name in CHECKS) and "FAILS" not in good.output
+    with torch.no_grad():
+        for weight in vlm.projector.parameters():
+            weight.zero_()
+    bad = CliRunner().invoke(cli.app, ["check", "some/model"])
+    assert bad.exit_code == 1 and "FAILS" in bad.output

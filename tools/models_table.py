@@ -22,6 +22,8 @@ from tests.families import ALL, FAILING, MODEL_TYPES, UNTRIED, tiny_example, tin
 PAGE = ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- table: python tools/models_table.py -->", "<!-- end of table -->"
 
+NO_CONFIG = "no tiny config has been written yet"
+
 
 def checked(name: str) -> Conformance:
     """The checks of one tiny model; a type outside the package's table is not refused here, but listed."""
@@ -33,7 +35,7 @@ def checked(name: str) -> Conformance:
 def row(name: str) -> tuple[bool, str]:
     """Whether a family passes, and its line of the table."""
     if name not in ALL:
-        return False, f"| `{name}` | {' | '.join('–' * len(CHECKS))} | {UNTRIED.get(name, 'not tried yet')} |"
+        return False, f"| `{name}` | {' | '.join('–' * len(CHECKS))} | not tried: {UNTRIED.get(name, NO_CONFIG)} |"
     found = checked(name)
     marks = [f"{c.measured:.0e}" if c.ok else "**fails**" for c in found.checks]
     note = "" if found.ok else FAILING.get(name, "; ".join(c.detail for c in found.checks if not c.ok))

@@ -510,7 +510,7 @@ def _given_size(model_inputs: Mapping[str, Tensor], index: int) -> Size:
     elif "image_grid_thw" in model_inputs:
         height, width = model_inputs["image_grid_thw"][index, 1:].tolist()
     else:
-        shown = next(v for k, v in model_inputs.items() if k.startswith("pixel") and v.is_floating_point())
+        shown = next(v for v in model_inputs.values() if v.is_floating_point())
         height, width = shown.shape[-2:]
     return width, height
 

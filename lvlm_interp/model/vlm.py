@@ -264,7 +264,7 @@ class HookedVLM:
         given = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **model_inputs}
         given = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in given.items()}
         ids = input_ids[0].tolist()
-        if self.image_token_id in ids and not any("pixel" in name for name in given):
+        if self.image_token_id in ids and not any(v.is_floating_point() for v in given.values()):
             raise InputError(f"{ids.count(self.image_token_id)} image tokens but no pixels: give pixel_values=…")
         for name, fill in self._fills(given).items():
             if fill is not None:
@@ -304,7 +304,7 @@ class HookedVLM:
         for name in PER_IMAGE:
             if name in model_inputs:
                 return len(model_inputs[name])
-        values = next((v for k, v in model_inputs.items() if k.startswith("pixel") and v.is_floating_point()), None)
+        values = next((v for k, v in model_inputs.items() if v.is_floating_point()), None)
         return 0 if values is None else 1 if self.family.tiled or values.ndim != 4 else values.shape[0]
 
     def _views(self, model_inputs: Mapping[str, Tensor], pictures: Sequence[Image | None]) -> tuple[ImageView, ...]:
