@@ -549,7 +549,8 @@ def _common(group: list[Run], image: Collection[int]) -> int:
 def _fitting(sequences: list[Run], done: int, at_once: int) -> list[Run]:
     """The first sequences that fit into one pass, at least one."""
     pack: list[Run] = []
-    rows, last = 0, ()
+    rows = 0
+    last: tuple[tuple[int, bool], ...] = ()
     for sequence in sequences:
         new = tuple(zip(sequence.rows[done:], sequence.seen[done:], strict=True))
         alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(new, last, strict=False))
