@@ -115,7 +115,8 @@ class _Parts:
         self.layers, self.readout, self.ln_final = range(len(blocks)), vlm.readout, vlm.readout.norm
         added = [vlm.sites.get(f"blocks.{i}.hook_attn_out") for i in self.layers]
         self.blocks = [
-            SimpleNamespace(attn=_Heads(b, site and site.module)) for b, site in zip(blocks, added, strict=True)
+            SimpleNamespace(attn=_Heads(b, site.module if site else None))
+            for b, site in zip(blocks, added, strict=True)
         ]
         self.cfg = SimpleNamespace(
             n_layers=len(blocks),
@@ -132,7 +133,8 @@ class _Parts:
 
         A family's soft cap on logits is not linear, so what is read is the logit before it.
         """
-        weight = self.readout.unembed.weight[torch.as_tensor(tokens)]
+        unembed: Any = self.readout.unembed
+        weight = unembed.weight[torch.as_tensor(tokens)]
         return weight * _gain(self.ln_final, weight.shape[-1]) * self.readout.scale
 
 
@@ -145,9 +147,9 @@ class _Heads:
     @property
     def W_O(self) -> Float[Tensor, "head head_width width"]:
         attention = attention_of(self._block)
-        project = part(attention, OUTPUT_PROJECTION) if attention is not None else None
+        project: Any = part(attention, OUTPUT_PROJECTION) if attention is not None else None
         width = head_width(attention) if attention is not None else None
-        if project is None or width is None:
+        if attention is None or project is None or width is None:
             raise ModelError(f"{type(self._block).__name__} has no attention output that splits by head")
         if self._added is None or attention not in self._added.modules():
             raise ModelError(
