@@ -6,6 +6,7 @@ stand. How many tokens the image has is asked of the model where the row does no
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -793,7 +794,7 @@ def tiny_model(
 ) -> Any:
     """A random model of a family, in evaluation mode."""
     row = (rows or ALL)[name]
-    given = {**row.config, row.image_name: IMAGE}
+    given = copy.deepcopy({**row.config, row.image_name: IMAGE})  # configs write into what they are given
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(given.pop("model_type"), **given)
     kind = getattr(transformers, MODEL_TYPES[config.model_type])
