@@ -34,5 +34,5 @@ def purple_banana(reference):
     """The question of the introduction: the model knows that bananas are yellow, and sees a purple one."""
     from lvlm_interp.reference import make_scene
 
-    scene = make_scene(3, objects=["banana", "cat"], colors=["purple", None])
+    scene = make_scene(4, objects=["banana", "cat"], colors=["purple", None])
     return reference.prepare("What color is the banana?", scene.image, answer="Purple.")

@@ -94,6 +94,7 @@ def test_values_are_those_of_masked_forward_passes(vlm):
         best = logprobs[asked, j].max(0).values
         best[token] = -math.inf
         others = best.topk(5).indices
+        others = others[best[others] >= math.log(module.PLAUSIBLE)]
         assert set(split.alternatives[j]) == {f"<{i}>" for i in others.tolist()}
         mean = logprobs[:, j][:, others].exp().mean(1).log()
         assert torch.allclose(split.odds[j], logprobs[:, j, token] - mean, atol=1e-5)
@@ -217,6 +218,19 @@ def test_whole_words_against_whole_words(reference, purple_banana):
     assert split.tokens[0] == "Purple" and split.alternatives[0] == tuple(colors)
     assert torch.allclose(split.odds[0], expected, atol=1e-3)
     assert torch.allclose(split.full[0], label + 2 * math.log(49152), atol=1e-3)
+
+
+def test_what_nobody_would_say_is_no_alternative(vlm, monkeypatch):
+    """A token without a chance in any coalition that knows the question does not dilute the mean."""
+    x = tiny_inputs(vlm)
+    monkeypatch.setattr(module, "PLAUSIBLE", 0.1)
+    plausible = li.credit(vlm, x)
+    monkeypatch.setattr(module, "PLAUSIBLE", 1e-30)
+    everything = li.credit(vlm, x)
+    assert all(len(names) == 10 for names in everything.alternatives)
+    pairs = list(zip(plausible.alternatives, everything.alternatives, strict=True))
+    assert all(few == many[: len(few)] for few, many in pairs)
+    assert any(len(few) < len(many) for few, many in pairs)
 
 
 def test_found_alternatives_are_words(reference, purple_banana):

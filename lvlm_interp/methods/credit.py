@@ -39,6 +39,7 @@ from lvlm_interp.results import Provenance, Result
 Value = Literal["odds", "full"]
 Unit = Literal["token", "word"]
 LONGEST_ALTERNATIVE = 6  # tokens that a found alternative word is spelt out to
+PLAUSIBLE = 0.01  # chance from which a found alternative counts
 TOLERANCE = 1e-4  # nats by which a split may miss its total
 
 
@@ -223,10 +224,10 @@ def credit(
             `value="full"` the image's credit is then CAL's contrast in nats.
         value: which of the two values the result shows first.
         against: the alternatives of `odds` for one word of the answer (`word`), as text; found if not given: the most
-            likely other tokens over the coalitions that see the question.
+            likely other tokens over the coalitions that see the question, each with a chance of at least 1% there.
         unit: `token`, or `word`: a word of several tokens is scored as a whole, against whole words.
         word: which word of the answer `against` stands against, counted from 0.
-        alternatives: how many alternatives to find.
+        alternatives: how many alternatives to find at most.
 
     Returns:
         The split; prior + credits = total to float error, checked.
@@ -372,12 +373,19 @@ def _logprobs(vlm: HookedVLM, hidden: Float[Tensor, "coalition width"]) -> Float
 def _likely(
     logprobs: Float[Tensor, "coalition vocabulary"], asked: Bool[Tensor, " coalition"], token: int, count: int
 ) -> Int[Tensor, " alternative"]:
-    """The tokens, other than this one, that some coalition that knows the question finds most likely."""
+    """The tokens, other than this one, that some coalition that knows the question finds most likely.
+
+    At most `count`, and none but the first that no such coalition gives a chance of `PLAUSIBLE`: what is left of the
+    vocabulary is never really in question, and would only dilute the mean.
+    """
     best = logprobs[asked].max(0).values
     best[token] = -math.inf
     if not 1 <= count < len(best):
         raise InputError(f"alternatives is between 1 and {len(best) - 1}, got {count}")
-    return best.topk(count).indices
+    top = best.topk(count)
+    plausible = top.values >= math.log(PLAUSIBLE)
+    plausible[0] = True
+    return top.indices[plausible]
 
 
 def _given(vlm: HookedVLM, x: Inputs, part: Word, against: Sequence[str], unit: Unit) -> _Rivals:

@@ -104,7 +104,7 @@ def batched(examples: Sequence[Inputs], pad_token_id: int = 0) -> Batch:
             "one in batches of their own"
         )
     length = max(x.length for x in examples)
-    along = set.intersection(*(set(x.along) for x in examples))
+    along = frozenset(examples[0].along).intersection(*(x.along for x in examples))
     made = {}
     for name in examples[0].model_inputs:
         values = [x.model_inputs[name] for x in examples]
