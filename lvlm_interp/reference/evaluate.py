@@ -7,10 +7,12 @@ Each question alone, greedy, right to the last token; the same questions with th
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,8 @@ from lvlm_interp.reference.scenes import HELD_OUT_STYLE, Question, Scene, Style,
 
 if TYPE_CHECKING:
     from lvlm_interp.model.vlm import HookedVLM
+
+AT_ONCE = 10  # scenes of one task
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,29 @@ def summary(asked: Sequence[Asked]) -> dict[str, dict[str, float]]:
     }
 
 
-def evaluate(vlm: HookedVLM, count: int, seed: int = 0, style: Style | None = None) -> dict[str, dict[str, float]]:
+@functools.cache
+def _opened(model: str) -> HookedVLM:
+    """The model, opened once in each worker; two workers of one thread do more than one of two."""
+    from lvlm_interp.model.vlm import load
+
+    torch.set_num_threads(1)
+    return load(model)
+
+
+def _some(task: tuple[str, int, int, Style | None]) -> list[Asked]:
+    model, count, seed, style = task
+    return list(ask(_opened(model), make_scenes(count, seed, style)))
+
+
+def evaluate(
+    model: str, count: int, seed: int = 0, style: Style | None = None, workers: int = 2
+) -> dict[str, dict[str, float]]:
     """The summary over the scenes of seeds `seed` … `seed + count - 1`, in the trained styles or in one style."""
-    shown = tqdm(make_scenes(count, seed, style), total=count, desc=f"scenes ({style or 'trained styles'})")
-    return summary(list(ask(vlm, shown)))
+    tasks = [(model, min(AT_ONCE, seed + count - first), first, style) for first in range(seed, seed + count, AT_ONCE)]
+    with get_context("spawn").Pool(workers) as pool:
+        name = f"{AT_ONCE} scenes each ({style or 'trained styles'})"
+        found = list(tqdm(pool.imap(_some, tasks), total=len(tasks), desc=name))
+    return summary([one for some in found for one in some])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -94,12 +117,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--unseen", type=int, default=100, help="scenes in the style that was not trained on")
     parser.add_argument("--seed", type=int, default=0, help="first scene; training never used seeds below 1000000")
     parser.add_argument("--model", default="reference")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--out", type=Path, help="write the scores as JSON")
     options = parser.parse_args(arguments)
     vlm = load(options.model)
     found = {
-        "trained styles": evaluate(vlm, options.scenes, options.seed),
-        f"unseen style ({HELD_OUT_STYLE})": evaluate(vlm, options.unseen, options.seed, HELD_OUT_STYLE),
+        "trained styles": evaluate(options.model, options.scenes, options.seed, None, options.workers),
+        f"unseen style ({HELD_OUT_STYLE})": evaluate(
+            options.model, options.unseen, options.seed, HELD_OUT_STYLE, options.workers
+        ),
     }
     text = json.dumps({"model": vlm.name, "weights": vlm.fingerprint, "seed": options.seed, **found}, indent=2)
     print(text)
