@@ -19,7 +19,7 @@ demo: $(STAMP)  ## diagnose the shipped scenes with the reference model; pages i
 	$(BIN)/lvlm-interp demo --out demo --force
 
 test: lint  ## lint, then all tests with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 lint: $(STAMP)  ## style, format and types
 	$(BIN)/ruff check .

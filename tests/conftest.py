@@ -5,6 +5,7 @@ import os
 # Set before anything imports torch, transformers or matplotlib.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
 from jaxtyping import install_import_hook
 
@@ -16,7 +17,7 @@ install_import_hook("lvlm_interp", CHECKER)
 
 import torch
 
-torch.set_num_threads(2)  # the same sums, in the same order, on any machine
+torch.set_num_threads(1)  # the same sums, in the same order, on any machine; `make test` runs two workers
 
 import pytest
 
