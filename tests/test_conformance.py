@@ -117,6 +117,12 @@ def test_heads_that_do_not_recombine(monkeypatch):
     assert failed(vlm, x) == ["sites"]
 
 
+def test_logits_scaled_the_wrong_way(monkeypatch):
+    """What Granite divides its logits by, HyperCLOVA X multiplies them by, under the same name."""
+    monkeypatch.setitem(families.FAMILIES, "hyperclovax_vision_v2", families.Family())
+    assert failed(*example("hyperclovax_vision_v2")) == ["positions", "sites"]  # the engine reads out too
+
+
 # --- results and refusals -------------------------------------------------------------------------
 
 

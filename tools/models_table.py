@@ -1,6 +1,8 @@
 """Write the table of docs/models.md: every type that transformers maps to image-text-to-text, and what the checks say.
 
-usage: python tools/models_table.py
+usage: python tools/models_table.py [TYPE ...]
+
+With types named, only they are checked, and the other rows of the page are kept as they are.
 
 Each family is built tiny and random from a config (tests/families.py), since the checks are about plumbing: positions,
 masks, hooks, names of parts. A family without such a config is listed as not tried.
@@ -8,7 +10,9 @@ masks, hooks, names of parts. A family without such a config is listed as not tr
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,11 +47,17 @@ def row(name: str) -> tuple[bool, str]:
     return found.ok, f"| `{name}` | {' | '.join(marks)} | {known} |"
 
 
-def table() -> str:
-    """The whole table, families that pass first."""
+def written(text: str) -> dict[str, tuple[bool, str]]:
+    """The rows that a table has already, by type."""
+    lines = {found[1]: line for line in text.splitlines() if (found := re.match(r"\| `([^`]+)` \|", line))}
+    return {name: ("**fails**" not in line and "| – |" not in line, line) for name, line in lines.items()}
+
+
+def table(kept: dict[str, tuple[bool, str]]) -> str:
+    """The whole table, families that pass first; rows that are kept are not measured again."""
     rows = []
     for name in MODEL_TYPES:
-        rows.append(row(name))
+        rows.append(kept[name] if name in kept else row(name))
         print(rows[-1][1], file=sys.stderr)
     rows.sort(key=lambda pair: (not pair[0], pair[1]))
     passed, tried = sum(ok for ok, _ in rows), sum(name in ALL for name in MODEL_TYPES)
@@ -56,12 +66,14 @@ def table() -> str:
     return head + "\n".join(line for _, line in rows)
 
 
-def main() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
+def main(chosen: Collection[str]) -> None:
+    if unknown := set(chosen) - set(MODEL_TYPES):
+        raise SystemExit(f"no such types: {sorted(unknown)}; there are {sorted(MODEL_TYPES)}")
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    old, after = rest.split(END)
+    kept = {name: line for name, line in written(old).items() if name not in chosen} if chosen else {}
+    PAGE.write_text(f"{before}{BEGIN}\n{table(kept)}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

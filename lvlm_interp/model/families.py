@@ -25,6 +25,7 @@ class Family:
         image_inputs: the model inputs that bring such an image; without them the model runs without one.
         fills: model inputs that run along the positions and what an answer gets in them; see `Inputs.fills`.
         tiled: the first axis of the pixels counts tiles, not images.
+        multiplied: the config's `logits_scaling` multiplies the logits; elsewhere it divides them.
         note: what a user should know about the family.
     """
 
@@ -36,6 +37,7 @@ class Family:
     image_inputs: tuple[str, ...] = ()
     fills: Mapping[str, int | None] = field(default_factory=dict)
     tiled: bool = False
+    multiplied: bool = False
     note: str = ""
 
 
@@ -43,7 +45,9 @@ USER = "USER: {image}\n{question} ASSISTANT:"
 READS_QUESTION = "the Q-Former reads the question too, so image tokens carry some of it"
 PLAIN = (
     "aria",
+    "cosmos3_omni",
     "deepseek_vl",
+    "deepseek_vl_hybrid",
     "ernie4_5_vl_moe",
     "exaone4_5",
     "fuyu",
@@ -55,6 +59,7 @@ PLAIN = (
     "got_ocr2",
     "hunyuan_vl",
     "janus",
+    "kimi_k25",
     "lighton_ocr",
     "mistral3",
     "ovis2",
@@ -97,7 +102,9 @@ FAMILIES: dict[str, Family] = {
     "cohere2_vision": Family(tiled=True),
     "idefics2": Family(tiled=True),
     "llama4": Family(tiled=True),
+    "granite4_vision": Family(tiled=True),
     "qianfan_ocr": Family(tiled=True),
+    "hyperclovax_vision_v2": Family(multiplied=True),
     **dict.fromkeys(PLAIN, Family()),
 }
 

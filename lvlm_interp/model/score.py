@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,9 +47,15 @@ LOGITS_AT_ONCE = 1 << 24  # elements of logits held at once
 ROOM = 8  # positions beyond the example for which masks and position ids are taken down
 
 # Arguments of a decoder that have an axis of rows, besides embeddings, positions and masks.
-ROW_AXIS = {"visual_pos_masks": 1, "per_layer_inputs": 1, "cross_attention_mask": 2, "full_text_row_masked_out_mask": 2}
-# One for each layer, with a row for each image token.
-IMAGE_ROWS = ("deepstack_visual_embeds",)
+ROW_AXIS = {
+    "visual_pos_masks": 1,
+    "vision_mask": 1,
+    "per_layer_inputs": 1,
+    "cross_attention_mask": 2,
+    "full_text_row_masked_out_mask": 2,
+}
+# One for each layer, with a row for each image token; and the argument that says where image tokens are.
+IMAGE_ROWS = {"deepstack_visual_embeds": "visual_pos_masks", "deepstack_features": "vision_mask"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,10 +113,12 @@ class DecoderInputs:
         """The other arguments of the decoder for some rows."""
         at = self.index.to(rows.device)[rows]
         cut = {k: v.index_select(ROW_AXIS[k], at) if k in ROW_AXIS else v for k, v in self.extras.items()}
-        if any(k in cut for k in IMAGE_ROWS):
-            where = self.extras["visual_pos_masks"][0]
-            shown = (where.cumsum(0) - 1)[at[where[at]]]
-            cut.update({k: [layer[shown] for layer in cut[k]] for k in IMAGE_ROWS if k in cut})
+        for name in IMAGE_ROWS.keys() & cut.keys():
+            mask = self.extras[IMAGE_ROWS[name]]
+            where = mask[0].reshape(mask.shape[1], -1)[:, 0]  # some repeat it along the width
+            shown, layers = (where.cumsum(0) - 1)[at[where[at]]], cut[name]
+            by_layer = isinstance(layers, Mapping)  # only some layers, by number
+            cut[name] = {n: layers[n][shown] for n in layers} if by_layer else [layer[shown] for layer in layers]
         return cut
 
     def cut_before(self, row: int) -> bool:

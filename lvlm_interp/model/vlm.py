@@ -101,7 +101,8 @@ class HookedVLM:
             raise ModelError(f"found no final norm or no unembedding in {type(self.model).__name__}")
         text, used = self.model.config.get_text_config(), names_in_forward(owner_of(self.model, unembed))
         found = {k: v for k in LOGITS if k in used and (v := getattr(text, k, None)) is not None}
-        scale = found.get("logit_scale", 1.0) / found.get("logits_scaling", 1.0)
+        scaling = found.get("logits_scaling", 1.0)
+        scale = found.get("logit_scale", 1.0) * (scaling if self.family.multiplied else 1 / scaling)
         return Readout(norm, unembed, scale, found.get("final_logit_softcapping"))
 
     @functools.cached_property
