@@ -231,6 +231,48 @@ def test_a_model_without_image_tokens_in_the_prompt_has_no_views(vlm):
     assert x.images == () and "image" not in x.present
 
 
+# --- processors that go wrong ----------------------------------------------------------------------
+
+
+class Words:
+    """A processor and tokenizer in one: a token for each word, and `kept` of the four tokens of an image."""
+
+    chat_template, image_token, all_special_tokens = "words", "<image>", ("<image>",)
+
+    def __init__(self, kept=4, pixels=True):
+        self.kept, self.pixels = kept, pixels
+
+    def get_added_vocab(self):
+        return {}
+
+    def decode(self, ids):
+        return str(ids)
+
+    def apply_chat_template(self, messages, **options):
+        words = [word for m in messages for p in m["content"] for word in p.get("text", "").split()]
+        ids = torch.tensor([[1, *[IMAGE_TOKEN] * self.kept, *(5 + sum(map(ord, word)) % 140 for word in words), 4]])
+        made = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return {**made, "pixel_values": torch.ones(1, 3, 28, 28)} if self.pixels else made
+
+
+def test_a_processor_that_drops_the_image(picture):
+    model = tiny_llava()
+    x = li.wrap(model, Words()).prepare(QUESTION, picture)  # the control: a whole one is no error
+    assert x.roles.count("image") == 4 and "question" in x.present
+    with pytest.raises(InputError, match="1 images but 0 image tokens"):
+        li.wrap(model, Words(kept=0)).prepare(QUESTION, picture)
+    with pytest.raises(InputError, match="4 image tokens but no pixels"):
+        li.wrap(model, Words(pixels=False)).prepare(QUESTION, picture)
+
+
+def test_a_truncated_prompt_that_cuts_an_image(picture):
+    model = tiny_llava()
+    whole, cut = li.wrap(model, Words()), li.wrap(model, Words(kept=2))
+    assert whole.run(whole.prepare(QUESTION, picture)).isfinite().all()
+    with pytest.raises(InputError, match="Was the prompt cut"):
+        cut.run(cut.prepare(QUESTION, picture))
+
+
 # --- opening --------------------------------------------------------------------------------------
 
 

@@ -265,8 +265,6 @@ class HookedVLM:
         given = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **model_inputs}
         given = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in given.items()}
         ids = input_ids[0].tolist()
-        if self.image_token_id in ids and not any(v.is_floating_point() for v in given.values()):
-            raise InputError(f"{ids.count(self.image_token_id)} image tokens but no pixels: give pixel_values=…")
         for name, fill in self._fills(given).items():
             if fill is not None:
                 given[name] = torch.cat([given[name][:, :start], torch.full_like(given[name][:, start:], fill)], 1)
@@ -311,6 +309,10 @@ class HookedVLM:
     def _views(self, model_inputs: Mapping[str, Tensor], pictures: Sequence[Image | None]) -> tuple[ImageView, ...]:
         """Which positions belong to which image, and where in the picture they are."""
         positions = (model_inputs["input_ids"][0] == self.image_token_id).nonzero().flatten().cpu()
+        if len(positions) and not any(v.is_floating_point() for v in model_inputs.values()):
+            raise InputError(
+                f"{len(positions)} image tokens but no pixels: give pixel_values=…, or a processor that makes them"
+            )
         if not len(pictures) or not len(positions):
             if len(pictures) or len(positions):
                 raise InputError(f"{len(pictures)} images but {len(positions)} image tokens in the prompt")
