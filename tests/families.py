@@ -848,7 +848,8 @@ ALL = {**FAMILIES, **OTHERS}
 RECURRENT = "layers without attention carry hidden positions on: to hide a position is not a matter of masks there"
 SEPARATE = "an encoder-decoder: its answer is read from an encoder, by cross-attention that is not scored here"
 FAILING: dict[str, str] = {
-    "chameleon": "its forward sets the logits of image tokens to the lowest number, so that no lens is its logits",
+    "chameleon": "its forward sets the logits of image tokens to the lowest number, so that no lens is its logits; "
+    "and its decoder takes the pixels itself, so that it cannot be run on some rows only",
     "lfm2_vl": RECURRENT + " (short convolutions)",
 }
 """Families among these that do not pass, with the reason."""

@@ -98,7 +98,7 @@ def batched(examples: Sequence[Inputs], pad_token_id: int = 0) -> Batch:
     if not examples:
         raise InputError("a batch needs at least one example")
     names = [set(x.model_inputs) for x in examples]
-    if differing := set.union(*names) - set.intersection(*names):
+    if differing := names[0].union(*names) - names[0].intersection(*names):
         raise InputError(
             f"only some of these examples have {sorted(differing)}; put examples with an image and examples without "
             "one in batches of their own"
