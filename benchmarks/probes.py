@@ -1,0 +1,113 @@
+"""Probes at every head and layer against a loop of scikit-learn's: `python benchmarks/probes.py`.
+
+The features are the reference model's: z of every head and the residual stream after every layer, at the last token of
+the prompt, over scenes that it was not trained on. Both fit the same standardised features, in the same process, with
+the same L2 and tolerance, and stop by the same rule (largest component of the gradient of the mean loss).
+"""
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import sklearn
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+import lvlm_interp as li
+from lvlm_interp.methods.probe import task_of
+from lvlm_interp.methods.probe_fit import Problem, Space, solve
+from lvlm_interp.reference.questions import LEVELS, examples
+
+SITES = {"heads": "blocks.*.attn.hook_z", "layers": "blocks.*.hook_resid_post"}
+
+
+def captured(vlm: li.HookedVLM, level: str, count: int, seed: int) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Features `[example, site, dim]` of heads and of layers, and labels."""
+    kept: dict[str, list[torch.Tensor]] = {name: [] for name in SITES}
+    labels = []
+    for example in examples(level, count, seed):
+        x = vlm.prepare(example.question, example.scene.image)
+        capture = vlm.capture(x, list(SITES.values()), reduce="last")
+        residual = [name for name in capture if name.endswith("resid_post")]
+        heads = [name for name in capture if name.endswith("hook_z")]
+        kept["layers"].append(torch.stack([capture[name] for name in residual], 1))
+        kept["heads"].append(torch.cat([capture[name] for name in heads], 1))
+        labels.append(example.label)
+    return {name: torch.cat(rows).float() for name, rows in kept.items()}, labels
+
+
+def ours(x: torch.Tensor, labels: list[str], l2: float, tolerance: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """Coefficients on standardised features, predictions, seconds."""
+    start = time.perf_counter()
+    task = task_of(labels)
+    found = []
+    for some in x.transpose(0, 1).split(max(1, (1 << 24) // (len(x) * x.shape[2]))):
+        space = Space.of(some)
+        problem = Problem(space.enter(some), task.targets(task.truth)[:, None], task.likelihood)
+        weights = solve(problem, torch.full((len(some),), l2), tolerance=tolerance)
+        predicted = task.predicted(problem.margins(weights)[:, :, 0])
+        coef, _ = space.leave(weights)
+        found.append((coef[:, :, 0] * space.scale.mT, predicted))
+    coefs, predictions = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
+    return coefs.swapaxes(1, 2), predictions, time.perf_counter() - start
+
+
+def theirs(x: torch.Tensor, labels: list[str], l2: float, tolerance: float) -> tuple[np.ndarray, np.ndarray, float]:
+    start = time.perf_counter()
+    numbers = np.unique(labels, return_inverse=True)[1]
+    found = []
+    for site in x.transpose(0, 1).numpy():
+        features = StandardScaler().fit_transform(site)
+        fitted = LogisticRegression(C=1 / l2, tol=tolerance, max_iter=10_000).fit(features, numbers)
+        found.append((fitted.coef_, fitted.predict(features)))
+    coefs, predictions = (np.stack(parts) for parts in zip(*found, strict=True))
+    return coefs, predictions, time.perf_counter() - start
+
+
+def compared(x: torch.Tensor, labels: list[str], l2: float, tolerance: float) -> dict[str, float]:
+    numbers = np.unique(labels, return_inverse=True)[1]
+    a_coef, a_said, a_seconds = ours(x, labels, l2, tolerance)
+    b_coef, b_said, b_seconds = theirs(x, labels, l2, tolerance)
+    distance = np.linalg.norm(a_coef - b_coef, axis=(1, 2)) / np.linalg.norm(b_coef, axis=(1, 2))
+    points = 100 * np.abs((a_said == numbers).mean(1) - (b_said == numbers).mean(1))
+    return {
+        "sites": x.shape[1],
+        "dim": x.shape[2],
+        "seconds": round(a_seconds, 3),
+        "seconds of the loop": round(b_seconds, 3),
+        "times faster": round(b_seconds / a_seconds, 2),
+        "largest relative distance of coefficients": float(f"{distance.max():.3g}"),
+        "largest difference of accuracy, points": round(float(points.max()), 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--examples", type=int, default=2000)
+    parser.add_argument("--level", choices=LEVELS, default="attribute")
+    parser.add_argument("--l2", type=float, default=100.0)
+    parser.add_argument("--tolerance", type=float, default=1e-5)
+    parser.add_argument("--seed", type=int, default=500_000)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "probes.json")
+    options = parser.parse_args()
+    features, labels = captured(li.load("reference"), options.level, options.examples, options.seed)
+    report = {
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "sklearn": sklearn.__version__},
+        "threads": torch.get_num_threads(),
+        "examples": options.examples,
+        "level": options.level,
+        "l2": options.l2,
+        "tolerance": options.tolerance,
+        **{name: compared(x, labels, options.l2, options.tolerance) for name, x in features.items()},
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
