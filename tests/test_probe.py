@@ -1,0 +1,512 @@
+"""Probes find what was put there and nothing else; every promise has a case in which its check fails."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import binom, kstest
+from sklearn import metrics
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+from lvlm_interp import wrap
+from lvlm_interp.errors import InputError, LvlmInterpError, OutputError, SiteError
+from lvlm_interp.methods import probe, statistics
+from lvlm_interp.methods.probe import PointProbe, Probe, ProbeResult, fit_probes, stack_features
+from lvlm_interp.methods.probe_fit import BINARY, GAUSSIAN, MULTINOMIAL, Problem, Space, held_out_r2, solve
+from tests.tiny import tiny_inputs, tiny_llava
+
+QUICK = {"permutations": 0, "bootstrap": 0, "l2": 1.0}
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def labelled(examples=120, sites=6, dim=5, holds=(3,), classes=2, seed=0):
+    """Features of noise, and labels that the sites in `holds` hold linearly."""
+    x, y = drawn(examples, sites, dim, seed=seed), torch.arange(examples) % classes
+    for site in holds:
+        x[torch.arange(examples), site, y] += 3
+    return x, y
+
+
+# --- the fits are scikit-learn's --------------------------------------------------------------------------------------
+
+
+def batched(x, targets, likelihood, l2):
+    space = Space.of(x)
+    weights = solve(Problem(space.enter(x), targets[:, None], likelihood), torch.full((len(x),), l2), tolerance=1e-6)
+    coef, intercept = space.leave(weights)
+    return coef[:, :, 0], intercept[:, 0]
+
+
+def gap(found, expected):
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("dim", [7, 150])
+@pytest.mark.parametrize("l2", [0.3, 30.0])
+def test_logistic_regression_is_that_of_a_slow_loop(classes, dim, l2):
+    x = drawn(4, 100, dim) @ drawn(dim, dim, seed=1) + 5  # correlated features, off centre; 150 of 100 examples
+    y = torch.randint(classes, (100,), generator=torch.Generator().manual_seed(2))
+    hot = torch.nn.functional.one_hot(y).float()
+    coef, intercept = batched(x, hot[:, 1:] if classes == 2 else hot, BINARY if classes == 2 else MULTINOMIAL, l2)
+    for i in range(len(x)):
+        scaler = StandardScaler().fit(x[i].double())
+        oracle = LogisticRegression(C=1 / l2, tol=1e-8, max_iter=10_000).fit(scaler.transform(x[i].double()), y)
+        ours = coef[i].T.double().numpy() * scaler.scale_
+        assert gap(ours, oracle.coef_) < 1e-3
+        margins = scaler.transform(x[i].double()) @ oracle.coef_.T + oracle.intercept_
+        assert gap((x[i] @ coef[i] + intercept[i]).numpy(), margins) < 1e-3
+        other = LogisticRegression(C=0.5 / l2, max_iter=10_000).fit(scaler.transform(x[i].double()), y)
+        assert gap(ours, other.coef_) > 1e-2  # the comparison can tell another strength
+
+
+def test_ridge_is_that_of_a_slow_loop():
+    x, y = drawn(3, 80, 6) * 4 + 2, drawn(80, 2, seed=1) * 50 + 56
+    coef, intercept = batched(x, y, GAUSSIAN, 7.0)
+    for i in range(3):
+        scaler = StandardScaler().fit(x[i].double())
+        oracle = Ridge(alpha=7.0).fit(scaler.transform(x[i].double()), y.double())
+        assert gap(coef[i].T.double().numpy() * scaler.scale_, oracle.coef_) < 1e-3
+        predicted = oracle.predict(scaler.transform(x[i].double()))
+        assert gap((x[i] @ coef[i] + intercept[i]).numpy(), predicted) < 1e-3
+
+
+def test_several_targets_are_fitted_as_if_alone():
+    x, y = drawn(2, 60, 4), (drawn(60, 3, 1, seed=1) > 0).float()
+    together = solve(Problem(Space.of(x).enter(x), y, BINARY), torch.ones(2), tolerance=1e-6)
+    for i in range(3):
+        alone = solve(Problem(Space.of(x).enter(x), y[:, i : i + 1], BINARY), torch.ones(2), tolerance=1e-6)
+        assert torch.allclose(together[:, :, i], alone[:, :, 0], atol=1e-4)
+
+
+# --- scores are scikit-learn's ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_scores_are_those_of_scikit_learn(classes):
+    truth = torch.randint(classes, (90,), generator=torch.Generator().manual_seed(0))
+    logits = drawn(2, 90, classes).round(decimals=1)  # with ties
+    logits[0] += 2 * torch.nn.functional.one_hot(truth, classes)
+    probabilities = logits.softmax(-1)
+    times = torch.randint(4, (90,), generator=torch.Generator().manual_seed(1))
+    weights = torch.stack([torch.ones(90), times.float()])
+    fold = torch.zeros(90, dtype=torch.long)
+    found = statistics.class_scores(truth, probabilities.argmax(-1), probabilities, weights, fold)
+    for sample, again in enumerate((torch.ones(90, dtype=torch.long), times)):
+        y = truth.repeat_interleave(again).numpy()
+        for site in range(2):
+            p = probabilities[site].repeat_interleave(again, 0).numpy()
+            expected = {
+                "accuracy": metrics.accuracy_score(y, p.argmax(1)),
+                "balanced_accuracy": metrics.balanced_accuracy_score(y, p.argmax(1)),
+                "auroc": metrics.roc_auc_score(y, p[:, 1] if classes == 2 else p, multi_class="ovr"),
+                "macro_f1": metrics.f1_score(y, p.argmax(1), average="macro"),
+            }
+            assert {k: float(v[site, sample]) for k, v in found.items()} == pytest.approx(expected, abs=1e-5)
+
+
+def test_auroc_compares_within_folds_only():
+    truth, fold = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1])
+    p = torch.tensor([0.1, 0.2, 0.8, 0.9])  # right in each fold; the second fold has another zero
+    both = torch.stack([1 - p, p], -1)[None]
+    ones = torch.ones(1, 4)
+    assert statistics.class_scores(truth, (p > 0.5).long()[None], both, ones, fold)["auroc"].item() == 1
+    assert statistics.class_scores(truth, (p > 0.5).long()[None], both, ones, fold * 0)["auroc"].item() == 0.75
+
+
+def test_point_scores_are_those_of_scikit_learn():
+    truth, predicted = drawn(50, 2) * 30, drawn(1, 50, 2, seed=1) * 30
+    found = statistics.point_scores(truth, predicted, torch.ones(1, 50))
+    assert found["r2"].item() == pytest.approx(metrics.r2_score(truth, predicted[0]), abs=1e-5)
+    distance = np.linalg.norm(truth - predicted[0], axis=1).mean()
+    assert found["pixel_error"].item() == pytest.approx(distance, rel=1e-5)
+
+
+def test_intervals_know_that_a_group_is_one_observation():
+    groups = torch.arange(200) // 20
+    right = (groups % 2 == 0).long()[None]  # whole groups are right or wrong
+    truth = torch.ones(200, dtype=torch.long)
+
+    def width(of):
+        weights = statistics.bootstrap_weights(of, 400, torch.Generator().manual_seed(0))
+        assert (weights[0] == 1).all() and torch.allclose(weights.sum(1).mean(), torch.tensor(200.0), rtol=0.05)
+        low, high = statistics.interval(
+            statistics.class_scores(truth, right, torch.full((1, 200, 2), 0.5), weights, groups * 0)["accuracy"], 0.95
+        )
+        return float(high - low)
+
+    assert width(groups) > 3 * width(torch.arange(200))
+
+
+# --- significance -----------------------------------------------------------------------------------------------------
+
+
+def test_exactly_the_sites_that_hold_the_label_are_significant():
+    x, y = labelled(sites=8, holds=(1, 5))
+    found = fit_probes(x, y, permutations=400, bootstrap=50, l2=(100.0, 1.0))
+    assert found.significant.tolist() == [i in (1, 5) for i in range(8)]
+    assert set(found.of("accuracy").topk(2).indices.tolist()) == {1, 5} and not found.notes
+
+
+def p_values(x, y, fold, groups, orders=None, count=99, seed=0):
+    orders = (
+        statistics.exchanges(fold, groups, count, torch.Generator().manual_seed(seed)) if orders is None else orders
+    )
+    return statistics.permutation_p(held_out_r2(x, y, orders, fold, probe.SHRINKAGE))
+
+
+def p_of_held_out_labels_only(x, y, fold, count=99):
+    """The tempting short cut: only the labels that predictions are compared with are permuted."""
+    predicted = torch.zeros(len(x), len(y))
+    for number in fold.unique():
+        test = fold == number
+        space = Space.of(x[:, ~test])
+        weights = solve(Problem(space.enter(x[:, ~test]), y[~test][:, None], GAUSSIAN), torch.full((len(x),), 50.0))
+        predicted[:, test] = (space.enter(x[:, test]) @ weights.flatten(2))[..., 0]
+    orders = statistics.exchanges(fold, torch.arange(len(y)), count, torch.Generator().manual_seed(0))
+    centred = y[:, 0] - y.mean()
+    return statistics.permutation_p(torch.stack([predicted @ centred[order] for order in orders], 1))
+
+
+def test_p_values_are_uniform_when_labels_are_shuffled():
+    sites, fold = 400, torch.arange(60) % 3
+    x, y = drawn(sites, 60, 6), (torch.randperm(60, generator=torch.Generator().manual_seed(1)) % 2).float()[:, None]
+    p = p_values(x, y, fold, torch.arange(60))
+    assert kstest(p, "uniform").pvalue > 0.01 and (p <= 0.05).sum() < binom.ppf(0.999, sites, 0.05)
+    short_cut = p_of_held_out_labels_only(x, y, fold)
+    assert (short_cut <= 0.05).sum() > binom.ppf(0.999, sites, 0.05)
+
+
+def test_permutations_keep_groups_together():
+    sites, groups = 200, torch.arange(80) // 8
+    fold, y = groups % 2, ((groups // 2) % 2).float()[:, None]
+    x = drawn(sites, 10, 6)[:, groups] + 0.3 * drawn(sites, 80, 6, seed=1)  # a group looks alike and has one label
+    p = p_values(x, y, fold, groups)
+    assert (p <= 0.05).sum() < binom.ppf(0.999, sites, 0.05)
+    assert (p_values(x, y, fold, torch.arange(80)) <= 0.05).sum() > binom.ppf(0.999, sites, 0.05)
+
+
+def test_permutations_keep_what_they_should():
+    fold, groups = torch.tensor([0, 0, 0, 1, 1, 1, 1, 0]), torch.tensor([0, 0, 1, 2, 2, 3, 3, 4])
+    orders = statistics.exchanges(fold, groups, 200, torch.Generator().manual_seed(0))
+    assert (orders[0] == torch.arange(8)).all() and (orders.sort(1).values == torch.arange(8)).all()
+    assert (fold[orders] == fold).all()
+    size = groups.bincount()[groups]
+    assert (size[orders] == size).all()
+    assert {tuple(o) for o in orders[:, 3:7].tolist()} >= {(5, 6, 3, 4), (4, 3, 5, 6), (6, 5, 4, 3)}
+
+
+def test_false_discoveries_stay_at_the_level():
+    runs, any_p, any_q = 80, 0, 0
+    for seed in range(runs):
+        x, y = drawn(6, 40, 3, seed=seed), (torch.arange(40) % 2).float()[:, None]
+        p = p_values(x, y, (torch.arange(40) // 2) % 4, torch.arange(40), seed=seed, count=199)
+        any_p, any_q = any_p + bool((p <= 0.05).any()), any_q + bool((statistics.false_discovery_q(p) <= 0.05).any())
+    assert any_q <= binom.ppf(0.999, runs, 0.05) < any_p
+
+
+# --- nothing leaks ----------------------------------------------------------------------------------------------------
+
+
+def held_out_margin(x, y, example):
+    """The margin that an example gets from the probes that were fitted without its fold."""
+    found = fit_probes(x, y, folds=np.arange(len(y)) // 20, permutations=0, bootstrap=0, l2=(100.0, 0.01))
+    return found.margins[:, example]
+
+
+def leaks():
+    """Whether a held-out example's margin changes when its companions in the fold do."""
+    x, y = labelled(examples=60, sites=2, dim=30, holds=(0, 1))
+    changed_x, changed_y = x.clone(), y.clone()
+    changed_x[:19] = changed_x[:19] * 40 + 7
+    changed_y[:19] = 1 - changed_y[:19]
+    return not torch.equal(held_out_margin(x, y, 19), held_out_margin(changed_x, changed_y, 19))
+
+
+def test_what_a_fold_holds_out_teaches_nothing():
+    assert not leaks()
+
+
+def test_leaking_standardisation_is_caught(monkeypatch):
+    cross_validated, of = probe.cross_validated, Space.of
+
+    def leaky(x, plan):
+        monkeypatch.setattr(probe.Space, "of", lambda part, standardize: of(x, standardize))
+        return cross_validated(x, plan)
+
+    monkeypatch.setattr(probe, "cross_validated", leaky)
+    assert leaks()
+
+
+def test_leaking_choice_of_l2_is_caught(monkeypatch):
+    cross_validated, validated = probe.cross_validated, probe.validated
+
+    def leaky(x, plan):
+        targets = plan.targets[:, :1]
+        monkeypatch.setattr(probe, "validated", lambda *_: validated(x, targets, plan.fold, plan))
+        return cross_validated(x, plan)
+
+    monkeypatch.setattr(probe, "cross_validated", leaky)
+    assert leaks()
+
+
+@pytest.mark.parametrize("labels", [torch.arange(90) % 3, drawn(90, 2)], ids=["classes", "values"])
+def test_groups_never_straddle_folds(labels):
+    groups = torch.randint(25, (90,), generator=torch.Generator().manual_seed(0))
+    found = fit_probes(drawn(90, 1, 2), labels, groups=groups, **QUICK)
+    assert len(found.fold.unique()) == 5
+    assert all(len(found.fold[found.groups == g].unique()) == 1 for g in found.groups.unique())
+    with pytest.raises(InputError, match="split a group"):
+        fit_probes(drawn(90, 1, 2), labels, groups=groups, folds=np.arange(90) % 5, **QUICK)
+
+
+def test_classes_are_spread_evenly():
+    _, y = labelled(examples=100, classes=4)
+    found = fit_probes(drawn(100, 1, 2), y, **QUICK)
+    assert all((y[found.fold == f].bincount() == 5).all() for f in range(5))
+
+
+def test_l2_is_chosen_by_held_out_likelihood():
+    x, y = labelled(examples=100, sites=2, dim=40, holds=(1,))
+    x[:, 1, 2:] = 0
+    found = fit_probes(x, y, permutations=0, bootstrap=0, l2=(1000.0, 0.1))
+    assert found.l2.tolist() == [1000.0, pytest.approx(0.1)]
+
+
+# --- control tasks ----------------------------------------------------------------------------------------------------
+
+
+def test_selectivity_tells_reading_from_learning_by_heart():
+    types = torch.arange(240) % 12
+    y = types % 2
+    told = drawn(240, 2, 12)
+    told[torch.arange(240), 0, types] += 6  # knows the type, and so any label of it
+    told[torch.arange(240), 1, y] += 6  # knows the label alone
+    found = fit_probes(told, y, types=types, **QUICK)
+    assert (found.values[0] > 0.9).all()
+    assert found.control[0] > 0.9 and found.selectivity[1] > found.selectivity[0] + 0.2
+    assert fit_probes(told, y, **QUICK).selectivity.isnan().all()
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def colors():
+    x, y = labelled(classes=3)
+    names = np.array(["blue", "green", "red"])[y]
+    frame = pd.DataFrame({"image": np.arange(120), "said": names})
+    sites = [f"blocks.{i}.hook_resid_post" for i in range(6)]
+    return x, names, fit_probes(x, names, sites=sites, metadata=frame, permutations=150, bootstrap=60, seed=3)
+
+
+def test_a_result_is_saved_and_read_back(colors, tmp_path):
+    x, _, found = colors
+    again = ProbeResult.load(found.save(tmp_path / "probes.safetensors"))
+    pd.testing.assert_frame_equal(again.to_frame(), found.to_frame())
+    pd.testing.assert_frame_equal(again.examples(3), found.examples(3))
+    assert again.classes == ("blue", "green", "red") and again.sites == found.sites and again.notes == found.notes
+    assert (again.predict(x[:, 3], 3) == found.predict(x[:, 3], 3)).all()
+    assert again.provenance.method == "probe" and again.provenance.seed == 3
+    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
+    with pytest.raises(OutputError):
+        ProbeResult.load(tmp_path / "broken.safetensors")
+
+
+def test_a_result_shows_its_numbers(colors):
+    _, names, found = colors
+    frame = found.to_frame()
+    assert frame["accuracy"].idxmax() == 3 and (frame["accuracy_low"] <= frame["accuracy_high"]).all()
+    assert "blocks.3.hook_resid_post" in found._repr_html_() and "coef" not in found.to_dict()
+    examples = found.examples("blocks.3.hook_resid_post")
+    assert (examples["said"] == names).all() and (examples["label"] == examples["said"]).all()
+    assert (examples["label"] == examples["predicted"]).mean() == pytest.approx(frame["accuracy"][3])
+    assert dict(zip(found.metrics, found.baseline.tolist(), strict=True)) == pytest.approx(
+        {"accuracy": 1 / 3, "balanced_accuracy": 1 / 3, "auroc": 0.5, "macro_f1": 1 / 6}
+    )
+
+
+def test_a_direction_raises_its_label(colors):
+    x, names, found = colors
+    for label in ("blue", "green", "red"):
+        along = x[:, 3] @ found.direction(3, label)
+        assert along[names == label].mean() > along[names != label].mean() + 1
+    assert found.direction(3, "red").norm().item() == pytest.approx(1)
+    with pytest.raises(InputError, match="no direction of None"):
+        found.direction(3)
+    with pytest.raises(SiteError, match="no probe at 'blocks"):
+        found.direction("blocks.9", "red")
+
+
+def test_two_classes_have_opposite_directions():
+    x, y = labelled()
+    found = fit_probes(x, y.tolist(), **QUICK)
+    assert torch.equal(found.direction(3), found.direction(3, 1)) and torch.equal(
+        found.direction(3, 0), -found.direction(3)
+    )
+    assert (found.predict(x[:, 3], 3) == y.numpy()).mean() > 0.95
+    assert (found.predict(x[:, 3] - 20 * found.direction(3), 3) == 0).all()
+
+
+def test_points_are_read_off():
+    x = drawn(150, 3, 6)
+    points = x[:, 1, :2] * 20 + 56
+    found = fit_probes(x, points, permutations=99, bootstrap=50)
+    assert found.kind == "regress" and found.metrics == ("r2", "pixel_error")
+    assert found.of("r2").argmax() == 1 and found.of("pixel_error")[1] < 2 and found.baseline[1] > 20
+    assert found.baseline[0].item() == pytest.approx(0, abs=1e-5) and found.significant.tolist() == [False, True, False]
+    assert np.abs(found.predict(x[:, 1], 1) - points.numpy()).max() < 5 and len(found.direction(1, 0)) == 6
+    assert list(found.examples(1))[-2:] == ["label_1", "predicted_1"]
+
+
+def test_layers_and_heads_keep_their_shape():
+    x, y = labelled(sites=6, holds=(5,))
+    flat, shaped = fit_probes(x, y, **QUICK), fit_probes(x.view(120, 2, 3, 5), y, **QUICK)
+    assert shaped.of("accuracy").shape == (2, 3) and shaped.sites[5] == "1.2"
+    assert torch.equal(shaped.of("accuracy").flatten(), flat.of("accuracy"))
+    with pytest.raises(InputError, match="no metric"):
+        flat.of("luck")
+
+
+class OnDisk:
+    """Like a zarr array: a shape, and slices that are read when asked for."""
+
+    def __init__(self, values):
+        self.values, self.shape, self.read = values, values.shape, []
+
+    def __getitem__(self, key):
+        self.read.append(self.values[key].shape)
+        return self.values[key]
+
+
+def test_features_are_read_in_blocks(monkeypatch):
+    x, y = labelled()
+    disk = OnDisk(x.numpy())
+    whole = fit_probes(x, y, permutations=20, bootstrap=20)
+    monkeypatch.setattr(probe, "BLOCK", 2 * 4 * x[:, 0].numel())
+    found = fit_probes(disk, y, permutations=20, bootstrap=20)
+    assert disk.read == [(120, 2, 5)] * 3
+    assert torch.allclose(found.values, whole.values) and torch.allclose(found.p, whole.p)
+
+
+def test_captures_become_features():
+    vlm = wrap(tiny_llava())
+    sites = ["blocks.*.attn.hook_z", "blocks.1.attn.hook_q"]
+    captures = [vlm.capture(tiny_inputs(vlm, seed=s), sites, reduce="last") for s in (1, 2)]
+    x, names = stack_features(captures)
+    assert x.shape == (2, 16, 8) and len(names) == 16
+    head = names.index("blocks.2.attn.hook_z.3")
+    assert torch.equal(x[1, head], captures[1]["blocks.2.attn.hook_z"][0, 3])
+    with pytest.raises(InputError, match="reduce"):
+        stack_features([vlm.capture(tiny_inputs(vlm), sites)])
+    with pytest.raises(InputError, match="different widths"):
+        stack_features([vlm.capture(tiny_inputs(vlm), ["*.hook_z", "blocks.0.hook_resid_post"], reduce="last")])
+    with pytest.raises(InputError, match="no captures"):
+        stack_features([])
+
+
+# --- scikit-learn's conventions ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", [Probe(), PointProbe()], ids=["Probe", "PointProbe"])
+def test_estimators_keep_the_conventions(estimator):
+    check_estimator(estimator)
+
+
+def test_a_probe_goes_into_a_pipeline(colors):
+    x, names, found = colors
+    frozen = found.probe(3)
+    assert isinstance(frozen, Probe) and frozen.score(x[:, 3].numpy(), names) > 0.9
+    assert frozen.predict_proba(x[:, 3].numpy()).sum(1) == pytest.approx(np.ones(120))
+    copied = clone(frozen).set_params(l2=5.0)
+    assert copied.get_params() == {"l2": 5.0, "standardize": True, "tolerance": 1e-6} and not hasattr(copied, "coef_")
+    assert cross_val_score(make_pipeline(StandardScaler(), copied), x[:, 3].numpy(), names).mean() > 0.9
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def with_nan():
+    x, y = labelled()
+    x[7, 4, 0] = torch.nan
+    return x, y
+
+
+X, Y = labelled()
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "options", "message"),
+    [
+        (X, Y * 0, {}, "at least two classes"),
+        (X, drawn(120) * 0 + 0.5, {"task": "regress"}, "all labels are equal"),
+        (X, torch.full((120,), torch.nan), {}, "120 labels are NaN"),
+        (X[:4], Y[:4], {"folds": 5}, "from 2 to 4 folds"),
+        (X, Y, {"folds": 1}, "from 2 to 120 folds"),
+        (X, (torch.arange(120) < 3).long(), {}, "class 1 has only 3 examples"),
+        (X, Y, {"groups": torch.arange(120) % 3}, "in 3 groups: give from 2 to 3"),
+        (X, (torch.arange(120) < 24).long(), {"groups": torch.arange(120) // 24}, r"examples of \[1\] fall into fold"),
+        (X, Y, {"folds": np.zeros(120)}, "nothing is left to train on"),
+        (X, Y[:-1], {}, "120 examples but 119 labels"),
+        (X, Y, {"groups": [1]}, "120 examples but 1 groups"),
+        (X, Y, {"types": [1]}, "120 examples but 1 types"),
+        (X, Y, {"metadata": pd.DataFrame({"a": [1]})}, "120 examples but 1 metadata"),
+        (X, Y, {"sites": ["a", "b"]}, "6 sites need as many"),
+        (X, Y, {"l2": 0.0}, "above 0"),
+        (X[:, 0], Y, {}, "features are"),
+        (X[:, :, :0], Y, {}, "none empty"),
+        (*with_nan(), {"sites": list("abcdef")}, "NaN or infinite values at e, first in example 7"),
+    ],
+)
+def test_what_cannot_be_probed_is_refused(features, labels, options, message):
+    with pytest.raises(LvlmInterpError, match=message):
+        fit_probes(features, labels, **{**QUICK, **options})
+
+
+def test_constant_features_are_harmless_and_noted():
+    x, y = labelled()
+    x[:, 0], x[:, 3, 4] = 0.1, 1e4
+    found = fit_probes(x, y, permutations=150, bootstrap=20)
+    assert found.coef[0].abs().max() == 0 and found.coef[3, 4].abs().max() == 0 and found.coef.isfinite().all()
+    assert found.values[:, 0].tolist() == pytest.approx(found.baseline.tolist()) and found.p[0] == 1
+    assert "constant features, which get coefficient 0, at 0 (5), 3 (1)" in found.notes
+    with pytest.raises(InputError, match="no direction"):
+        found.direction(0)
+
+
+def test_separable_classes_have_a_finite_answer_and_a_note():
+    x, y = labelled(holds=())
+    x[:, 2] = y[:, None] * 10.0
+    found = fit_probes(x, y, sites=list("abcdef"), l2=1e-3, permutations=0, bootstrap=0)
+    assert found.coef.isfinite().all() and found.of("accuracy")[2] == 1
+    assert any("perfectly separable at c:" in note for note in found.notes)
+    assert not any("separable" in note for note in fit_probes(X[:, :2], Y, **QUICK).notes)
+
+
+def test_too_few_permutations_are_noted():
+    notes = fit_probes(X, Y, permutations=19, bootstrap=0, l2=1.0).notes
+    assert any("fewer than 6 sites can never be significant" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "classes"),
+    [
+        (["a", "b", "a"], "classify", ("a", "b")),
+        ([2, 1, 2], "classify", (1, 2)),
+        ([0.0, 1.0, 1.0], "classify", (0.0, 1.0)),
+        ([True, False, True], "classify", (False, True)),
+        ([0.5, 1.0, 1.7], "regress", (0,)),
+        (torch.tensor([[1, 2], [3, 4]]), "regress", (0, 1)),
+    ],
+)
+def test_labels_of_all_kinds(labels, kind, classes):
+    found = probe.task_of(labels)
+    assert (found.kind, found.classes) == (kind, classes)
