@@ -1,5 +1,6 @@
 """Scenes are what they say; the model is built from checked parts, whole or not at all."""
 
+import dataclasses
 import subprocess
 import zipfile
 from pathlib import Path
@@ -290,10 +291,12 @@ def learner():
 def test_packed_questions_are_those_asked_alone(learner):
     """The block mask and the positions make each question see what it would see alone."""
     scene = scenes.make_scene(11)
-    batch = train.collate(learner, [scene])
+    stage = train.Settings().tune
+    batch = train.collate(learner, [scene], stage)
     with torch.no_grad():
         packed = learner.hidden(batch)[0]
-    _, positions, blocks, _, kinds = train.pack(learner, scene)
+    row = train.pack(learner, scene, stage)
+    positions, blocks, kinds = row.positions, row.block, row.kinds
     for number in range(1, len(kinds) + 1):
         rows = [i for i, block in enumerate(blocks) if block in (0, number)]
         causal = torch.ones(len(rows), len(rows), dtype=torch.bool).tril()[None, None]
@@ -307,7 +310,8 @@ def test_packed_questions_are_those_asked_alone(learner):
 
 def test_training_resumes_where_it_was_cut(learner, tmp_path):
     """Two steps in one go, and one step, a stop, and one step more: the same weights."""
-    settings = train.Settings(steps=2, scenes_per_step=2, checkpoint_every=1, evaluate_every=9, held_out_scenes=16)
+    stages = {"tune": train.Stage(1, scenes=2), "drop": train.Stage(1, scenes=2, hidden_question=0.5)}
+    settings = train.Settings(**stages, checkpoint_every=1, evaluate_every=9, held_out_scenes=16)
     start = {name: p.detach().clone() for name, p in [*learner.projector.named_parameters(), *learner.lora.items()]}
 
     def run(folder, steps_before_the_stop=None):
@@ -334,7 +338,22 @@ def test_training_resumes_where_it_was_cut(learner, tmp_path):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     moved = [name for name, p in learner.lora.items() if not torch.equal(p, start[name])]
     assert len(moved) == len(learner.lora)
-    assert (tmp_path / "whole" / "curve.jsonl").read_text().count("\n") == 1
+    assert (tmp_path / "whole" / "curve.jsonl").read_text().count("\n") == 2  # at the end of each stage
+
+
+def test_what_is_hidden_is_not_seen(learner):
+    """The last stage: another question under the mask changes no answer, and seen it does."""
+    scene = scenes.make_scene(11)
+    stage = train.Stage(1, yes_no=0, hidden_question=1.0)
+    for hidden, changes in ((stage, False), (dataclasses.replace(stage, hidden_question=0.0), True)):
+        batch, row = train.collate(learner, [scene], hidden), train.pack(learner, scene, hidden)
+        asked = torch.tensor([source == train.QUESTION for source in row.source])
+        answer = torch.tensor([label != train.IGNORED for label in row.labels])
+        ids = batch.ids.clone()
+        ids[0, asked] = 17
+        with torch.no_grad():
+            one, other = (learner.hidden(dataclasses.replace(batch, ids=i))[0, answer] for i in (batch.ids, ids))
+        assert asked.any() and bool((one - other).abs().max() > 1e-3) is changes
 
 
 # --- what it can do -------------------------------------------------------------------------------
