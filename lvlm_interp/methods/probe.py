@@ -654,6 +654,11 @@ class PointProbe(RegressorMixin, _Linear):
         margins = self._margins(X)
         return margins[:, 0] if getattr(self, "_flat", False) else margins
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
 
 # --- parts of the call ------------------------------------------------------------------------------------------------
 
