@@ -53,12 +53,12 @@ def exists(path: list[str]) -> bool:
     return True
 
 
-def parse(line: str) -> None:
-    """Read a command line as the command would, without running it; raises what does not exist or is missing."""
+def parse(line: str) -> str | None:
+    """The command that a line calls, read without running it; raises what does not exist or is missing."""
     words, command = shlex.split(line), typer.main.get_command(cli.app)
     while hasattr(command, "commands") and not words[0].startswith("-"):
         command = command.commands[words.pop(0)]
-    command.make_context(command.name, words, resilient_parsing="--help" in words)
+    return command.make_context(command.name, words, resilient_parsing="--help" in words).info_name
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------
@@ -72,6 +72,7 @@ def test_code_of_a_page_runs(page, reference, tmp_path, monkeypatch):
     space: dict[str, object] = {"__name__": "page"}
     for line, code in code_blocks(page):
         exec(compile("\n" * line + code, page_name(page), "exec"), space)
+    assert space.keys() > {"__name__", "__builtins__"}  # the blocks did something
 
 
 @pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=page_name)
@@ -86,7 +87,7 @@ def test_a_name_that_does_not_exist_is_found():
 
 @pytest.mark.parametrize("line", sorted({line for p in PAGES for line in COMMAND.findall(p.read_text("utf-8"))}))
 def test_commands_on_the_pages_can_be_given(line):
-    parse(line)
+    assert parse(line)
 
 
 @pytest.mark.parametrize(
