@@ -162,11 +162,10 @@ class Case:
 
 DEMO = (
     Case(2, ("banana",), ("purple",), "What color is the banana?"),
-    Case(2, ("banana",), (None,), "What color is the banana?"),
     Case(7, ("cat", "umbrella"), (None, "green"), "What is in the image?"),
     Case(1, ("dog", "book"), (None, "blue"), "How much does the book cost?", "The book costs ten dollars."),
 )
-DEMO_TITLE = "Four questions to a small vision-language model"
+DEMO_TITLE = "Three questions to a small vision-language model"
 
 
 @app.command()

@@ -98,7 +98,7 @@ def test_longer_answers_and_several_at_once(family):
     name, vlm, x = family
     answers = [torch.tensor(ids) for ids in ([5], [7, 8, 10], list(range(10, 22)))]
     visible = torch.stack([x.hidden(), x.hidden("image")])
-    scored = score_answers(vlm, x, visible, answers, given=decoder_inputs(vlm, x, keep_prefixes=True))
+    scored = score_answers(vlm, x, visible, answers, given=decoder_inputs(vlm, x, keep_prompt=True))
     for ids, scores in zip(answers, scored, strict=True):
         y = x.with_answer(ids.tolist(), [""] * len(ids), "")
         for n, row in enumerate((y.hidden(), y.hidden("image"))):

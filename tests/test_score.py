@@ -7,7 +7,9 @@ import torch
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, VisibilityError
-from lvlm_interp.model import score as engine
+from lvlm_interp.model import plan, runner
+from lvlm_interp.model.decoder import decoder_inputs
+from lvlm_interp.model.score import score_answers
 from tests.tiny import PATCHES, tiny_inputs, tiny_llava
 
 
@@ -61,10 +63,28 @@ def test_sharing_and_packing_change_no_number(vlm, hide_from, monkeypatch):
     visible = torch.cat([one_patch_each(x), random_coalitions(x, 6)])
     expected = naive(vlm, x, visible, hide_from)
     for lookahead, worth, rows in ((1, 1, 512), (2, 3, 20), (4, 1, 1), (32, 10**9, 512)):
-        monkeypatch.setattr(engine, "LOOKAHEAD", lookahead)
-        monkeypatch.setattr(engine, "WORTH_SHARING", worth)
-        monkeypatch.setattr(engine, "ROWS_AT_ONCE", rows)
+        monkeypatch.setattr(plan, "LOOKAHEAD", lookahead)
+        monkeypatch.setattr(runner, "WORTH_SHARING", worth)
+        monkeypatch.setattr(runner, "ROWS_AT_ONCE", rows)
         assert torch.allclose(li.score(vlm, x, visible, hide_from).logits(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("hide_from", ["all", "text"])
+def test_no_pass_holds_more_rows_than_it_may(vlm, hide_from, monkeypatch):
+    """Coalitions that part only before the shared prefix have no row in common behind it."""
+    x, sizes, forward = tiny_inputs(vlm), [], vlm.decoder.forward
+
+    def counted(*args, **kwargs):
+        sizes.append(kwargs["inputs_embeds"].shape[1])
+        return forward(*args, **kwargs)
+
+    visible = one_patch_each(x)
+    monkeypatch.setattr(vlm.decoder, "forward", counted)
+    li.score(vlm, x, visible, hide_from)
+    at_once = max(sizes)
+    monkeypatch.setattr(runner, "ROWS_AT_ONCE", x.length)
+    li.score(vlm, x, visible, hide_from)
+    assert max(sizes[len(sizes) // 2 :]) <= x.length < at_once
 
 
 def test_hiding_from_text_is_not_hiding_from_all(vlm):
@@ -81,8 +101,8 @@ def test_hidden_rows_are_not_computed_and_prefixes_are_shared(vlm, monkeypatch):
     assert li.score(vlm, x, x.hidden("image")[None]).rows == x.length - PATCHES - 1
     twice = torch.stack([x.hidden("image")] * 2)
     assert li.score(vlm, x, twice).rows == x.length - PATCHES - 1  # equal coalitions are one
-    monkeypatch.setattr(engine, "LOOKAHEAD", 1)
-    monkeypatch.setattr(engine, "WORTH_SHARING", 1)
+    monkeypatch.setattr(plan, "LOOKAHEAD", 1)
+    monkeypatch.setattr(runner, "WORTH_SHARING", 1)
     question = torch.stack([x.hidden(), x.hidden("question")])
     behind = x.length - 1 - x.roles.index("question")  # rows that differ, and those that only stand behind them
     assert li.score(vlm, x, question).rows == x.length - 1 + behind - 3
@@ -108,7 +128,7 @@ def test_visible_text_keeps_its_positions(vlm):
 def test_several_answers_are_scored_as_each_alone(vlm):
     x, answers = tiny_inputs(vlm), [torch.tensor(ids) for ids in ([5], [6], [7, 8, 9], [7, 8, 10], [11, 12])]
     visible = random_coalitions(x, 5)
-    together = engine.score_answers(vlm, x, visible, answers)
+    together = score_answers(vlm, x, visible, answers)
     for ids, scores in zip(answers, together, strict=True):
         alone = tiny_inputs(vlm, tuple(ids.tolist()))
         seen = torch.cat([visible[:, : x.answer_start], torch.ones(5, len(ids), dtype=torch.bool)], 1)
@@ -117,21 +137,21 @@ def test_several_answers_are_scored_as_each_alone(vlm):
 
 def test_later_calls_go_on_from_what_was_computed(vlm, monkeypatch):
     """The same decoder inputs handed in again: fewer rows, the same numbers, also for a longer prompt."""
-    monkeypatch.setattr(engine, "LOOKAHEAD", 1)
-    monkeypatch.setattr(engine, "WORTH_SHARING", 1)
+    monkeypatch.setattr(plan, "LOOKAHEAD", 1)
+    monkeypatch.setattr(runner, "WORTH_SHARING", 1)
     x = tiny_inputs(vlm)
-    given, visible = engine.decoder_inputs(vlm, x, keep_prefixes=True), random_coalitions(x, 5)
+    given, visible = decoder_inputs(vlm, x, keep_prompt=True), torch.cat([x.hidden()[None], random_coalitions(x, 4)])
     answers = [torch.tensor(ids) for ids in ([5, 6], [7, 8], [9, 10])]
-    first = engine.score_answers(vlm, x, visible, answers, given=given)
-    again = engine.score_answers(vlm, x, visible, answers, given=given)
-    assert again[0].rows < first[0].rows and given.prefixes
+    first = score_answers(vlm, x, visible, answers, given=given)
+    again = score_answers(vlm, x, visible, answers, given=given)
+    assert again[0].rows < first[0].rows and given.kept
     longer = dataclasses.replace(
         x,
         model_inputs={k: v[:, :-1] if v.shape == x.input_ids.shape else v for k, v in x.model_inputs.items()},
         roles=x.roles[:-1],
         answer_start=x.length - 1,
     )
-    behind = engine.score_answers(vlm, longer, visible[:, :-1], answers, given=given)
+    behind = score_answers(vlm, longer, visible[:, :-1], answers, given=given)
     for ids, *found in zip(answers, first, again, behind, strict=True):
         short = tiny_inputs(vlm, tuple(ids.tolist()))
         long = tiny_inputs(vlm, (7, 8, *ids.tolist()))
@@ -155,7 +175,7 @@ def test_memory_that_runs_out_makes_packs_smaller(vlm, monkeypatch):
     x, calls = tiny_inputs(vlm), []
     visible = random_coalitions(x, 12)
     expected = li.score(vlm, x, visible).logit
-    forward = engine._Runner._forward
+    forward = runner.Runner._forward
 
     def short_of_memory(self, pack, prefix):
         calls.append(len(pack))
@@ -163,7 +183,7 @@ def test_memory_that_runs_out_makes_packs_smaller(vlm, monkeypatch):
             raise torch.OutOfMemoryError("out of memory")
         return forward(self, pack, prefix)
 
-    monkeypatch.setattr(engine._Runner, "_forward", short_of_memory)
+    monkeypatch.setattr(runner.Runner, "_forward", short_of_memory)
     assert torch.allclose(li.score(vlm, x, visible).logit, expected, atol=1e-5)
     assert max(calls) > 2 >= calls[-1]
 

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lvlm_interp.counterfactuals import Counterfactual, applied, named
+from lvlm_interp.model.decoder import DecoderInputs
 from lvlm_interp.model.inputs import Inputs
 from lvlm_interp.model.score import Scores, score
 from lvlm_interp.model.vlm import HookedVLM
@@ -114,7 +115,13 @@ def token_classes(delta_nats: Float[Tensor, " answer"], threshold: float = 1.0) 
 
 @overload
 def contrast(
-    vlm: HookedVLM, x: Inputs, without: str | Counterfactual = ..., *, threshold: float = ..., seed: int = ...
+    vlm: HookedVLM,
+    x: Inputs,
+    without: str | Counterfactual = ...,
+    *,
+    threshold: float = ...,
+    seed: int = ...,
+    given: DecoderInputs | None = ...,
 ) -> Contrast: ...
 @overload
 def contrast(
@@ -124,8 +131,17 @@ def contrast(
     *,
     threshold: float = ...,
     seed: int = ...,
+    given: DecoderInputs | None = ...,
 ) -> Contrasts: ...
-def contrast(vlm: HookedVLM, x: Inputs, without: Any = "hidden", *, threshold: float = 1.0, seed: int = 0) -> Any:
+def contrast(
+    vlm: HookedVLM,
+    x: Inputs,
+    without: Any = "hidden",
+    *,
+    threshold: float = 1.0,
+    seed: int = 0,
+    given: DecoderInputs | None = None,
+) -> Any:
     """Compare the answer with and without the image.
 
     Args:
@@ -135,6 +151,7 @@ def contrast(vlm: HookedVLM, x: Inputs, without: Any = "hidden", *, threshold: f
             or one of `lvlm_interp.counterfactuals`), or a list of them.
         threshold: nats from which a token counts as correlated or contradictory.
         seed: decides what is random in a counterfactual.
+        given: `decoder_inputs` of the example, if it is scored by several methods.
 
     Returns:
         `Contrast`; for a list, `Contrasts`.
@@ -145,16 +162,16 @@ def contrast(vlm: HookedVLM, x: Inputs, without: Any = "hidden", *, threshold: f
     x.need_image()
     x.need_answer()
     chosen = [named(one) for one in (without if isinstance(without, (list, tuple)) else [without])]
-    scored = _scored(vlm, x, chosen, seed)
+    scored = _scored(vlm, x, chosen, seed, given)
     found = {c.name: _compared(vlm, x, c, *scored[c.name], threshold, seed) for c in chosen}
     return Contrasts(found) if isinstance(without, (list, tuple)) else found[chosen[0].name]
 
 
 def _scored(
-    vlm: HookedVLM, x: Inputs, chosen: Sequence[Counterfactual], seed: int
+    vlm: HookedVLM, x: Inputs, chosen: Sequence[Counterfactual], seed: int, given: DecoderInputs | None
 ) -> dict[str, tuple[tuple[Scores, int], tuple[Scores, int]]]:
     """For each counterfactual, where the scores with and without it are: (scores, row of them)."""
-    both = score(vlm, x, torch.stack([x.hidden(), x.hidden("image")]))
+    both = score(vlm, x, torch.stack([x.hidden(), x.hidden("image")]), given=given)
     found = {}
     for counterfactual in chosen:
         other = (both, 1)

@@ -31,8 +31,9 @@ from torch import Tensor
 
 from lvlm_interp.errors import InputError, VisibilityError
 from lvlm_interp.methods.words import Word, continues, split_words
+from lvlm_interp.model.decoder import DecoderInputs, decoder_inputs
 from lvlm_interp.model.inputs import CREDITED, Inputs, Role
-from lvlm_interp.model.score import DecoderInputs, decoder_inputs, score_answers
+from lvlm_interp.model.score import score_answers
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Provenance, Result
 
@@ -214,6 +215,7 @@ def credit(
     unit: Unit = "token",
     word: int = 0,
     alternatives: int = 10,
+    given: DecoderInputs | None = None,
 ) -> CreditSplit:
     """Split every answer token between prior, question, context, system and image.
 
@@ -228,6 +230,7 @@ def credit(
         unit: `token`, or `word`: a word of several tokens is scored as a whole, against whole words.
         word: which word of the answer `against` stands against, counted from 0.
         alternatives: how many alternatives to find at most.
+        given: `decoder_inputs` of the example, if it is scored by several methods.
 
     Returns:
         The split; prior + credits = total to float error, checked.
@@ -247,7 +250,8 @@ def credit(
         raise InputError(f"unit is 'token' or 'word', got {unit!r}")
     parts = words if unit == "word" else _tokens(x)
     given_words = {words[word].start: against} if against is not None else {}
-    found = _each(vlm, x, parts, visible, asked, unit, alternatives, given_words)
+    given = given or decoder_inputs(vlm, x, keep_prompt=True)
+    found = _each(vlm, x, given, parts, visible, asked, unit, alternatives, given_words)
     split = CreditSplit(
         tokens=tuple(part.text for part in parts),
         roles=players,
@@ -273,6 +277,7 @@ class _Found:
 def _each(
     vlm: HookedVLM,
     x: Inputs,
+    given: DecoderInputs,
     parts: Sequence[Word],
     visible: Bool[Tensor, "coalition position"],
     asked: Bool[Tensor, " coalition"],
@@ -281,7 +286,6 @@ def _each(
     against: Mapping[int, Sequence[str]],
 ) -> list[_Found]:
     """Both values of every part of the answer; `against` has the given alternatives by the part's first token."""
-    given = decoder_inputs(vlm, x, keep_prefixes=True)
     scored = score_answers(vlm, x, visible, [x.answer_ids], given=given)[0]
     first = [_logprobs(vlm, scored.hidden[:, part.start]) for part in parts]
     rivals = []

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lvlm_interp.errors import ImageError, InputError
 from lvlm_interp.methods.words import Word, by_word
+from lvlm_interp.model.decoder import DecoderInputs
 from lvlm_interp.model.inputs import Box, ImageView, Inputs
 from lvlm_interp.model.score import HideFrom, score
 from lvlm_interp.model.vlm import HookedVLM
@@ -81,6 +82,7 @@ def attribute(
     hide_from: HideFrom = "text",
     image: int = 0,
     progress: bool = False,
+    given: DecoderInputs | None = None,
 ) -> PatchMap:
     """Attribute every answer token to the patches of an image.
 
@@ -93,6 +95,7 @@ def attribute(
             computed once for all patches); `all`: nobody sees it.
         image: which image of the prompt.
         progress: show a progress bar.
+        given: `decoder_inputs` of the example, if it is scored by several methods.
 
     Raises:
         InputError: no image, no answer, an unknown method.
@@ -107,7 +110,7 @@ def attribute(
     visible[1] = x.hidden("image")
     for row, tokens in zip(visible[2:], hidden_together(view, cells), strict=True):
         row[view.positions[tokens]] = False
-    odds = score(vlm, x, visible, hide_from, progress).logodds
+    odds = score(vlm, x, visible, hide_from, progress, given).logodds
     drop = (odds[0] - odds[2:]).T.reshape(-1, *cells.shape)
     boxes, size = _boxes(view, cells)
     return PatchMap(

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from lvlm_interp.errors import InputError, LvlmInterpError, ModelError, SiteError
 from lvlm_interp.model.attention import implementation, implementations
 from lvlm_interp.model.capture import masking
+from lvlm_interp.model.decoder import decoder_inputs
 from lvlm_interp.model.inputs import Inputs, Role
-from lvlm_interp.model.score import decoder_inputs, score
+from lvlm_interp.model.score import score
 from lvlm_interp.model.sites import OUTPUT_PROJECTION, Site, part
 from lvlm_interp.results import Result
 
@@ -329,7 +330,9 @@ def check_at_load(vlm: HookedVLM) -> None:
     Raises:
         ModelError: what does not hold.
     """
-    bad = [name for name, weight in vlm.model.named_parameters() if not weight.isfinite().all()]
+    # A finite sum has finite terms, and is quick; the rest is looked at term by term.
+    doubtful = [(name, weight) for name, weight in vlm.model.named_parameters() if not weight.sum().isfinite()]
+    bad = [name for name, weight in doubtful if not weight.isfinite().all()]
     if bad:
         raise ModelError(
             f"{len(bad)} weights of {vlm.name!r} hold NaN or infinity, {bad[0]!r} among them: load it anew"

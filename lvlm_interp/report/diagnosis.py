@@ -22,6 +22,7 @@ from lvlm_interp.methods.contrast import Contrast, TokenClass, contrast, token_c
 from lvlm_interp.methods.credit import CreditSplit, credit, shares
 from lvlm_interp.methods.patches import PatchMap, attribute
 from lvlm_interp.methods.words import Word, split_words
+from lvlm_interp.model.decoder import DecoderInputs, decoder_inputs
 from lvlm_interp.model.inputs import Answer, Box, ImageLike, Inputs
 from lvlm_interp.model.score import HideFrom
 from lvlm_interp.model.vlm import HookedVLM
@@ -273,11 +274,12 @@ def diagnose(
         bar.set_description(advance())
         x, given = asked(vlm, image, question, answer, context, system, max_new_tokens)
         _next(bar, advance())
-        compared = contrast(vlm, x)
+        computed = decoder_inputs(vlm, x, keep_prompt=True)
+        compared = contrast(vlm, x, given=computed)
         _next(bar, advance())
-        split = credit(vlm, x, unit="word", against=against, word=word)
+        split = credit(vlm, x, unit="word", against=against, word=word, given=computed)
         _next(bar, advance())
-        patches, no_map = _map(vlm, x, hide_from, progress)
+        patches, no_map = _map(vlm, x, hide_from, progress, computed)
         bar.update()
     return Diagnosis(
         question=question,
@@ -325,10 +327,13 @@ def asked(
     return vlm.answered(x, made), made
 
 
-def _map(vlm: HookedVLM, x: Inputs, hide_from: HideFrom, progress: bool) -> tuple[PatchMap | None, str | None]:
+def _map(
+    vlm: HookedVLM, x: Inputs, hide_from: HideFrom, progress: bool, given: DecoderInputs
+) -> tuple[PatchMap | None, str | None]:
     """The heatmaps by word, or why there are none."""
     try:
-        return attribute(vlm, x, hide_from=hide_from, progress=progress).words(split_words(x.answer_tokens)), None
+        tokens = attribute(vlm, x, hide_from=hide_from, progress=progress, given=given)
+        return tokens.words(split_words(x.answer_tokens)), None
     except ImageError as error:
         return None, str(error)
 

@@ -1,0 +1,121 @@
+"""What the decoder is called with, taken down once for all coalitions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lvlm_interp.model.inputs import Inputs
+from lvlm_interp.model.sight import Sight, look
+
+if TYPE_CHECKING:
+    from lvlm_interp.model.vlm import HookedVLM
+
+ROOM = 8  # positions beyond the example for which masks and position ids are taken down
+
+# Arguments of a decoder that have an axis of rows, besides embeddings, positions and masks.
+ROW_AXIS = {
+    "visual_pos_masks": 1,
+    "vision_mask": 1,
+    "per_layer_inputs": 1,
+    "cross_attention_mask": 2,
+    "full_text_row_masked_out_mask": 2,
+}
+# One for each layer, with a row for each image token; and the argument that says where image tokens are.
+IMAGE_ROWS = {"deepstack_visual_embeds": "visual_pos_masks", "deepstack_features": "vision_mask"}
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """Rows that are computed already, with their keys and values of every layer."""
+
+    rows: tuple[int, ...] = ()
+    states: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def first(self, count: int) -> Prefix:
+        """Its first rows."""
+        return Prefix(self.rows[:count], tuple((k[:, :, :count], v[:, :, :count]) for k, v in self.states))
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderInputs:
+    """What the language model is called with, once the image has become embeddings.
+
+    Attributes:
+        embeds: `[row, width]`.
+        positions: position ids `[axis, position]`; one axis, or three where time, height and width have their own.
+        image: which rows are image tokens.
+        extras: other arguments of the decoder, for all positions.
+        sight: what the model's own masks let every position see.
+        index: the position that each row stands at; several rows stand at one where answers are alternatives.
+        kept: keys and values of the prompt with nothing hidden, once a call has computed them: later calls go on from
+            there. None keeps nothing.
+    """
+
+    embeds: Float[Tensor, "row width"]
+    positions: Int[Tensor, "axis position"]
+    image: Bool[Tensor, " row"]
+    extras: dict[str, Any]
+    sight: Sight
+    index: Int[Tensor, " row"]
+    kept: list[Prefix] | None = None
+
+    def extras_of(self, rows: Int[Tensor, " some"]) -> dict[str, Any]:
+        """The other arguments of the decoder for some rows."""
+        at = self.index.to(rows.device)[rows]
+        cut = {k: v.index_select(ROW_AXIS[k], at) if k in ROW_AXIS else v for k, v in self.extras.items()}
+        for name in IMAGE_ROWS.keys() & cut.keys():
+            mask = self.extras[IMAGE_ROWS[name]]
+            where = mask[0].reshape(mask.shape[1], -1)[:, 0]  # some repeat it along the width
+            shown, layers = (where.cumsum(0) - 1)[at[where[at]]], cut[name]
+            by_layer = isinstance(layers, Mapping)  # only some layers, by number
+            cut[name] = {n: layers[n][shown] for n in layers} if by_layer else [layer[shown] for layer in layers]
+        return cut
+
+    def cut_before(self, row: int) -> bool:
+        """Whether what stands before a row can be computed without it and what follows."""
+        return self.cuts is None or self.cuts[row]
+
+    @functools.cached_property
+    def cuts(self) -> list[bool] | None:
+        """`cut_before` for every row; None where it is always true."""
+        return None if self.sight.causal and not self.sight.whole else [self.sight.cuts[i] for i in self.index.tolist()]
+
+
+@torch.no_grad()
+def decoder_inputs(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: int = ROOM) -> DecoderInputs:
+    """Run the model up to its decoder: the vision tower and projector are computed once for all coalitions.
+
+    With `keep_prompt`, calls that are given the result leave the keys and values of the prompt to each other: faster
+    where one prompt is scored many times, at the price of that memory. Their prompts may be longer than the first one's
+    (a part of the answer) or a beginning of it; answers may be longer than that of `x` by `room`.
+    """
+    filler = next(i for i in reversed(x.input_ids[0].tolist()) if i != vlm.image_token_id)
+    ids = [*x.answer_ids.tolist(), *[filler] * room]
+    longer = x.with_answer(ids, [""] * len(ids), "")
+    called, sight = look(vlm.decoder, vlm.attention_kinds, longer.length, lambda: vlm.call(longer.model_inputs))
+    sight = dataclasses.replace(sight, whole=bool(vlm.family.carriers))
+    embeds, ids_called = called.pop("inputs_embeds", None), called.pop("input_ids", None)
+    embeds = vlm.decoder.get_input_embeddings()(ids_called) if embeds is None else embeds
+    positions = called.pop("position_ids", None)
+    if positions is None:
+        positions = torch.arange(embeds.shape[1], device=embeds.device)
+    dropped = (
+        "attention_mask",
+        "past_key_values",
+        "use_cache",
+        "output_hidden_states",
+        "output_attentions",
+        "return_dict",
+    )
+    extras = {k: v for k, v in called.items() if k not in dropped and v is not None}
+    kept: list[Prefix] | None = [] if keep_prompt else None
+    positions = positions.reshape(-1, embeds.shape[1])
+    return DecoderInputs(embeds[0], positions, longer.where("image"), extras, sight, torch.arange(longer.length), kept)
