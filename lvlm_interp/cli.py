@@ -161,7 +161,7 @@ class Case:
 
 
 DEMO = (
-    Case(2, ("banana",), ("purple",), "What color is the banana?"),
+    Case(3, ("banana",), ("purple",), "What color is the banana?"),
     Case(7, ("cat", "umbrella"), (None, "green"), "What is in the image?"),
     Case(1, ("dog", "book"), (None, "blue"), "How much does the book cost?", "The book costs ten dollars."),
 )
