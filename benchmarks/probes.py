@@ -14,30 +14,14 @@ from pathlib import Path
 import numpy as np
 import sklearn
 import torch
+from _features import examples, features
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 import lvlm_interp as li
-from lvlm_interp.methods.probe import task_of
 from lvlm_interp.methods.probe_fit import Problem, Space, solve
-from lvlm_interp.reference.questions import LEVELS, examples
-
-SITES = {"heads": "blocks.*.attn.hook_z", "layers": "blocks.*.hook_resid_post"}
-
-
-def captured(vlm: li.HookedVLM, level: str, count: int, seed: int) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Features `[example, site, dim]` of heads and of layers, and labels."""
-    kept: dict[str, list[torch.Tensor]] = {name: [] for name in SITES}
-    labels = []
-    for example in examples(level, count, seed):
-        x = vlm.prepare(example.question, example.scene.image)
-        capture = vlm.capture(x, list(SITES.values()), reduce="last")
-        residual = [name for name in capture if name.endswith("resid_post")]
-        heads = [name for name in capture if name.endswith("hook_z")]
-        kept["layers"].append(torch.stack([capture[name] for name in residual], 1))
-        kept["heads"].append(torch.cat([capture[name] for name in heads], 1))
-        labels.append(example.label)
-    return {name: torch.cat(rows).float() for name, rows in kept.items()}, labels
+from lvlm_interp.methods.probe_task import task_of
+from lvlm_interp.reference.questions import LEVELS
 
 
 def ours(x: torch.Tensor, labels: list[str], l2: float, tolerance: float) -> tuple[np.ndarray, np.ndarray, float]:
@@ -91,10 +75,11 @@ def main() -> None:
     parser.add_argument("--level", choices=LEVELS, default="attribute")
     parser.add_argument("--l2", type=float, default=100.0)
     parser.add_argument("--tolerance", type=float, default=1e-5)
-    parser.add_argument("--seed", type=int, default=500_000)
+    parser.add_argument("--features", type=Path, help="a folder that keeps features from run to run")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "probes.json")
     options = parser.parse_args()
-    features, labels = captured(li.load("reference"), options.level, options.examples, options.seed)
+    found = features(li.load("reference"), options.level, options.examples, options.features)
+    labels = [example.label for example in examples(options.level, options.examples)]
     report = {
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "sklearn": sklearn.__version__},
         "threads": torch.get_num_threads(),
@@ -102,7 +87,7 @@ def main() -> None:
         "level": options.level,
         "l2": options.l2,
         "tolerance": options.tolerance,
-        **{name: compared(x, labels, options.l2, options.tolerance) for name, x in features.items()},
+        **{name: compared(some.values, labels, options.l2, options.tolerance) for name, some in found.items()},
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n")

@@ -15,12 +15,13 @@ import typer
 from rich.console import Console
 
 import lvlm_interp as li
-from lvlm_interp.errors import LvlmInterpError, OutputError
+from lvlm_interp.errors import InputError, LvlmInterpError, OutputError
 
 if TYPE_CHECKING:
     from lvlm_interp.results import Result
 
 WIDE = 240  # columns
+RESIDUALS = "blocks.*.hook_resid_post"
 INTERRUPTED = 130  # what shells report after Ctrl-C
 
 app = typer.Typer(
@@ -340,6 +341,59 @@ def direct(
     """Each answer token's logit as a sum: what heads read from text and image, MLPs, embedding and biases."""
     x = _example(vlm := _load(model, image, verbose), image, question, answer, context, system)
     _show(li.direct(vlm, x, target=target, against=against), as_json, x.answer)
+
+
+@app.command()
+def probe(
+    table: Annotated[Path, typer.Argument(help="A .csv or .jsonl with columns image, question and a label.")],
+    out: OutDir,
+    model: Model = "reference",
+    sites: Annotated[str, typer.Option(help="A glob of sites, such as 'blocks.*.attn.hook_z'.")] = RESIDUALS,
+    label: Annotated[
+        list[str] | None, typer.Option(help="The column to predict, 'label' by default; repeat it for points (x, y).")
+    ] = None,
+    group: Annotated[str, typer.Option(help="Rows of one group are held out together.")] = "image",
+    kind: Annotated[
+        str | None,
+        typer.Option("--type", help="A column that labels could be learnt by heart from."),
+    ] = None,
+    folds: Annotated[int, typer.Option(help="How many.")] = 5,
+    permutations: Annotated[int, typer.Option(help="For p-values; 0 for none.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Decides folds, controls, permutations and intervals.")] = 0,
+    force: Force = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """What linear probes read off every layer or head, over a table of examples; writes probes, scores and a figure."""
+    from lvlm_interp.report import export
+    from lvlm_interp.tables import read_examples
+
+    export.check(out, force)
+    frame, labels = read_examples(table), label or ["label"]
+    for name in (*labels, group, *([kind] if kind else [])):
+        if name not in frame:
+            raise InputError(f"{table} has no column {name!r}; it has {list(frame)}")
+    vlm, progress = _load(model, Path(frame["image"][0]), verbose), sys.stderr.isatty()
+    told = [name for name in ("answer", "context", "system") if name in frame]
+    asked = [vlm.prepare(r.question, r.image, **{name: r[name] for name in told}) for _, r in frame.iterrows()]
+    features = li.collect_features(vlm, asked, {"": sites}, progress=progress)[""]
+    found = li.fit_probes(
+        features.by_head,
+        frame[labels[0]] if len(labels) == 1 else frame[labels].to_numpy(float),
+        groups=frame[group],
+        types=frame[kind] if kind else None,
+        sites=features.sites,
+        folds=folds,
+        permutations=permutations,
+        seed=seed,
+        metadata=frame,
+        vlm=vlm,
+        progress=progress,
+    )
+    export.write_probes(found, out, force)
+    for note in found.notes:
+        _complain(f"note: {note}")
+    _show(found, as_json, f"{table}: {len(frame)} examples")
 
 
 # --- models ---------------------------------------------------------------------------------------

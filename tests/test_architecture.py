@@ -27,7 +27,7 @@ NAME = "lvlm_interp"
 BASE = {"errors", "results"}
 MODEL = BASE | {"model"}
 METHODS = MODEL | {"counterfactuals", "methods"}
-ANYTHING = METHODS | {"adapters", "reference", "report", "cli"}
+ANYTHING = METHODS | {"adapters", "reference", "report", "tables", "cli"}
 MAY_IMPORT = {
     "errors": set(),
     "results": {"errors"},
@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "counterfactuals": MODEL,
     "methods": METHODS,
     "report": METHODS,
+    "tables": {"errors"},
     "cli": ANYTHING,
     "__main__": ANYTHING,
     "__init__": ANYTHING,

@@ -250,3 +250,33 @@ def test_importing_changes_nothing_outside():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True"]
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Twelve examples: which of two pictures, and where."""
+    from lvlm_interp.reference import make_scene
+
+    rows = ["image,question,thing,x,y"]
+    for n in range(12):
+        noun = ("cat", "banana")[n % 2]
+        make_scene(n, objects=[noun]).image.save(tmp_path / f"{n}.png")
+        rows.append(f"{n}.png,What is in the image?,{noun},{n}.5,{n * n}.5")
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    return tmp_path / "t.csv"
+
+
+@pytest.mark.usefixtures("loaded")
+def test_probe(run, table, tmp_path):
+    options = ["--folds", "2", "--permutations", "20"]
+    heads = ["--sites", "blocks.1*.attn.hook_z", "--label", "thing"]
+    status, out, err = run("probe", table, *options, *heads, "--out", tmp_path / "out", "--json")
+    assert status == 0 and "permutations" in err
+    found = li.ProbeResult.load(tmp_path / "out" / "probes.safetensors")
+    assert json.loads(out)["sites"] == list(found.sites) and found.site_shape == (11, 9)
+    assert found.classes == ("banana", "cat") and list(found.metadata["thing"]) == ["cat", "banana"] * 6
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {"probes.safetensors", "probes.csv", "probes.png"}
+    status, out, _ = run("probe", table, *options, "--label", "x", "--label", "y", "--out", tmp_path / "xy")
+    assert status == 0 and "pixel_error" in out
+    status, _, err = run("probe", table, "--label", "mood", "--out", tmp_path / "no")
+    assert status == 1 and one_line(err) and "no column 'mood'" in err

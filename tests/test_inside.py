@@ -66,3 +66,34 @@ def test_what_cannot_be_drawn(vlm, x):
         inside.component_bars(found, 9)
     with pytest.raises(InputError, match="no role 'context'"):
         inside.head_map(found, 0, "context")
+
+
+@pytest.fixture(scope="module")
+def probes():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(60, 3, 2, 4, generator=generator)
+    labels = torch.arange(60) % 2
+    features[:, 1, 1, 0] += 4 * labels
+    options = {"bootstrap": 50, "permutations": 200, "l2": 1.0}
+    return li.fit_probes(features, labels, types=torch.arange(60) % 5, **options)
+
+
+def test_probes_by_layer_and_head(probes):
+    ax = inside.probe_map(probes)
+    shown = torch.tensor(ax.images[0].get_array().data)
+    assert torch.allclose(shown, probes.of("accuracy")) and tuple(shown.shape) == (3, 2)
+    marked = {(int(y), int(x)) for x, y in ax.collections[0].get_offsets()}
+    assert (1, 1) in marked and len(marked) == int(probes.significant.sum())
+    selective = inside.probe_map(probes, "selectivity").images[0].get_array().data
+    assert torch.allclose(torch.tensor(selective).flatten(), probes.selectivity)
+    with pytest.raises(InputError, match="no metric 'luck'"):
+        inside.probe_map(probes, "luck")
+
+
+def test_probes_by_layer(probes):
+    ax = inside.probe_layers({"one": probes, "two": probes}, "auroc")
+    drawn = [line for line in ax.lines if len(line.get_xdata()) == len(probes.sites)]
+    assert len(drawn) == 2 and torch.allclose(torch.tensor(drawn[0].get_ydata()), probes.of("auroc").flatten())
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["one", "two"]
+    with pytest.raises(InputError, match="no results"):
+        inside.probe_layers({})

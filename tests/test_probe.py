@@ -18,7 +18,9 @@ from sklearn.preprocessing import StandardScaler
 from lvlm_interp import wrap
 from lvlm_interp.errors import InputError, LvlmInterpError, OutputError, SiteError
 from lvlm_interp.methods import probe, statistics
-from lvlm_interp.methods.probe import Probe, ProbeResult, fit_probes, stack_features
+from lvlm_interp.methods.estimators import Probe
+from lvlm_interp.methods.features import collect_features, stack_features
+from lvlm_interp.methods.probe import ProbeResult, fit_probes
 from lvlm_interp.methods.probe_fit import BINARY, GAUSSIAN, MULTINOMIAL, Problem, Space, held_out_r2, solve
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -413,6 +415,28 @@ def test_captures_become_features():
         stack_features([vlm.capture(tiny_inputs(vlm), ["*.hook_z", "blocks.0.hook_resid_post"], reduce="last")])
     with pytest.raises(InputError, match="no captures"):
         stack_features([])
+
+
+def test_features_are_those_of_each_example_alone():
+    """Read in batches, of which the last is smaller and examples are of different lengths."""
+    vlm = wrap(tiny_llava())
+    examples = [tiny_inputs(vlm, answer, seed=s) for s, answer in enumerate([(7,), (7, 8), (9,)])]
+    sites = {"heads": "blocks.*.attn.hook_z", "layers": "blocks.*.hook_resid_post"}
+    found = collect_features(vlm, iter(examples), sites, batch=2)
+    heads = len(found["heads"].sites) // len(found["layers"].sites)
+    assert found["heads"].by_head.shape[:3] == (3, len(found["layers"].sites), heads)
+    assert found["layers"].by_head.shape[2] == 1
+    for row, x in enumerate(examples):
+        alone = vlm.capture(x, list(sites.values()))
+        for number, site in enumerate(found["layers"].sites):
+            assert torch.allclose(found["layers"].values[row, number], alone[site][0, -1], atol=1e-5)
+        z = alone["blocks.1.attn.hook_z"][0, -1]
+        assert torch.allclose(found["heads"].by_head[row, 1], z, atol=1e-5)
+    assert not torch.allclose(found["layers"].values[0], found["layers"].values[1], atol=1e-3)
+    with pytest.raises(InputError, match="no examples"):
+        collect_features(vlm, [], sites)
+    with pytest.raises(SiteError, match="nothing"):
+        collect_features(vlm, examples, {"none": "nothing"})
 
 
 # --- scikit-learn's conventions ---------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from lvlm_interp.errors import SceneError
-from lvlm_interp.reference.questions import LEVELS, examples
+from lvlm_interp.reference.questions import LEVELS, examples, words
 from lvlm_interp.reference.scenes import COLORS, TRAINING_SEEDS
 
 
@@ -41,6 +41,17 @@ def test_questions_do_not_tell_the_answer():
     for level in ("presence", "relation"):
         assert not any(e.label in e.question.lower().split() for e in examples(level, 40))
     assert not any(color in e.question for e in examples("attribute", 40) for color in COLORS if color != "orange")
+
+
+def test_words_end_true_answers():
+    read = list(words(40, seed=9))
+    assert read == list(words(40, seed=9)) and {len(e.scene.items) for e in read} == {1, 2}
+    for e in read:
+        (whole,) = [q.answer for q in e.scene.questions() if q.kind == "objects"]
+        left, top, right, bottom = e.scene.item(e.label).box
+        assert whole.startswith(e.answer) and e.answer.endswith(e.label)
+        assert e.centre == ((left + right) / 2, (top + bottom) / 2)
+    assert any(e.label != e.scene.items[0].noun for e in read)
 
 
 def test_an_unknown_level_is_refused():

@@ -40,7 +40,8 @@ def as_bridge(vlm: HookedVLM) -> TransformerBridge:
     a copy, weights included. It has no tokenizer: give it prepared inputs.
 
     Raises:
-        ModelError: TransformerLens does not know this kind of model, or lacks a package that it wants for it.
+        ModelError: TransformerLens does not know this kind of model, lacks a package that it wants for it, or
+            expects other parts (its LLaVA has CLIP's vision tower).
     """
     kind = type(vlm.model).__name__
     if kind not in SUPPORTED_ARCHITECTURES:
@@ -52,8 +53,8 @@ def as_bridge(vlm: HookedVLM) -> TransformerBridge:
     own = copy.deepcopy(vlm.model)
     try:
         return build_bridge_from_module(own, kind, hf_config=own.config, model_name=vlm.name)
-    except ImportError as error:
-        raise ModelError(f"TransformerLens cannot build its bridge for {kind} here: {error}") from error
+    except (ImportError, AttributeError) as error:  # a package or, for another vision tower, a module that it expects
+        raise ModelError(f"TransformerLens cannot build its bridge for this {kind}: {error}") from error
 
 
 def as_activation_cache(vlm: HookedVLM, capture: Capture) -> ActivationCache:

@@ -11,8 +11,7 @@ That a probe reads something off a site shows that it is there, not that the mod
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,278 +19,32 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
-from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.methods import statistics
-from lvlm_interp.methods.probe_fit import (
-    BINARY,
-    GAUSSIAN,
-    MULTINOMIAL,
-    Likelihood,
-    Problem,
-    Space,
-    held_out_r2,
-    solve,
+from lvlm_interp.methods.estimators import PointProbe, Probe, strengths
+from lvlm_interp.methods.probe_fit import BINARY
+from lvlm_interp.methods.probe_task import (
+    Column,
+    Kind,
+    Label,
+    Task,
+    check_folds,
+    inner_folds,
+    make_folds,
+    numbered,
+    task_of,
 )
-from lvlm_interp.model.capture import Capture
+from lvlm_interp.methods.probe_validate import Fitted, Plan, fit_block
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Provenance, Result
 
-Kind = Literal["classify", "regress"]
-Label = str | int | float | bool
-Column = Sequence[Any] | np.ndarray | Tensor | pd.Series
-
 L2 = (1e4, 1e3, 1e2, 1e1, 1e0, 1e-1)
-SHRINKAGE = (1.0, 0.01)  # of the least-squares probe in permutation tests; the better counts
-INNER_FOLDS = 3
-INNER_TOLERANCE = 1e-3  # held-out losses of the inner folds, which only choose L2, change no more below it
 CONTROLS = 3  # draws of control labels that selectivity is averaged over
 BLOCK = 1 << 26  # bytes of features that are fitted together
 NAMED = 3  # sites that a message names before it says how many more there are
-
-
-# --- what is to be predicted ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Task:
-    """Labels as numbers.
-
-    Attributes:
-        kind: `classify` or `regress`.
-        classes: the labels, sorted; outputs by number in a regression.
-        truth: the number of each example's class, `[example]`, or the values to predict, `[example, output]`.
-    """
-
-    kind: Kind
-    classes: tuple[Label, ...]
-    truth: Tensor
-
-    @property
-    def likelihood(self) -> Likelihood:
-        if self.kind == "regress":
-            return GAUSSIAN
-        return BINARY if len(self.classes) == 2 else MULTINOMIAL
-
-    def targets(self, truth: Tensor) -> Float[Tensor, "*example output"]:
-        """What margins are fitted to: 0 or 1, one-hot, or the values themselves."""
-        if self.kind == "regress":
-            return truth
-        hot = torch.nn.functional.one_hot(truth, len(self.classes)).to(torch.get_default_dtype())
-        return hot[..., 1:] if len(self.classes) == 2 else hot
-
-    def probabilities(self, margins: Float[Tensor, "*example output"]) -> Float[Tensor, "*example class"]:
-        means = self.likelihood.mean(margins)
-        return torch.cat([1 - means, means], -1) if len(self.classes) == 2 else means
-
-    def predicted(self, margins: Float[Tensor, "*example output"]) -> Tensor:
-        """Class numbers `[…]`, or values `[…, output]`."""
-        if self.kind == "regress":
-            return margins
-        return (margins[..., 0] > 0).long() if len(self.classes) == 2 else margins.argmax(-1)
-
-    def scores(
-        self,
-        margins: Float[Tensor, "site example output"],
-        truth: Tensor,
-        weights: statistics.Samples,
-        fold: Int[Tensor, " example"],
-    ) -> dict[str, statistics.Scores]:
-        if self.kind == "regress":
-            return statistics.point_scores(truth, margins.to(weights.dtype), weights)
-        probabilities = self.probabilities(margins.to(weights.dtype))
-        return statistics.class_scores(truth, self.predicted(margins), probabilities, weights, fold)
-
-
-def task_of(labels: Any, kind: Kind | Literal["auto"] = "auto") -> Task:
-    """Strings, integers and whole floats are classes; other floats, and rows of numbers, are values.
-
-    Raises:
-        InputError: one class only, or labels that are not finite.
-    """
-    values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise InputError(f"{int((~np.isfinite(values)).sum())} labels are NaN or infinite")
-    if values.dtype == object:
-        values = values.astype(str)
-    points = values.ndim == 2 or (kind == "auto" and type_of_target(values).startswith("continuous"))
-    if kind == "regress" or (kind == "auto" and points):
-        truth = torch.as_tensor(values.reshape(len(values), -1), dtype=torch.get_default_dtype())
-        if (truth == truth[:1]).all():
-            raise InputError("all labels are equal: there is nothing to predict")
-        return Task("regress", tuple(range(truth.shape[1])), truth)
-    classes, numbers = np.unique(values, return_inverse=True)
-    if len(classes) < 2:
-        raise InputError(f"all {len(values)} labels are {classes.tolist()}: a probe needs at least two classes")
-    return Task("classify", tuple(classes.tolist()), torch.from_numpy(numbers.reshape(len(values))))
-
-
-# --- folds ------------------------------------------------------------------------------------------------------------
-
-
-def make_folds(task: Task, groups: Int[Tensor, " example"], count: int, seed: int) -> Int[Tensor, " example"]:
-    """The fold that each example is held out with: classes spread evenly, groups whole.
-
-    Raises:
-        InputError: too few examples, groups or members of a class.
-    """
-    alone = len(groups.unique())
-    if not 2 <= count <= alone:
-        raise InputError(f"{count} folds of {len(groups)} examples in {alone} groups: give from 2 to {alone} folds")
-    splitters = {
-        ("classify", True): StratifiedGroupKFold,
-        ("classify", False): StratifiedKFold,
-        ("regress", True): GroupKFold,
-        ("regress", False): KFold,
-    }
-    if task.kind == "classify":
-        rarest = int(task.truth.bincount(minlength=len(task.classes)).argmin())
-        members = int((task.truth == rarest).sum())
-        if members < count:
-            raise InputError(
-                f"{count} folds, but class {task.classes[rarest]!r} has only {members} examples: give fewer folds, or "
-                "leave that class out"
-            )
-    grouped = alone < len(groups)
-    splitter = splitters[task.kind, grouped](count, shuffle=True, random_state=seed)
-    classes, together = task.truth.numpy() if task.kind == "classify" else None, groups.numpy() if grouped else None
-    fold = torch.zeros(len(groups), dtype=torch.long)
-    for number, (_, test) in enumerate(splitter.split(np.zeros(len(groups)), classes, together)):
-        fold[torch.from_numpy(test)] = number
-    return fold
-
-
-def check_folds(task: Task, groups: Int[Tensor, " example"], fold: Int[Tensor, " example"]) -> None:
-    """Raises:
-    InputError: a group is on both sides of a fold, or a class is missing from what a fold is trained on.
-    """
-    pairs = torch.stack([groups, fold]).unique(dim=1)
-    if pairs.shape[1] > len(groups.unique()):
-        raise InputError("the folds given split a group: all examples of a group must be in one fold")
-    if len(fold.unique()) < 2:
-        raise InputError("all examples are in one fold: nothing is left to train on")
-    for number in fold.unique() if task.kind == "classify" else ():
-        seen = task.truth[fold != number].bincount(minlength=len(task.classes))
-        if missing := [task.classes[int(c)] for c in (seen == 0).nonzero()]:
-            raise InputError(
-                f"all examples of {missing} fall into fold {int(number)}, since groups stay whole: these classes are "
-                "in too few groups. Give coarser classes, more groups, or no groups"
-            )
-
-
-# --- fitting ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything about a run that is the same at all sites.
-
-    Attributes:
-        task: the labels.
-        targets: those of the real task, then of the control tasks, `[example, target, output]`.
-        fold: the fold that each example is held out with.
-        inner: for each fold, the inner fold of each of its training examples.
-        l2: strengths to choose from, strongest first.
-        standardize: scale features by their standard deviation.
-        tolerance: of the fits.
-    """
-
-    task: Task
-    targets: Float[Tensor, "example target output"]
-    fold: Int[Tensor, " example"]
-    inner: tuple[Int[Tensor, " _"], ...]
-    l2: tuple[float, ...]
-    standardize: bool
-    tolerance: float
-
-
-def cross_validated(
-    x: Float[Tensor, "site example dim"], plan: Plan
-) -> tuple[Float[Tensor, "site example target output"], Float[Tensor, "site strength"]]:
-    """Held-out margins of every example, and the inner folds' losses by strength of L2, added up over folds."""
-    targets = plan.targets.to(x.dtype)
-    margins = x.new_zeros(len(x), *targets.shape)
-    losses = x.new_zeros(len(x), len(plan.l2))
-    for number, inner in enumerate(plan.inner):
-        test = plan.fold == number
-        inner_losses = validated(x[:, ~test], targets[~test, :1], inner, plan)
-        losses += inner_losses
-        space = Space.of(x[:, ~test], plan.standardize)
-        problem = Problem(space.enter(x[:, ~test]), targets[~test], plan.task.likelihood)
-        weights = solve(problem, strongest_best(inner_losses, plan.l2), tolerance=plan.tolerance)
-        held_out = space.enter(x[:, test]) @ weights.flatten(2)
-        margins[:, test] = held_out.unflatten(2, targets.shape[1:])
-    return margins, losses
-
-
-def validated(
-    x: Float[Tensor, "site example dim"],
-    targets: Float[Tensor, "example target output"],
-    fold: Int[Tensor, " example"],
-    plan: Plan,
-) -> Float[Tensor, "site strength"]:
-    """Held-out loss of each strength of L2; each fit starts from the one before."""
-    losses = x.new_zeros(len(x), len(plan.l2))
-    for number in fold.unique() if len(plan.l2) > 1 else ():
-        test = fold == number
-        space = Space.of(x[:, ~test], plan.standardize)
-        problem = Problem(space.enter(x[:, ~test]), targets[~test], plan.task.likelihood)
-        held_out = Problem(space.enter(x[:, test]), targets[test], plan.task.likelihood)
-        weights = None
-        for i, strength in enumerate(plan.l2):
-            weights = solve(problem, x.new_full((len(x),), strength), weights, INNER_TOLERANCE)
-            losses[:, i] += plan.task.likelihood.loss(held_out.margins(weights), held_out.y).sum((1, 2))
-    return losses
-
-
-def strongest_best(losses: Float[Tensor, "site strength"], l2: Sequence[float]) -> Float[Tensor, " site"]:
-    """For each site the strength of least loss, the strongest of equals."""
-    return torch.tensor(l2, dtype=losses.dtype)[losses.argmin(1)]
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What a block of sites gave; concatenated over blocks (tensors start with the site)."""
-
-    coef: Float[Tensor, "site dim output"]
-    intercept: Float[Tensor, "site output"]
-    l2: Float[Tensor, " site"]
-    margins: Float[Tensor, "site example target output"]
-    statistic: Float[Tensor, "site order"]
-    separable: Tensor
-    constant: Tensor
-
-    @classmethod
-    def together(cls, blocks: Sequence[Fitted]) -> Fitted:
-        return cls(**{f.name: torch.cat([getattr(b, f.name) for b in blocks]) for f in dataclasses.fields(cls)})
-
-
-def fit_block(x: Float[Tensor, "site example dim"], plan: Plan, orders: Int[Tensor, "order example"]) -> Fitted:
-    """All that needs features: held-out margins, the permutation statistic, and the probes on all examples."""
-    margins, losses = cross_validated(x, plan)
-    space, chosen = Space.of(x, plan.standardize), strongest_best(losses, plan.l2)
-    problem = Problem(space.enter(x), plan.targets[:, :1].to(x.dtype), plan.task.likelihood)
-    weights = solve(problem, chosen, tolerance=plan.tolerance)
-    coef, intercept = space.leave(weights)
-    fits = plan.task.predicted(problem.margins(weights)[:, :, 0])
-    separable = torch.full((len(x),), False)
-    if plan.task.kind == "classify":
-        separable = (fits == plan.task.truth).all(1)
-    return Fitted(
-        coef[:, :, 0],
-        intercept[:, 0],
-        chosen,
-        margins,
-        held_out_r2(x, plan.targets[:, 0].to(x.dtype), orders, plan.fold, SHRINKAGE, plan.standardize),
-        separable,
-        (x == x[:, :1]).all(1).sum(1),
-    )
 
 
 # --- the result -------------------------------------------------------------------------------------------------------
@@ -498,19 +251,19 @@ def fit_probes(
     for what, given in (("labels", wanted.truth), ("groups", groups), ("types", types), ("metadata", metadata)):
         if given is not None and len(given) != count:
             raise InputError(f"{count} examples but {len(given)} {what}")
-    grouped = _numbers(groups) if groups is not None else torch.arange(count)
-    fold = make_folds(wanted, grouped, folds, seed) if isinstance(folds, int) else _numbers(folds)
+    grouped = numbered(groups) if groups is not None else torch.arange(count)
+    fold = make_folds(wanted, grouped, folds, seed) if isinstance(folds, int) else numbered(folds)
     check_folds(wanted, grouped, fold)
     generator = torch.Generator().manual_seed(seed)
-    strengths = _strengths(l2)
+    chosen = strengths(l2)
     plan = Plan(
         task=wanted,
         targets=_targets(wanted, types, generator),
         fold=fold,
-        inner=_inner(wanted, grouped, fold, seed)
-        if len(strengths) > 1
+        inner=inner_folds(wanted, grouped, fold, seed)
+        if len(chosen) > 1
         else tuple(fold[fold != f] for f in fold.unique()),
-        l2=strengths,
+        l2=chosen,
         standardize=standardize,
         tolerance=tolerance,
     )
@@ -521,7 +274,7 @@ def fit_probes(
     p, q = _tested(found.statistic)
     parameters: dict[str, Any] = {
         "task": wanted.kind,
-        "l2": strengths,
+        "l2": chosen,
         "standardize": standardize,
         "permutations": permutations,
     }
@@ -547,117 +300,6 @@ def fit_probes(
         metadata={} if metadata is None else {str(k): v.tolist() for k, v in metadata.items()},
         provenance=_provenance(vlm, seed, parameters),
     )
-
-
-def stack_features(captures: Iterable[Capture]) -> tuple[Float[Tensor, "example site dim"], tuple[str, ...]]:
-    """Features and site names for `fit_probes`, from captures that keep one vector for each site (`reduce="last"`).
-
-    Sites with heads (`…attn.hook_z`) become a site for each head: `blocks.3.attn.hook_z.5` is head 5. Logits are left
-    out.
-
-    Raises:
-        InputError: no captures, or a site that keeps more than one position.
-    """
-    rows: list[Tensor] = []
-    names: tuple[str, ...] = ()
-    for capture in captures:
-        kept = {name: value for name, value in capture.items() if name != "logits"}
-        rows.append(_row(kept))
-        names = tuple(n for name, value in kept.items() for n in _head_names(name, value))
-    if not rows:
-        raise InputError("no captures to take features from")
-    return torch.cat(rows), names
-
-
-# --- scikit-learn's conventions ---------------------------------------------------------------------------------------
-
-
-class _Linear(BaseEstimator):
-    """What both estimators share; every parameter of `__init__` is an attribute of the same name."""
-
-    def __init__(self, l2: float = 1.0, standardize: bool = True, tolerance: float = 1e-6) -> None:
-        self.l2, self.standardize, self.tolerance = l2, standardize, tolerance
-
-    def _fit(self, x: np.ndarray, task: Task) -> None:
-        features = torch.tensor(x)[None]
-        space = Space.of(features, self.standardize)
-        targets = task.targets(task.truth).to(features.dtype)[:, None]
-        problem = Problem(space.enter(features), targets, task.likelihood)
-        (strength,) = _strengths(self.l2)
-        weights = solve(problem, features.new_full((1,), strength), tolerance=self.tolerance)
-        coef, intercept = space.leave(weights)
-        self.coef_, self.intercept_ = coef[0, :, 0].T.numpy(), intercept[0, 0].numpy()
-
-    def _margins(self, x: Any) -> np.ndarray:
-        check_is_fitted(self, "coef_")
-        return validate_data(self, x, reset=False, dtype=[np.float64, np.float32]) @ self.coef_.T + self.intercept_
-
-
-class Probe(ClassifierMixin, _Linear):
-    """Logistic regression (multinomial from three classes on) with L2, as a scikit-learn estimator.
-
-    Attributes:
-        coef_: `[output, dim]`; one output for two classes.
-        intercept_: `[output]`.
-        classes_: the labels.
-    """
-
-    def fit(self, X: Any, y: Any) -> Probe:
-        """Fit to features `[example, dim]` and labels `[example]`."""
-        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
-        check_classification_targets(y)
-        self.classes_, numbers = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise InputError(
-                f"all labels are of one class, {self.classes_.tolist()}: a probe needs at least two classes"
-            )
-        self._fit(X, Task("classify", tuple(self.classes_.tolist()), torch.from_numpy(numbers)))
-        return self
-
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Margins: log-odds `[example]` of the second of two classes, else `[example, class]`."""
-        margins = self._margins(X)
-        return margins[:, 0] if margins.shape[1] == 1 else margins
-
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """`[example, class]`."""
-        margins = torch.from_numpy(self._margins(X))
-        return self._task().probabilities(margins).numpy()
-
-    def predict(self, X: Any) -> np.ndarray:
-        """`[example]`."""
-        margins = torch.from_numpy(self._margins(X))
-        return self.classes_[self._task().predicted(margins).numpy()]
-
-    def _task(self) -> Task:
-        return Task("classify", tuple(self.classes_.tolist()), torch.zeros(0, dtype=torch.long))
-
-
-class PointProbe(RegressorMixin, _Linear):
-    """Ridge regression, of one value or several such as (x, y), as a scikit-learn estimator.
-
-    Attributes:
-        coef_: `[output, dim]`.
-        intercept_: `[output]`.
-    """
-
-    def fit(self, X: Any, y: Any) -> PointProbe:
-        """Fit to features `[example, dim]` and values `[example]` or `[example, output]`."""
-        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], multi_output=True, y_numeric=True)
-        self._flat = np.ndim(y) == 1
-        values = torch.tensor(np.asarray(y, dtype=X.dtype)).view(len(X), -1)
-        self._fit(X, Task("regress", tuple(range(values.shape[1])), values))
-        return self
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Shaped as the values that it was fitted to."""
-        margins = self._margins(X)
-        return margins[:, 0] if getattr(self, "_flat", False) else margins
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags
 
 
 # --- parts of the call ------------------------------------------------------------------------------------------------
@@ -698,47 +340,15 @@ def _blocks(features: Any, shape: tuple[int, ...], names: tuple[str, ...]) -> It
     return (reader(start) for start in range(0, shape[1], several))
 
 
-def _numbers(given: Column) -> Int[Tensor, " example"]:
-    """Equal things get equal numbers, from 0."""
-    values = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
-    return torch.from_numpy(np.unique(values, return_inverse=True)[1].reshape(len(values)))
-
-
-def _strengths(l2: float | Sequence[float]) -> tuple[float, ...]:
-    strengths = tuple(sorted({float(v) for v in np.atleast_1d(l2)}, reverse=True))
-    if not strengths or not all(np.isfinite(v) and v > 0 for v in strengths):
-        raise InputError(f"l2 must be above 0 (separable classes have no finite answer without it), got {l2}")
-    return strengths
-
-
 def _targets(task: Task, types: Column | None, generator: torch.Generator) -> Float[Tensor, "example target output"]:
     """The real targets, then `CONTROLS` in which every type has the label of an example drawn at random."""
     truths = [task.truth]
     if types is not None:
-        numbers = _numbers(types)
+        numbers = numbered(types)
         for _ in range(CONTROLS):
             drawn = torch.randint(len(numbers), (int(numbers.max()) + 1,), generator=generator)
             truths.append(task.truth[drawn[numbers]])
     return torch.stack([task.targets(truth) for truth in truths], 1)
-
-
-def _inner(
-    task: Task, groups: Int[Tensor, " example"], fold: Int[Tensor, " example"], seed: int
-) -> tuple[Int[Tensor, " _"], ...]:
-    """Inner folds of each fold's training examples."""
-    found = []
-    for number in fold.unique():
-        train = fold != number
-        inside = dataclasses.replace(task, truth=task.truth[train])
-        within = _numbers(groups[train])
-        count = min(INNER_FOLDS, len(within.unique()))
-        if task.kind == "classify":
-            count = min(count, int(inside.truth.bincount(minlength=len(task.classes)).min()))
-        if count < 2:
-            raise InputError("too few examples to choose l2 inside the training folds: give one l2, or more examples")
-        found.append(make_folds(inside, within, count, seed + 1))
-        check_folds(inside, within, found[-1])
-    return tuple(found)
 
 
 def _judged(found: Fitted, plan: Plan, weights: statistics.Samples, confidence: float) -> dict[str, Any]:
@@ -818,20 +428,3 @@ def _some(names: Sequence[str]) -> str:
 
 def _matrix(features: Any) -> np.ndarray:
     return features.detach().cpu().double().numpy() if isinstance(features, Tensor) else np.asarray(features)
-
-
-def _row(values: Mapping[str, Tensor]) -> Float[Tensor, "example site dim"]:
-    """`[batch, dim]` or `[batch, head, dim]` of each site, side by side."""
-    for name, value in values.items():
-        if value.ndim != (3 if ".attn.hook_" in name else 2):
-            raise InputError(
-                f"{name} keeps {tuple(value.shape)}, not one vector: capture it with reduce='last' or 'mean'"
-            )
-    widths = {value.shape[-1] for value in values.values()}
-    if len(widths) != 1:
-        raise InputError(f"sites of different widths {sorted(widths)} cannot stand in one array: stack them apart")
-    return torch.cat([value.reshape(len(value), -1, value.shape[-1]) for value in values.values()], 1)
-
-
-def _head_names(name: str, value: Tensor) -> list[str]:
-    return [f"{name}.{head}" for head in range(value.shape[1])] if value.ndim == 3 else [name]

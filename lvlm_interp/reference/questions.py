@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, get_args
 
 from lvlm_interp.errors import SceneError
 from lvlm_interp.reference.scenes import COLORS, RECOLORABLE, Scene, Style, make_scene, nouns, with_article
+
+if TYPE_CHECKING:
+    from lvlm_interp.model.inputs import Inputs
+    from lvlm_interp.model.vlm import HookedVLM
 
 Level = Literal["presence", "object", "attribute", "relation"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -31,6 +35,7 @@ class Example:
         type: what a probe could learn by heart instead of reading it: the noun that the question names.
         group: examples of the same group share a picture.
         centre: (x, y) of the object asked about in pixels of the picture, or None if it is not there.
+        answer: the answer so far, where the model is read in the middle of it.
     """
 
     scene: Scene
@@ -39,6 +44,11 @@ class Example:
     type: str
     group: int
     centre: tuple[float, float] | None
+    answer: str | None = None
+
+    def inputs(self, vlm: HookedVLM) -> Inputs:
+        """What a model is asked; it is read at the last position."""
+        return vlm.prepare(self.question, self.scene.image, answer=self.answer)
 
 
 def examples(level: str, count: int, seed: int = 0, style: Style | None = None) -> Iterator[Example]:
@@ -58,6 +68,20 @@ def examples(level: str, count: int, seed: int = 0, style: Style | None = None) 
     if level not in LEVELS:
         raise SceneError(f"no level {level!r}; there are {list(LEVELS)}")
     return (_MAKERS[level](seed + i, style) for i in range(count))
+
+
+def words(count: int, seed: int = 0, style: Style | None = None) -> Iterator[Example]:
+    """Nouns in the middle of true answers, with the place of what they name: for probes from a word to (x, y).
+
+    The question is the same for all; the answer so far ends in the noun, which is the example's label. A scene of two
+    objects is read at one of them, drawn at random.
+    """
+    for number in range(seed, seed + count):
+        scene = make_scene(number, style)
+        place = random.Random(f"words:{number}").randrange(len(scene.items))
+        said = " and ".join(with_article(item.noun) for item in scene.items[: place + 1])
+        made = _example(scene, "What is in the image?", scene.items[place].noun, scene.items[place].noun)
+        yield replace(made, answer=said[0].upper() + said[1:])
 
 
 def _presence(seed: int, style: Style | None) -> Example:

@@ -22,7 +22,8 @@ from PIL import Image
 
 from lvlm_interp.errors import OutputError
 from lvlm_interp.methods.patches import PatchMap
-from lvlm_interp.report import explorer, figures
+from lvlm_interp.methods.probe import ProbeResult
+from lvlm_interp.report import explorer, figures, inside
 from lvlm_interp.report.diagnosis import Diagnosis
 
 PAGE = "report.html"
@@ -55,6 +56,11 @@ def write(
     folder = check(out_dir, force)
     files = _single(diagnoses) if isinstance(diagnoses, Diagnosis) else _several(diagnoses)
     files[PAGE] = lambda: explorer.page(diagnoses, title).encode()
+    return _write(folder, files) / PAGE
+
+
+def _write(folder: Path, files: Mapping[str, Writer]) -> Path:
+    """All files or, if one cannot be made, none."""
     _not_blocked(folder, files)
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
@@ -66,7 +72,7 @@ def write(
         if isinstance(error, OSError):
             raise OutputError(f"could not write to {folder}: {error.strerror or error}") from error
         raise
-    return folder / PAGE
+    return folder
 
 
 def check(out_dir: str | Path, force: bool = False) -> Path:
@@ -171,6 +177,38 @@ def save_heatmap(
     except OSError as error:
         raise OutputError(f"could not write {target}: {error.strerror or error}") from error
     return target
+
+
+def write_probes(found: ProbeResult, out_dir: str | Path, force: bool = False) -> Path:
+    """Write `probes.safetensors` (the result, to load again), `probes.csv` (a row for each site) and `probes.png`.
+
+    Raises:
+        OutputError: the directory holds something, or cannot be written.
+    """
+    folder = check(out_dir, force)
+    writers: dict[str, Writer] = {
+        "probes.safetensors": lambda: _saved(found),
+        "probes.csv": lambda: found.to_frame().to_csv(index=False).encode(),
+        "probes.png": lambda: _probe_png(found),
+    }
+    return _write(folder, writers)
+
+
+def _saved(found: ProbeResult) -> bytes:
+    with tempfile.TemporaryDirectory() as temporary:
+        return found.save(Path(temporary, "probes.safetensors")).read_bytes()
+
+
+def _probe_png(found: ProbeResult) -> bytes:
+    several = len(found.site_shape) > 1 and found.site_shape[1] > 1
+    figure = Figure(figsize=(6.4, 5.2 if several else 3.6), layout="constrained", dpi=DPI)
+    if several:
+        inside.probe_map(found, ax=figure.subplots())
+    else:
+        inside.probe_layers({found.metrics[0]: found}, ax=figure.subplots())
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
 
 
 def _short(text: str, most: int = 48) -> str:

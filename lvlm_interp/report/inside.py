@@ -1,8 +1,8 @@
-"""Figures of what layers and heads hold: lenses and direct attribution. As in `figures`: results in, Axes out."""
+"""Figures of what layers and heads hold: lenses, direct attribution, probes. As in `figures`: results in, Axes out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,6 +14,7 @@ from PIL import Image
 from lvlm_interp.errors import InputError
 from lvlm_interp.methods.direct import DirectAttribution
 from lvlm_interp.methods.lens import Lens
+from lvlm_interp.methods.probe import ProbeResult
 from lvlm_interp.model.inputs import ImageView
 from lvlm_interp.report.figures import INK, _axes, _quiet, diverging, literal
 from lvlm_interp.report.palette import OPPOSES, SUPPORTS
@@ -173,6 +174,78 @@ def head_map(
     names = [str(n) for n in range(values.shape[1])]
     what = "head by head" if role is None else f"read from {role}"
     return _layers_by(values.numpy(), names, found, token, ax, title, what)
+
+
+def probe_map(
+    found: ProbeResult, metric: str | None = None, ax: Axes | None = None, *, title: str | None = None
+) -> Axes:
+    """Layers × heads: what can be decoded at each, with a dot where it is more than chance.
+
+    Args:
+        found: from `fit_probes`, its sites given as `[layer, head]`; one row of sites is drawn as one column.
+        metric: one of `found.metrics`, the first by default; or `selectivity`.
+        ax: where to draw.
+        title: names the metric by default.
+    """
+    name = metric or found.metrics[0]
+    scores = found.selectivity.view(found.site_shape) if name == "selectivity" else found.of(name)
+    values = scores.reshape(len(scores), -1).numpy()
+    ax = _axes(ax, 2.2 + 0.36 * values.shape[1], 1.4 + 0.16 * len(values))
+    floor = 0.0 if name == "selectivity" else float(found.baseline[found.metrics.index(name)])
+    scale = Normalize(min(floor, float(np.nanmin(values))), max(floor + 1e-6, float(np.nanmax(values))))
+    image = ax.imshow(values, cmap=SEQUENTIAL, norm=scale, aspect="auto", origin="lower")
+    rows, columns = found.significant.view(values.shape).numpy().nonzero()
+    ax.scatter(columns, rows, s=5, color=INK, linewidths=0, label=f"q ≤ {found.alpha:g}")
+    ax.set_xticks(range(values.shape[1]))
+    ax.set(xlabel="head" if values.shape[1] > 1 else "", ylabel="block")
+    ax.set_title(literal(title or f"{_plain(name)} of held-out probes (• q ≤ {found.alpha:g})"), fontsize=11, color=INK)
+    _quiet(ax)
+    _bar(ax, image, _plain(name) + (", pixels" if name == "pixel_error" else ""))
+    return ax
+
+
+def probe_layers(
+    found: Mapping[str, ProbeResult],
+    metric: str | None = None,
+    ax: Axes | None = None,
+    *,
+    title: str | None = None,
+) -> Axes:
+    """One line for each result over its sites in order: a score with its interval, and dotted what guessing gets.
+
+    Args:
+        found: name → result of `fit_probes`, each with one site for each layer.
+        metric: a metric of all of them, the first by default; or `selectivity`, which has no interval.
+        ax: where to draw.
+        title: names the metric by default.
+
+    Raises:
+        InputError: no results.
+    """
+    if not found:
+        raise InputError("no results to draw")
+    ax = _axes(ax, 6.4, 3.6)
+    name = metric or next(iter(found.values())).metrics[0]
+    for number, (label, result) in enumerate(found.items()):
+        color, layers = f"C{number}", range(len(result.sites))
+        if name == "selectivity":
+            ax.plot(layers, result.selectivity, color=color, label=label)
+            continue
+        row = result.metrics.index(name)
+        ax.plot(layers, result.values[row], color=color, label=label)
+        ax.fill_between(layers, result.low[row], result.high[row], color=color, alpha=0.2, linewidth=0)
+        ax.axhline(float(result.baseline[row]), color=color, linestyle=":", linewidth=0.9)
+    ax.set(xlabel="block", ylabel=_plain(name) + (", pixels" if name == "pixel_error" else ""))
+    ax.set_title(
+        title or f"{_plain(name).capitalize()} of probes on held-out examples", fontsize=11, color=INK, loc="left"
+    )
+    ax.legend(frameon=False, fontsize=9)
+    _quiet(ax)
+    return ax
+
+
+def _plain(metric: str) -> str:
+    return metric.replace("_", " ")
 
 
 def _layers_by(

@@ -1,0 +1,59 @@
+"""Examples from a table: a CSV or JSONL file with a row for each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from lvlm_interp.errors import InputError
+
+REQUIRED = ("image", "question")
+OPTIONAL = ("answer", "context", "system")  # of the example itself; empty where a cell is
+SHOWN = 3  # missing pictures that a message names
+
+
+def read_examples(path: str | Path) -> pd.DataFrame:
+    """Read a table of examples.
+
+    The columns `image` (a path, from the table's own folder) and `question` must be there; `answer`, `context` and
+    `system` may be. All other columns, such as a label and a group, ride along.
+
+    Args:
+        path: a `.csv`, or a `.jsonl` with an object on each line.
+
+    Returns:
+        A frame with a row for each example. `image` is the whole path; empty cells of the optional columns are None.
+
+    Raises:
+        InputError: the file is missing, empty or broken, lacks a column or a value, or names pictures that are not
+            there.
+    """
+    file = Path(path)
+    frame = _read(file)
+    if missing := [name for name in REQUIRED if name not in frame]:
+        raise InputError(f"{file} has no column {' and no column '.join(map(repr, missing))}; it has {list(frame)}")
+    if frame.empty:
+        raise InputError(f"{file} holds no examples")
+    for name in REQUIRED:
+        if (empty := frame[name].isna()).any():
+            raise InputError(f"{file}: {name!r} is empty in row {int(empty.to_numpy().argmax()) + 1}")
+    frame["image"] = [str(file.parent / name) for name in frame["image"].astype(str)]
+    if lost := [name for name in frame["image"].unique() if not Path(name).is_file()]:
+        more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
+        raise InputError(f"{file} names pictures that are not there: {', '.join(lost[:SHOWN])}{more}")
+    for name in OPTIONAL:
+        if name in frame:
+            frame[name] = [None if pd.isna(value) else str(value) for value in frame[name]]
+    return frame
+
+
+def _read(file: Path) -> pd.DataFrame:
+    if file.suffix not in (".csv", ".jsonl"):
+        raise InputError(f"a table of examples is a .csv or a .jsonl file, got {str(file)!r}")
+    if not file.is_file():
+        raise InputError(f"no table at {str(file)!r}")
+    try:
+        return pd.read_csv(file) if file.suffix == ".csv" else pd.read_json(file, lines=True)
+    except (ValueError, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error

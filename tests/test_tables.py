@@ -1,0 +1,44 @@
+"""A table of examples is read whole, or refused with what is wrong."""
+
+import pytest
+from PIL import Image
+
+from lvlm_interp.errors import InputError
+from lvlm_interp.tables import read_examples
+
+
+@pytest.fixture
+def folder(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    return tmp_path
+
+
+def test_csv_and_jsonl_give_the_same(folder):
+    (folder / "t.csv").write_text("image,question,answer,label\na.png,What?,,yes\na.png,Where?,There,no\n")
+    rows = ['{"image": "a.png", "question": "What?", "answer": null, "label": "yes"}']
+    rows.append('{"image": "a.png", "question": "Where?", "answer": "There", "label": "no"}')
+    (folder / "t.jsonl").write_text("\n".join(rows))
+    csv, jsonl = read_examples(folder / "t.csv"), read_examples(folder / "t.jsonl")
+    for frame in (csv, jsonl):
+        assert frame["image"].tolist() == [str(folder / "a.png")] * 2
+        assert frame["answer"].tolist() == [None, "There"] and frame["label"].tolist() == ["yes", "no"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.txt", "", "a .csv or a .jsonl"),
+        ("none.csv", None, "no table at"),
+        ("t.csv", "", "cannot be read"),
+        ("t.jsonl", "{broken", "cannot be read"),
+        ("t.csv", "image,label\na.png,yes\n", "no column 'question'; it has .*label"),
+        ("t.csv", "image,question\n", "holds no examples"),
+        ("t.csv", "image,question\na.png,What?\na.png,\n", "'question' is empty in row 2"),
+        ("t.csv", "image,question\nb.png,What?\n", "pictures that are not there: .*b.png"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(folder, name, text, message):
+    if text is not None:
+        (folder / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_examples(folder / name)
