@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from lvlm_interp import wrap
 from lvlm_interp.errors import InputError, LvlmInterpError, OutputError, SiteError
-from lvlm_interp.methods import probe, statistics
+from lvlm_interp.methods import probe, probe_validate, statistics
 from lvlm_interp.methods.estimators import Probe
 from lvlm_interp.methods.features import collect_features, stack_features
 from lvlm_interp.methods.probe import ProbeResult, fit_probes
@@ -164,7 +164,7 @@ def p_values(x, y, fold, groups, orders=None, count=99, seed=0):
     orders = (
         statistics.exchanges(fold, groups, count, torch.Generator().manual_seed(seed)) if orders is None else orders
     )
-    return statistics.permutation_p(held_out_r2(x, y, orders, fold, probe.SHRINKAGE))
+    return statistics.permutation_p(held_out_r2(x, y, orders, fold, probe_validate.SHRINKAGE))
 
 
 def p_of_held_out_labels_only(x, y, fold, count=99):
@@ -240,25 +240,25 @@ def test_what_a_fold_holds_out_teaches_nothing():
 
 
 def test_leaking_standardisation_is_caught(monkeypatch):
-    cross_validated, of = probe.cross_validated, Space.of
+    cross_validated, of = probe_validate.cross_validated, Space.of
 
     def leaky(x, plan):
-        monkeypatch.setattr(probe.Space, "of", lambda part, standardize: of(x, standardize))
+        monkeypatch.setattr(probe_validate.Space, "of", lambda part, standardize: of(x, standardize))
         return cross_validated(x, plan)
 
-    monkeypatch.setattr(probe, "cross_validated", leaky)
+    monkeypatch.setattr(probe_validate, "cross_validated", leaky)
     assert leaks()
 
 
 def test_leaking_choice_of_l2_is_caught(monkeypatch):
-    cross_validated, validated = probe.cross_validated, probe.validated
+    cross_validated, validated = probe_validate.cross_validated, probe_validate.validated
 
     def leaky(x, plan):
         targets = plan.targets[:, :1]
-        monkeypatch.setattr(probe, "validated", lambda *_: validated(x, targets, plan.fold, plan))
+        monkeypatch.setattr(probe_validate, "validated", lambda *_: validated(x, targets, plan.fold, plan))
         return cross_validated(x, plan)
 
-    monkeypatch.setattr(probe, "cross_validated", leaky)
+    monkeypatch.setattr(probe_validate, "cross_validated", leaky)
     assert leaks()
 
 

@@ -31,6 +31,9 @@ Sites = Float[Tensor, "site example dim"]
 Margins = Float[Tensor, "site example target output"]
 Weights = Float[Tensor, "site parameter target output"]
 Targets = Float[Tensor, "example target output"]
+# Inside the solver examples and parameters stand last: what runs over them runs over neighbours in memory.
+Slopes = Float[Tensor, "site target output parameter"]
+Rows = Float[Tensor, "site target output example"]
 
 
 @dataclass(frozen=True)
@@ -38,23 +41,39 @@ class Likelihood:
     """How targets follow from margins.
 
     Attributes:
-        curvature: an upper bound on the second derivative of `potential`.
-        potential: summed over outputs, `[…, output]` → `[…]`.
-        mean: expected target, `[…, output]` → `[…, output]`; the derivative of `potential`.
+        curvature: an upper bound on the second derivative of the potential.
+        both: for margins and their axis of outputs, the potential summed over outputs (that axis is gone) and its
+            derivative, the expected target. They share their exponentials.
     """
 
     curvature: float
-    potential: Callable[[Tensor], Tensor]
-    mean: Callable[[Tensor], Tensor]
+    both: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+
+    def mean(self, z: Float[Tensor, "*example output"]) -> Float[Tensor, "*example output"]:
+        """Expected targets."""
+        return self.both(z, -1)[1]
 
     def loss(self, z: Margins, y: Targets) -> Float[Tensor, "site example target"]:
         """Negative log-likelihood up to what does not depend on z, nats (half squared errors for ridge)."""
-        return self.potential(z) - (z * y).sum(-1)
+        return self.both(z, -1)[0] - (z * y).sum(-1)
 
 
-BINARY = Likelihood(1 / 4, lambda z: torch.nn.functional.softplus(z).sum(-1), torch.sigmoid)
-MULTINOMIAL = Likelihood(1 / 2, lambda z: z.logsumexp(-1), lambda z: z.softmax(-1))
-GAUSSIAN = Likelihood(1.0, lambda z: (z * z).sum(-1) / 2, lambda z: z)
+def _logistic(z: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    small = (-z.abs()).exp_()
+    potential = (z.clamp(min=0) + small.log1p()).sum(axis)
+    return potential, torch.where(z >= 0, 1, small) / (1 + small)
+
+
+def _multinomial(z: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    largest = z.amax(axis, keepdim=True)
+    raised = (z - largest).exp_()
+    total = raised.sum(axis, keepdim=True)
+    return (largest + total.log()).squeeze(axis), raised.div_(total)
+
+
+BINARY = Likelihood(1 / 4, _logistic)
+MULTINOMIAL = Likelihood(1 / 2, _multinomial)
+GAUSSIAN = Likelihood(1.0, lambda z, axis: ((z * z).sum(axis) / 2, z))
 
 
 @dataclass(frozen=True)
@@ -113,30 +132,21 @@ class Problem:
     def gram(self) -> Float[Tensor, "site parameter parameter"]:
         return self.x.mT @ self.x
 
-    def penalty(self, l2: Float[Tensor, " site"]) -> Float[Tensor, "site parameter 1 1"]:
-        """What L2 adds to the diagonal of the Hessian; nothing for the intercept."""
-        weight = (l2 / self.x.shape[1])[:, None].repeat(1, self.x.shape[2])
-        weight[:, -1] = 0
-        return weight[:, :, None, None]
-
-    def factor(self, penalty: Float[Tensor, "site parameter 1 1"]) -> Float[Tensor, "site parameter parameter"]:
-        """Cholesky factor of the bound on the Hessian."""
-        bound = self.gram * (self.likelihood.curvature / self.x.shape[1])
-        diagonal = bound.diagonal(dim1=-2, dim2=-1)
-        diagonal += penalty[:, :, 0, 0] + JITTER * diagonal.mean(-1, keepdim=True)
-        return torch.linalg.cholesky(bound)
-
     def margins(self, w: Weights) -> Margins:
         return (self.x @ w.flatten(2)).unflatten(2, w.shape[2:])
 
-    def gradient(self, z: Margins, w: Weights, penalty: Float[Tensor, "site parameter 1 1"]) -> Weights:
-        residual = self.likelihood.mean(z) - self.y
-        return (self.x.mT @ residual.flatten(2)).unflatten(2, w.shape[2:]) / self.x.shape[1] + penalty * w
+    def penalty(self, l2: Float[Tensor, " site"]) -> Float[Tensor, "site 1 1 parameter"]:
+        """What L2 adds to the diagonal of the Hessian; nothing for the intercept."""
+        weight = (l2 / self.x.shape[1])[:, None].repeat(1, self.x.shape[2])
+        weight[:, -1] = 0
+        return weight[:, None, None]
 
-    def value(self, z: Margins, w: Weights, penalty: Float[Tensor, "site parameter 1 1"]) -> Tensor:
-        """The objective, `[site, 1, target, 1]`."""
-        data = self.likelihood.loss(z, self.y).mean(1)
-        return (data + (penalty * w * w).sum((1, 3)) / 2)[:, None, :, None]
+    def bound(self, penalty: Float[Tensor, "site 1 1 parameter"]) -> Float[Tensor, "site parameter parameter"]:
+        """The inverse of the bound on the Hessian."""
+        bound = self.gram * (self.likelihood.curvature / self.x.shape[1])
+        diagonal = bound.diagonal(dim1=-2, dim2=-1)
+        diagonal += penalty[:, 0, 0] + JITTER * diagonal.mean(-1, keepdim=True)
+        return torch.cholesky_inverse(torch.linalg.cholesky(bound))
 
 
 def solve(
@@ -155,85 +165,135 @@ def solve(
         tolerance: done where no component of the gradient (of the mean loss) is larger; scikit-learn's `tol`.
         most_steps: give up after so many.
     """
+    descent = _Descent(problem, l2)
     sites, _, parameters = problem.x.shape
-    w = problem.x.new_zeros(sites, parameters, *problem.y.shape[1:]) if start is None else start.clone()
-    penalty = problem.penalty(l2)
-    factor = problem.factor(penalty)
-    z = problem.margins(w)
-    gradient = problem.gradient(z, w, penalty)
-    past: deque[tuple[Tensor, Tensor, Tensor, Tensor]] = deque(maxlen=REMEMBERED)
+    shape = (sites, *problem.y.shape[1:], parameters)
+    here = descent.at(problem.x.new_zeros(shape) if start is None else start.movedim(1, 3).contiguous())
     for _ in range(most_steps):
-        moving = gradient.abs().amax((1, 3), keepdim=True) > tolerance
+        moving = here.gradient.abs().amax((2, 3), keepdim=True) > tolerance
         if not moving.any():
             break
-        direction = -_quasi_newton(gradient, past, factor) * moving
-        along = problem.margins(direction)
-        length = _length(problem, (z, along), (w, direction), penalty, gradient)
-        if not (length * moving).any():  # the rest is rounding
+        there = descent.step(here, moving)
+        if there is None:  # the rest is rounding
             break
-        step = length * direction
-        w, z = w + step, z + length * along
-        before, gradient = gradient, problem.gradient(z, w, penalty)
-        past.append(_remembered(step, gradient - before, factor))
-    return w
+        here = there
+    return here.w.movedim(3, 1)
 
 
-def _dot(a: Weights, b: Weights) -> Float[Tensor, "site 1 target 1"]:
-    return (a * b).sum((1, 3), keepdim=True)
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """Where a descent stands: weights, margins, objective, gradient, and what the bound makes of the gradient."""
+
+    w: Slopes
+    z: Rows
+    value: Float[Tensor, "site target 1 1"]
+    gradient: Slopes
+    bounded: Slopes
 
 
-def _bounded(gradient: Weights, factor: Float[Tensor, "site parameter parameter"]) -> Weights:
-    """The inverse of the bound on the Hessian, applied."""
-    return torch.cholesky_solve(gradient.flatten(2), factor).unflatten(2, gradient.shape[2:])
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """A step taken: how weights, gradient and bounded gradient changed, and two products of them.
 
-
-def _remembered(step: Weights, change: Weights, factor: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A step, the change of gradient that it made, 1 / their product, and how far the bound overstates the Hessian.
-
-    Where nothing moved, the product is 0, and so are the step's terms in the recursion.
+    Where nothing moved, `inverse` is 0, and so are the step's terms in the recursion.
     """
+
+    step: Slopes
+    change: Slopes
+    bounded: Slopes
+    inverse: Float[Tensor, "site target 1 1"]  # 1 / (step · change)
+    scale: Float[Tensor, "site target 1 1"]  # how far the bound overstates the Hessian along the step
+
+
+class _Descent:
+    """L-BFGS that starts from the bound on the Hessian; each step passes over the features twice."""
+
+    def __init__(self, problem: Problem, l2: Float[Tensor, " site"]) -> None:
+        self.x, self.likelihood, self.examples = problem.x, problem.likelihood, problem.x.shape[1]
+        self.penalty = problem.penalty(l2)
+        self.inverse = problem.bound(self.penalty)
+        self.past: deque[_Step] = deque(maxlen=REMEMBERED)
+        self.shape = problem.y.shape[1:]
+        # Σ over examples of y·z is linear in the weights: it needs no pass.
+        self.pull = self._over_examples(problem.y.movedim(0, 2).to(self.x.dtype).expand(len(self.x), -1, -1, -1))
+
+    def _over_examples(self, rows: Rows) -> Slopes:
+        """Mean over examples of a number for each, times its features."""
+        return (rows.flatten(1, 2) @ self.x).unflatten(1, self.shape) / self.examples
+
+    def _margins(self, w: Slopes) -> Rows:
+        return (w.flatten(1, 2) @ self.x.mT).unflatten(1, self.shape)
+
+    def _value(self, potential: Float[Tensor, "site target example"], w: Slopes) -> Float[Tensor, "site target 1 1"]:
+        data = potential.mean(2)[..., None, None]
+        return data + _dot(w, self.penalty * w / 2 - self.pull)
+
+    def at(self, w: Slopes) -> _Point:
+        """The point with these weights."""
+        z = self._margins(w)
+        potential, mean = self.likelihood.both(z, 2)
+        return self._point(w, z, self._value(potential, w), mean)
+
+    def _point(self, w: Slopes, z: Rows, value: Tensor, mean: Rows) -> _Point:
+        gradient = self._over_examples(mean) - self.pull + self.penalty * w
+        bounded = (gradient.flatten(1, 2) @ self.inverse).unflatten(1, self.shape)
+        return _Point(w, z, value, gradient, bounded)
+
+    def step(self, here: _Point, moving: Tensor) -> _Point | None:
+        """The next point; None if no objective falls any more.
+
+        The length is 1, halved until the objective falls (Armijo). Halving costs no pass over the features, since
+        margins are linear in the weights.
+        """
+        direction = -self._quasi_newton(here) * moving
+        along, slope = self._margins(direction), _dot(here.gradient, direction)
+        noise = 10 * torch.finfo(here.w.dtype).eps * here.value.abs()
+        length = moving.to(here.w.dtype)
+        for _ in range(MOST_HALVINGS):
+            w, z = here.w + length * direction, here.z + length * along
+            potential, mean = self.likelihood.both(z, 2)
+            value = self._value(potential, w)
+            fell = (value <= here.value + 1e-4 * length * slope + noise) | (length == 0)
+            if fell.all():
+                break
+            length = torch.where(fell, length, length / 2)
+        else:
+            length = torch.where(fell, length, 0.0)
+            w = here.w + length * direction
+            z = here.z + length * along
+            potential, mean = self.likelihood.both(z, 2)
+            value = self._value(potential, w)
+        if not length.any():
+            return None
+        there = self._point(w, z, value, mean)
+        self.past.append(_taken(here, there))
+        return there
+
+    def _quasi_newton(self, here: _Point) -> Slopes:
+        """The two loops of Nocedal & Wright, algorithm 7.4; the bound is linear, so it need not be applied again."""
+        gradient, found = here.gradient, here.bounded
+        shares = []
+        for one in reversed(self.past):
+            shares.append(one.inverse * _dot(one.step, gradient))
+            gradient = gradient - shares[-1] * one.change
+            found = found - shares[-1] * one.bounded
+        if self.past:
+            found = found * self.past[-1].scale
+        for one, share in zip(self.past, reversed(shares), strict=True):
+            found = found + (share - one.inverse * _dot(one.change, found)) * one.step
+        return found
+
+
+def _taken(here: _Point, there: _Point) -> _Step:
+    step, change, bounded = there.w - here.w, there.gradient - here.gradient, there.bounded - here.bounded
     product = _dot(step, change)
     sound = product > 0
-    scale = torch.where(sound, product / _dot(change, _bounded(change, factor)), 1.0)
-    return step, change, torch.where(sound, 1 / product, 0.0), scale
+    scale = torch.where(sound, product / _dot(change, bounded), 1.0)
+    return _Step(step, change, bounded, torch.where(sound, 1 / product, 0.0), scale)
 
 
-def _quasi_newton(gradient: Weights, past: deque[tuple[Tensor, Tensor, Tensor, Tensor]], factor: Tensor) -> Weights:
-    """L-BFGS's two loops (Nocedal & Wright, algorithm 7.4), starting from the bound on the Hessian."""
-    shares = []
-    for step, change, inverse, _ in reversed(past):
-        shares.append(inverse * _dot(step, gradient))
-        gradient = gradient - shares[-1] * change
-    found = _bounded(gradient, factor)
-    if past:
-        found = found * past[-1][3]
-    for (step, change, inverse, _), share in zip(past, reversed(shares), strict=True):
-        found = found + (share - inverse * _dot(change, found)) * step
-    return found
-
-
-def _length(
-    problem: Problem,
-    margins: tuple[Margins, Margins],
-    weights: tuple[Weights, Weights],
-    penalty: Float[Tensor, "site parameter 1 1"],
-    gradient: Weights,
-) -> Float[Tensor, "site 1 target 1"]:
-    """How far to go: 1, halved until the objective falls (Armijo); 0 where it never does.
-
-    It costs no pass over the features, since margins are linear in the weights.
-    """
-    (z, along), (w, direction) = margins, weights
-    here, slope = problem.value(z, w, penalty), _dot(gradient, direction)
-    noise = 10 * torch.finfo(w.dtype).eps * here.abs()
-    length = torch.ones_like(here)
-    for _ in range(MOST_HALVINGS):
-        there = problem.value(z + length * along, w + length * direction, penalty)
-        fell = there <= here + 1e-4 * length * slope + noise
-        if fell.all():
-            return length
-        length = torch.where(fell, length, length / 2)
-    return torch.where(fell, length, 0.0)
+def _dot(a: Slopes, b: Slopes) -> Float[Tensor, "site target 1 1"]:
+    return (a * b).sum((2, 3), keepdim=True)
 
 
 def held_out_r2(
