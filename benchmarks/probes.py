@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 import lvlm_interp as li
+from lvlm_interp.methods.probe import BLOCK
 from lvlm_interp.methods.probe_fit import Problem, Space, solve
 from lvlm_interp.methods.probe_task import task_of
 from lvlm_interp.reference.questions import LEVELS
@@ -29,7 +30,7 @@ def ours(x: torch.Tensor, labels: list[str], l2: float, tolerance: float) -> tup
     start = time.perf_counter()
     task = task_of(labels)
     found = []
-    for some in x.transpose(0, 1).split(max(1, (1 << 24) // (len(x) * x.shape[2]))):
+    for some in x.transpose(0, 1).split(max(1, BLOCK // (4 * len(x) * x.shape[2]))):
         space = Space.of(some)
         problem = Problem(space.enter(some), task.targets(task.truth)[:, None], task.likelihood)
         weights = solve(problem, torch.full((len(some),), l2), tolerance=tolerance)

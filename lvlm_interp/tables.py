@@ -44,7 +44,8 @@ def read_examples(path: str | Path) -> pd.DataFrame:
         raise InputError(f"{file} names pictures that are not there: {', '.join(lost[:SHOWN])}{more}")
     for name in OPTIONAL:
         if name in frame:
-            frame[name] = [None if pd.isna(value) else str(value) for value in frame[name]]
+            told = [None if pd.isna(value) else str(value) for value in frame[name]]
+            frame[name] = pd.Series(told, index=frame.index, dtype=object)  # another type would make NaN of None
     return frame
 
 

@@ -43,7 +43,7 @@ from lvlm_interp.results import Provenance, Result
 
 L2 = (1e4, 1e3, 1e2, 1e1, 1e0, 1e-1)
 CONTROLS = 3  # draws of control labels that selectivity is averaged over
-BLOCK = 1 << 26  # bytes of features that are fitted together
+BLOCK = 1 << 24  # bytes of features that are fitted together: what stays in a cache is passed over fast
 NAMED = 3  # sites that a message names before it says how many more there are
 
 

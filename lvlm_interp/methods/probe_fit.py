@@ -24,6 +24,7 @@ from torch import Tensor
 
 REMEMBERED = 8  # steps that L-BFGS looks back on
 MOST_HALVINGS = 30
+NOISE = 64  # units of rounding in which objectives are not told apart
 AT_ONCE = 1 << 24  # held-out predictions in memory together
 JITTER = 1e-6  # of the mean diagonal: the factor need only be near the bound, but must exist
 
@@ -247,7 +248,8 @@ class _Descent:
         """
         direction = -self._quasi_newton(here) * moving
         along, slope = self._margins(direction), _dot(here.gradient, direction)
-        noise = 10 * torch.finfo(here.w.dtype).eps * here.value.abs()
+        # The objective is a difference of large sums: halving a step because of their rounding would waste it.
+        noise = NOISE * torch.finfo(here.w.dtype).eps * (here.value.abs() + _dot(here.w, self.pull).abs())
         length = moving.to(here.w.dtype)
         for _ in range(MOST_HALVINGS):
             w, z = here.w + length * direction, here.z + length * along
