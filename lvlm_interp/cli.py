@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
+from tqdm.auto import tqdm
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, LvlmInterpError, OutputError
@@ -37,6 +38,11 @@ app.add_typer(reference_app, name="reference")
 Model = Annotated[str, typer.Option(help="'reference' (ships with the package), a hub id, or a directory.")]
 ImageFile = Annotated[Path, typer.Option("--image", help="The picture that is asked about.")]
 Question = Annotated[str, typer.Option(help="What is asked.")]
+MaybeImage = Annotated[Path | None, typer.Option("--image", help="The picture that is asked about.")]
+MaybeQuestion = Annotated[str | None, typer.Option("--question", help="What is asked.")]
+Table = Annotated[
+    Path | None, typer.Option("--table", help="In their place a .csv or .jsonl of examples, one result for each.")
+]
 Answer = Annotated[str | None, typer.Option(help="The answer to explain; by default the model's own.")]
 ContextText = Annotated[str | None, typer.Option("--context", help="Text before the question.")]
 System = Annotated[str | None, typer.Option(help="A system message.")]
@@ -119,6 +125,32 @@ def _example(vlm: Any, image: Path, question: str, answer: str | None, context: 
     from lvlm_interp.report.diagnosis import asked
 
     return asked(vlm, image, question, answer, context, system)[0]
+
+
+def _examples(vlm: Any, table: Path, frame: Any) -> Iterator[Any]:
+    """The examples of a table, one at a time; where a row has no answer, the model's own."""
+    for row in tqdm(frame.to_dict("records"), desc=table.name, disable=not sys.stderr.isatty()):
+        rest = {name: row.get(name) for name in ("answer", "context", "system")}
+        yield _example(vlm, Path(row["image"]), row["question"], **rest)
+
+
+def _opened(
+    model: str, table: Path | None, one: tuple[Path | None, str | None], rest: dict[str, str | None], verbose: bool
+) -> tuple[Any, Iterator[Any]]:
+    """The model, and the example that was given or those of a table."""
+    from lvlm_interp.tables import read_examples
+
+    image, question = one
+    if table is not None:
+        if image or question or any(rest.values()):
+            raise typer.BadParameter("--table stands in the place of --image, --question and what goes with them")
+        frame = read_examples(table)
+        vlm = _load(model, Path(frame["image"][0]), verbose)
+        return vlm, _examples(vlm, table, frame)
+    if image is None or question is None:
+        raise typer.BadParameter("give --image and --question, or --table")
+    vlm = _load(model, image, verbose)
+    return vlm, iter([_example(vlm, image, question, **rest)])
 
 
 def _show(result: Result, as_json: bool, title: str) -> None:
@@ -301,8 +333,9 @@ def heatmap(
 
 @app.command()
 def lens(
-    image: ImageFile,
-    question: Question,
+    image: MaybeImage = None,
+    question: MaybeQuestion = None,
+    table: Table = None,
     model: Model = "reference",
     answer: Answer = None,
     context: ContextText = None,
@@ -318,17 +351,20 @@ def lens(
     verbose: Verbose = False,
 ) -> None:
     """What the model would say after each layer (logit lens), with the probability and rank of target words."""
-    x = _example(vlm := _load(model, image, verbose), image, question, answer, context, system)
-    positions: Any = role or [int(p) - 1 for p in x.answer_positions]
-    progress = sys.stderr.isatty()
-    found = li.lens(vlm, x, layer, positions, target=target or (), norm=not raw, progress=progress)
-    _show(found, as_json, x.answer)
+    rest = {"answer": answer, "context": context, "system": system}
+    vlm, examples = _opened(model, table, (image, question), rest, verbose)
+    for x in examples:
+        positions: Any = role or [int(p) - 1 for p in x.answer_positions]
+        progress = sys.stderr.isatty() and table is None
+        found = li.lens(vlm, x, layer, positions, target=target or (), norm=not raw, progress=progress)
+        _show(found, as_json, x.answer)
 
 
 @app.command()
 def direct(
-    image: ImageFile,
-    question: Question,
+    image: MaybeImage = None,
+    question: MaybeQuestion = None,
+    table: Table = None,
     model: Model = "reference",
     answer: Answer = None,
     context: ContextText = None,
@@ -339,8 +375,10 @@ def direct(
     verbose: Verbose = False,
 ) -> None:
     """Each answer token's logit as a sum: what heads read from text and image, MLPs, embedding and biases."""
-    x = _example(vlm := _load(model, image, verbose), image, question, answer, context, system)
-    _show(li.direct(vlm, x, target=target, against=against), as_json, x.answer)
+    rest = {"answer": answer, "context": context, "system": system}
+    vlm, examples = _opened(model, table, (image, question), rest, verbose)
+    for x in examples:
+        _show(li.direct(vlm, x, target=target, against=against), as_json, x.answer)
 
 
 @app.command()
@@ -370,12 +408,10 @@ def probe(
 
     export.check(out, force)
     frame, labels = read_examples(table), label or ["label"]
-    for name in (*labels, group, *([kind] if kind else [])):
-        if name not in frame:
-            raise InputError(f"{table} has no column {name!r}; it has {list(frame)}")
+    _need_columns(frame, table, [*labels, group, *([kind] if kind else [])], numbers=labels if len(labels) > 1 else [])
     vlm, progress = _load(model, Path(frame["image"][0]), verbose), sys.stderr.isatty()
     told = [name for name in ("answer", "context", "system") if name in frame]
-    asked = [vlm.prepare(r.question, r.image, **{name: r[name] for name in told}) for _, r in frame.iterrows()]
+    asked = (vlm.prepare(r.question, r.image, **{name: r[name] for name in told}) for _, r in frame.iterrows())
     features = li.collect_features(vlm, asked, {"": sites}, progress=progress)[""]
     found = li.fit_probes(
         features.by_head,
@@ -394,6 +430,18 @@ def probe(
     for note in found.notes:
         _complain(f"note: {note}")
     _show(found, as_json, f"{table}: {len(frame)} examples")
+
+
+def _need_columns(frame: Any, table: Path, names: list[str], numbers: list[str]) -> None:
+    """Raise unless the table has these columns, whole, and the points among them are numbers."""
+    for name in names:
+        if name not in frame:
+            raise InputError(f"{table} has no column {name!r}; it has {list(frame)}")
+        if frame[name].isna().any():
+            raise InputError(f"{table}: {name!r} is empty in row {int(frame[name].isna().to_numpy().argmax()) + 1}")
+    for name in numbers:
+        if frame[name].dtype.kind not in "fiu":
+            raise InputError(f"{table}: several labels are a point, but {name!r} holds no numbers")
 
 
 # --- models ---------------------------------------------------------------------------------------

@@ -280,3 +280,22 @@ def test_probe(run, table, tmp_path):
     assert status == 0 and "pixel_error" in out
     status, _, err = run("probe", table, "--label", "mood", "--out", tmp_path / "no")
     assert status == 1 and one_line(err) and "no column 'mood'" in err
+    status, _, err = run("probe", table, "--label", "x", "--label", "thing", "--out", tmp_path / "no")
+    assert status == 1 and one_line(err) and "'thing' holds no numbers" in err
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_table_in_the_place_of_one_example(run, table, reference):
+    rows = table.read_text().splitlines()
+    table.write_text("\n".join([rows[0] + ",answer", rows[1] + ",A cat", rows[2] + ","]))
+    status, out, err = run("direct", "--table", table, "--json")
+    first, second = [json.loads(line) for line in out.splitlines()]
+    assert (status, err) == (0, "") and first["answer"] == "A cat" and second["answer"].startswith("A ")
+    x = reference.prepare("What is in the image?", table.parent / "0.png", answer="A cat")
+    assert first["logit"] == pytest.approx(li.direct(reference, x).logit.tolist(), abs=1e-4)
+    _, out, _ = run("lens", "--table", table, "--layer", 30, "--json")
+    assert [json.loads(line)["layers"] for line in out.splitlines()] == [[30], [30]]
+    status, _, err = run("lens", "--table", table, "--question", "What?")
+    assert status == 2 and "in the place of" in err
+    status, _, err = run("lens", "--question", "What?")
+    assert status == 2 and "give --image and --question" in err
