@@ -429,9 +429,9 @@ def test_features_are_those_of_each_example_alone():
     for row, x in enumerate(examples):
         alone = vlm.capture(x, list(sites.values()))
         for number, site in enumerate(found["layers"].sites):
-            assert torch.allclose(found["layers"].values[row, number], alone[site][0, -1], atol=1e-5)
+            assert torch.allclose(found["layers"].values[row, number], alone[site][0, -1], atol=2e-4)
         z = alone["blocks.1.attn.hook_z"][0, -1]
-        assert torch.allclose(found["heads"].by_head[row, 1], z, atol=1e-5)
+        assert torch.allclose(found["heads"].by_head[row, 1], z, atol=2e-4)
     assert not torch.allclose(found["layers"].values[0], found["layers"].values[1], atol=1e-3)
     with pytest.raises(InputError, match="no examples"):
         collect_features(vlm, [], sites)

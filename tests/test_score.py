@@ -161,6 +161,28 @@ def test_later_calls_go_on_from_what_was_computed(vlm, monkeypatch):
             assert (scores.logits() - naive(vlm, y, seen)[:, -2:]).abs().max() < 5e-5
 
 
+@pytest.mark.parametrize("hide_from", ["all", "text"])
+def test_a_prompt_kept_by_one_call_serves_the_others(vlm, hide_from, monkeypatch):
+    """Also those that hide parts of it, and those in which image rows see what is hidden from text."""
+    monkeypatch.setattr(runner, "WORTH_SHARING", 1)
+    x = tiny_inputs(vlm)
+    visible = torch.cat([one_patch_each(x), random_coalitions(x, 6)])
+    given = decoder_inputs(vlm, x, keep_prompt=True)
+    li.score(vlm, x, x.hidden()[None], given=given)
+    assert [len(prompt.rows) for prompt in given.kept] == [x.answer_start]
+    found = li.score(vlm, x, visible, hide_from, given=given)
+    assert torch.allclose(found.logits(), naive(vlm, x, visible, hide_from), atol=1e-5)
+    assert li.score(vlm, x, x.hidden()[None], given=given).rows == len(x.answer_ids)
+
+
+def test_methods_share_what_is_computed(vlm):
+    x = tiny_inputs(vlm)
+    given = decoder_inputs(vlm, x, keep_prompt=True)
+    for method, number in ((li.contrast, "delta"), (li.credit, "full"), (li.attribute, "values")):
+        alone, shared = getattr(method(vlm, x), number), getattr(method(vlm, x, given=given), number)
+        assert torch.allclose(alone, shared, atol=2e-5), method
+
+
 def test_padding_is_never_seen(vlm):
     x = tiny_inputs(vlm)
     mask = torch.ones_like(x.input_ids)
