@@ -32,8 +32,9 @@ def probed(vlm: li.HookedVLM, level: str, count: int, folder: Path | None) -> di
             labels,
             groups=[e.group for e in asked],
             types=types,
+            bootstrap=1000 if name == "layers" else 200,
             sites=some.sites,
-            permutations=1000 if name == "layers" else 6000,
+            permutations=1000 if name == "layers" else 3000,
             vlm=vlm,
             progress=True,
         )

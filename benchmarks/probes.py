@@ -65,6 +65,8 @@ def compared(x: torch.Tensor, labels: list[str], l2: float, tolerance: float) ->
         "seconds": round(a_seconds, 3),
         "seconds of the loop": round(b_seconds, 3),
         "times faster": round(b_seconds / a_seconds, 2),
+        "largest difference of a coefficient": float(f"{np.abs(a_coef - b_coef).max():.3g}"),
+        "largest coefficient": float(f"{np.abs(b_coef).max():.3g}"),
         "largest relative distance of coefficients": float(f"{distance.max():.3g}"),
         "largest difference of accuracy, points": round(float(points.max()), 3),
     }
@@ -90,6 +92,8 @@ def main() -> None:
         "tolerance": options.tolerance,
         **{name: compared(some.values, labels, options.l2, options.tolerance) for name, some in found.items()},
     }
+    loop, own = (sum(report[name][key] for name in found) for key in ("seconds of the loop", "seconds"))
+    report["all sites, times faster"] = round(loop / own, 2)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))

@@ -327,12 +327,13 @@ def held_out_r2(
         learned, seen = space.enter(x[:, train])[..., :-1], space.enter(x[:, test])[..., :-1]
         gram, unit = learned.mT @ learned, torch.eye(learned.shape[2], dtype=x.dtype)
         factors = [torch.linalg.cholesky(gram + share * learned.shape[1] * unit) for share in shrinkage]
+        maps = [torch.cholesky_solve(seen.mT, factor).mT for factor in factors]  # from products to predictions
         centred = y - y[train].mean(0)
         spread += centred[test].square().sum()
         for some in torch.arange(len(orders)).split(several):
             given, wanted = (centred[orders[some][:, part]].movedim(0, 1) for part in (train, test))
             inner = learned.mT @ given.flatten(1)
-            for i, factor in enumerate(factors):
-                missed = seen @ torch.cholesky_solve(inner, factor) - wanted.flatten(1)
+            for i, one in enumerate(maps):
+                missed = (one @ inner).sub_(wanted.flatten(1))
                 errors[i][:, some] += missed.square_().unflatten(2, wanted.shape[1:]).sum((1, 3))
     return (1 - errors / spread).amax(0)
