@@ -129,10 +129,35 @@ def test_unknown_sites_are_named(vlm):
     x = tiny_inputs(vlm)
     with pytest.raises(SiteError, match=r"did you mean.*blocks\.0\.hook_resid_p"):
         vlm.capture(x, "blocks.0.hook_residpre")
+    with pytest.raises(SiteError, match=r"did you mean.*blocks\.1\.attn\.hook_pattern"):
+        vlm.capture(x, "blocks.0.hook_resid_pre", edits={"blocks.1.attn.hook_patern": torch.zeros_like})
     with pytest.raises(SiteError, match="no site was asked for"):
         vlm.capture(x, [])
     with pytest.raises(SiteError, match="was not captured"):
         vlm.capture(x, "blocks.0.hook_resid_pre")["blocks.1.hook_resid_pre"]
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest", "several"),
+    [
+        ("hook_mlp_out", "blocks.0.hook_mlp_out", 5),  # three blocks of the decoder, two of the tower
+        ("blocks.0.hook_resid", "blocks.0.hook_resid_pre", 6),
+        ("projector", "projector.hook_out", None),
+        ("block.*.hook_z", "blocks.0.attn.hook_z", None),
+        ("blocks.9.attn.hook_pattern", "blocks.0.attn.hook_pattern", None),
+        ("model.layers.0", "", None),
+    ],
+)
+def test_names_that_are_too_short_or_nearly_right(vlm, name, nearest, several):
+    """A name that could mean several sites is none; the error has the first ones, and a glob that means them all."""
+    x = tiny_inputs(vlm)
+    with pytest.raises(SiteError) as error:
+        vlm.capture(x, name)
+    said = str(error.value)
+    assert repr(name) in said and nearest in said
+    assert (f"'*{name}*' for all {several}" in said) == (several is not None)
+    if several:
+        assert len(vlm.capture(x, f"*{name}*")) == several + 1  # and the logits
 
 
 def test_a_site_that_does_not_fire_is_an_error(vlm):

@@ -54,6 +54,48 @@ def test_scores_are_those_of_transformers(family):
     assert (expected[0] - expected[1]).abs().max() > 0.1  # coalitions differ by far more
 
 
+@torch.no_grad()
+def hidden_from_text(vlm, x, visible):
+    """The oracle of `hide_from="text"`: the family's own masks, layer by layer, less what is hidden from other rows.
+
+    Under eager every mask is there to be read, also where a kernel would be told "causal". Image rows keep each other.
+    """
+    image, own = x.where("image"), torch.eye(x.length, dtype=torch.bool)
+
+    def cut(_, args, kwargs):
+        see = (kwargs["attention_mask"][0, 0] == 0) & (visible | own | image[:, None] & image)
+        lowest = torch.finfo(vlm.model.dtype).min
+        return args, {**kwargs, "attention_mask": torch.zeros(1, 1, *see.shape).masked_fill(~see, lowest)}
+
+    layers = [layer.self_attn for layer in vlm.decoder.layers if hasattr(layer, "self_attn")]
+    handles = [attention.register_forward_pre_hook(cut, with_kwargs=True) for attention in layers]
+    try:
+        return vlm.model(**x.model_inputs, use_cache=False).logits[0, x.answer_positions - 1]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def some_patches_hidden(x):
+    """One image token hidden, all but one, one together with the question, and any of the rest."""
+    image = x.where("image").nonzero().flatten()
+    visible = x.hidden().repeat(3, 1)
+    visible[0, image[0]] = visible[1, image[:-1]] = visible[2, image[len(image) // 2]] = False
+    visible[2] &= x.hidden("question")
+    return torch.cat([visible, some_coalitions("", x)])
+
+
+def test_hiding_from_text_is_a_matter_of_the_familys_own_masks(family):
+    name, vlm, x = family
+    if name == "mllama":
+        pytest.skip("its images are hidden from all by leaving out what carries them: no row of the text holds one")
+    visible, eager = some_patches_hidden(x), li.wrap(tiny_model(name, "eager"))
+    expected = torch.stack([hidden_from_text(eager, x, row) for row in visible])
+    assert (li.score(vlm, x, visible, "text").logits() - expected).abs().max() < 2e-5
+    # The control: hidden from all, image rows do not see the hidden patch either, and pass nothing of it on.
+    assert (li.score(vlm, x, visible, "all").logits() - expected).abs().max() > 0.1
+
+
 def test_contrast_and_credit_are_those_of_transformers(family):
     name, vlm, x = family
     seen, unseen = (in_transformers(name, vlm, x, row) for row in (x.hidden(), x.hidden("image")))
@@ -114,6 +156,24 @@ def test_sites_of_every_family(family):
     assert ("blocks.1.cross_attn.hook_pattern" in found) == (name == "mllama")
     pattern = found["vision.blocks.0.attn.hook_pattern"]
     assert torch.allclose(pattern.sum(-1), torch.ones_like(pattern.sum(-1)), atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.04), (torch.float16, 0.005)], ids=str)
+def test_half_precision_is_near_to_float32(family, dtype, tolerance):
+    """Every site, in the model's own type, against the same weights and pixels in float32."""
+    name = family[0]
+    half, single = li.wrap(tiny_model(name, dtype=dtype)), li.wrap(tiny_model(name, dtype=dtype).float())
+    x, other = tiny_example(half, name), tiny_example(half, name, seed=2)
+    widened = {k: v.float() for k, v in x.model_inputs.items() if v.is_floating_point()}
+    found, expected = half.capture(x, "*"), single.capture(x.with_model_inputs(**widened), "*")
+    assert {value.dtype for value in found.values()} == {dtype} and set(found) == {*half.sites, "logits"}
+
+    def away(capture):  # scores hold the lowest number where a mask stands
+        finite = {k: v.float() for k, v in capture.items() if not k.endswith("attn_scores")}
+        return max(float((v - expected[k]).norm() / expected[k].norm()) for k, v in finite.items())
+
+    assert away(found) < tolerance
+    assert away(half.capture(other, "*")) > 5 * tolerance  # the control: another image
 
 
 def test_fused_projections_are_split_into_q_k_and_v(family):
@@ -197,6 +257,8 @@ def test_image_tokens_that_do_not_match_the_features(name, cut):
     types = {"mm_token_type_ids": (torch.tensor([wrong]) == IMAGE).int()} if name == "qwen2_5_vl" else {}
     with pytest.raises(InputError, match=f"{count} image tokens"):
         vlm.run(changed(vlm, x, wrong, **types))
+    with pytest.raises(InputError, match=f"{count} image tokens"):
+        vlm.capture(changed(vlm, x, wrong, **types), "blocks.*.hook_resid_post")
 
 
 @pytest.mark.parametrize("name", FAMILIES)

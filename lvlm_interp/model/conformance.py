@@ -28,6 +28,7 @@ from lvlm_interp.model.decoder import decoder_inputs
 from lvlm_interp.model.inputs import Inputs, Role
 from lvlm_interp.model.score import score
 from lvlm_interp.model.sites import OUTPUT_PROJECTION, Site, part
+from lvlm_interp.model.weights import all_fetched
 from lvlm_interp.results import Result
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from lvlm_interp.model.vlm import HookedVLM
 
+HALF = (torch.bfloat16, torch.float16)
 VISIBLE_CHANGE = 1e-3  # logits by which other pixels must change an answer that sees them
 
 
@@ -111,7 +113,7 @@ def check(vlm: HookedVLM, x: Inputs | None = None) -> Conformance:
         x: an example with an image; made with the processor if there is one.
 
     Raises:
-        InputError: no example was given and none can be made.
+        InputError: no example was given and none can be made, or the model itself refuses it.
     """
     x = _example(vlm) if x is None else x
     x.need_image()
@@ -141,6 +143,8 @@ def _carried_out(name: str, function: Callable[..., Checked], vlm: HookedVLM, x:
     """A check that breaks off has failed, with what broke it as its detail."""
     try:
         return function(vlm, x)
+    except InputError:  # the example's fault, and no check's: image tokens that do not match the image
+        raise
     except (LvlmInterpError, RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         text = " ".join(str(error).split())[:300]
         advice = "The check could not be carried out: this kind of model needs a row in model/families.py."
@@ -149,8 +153,8 @@ def _carried_out(name: str, function: Callable[..., Checked], vlm: HookedVLM, x:
 
 def _limit(logits: Tensor) -> float:
     """Float error that is to be expected of logits of this size and type."""
-    eps = torch.finfo(logits.dtype).eps
-    return max(1e-5 if eps < 1e-6 else 0.0, 4 * eps) * max(1.0, float(logits.float().abs().max()))
+    relative = 8 * torch.finfo(logits.dtype).eps if logits.dtype in HALF else 1e-5
+    return relative * max(1.0, float(logits.float().abs().max()))
 
 
 def _gap(a: Tensor, b: Tensor) -> float:
@@ -170,14 +174,29 @@ def _other_pixels(x: Inputs) -> Inputs:
 
 def parity(vlm: HookedVLM, x: Inputs) -> Checked:
     """A captured run gives the logits of the plain model."""
-    plain, captured = vlm.run(x), _captured(vlm, x)
     with implementation(vlm.model, "eager"):
         exact = _gap(vlm.run(x), _captured(vlm, x))
-    gap, limit = _gap(plain, captured), _limit(plain)
-    ok = exact == 0 and gap <= limit
+    plain = vlm.run(x)
+    gap, limit = _difference(vlm, x, plain), _limit(plain)
+    # The eager formulas of some towers round elsewhere than ours, which shows in half precision only.
+    ok = exact <= (limit if plain.dtype in HALF else 0) and gap <= limit
     detail = f"captured against plain logits: {exact:.1e} under eager (0 expected), {gap:.1e} under its own kernel"
     advice = "Captures would not show what the model does. Is attention or its mask built outside AttentionInterface?"
     return Checked("parity", ok, max(exact, gap), limit, detail, "" if ok else advice)
+
+
+def _difference(vlm: HookedVLM, x: Inputs, plain: Tensor) -> float:
+    """How far a captured run is from the plain model.
+
+    What is captured goes by the eager formula. In half precision transformers' own kernels may be further apart than
+    any limit that still finds faults, so there it is enough to be near to one of them.
+    """
+    captured = _captured(vlm, x)
+    gap = _gap(plain, captured)
+    if plain.dtype in HALF:
+        with implementation(vlm.model, "eager"):
+            gap = min(gap, _gap(vlm.run(x), captured))
+    return gap
 
 
 def _captured(vlm: HookedVLM, x: Inputs) -> Tensor:
@@ -290,7 +309,8 @@ def restore(vlm: HookedVLM, x: Inputs) -> Checked:
     def broken(value: Tensor) -> Tensor:
         raise InterruptedError
 
-    vlm.capture(x, "blocks.*")
+    with contextlib.suppress(SiteError):  # sites that do not fire are another check's
+        vlm.capture(x, "blocks.*")
     with contextlib.suppress(InterruptedError):
         vlm.capture(x, "blocks.0.*", edits={"blocks.0.hook_resid_pre": broken})
     score(vlm, x, torch.stack([x.hidden(), x.hidden("image")]))
@@ -331,8 +351,8 @@ def check_at_load(vlm: HookedVLM) -> None:
         ModelError: what does not hold.
     """
     # A finite sum has finite terms, and is quick; the rest is looked at term by term.
-    doubtful = [(name, weight) for name, weight in vlm.model.named_parameters() if not weight.sum().isfinite()]
-    bad = [name for name, weight in doubtful if not weight.isfinite().all()]
+    weights = all_fetched(vlm.model, [name for name, _ in vlm.model.named_parameters()])
+    bad = [name for name, weight in weights if not weight.sum().isfinite() and not weight.isfinite().all()]
     if bad:
         raise ModelError(
             f"{len(bad)} weights of {vlm.name!r} hold NaN or infinity, {bad[0]!r} among them: load it anew"
@@ -344,7 +364,7 @@ def check_at_load(vlm: HookedVLM) -> None:
         plain = vlm.run(words)
     except Exception:  # some models answer no prompt without an image (InstructBLIP): they are checked with one
         return
-    gap = _gap(plain, _captured(vlm, words))
+    gap = _difference(vlm, words, plain)
     if not gap <= _limit(plain):
         raise ModelError(
             f"capturing changes what {vlm.name!r} computes: its logits differ by {gap:.1e} "

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lvlm_interp.model.weights import fetched
+
 
 @dataclass(frozen=True)
 class Readout:
@@ -28,14 +30,14 @@ class Readout:
     @property
     def weight(self) -> Float[Tensor, "vocabulary width"]:
         """The direction in which each token's logit is read."""
-        weight = self.unembed.weight
-        assert isinstance(weight, Tensor)
-        return weight
+        return fetched(self.unembed, "weight")
 
     @property
     def vocabulary(self) -> int:
         """How many tokens there are logits for."""
-        return len(self.weight)
+        weight = self.unembed.weight  # its shape is known wherever it is kept
+        assert isinstance(weight, Tensor)
+        return len(weight)
 
     def __call__(self, residual: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocabulary"]:
         """Logits of a residual stream (the logit lens, at any layer)."""

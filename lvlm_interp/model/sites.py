@@ -225,9 +225,17 @@ def match(
         if not found and (lost := fnmatch.filter(missing or {}, pattern)):
             raise SiteError(f"{pattern!r} cannot be read in this model: {(missing or {})[lost[0]]}")
         if not found:
-            near = difflib.get_close_matches(pattern, sites, n=3, cutoff=0.4)
-            raise SiteError(f"no site matches {pattern!r}; did you mean {near or list(sites)[:3]}? vlm.sites lists all")
+            near = _nearest(pattern, sites)
+            raise SiteError(f"no site matches {pattern!r}; did you mean {near}? vlm.sites lists all")
         matched.update(found)
     if not wanted:
         raise SiteError("no site was asked for; vlm.sites lists all")
     return [site for name, site in sites.items() if name in matched]
+
+
+def _nearest(pattern: str, sites: Iterable[str]) -> str:
+    """The names that hold a pattern, and the glob that means all of them; failing that, the names most like it."""
+    names = list(sites)
+    holding = [name for name in names if pattern in name]
+    near = holding or difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names
+    return f"{near[:3]}" + (f", or '*{pattern}*' for all {len(holding)}" if len(holding) > 1 else "")

@@ -39,6 +39,7 @@ from lvlm_interp.model.sites import (
     owner_of,
     part,
 )
+from lvlm_interp.model.weights import all_fetched
 from lvlm_interp.results import Provenance
 
 if TYPE_CHECKING:
@@ -77,7 +78,9 @@ class HookedVLM:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        """Where inputs go; weights that are kept elsewhere (a `device_map`) stand on no device until they are used."""
+        held = itertools.chain(self.model.parameters(), self.model.buffers())
+        return next((weight.device for weight in held if not weight.is_meta), torch.device("cpu"))
 
     @functools.cached_property
     def decoder(self) -> PreTrainedModel:
@@ -163,7 +166,7 @@ class HookedVLM:
     def fingerprint(self) -> str:
         """A hash over names, shapes and evenly spaced elements of all weights; cheap at any size."""
         digest = hashlib.sha256()
-        for name, weight in sorted(self.model.state_dict().items()):
+        for name, weight in all_fetched(self.model, sorted(self.model.state_dict())):
             flat = weight.detach().flatten()
             some = flat[:: max(1, flat.numel() // SAMPLED)].float().cpu()
             digest.update(f"{name}{tuple(weight.shape)}".encode() + some.numpy().tobytes())
@@ -444,7 +447,7 @@ class HookedVLM:
         Raises:
             SiteError: a name matches nothing, a site did not fire or was written over, a layer or head that is not
                 there, or positions or heads asked of a site that has none to choose among.
-            InputError: positions out of range, or an unknown reduction.
+            InputError: positions out of range, an unknown reduction, or image tokens that do not match the image.
             VisibilityError: an unknown role.
         """
         chosen = match(self.sites, sites, self.missing)
@@ -457,7 +460,7 @@ class HookedVLM:
             torch.set_grad_enabled(grad),
             recording(self.model, chosen, choice, changes) as found,
         ):
-            logits = choice.of_logits(self.model(**x.model_inputs, use_cache=False).logits)
+            logits = choice.of_logits(self.call(x.model_inputs))
         return Capture({**found, "logits": logits}, choice)
 
 
@@ -513,24 +516,36 @@ def load(
         ModelError: nothing is there, it cannot be opened, or its kind cannot be read.
         DownloadError: the reference model's parts cannot be fetched.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+    if device is not None and options.get("device_map") is not None:
+        raise ModelError("device= and device_map= both say where the model goes: give one of them")
     shown, path = str(name), _locate(name)
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
+        AutoConfig.from_pretrained(path, **common)  # first: what runs code of its own is refused before anything else
         processor = AutoProcessor.from_pretrained(path, **common)
         model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, use_safetensors=True, **common, **options
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(
-            f"could not open {shown!r} as an image-text-to-text model: {str(error).strip().splitlines()[0]}\n"
-            f"Known names: {REFERENCE!r}, a hub id such as 'llava-hf/llava-1.5-7b-hf', or a directory with config.json."
-        ) from error
+        raise ModelError(_why_not_opened(shown, str(error).strip())) from error
     if device is not None:
         model = model.to(device)
     commit = revision or getattr(model.config, "_commit_hash", None)
     return _checked(HookedVLM(model, processor, shown, commit))
+
+
+def _why_not_opened(name: str, error: str) -> str:
+    if "trust_remote_code" in error:
+        return (
+            f"{name!r} brings code of its own, which is run only if you ask for it: read that code, then "
+            f"load({name!r}, trust_remote_code=True)"
+        )
+    return (
+        f"could not open {name!r} as an image-text-to-text model: {error.splitlines()[0]}\n"
+        f"Known names: {REFERENCE!r}, a hub id such as 'llava-hf/llava-1.5-7b-hf', or a directory with config.json."
+    )
 
 
 def _checked(vlm: HookedVLM) -> HookedVLM:

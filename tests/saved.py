@@ -1,0 +1,91 @@
+"""Tiny random models with their processors, in directories, as a user would bring them.
+
+A token is a character; the tokens that a family's processor looks for stand where `tests.families` has them. Families
+whose processors read videos too (Qwen, InternVL, SmolVLM) are not here: transformers opens those with torchvision only.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import Gemma3Processor, Idefics3Processor, LlavaNextProcessor, LlavaProcessor, PreTrainedTokenizerFast
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+from tests.families import BEGIN, END, IMAGE, TILES, VOCABULARY, tiny_model
+
+SPECIAL = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "<image>": IMAGE, "<begin>": BEGIN, "<end>": END}
+IDEFICS = ["<fake_token_around_image>", "<end_of_utterance>", "<global-img>"]
+IDEFICS += [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}MARKER{% else %}{{ part['text'] }}{% endif %}{% endfor %}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+TILE = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each printable character."""
+    special = SPECIAL | {token: END + 1 + n for n, token in enumerate(IDEFICS)}
+    known = special | {character: 4 + n for n, character in enumerate(string.printable[:95] + "\n")}
+    vocabulary = known | {f"<unused{i}>": i for i in set(range(VOCABULARY)) - set(known.values())}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated"), decoders.Fuse()
+    made.add_special_tokens(list(special))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        **{f"{name[1:-1]}_token": name for name in ("<pad>", "<unk>")},
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens={"image_token": "<image>", "boi_token": "<begin>", "eoi_token": "<end>"},
+    )
+
+
+@dataclass(frozen=True)
+class Saved:
+    """How the processor of a family is made, and what its template writes for an image."""
+
+    kind: type
+    pixels: Callable[[], Any]
+    options: dict[str, Any]
+    marker: str = "<image>"
+
+
+LLAVA = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+SAVED = {
+    "llava": Saved(LlavaProcessor, lambda: CLIPImageProcessorPil(**TILE), LLAVA),
+    "llava_next": Saved(LlavaNextProcessor, lambda: LlavaNextImageProcessorPil(**TILE, **TILES), LLAVA),
+    "idefics3": Saved(
+        Idefics3Processor,
+        lambda: Idefics3ImageProcessorPil(size={"longest_edge": 112}, max_image_size={"longest_edge": 56}),
+        {"image_seq_len": 4},
+    ),
+    "gemma3": Saved(
+        Gemma3Processor,
+        lambda: Gemma3ImageProcessorPil(size={"height": 56, "width": 56}),
+        {"image_seq_length": 4},
+        marker="<begin>",
+    ),
+}
+
+
+def processor(name: str, **changes: Any) -> Any:
+    """A family's own processor."""
+    row = SAVED[name]
+    template = TEMPLATE.replace("MARKER", row.marker)
+    return row.kind(row.pixels(), tokenizer(), chat_template=template, **{**row.options, **changes})
+
+
+def save(name: str, folder: Path, model: Any = None, **changes: Any) -> Path:
+    """A directory with a model and its processor; `changes` are of the processor."""
+    (tiny_model(name) if model is None else model).save_pretrained(folder)
+    processor(name, **changes).save_pretrained(folder)
+    return folder

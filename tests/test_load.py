@@ -1,0 +1,149 @@
+"""Models from directories: where their weights are kept, and whose code is run."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+import lvlm_interp as li
+from lvlm_interp.errors import ModelError
+from lvlm_interp.model.conformance import check
+from tests.families import tiny_model
+from tests.saved import save
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save("llava", tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="module")
+def plain(folder):
+    return li.load(folder)
+
+
+def asked(vlm):
+    return vlm.prepare("What is it?", Image.linear_gradient("L").crop((0, 20, 90, 200)), answer="A cat.")
+
+
+# --- device maps ------------------------------------------------------------------------------------------------------
+
+TEXT, LAYER = "model.language_model", "model.language_model.layers"
+HERE = ("model.vision_tower", "model.multi_modal_projector", f"{TEXT}.embed_tokens", f"{TEXT}.norm", f"{LAYER}.0")
+MAPS = {
+    "one device": {"": "cpu"},
+    "auto": "auto",
+    "some layers on disk": {**dict.fromkeys(HERE, "cpu"), f"{LAYER}.1": "disk", f"{LAYER}.2": "disk", "lm_head": "cpu"},
+    "unembedding on disk": {"model": "cpu", "lm_head": "disk"},
+    "all on disk": {"model": "disk", "lm_head": "disk"},
+}
+
+
+@pytest.fixture(params=MAPS)
+def mapped(request, folder, tmp_path):
+    vlm = li.load(folder, device_map=MAPS[request.param], offload_folder=str(tmp_path))
+    return vlm, "disk" in request.param
+
+
+def on_disk(vlm):
+    return sum(weight.is_meta for weight in vlm.model.parameters())
+
+
+def test_device_maps_change_no_number(mapped, plain):
+    vlm, offloaded = mapped
+    assert bool(on_disk(vlm)) == offloaded  # the control: the parts are where they were asked to be
+    x, y = asked(plain), asked(vlm)
+    expected, found = plain.capture(x, "*"), vlm.capture(y, "*")
+    assert set(found) == set(expected) and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not torch.equal(
+        found["logits"], plain.capture(x, "*", edits={"projector.hook_out": torch.zeros_like})["logits"]
+    )
+    assert vlm.fingerprint == plain.fingerprint
+    assert torch.equal(li.contrast(vlm, y).delta, li.contrast(plain, x).delta)
+    assert torch.equal(vlm.readout.weight, plain.readout.weight) and vlm.readout.vocabulary == 200
+
+
+def test_device_maps_are_read_truly(mapped):
+    vlm, _ = mapped
+    before = on_disk(vlm)
+    found = check(vlm)
+    assert found.ok, found.to_frame().to_string()
+    assert on_disk(vlm) == before  # what was fetched was let go
+
+
+def test_edits_and_gradients_with_parts_on_disk(folder, plain, tmp_path):
+    vlm = li.load(folder, device_map=MAPS["some layers on disk"], offload_folder=str(tmp_path))
+    site, slopes, logits = "blocks.1.attn.hook_z", [], []
+    for one in (vlm, plain):
+        x = asked(one)
+        kept = one.capture(x, site, grad=True)
+        slopes.append(torch.autograd.grad(kept["logits"][0, -1, 7], kept[site])[0])
+        logits.append(one.capture(x, site, edits={site: torch.zeros_like})["logits"])
+    assert torch.equal(*slopes) and slopes[0].abs().max() > 0
+    assert torch.equal(*logits) and not torch.equal(logits[0], plain.run(asked(plain)))
+
+
+def test_weights_on_disk_that_are_not_numbers(tmp_path):
+    model = tiny_model("llava")
+    with torch.no_grad():
+        model.base_model.language_model.layers[2].mlp.up_proj.weight[3, 4] = float("inf")
+    folder = save("llava", tmp_path / "broken", model)
+    with pytest.raises(ModelError, match=r"NaN or infinity.*layers\.2\.mlp\.up_proj"):
+        li.load(folder, device_map=MAPS["all on disk"], offload_folder=str(tmp_path))
+
+
+def test_a_device_and_a_device_map(folder):
+    with pytest.raises(ModelError, match="give one of them"):
+        li.load(folder, device="cpu", device_map="auto")
+
+
+# --- code that a directory brings -------------------------------------------------------------------------------------
+
+CODE = """
+from pathlib import Path
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+Path({trace!r}).touch()
+
+class Config(LlavaConfig):
+    model_type = "brandnew"
+
+class Model(LlavaForConditionalGeneration):
+    config_class = Config
+"""
+
+
+@pytest.fixture
+def brandnew(tmp_path, monkeypatch):
+    """A LLaVA under a name that transformers does not know, and what its code leaves behind when it is run."""
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder, trace = save("llava", tmp_path / "brandnew"), tmp_path / "it ran"
+    described = json.loads((folder / "config.json").read_text())
+    described["model_type"] = "brandnew"
+    described["auto_map"] = {"AutoConfig": "code.Config", "AutoModelForImageTextToText": "code.Model"}
+    (folder / "config.json").write_text(json.dumps(described))
+    (folder / "code.py").write_text(CODE.format(trace=str(trace)))
+    return folder, trace
+
+
+@pytest.mark.parametrize("processor", [True, False], ids=["with processor", "without"])
+def test_remote_code_is_not_run_without_consent(brandnew, processor):
+    folder, trace = brandnew
+    if not processor:
+        (folder / "processor_config.json").unlink()
+    with pytest.raises(ModelError, match="trust_remote_code=True"):
+        li.load(folder)
+    assert not trace.exists()
+
+
+def test_remote_code_with_consent(brandnew, plain):
+    """The control; and its type, which no table has, is accepted after the checks only."""
+    folder, trace = brandnew
+    vlm = li.load(folder, trust_remote_code=True)
+    assert trace.exists() and vlm.model.config.model_type == "brandnew" and not vlm.accepted
+    x = asked(vlm)
+    assert vlm.accepted
+    found, expected = vlm.capture(x, "*"), plain.capture(asked(plain), "*")
+    # Transformers knows the old name of LLaVA's unembedding by its model type only, so that one is not read in.
+    assert all(torch.equal(found[name], expected[name]) for name in plain.sites)
