@@ -195,7 +195,7 @@ class Case:
 
 DEMO = (
     Case(3, ("banana",), ("purple",), "What color is the banana?"),
-    Case(7, ("cat", "umbrella"), (None, "green"), "What is in the image?"),
+    Case(7, ("cat", "umbrella"), (None, "green"), "What is on the left?"),
     Case(1, ("dog", "book"), (None, "blue"), "How much does the book cost?", "The book costs ten dollars."),
 )
 DEMO_TITLE = "Three questions to a small vision-language model"
