@@ -37,3 +37,21 @@ def purple_banana(reference):
 
     scene = make_scene(4, objects=["banana", "cat"], colors=["purple", None])
     return reference.prepare("What color is the banana?", scene.image, answer="Purple.")
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run the command line in this process; returns its status, output and complaints."""
+    import sys
+
+    from lvlm_interp import cli
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lvlm-interp", *map(str, arguments)])
+        capfd.readouterr()  # what was printed before the call is not the command's
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capfd.readouterr()
+        return end.value.code or 0, out, err
+
+    return call

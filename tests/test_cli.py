@@ -27,20 +27,6 @@ def picture(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, request):
-    """Run the command line in this process; returns its status, output and complaints."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["lvlm-interp", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capfd.readouterr()
-        return end.value.code or 0, out, err
-
-    return call
-
-
-@pytest.fixture
 def loaded(reference, monkeypatch):
     """The commands find the reference model open already."""
     monkeypatch.setitem(vars(li), "load", lambda name: reference)

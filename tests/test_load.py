@@ -63,6 +63,7 @@ def test_device_maps_change_no_number(mapped, plain):
     assert vlm.fingerprint == plain.fingerprint
     assert torch.equal(li.contrast(vlm, y).delta, li.contrast(plain, x).delta)
     assert torch.equal(vlm.readout.weight, plain.readout.weight) and vlm.readout.vocabulary == 200
+    assert torch.equal(li.direct(vlm, y).heads, li.direct(plain, x).heads)
 
 
 def test_device_maps_are_read_truly(mapped):

@@ -25,6 +25,7 @@ from lvlm_interp.model.frozen import frozen
 from lvlm_interp.model.inputs import Inputs
 from lvlm_interp.model.sites import OUTPUT_PROJECTION, Site, part
 from lvlm_interp.model.vlm import HookedVLM
+from lvlm_interp.model.weights import fetched
 from lvlm_interp.results import Result
 
 TOLERANCE = 1e-3  # share of the parts' sizes by which their sum may miss the logit; larger means misread weights
@@ -223,8 +224,8 @@ def _readout(
 
 
 def _bias_of(linear: nn.Module, width: int) -> Float[Tensor, " width"]:
-    bias = getattr(linear, "bias", None)
-    return torch.zeros(width, dtype=torch.float64) if bias is None else bias.double()
+    none = getattr(linear, "bias", None) is None
+    return torch.zeros(width, dtype=torch.float64) if none else fetched(linear, "bias").double()
 
 
 # --- what was written -----------------------------------------------------------------------------
@@ -308,7 +309,8 @@ def _layer(number: int, block: _Block, direction: Float[Tensor, "answer width"],
     if not isinstance(project, nn.Linear):
         raise SiteError(f"block {number} has no linear output projection that heads could be split through")
     heads, inner = block.z.shape[1:]
-    weight, bias = project.weight.double(), _bias_of(project, project.out_features).to(direction.device)
+    weight = fetched(project, "weight").double()
+    bias = _bias_of(project, project.out_features).to(direction.device)
     raw = block.z.flatten(1).double() @ weight.T + bias
     norm = None if block.after is None else frozen(block.after, raw.to(block.pre.dtype))
     wrote, added = raw if norm is None else norm(raw), (block.mid - block.pre).double()
