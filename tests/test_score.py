@@ -183,6 +183,19 @@ def test_methods_share_what_is_computed(vlm):
         assert torch.allclose(alone, shared, atol=2e-5), method
 
 
+def test_what_was_taken_down_for_another_example_is_refused(vlm):
+    """Without the check its numbers would be returned as those of this one."""
+    x = tiny_inputs(vlm)
+    given = decoder_inputs(vlm, x)
+    other = x.with_model_inputs(pixel_values=torch.randn_like(x.model_inputs["pixel_values"]))
+    ids = x.input_ids.clone()
+    ids[0, 0] += 1
+    for y in (other, x.with_model_inputs(input_ids=ids)):
+        with pytest.raises(InputError, match="another example"):
+            li.contrast(vlm, y, given=given)
+    li.contrast(vlm, tiny_inputs(vlm, (9, 9)), given=given)  # another answer is fine
+
+
 def test_padding_is_never_seen(vlm):
     x = tiny_inputs(vlm)
     mask = torch.ones_like(x.input_ids)

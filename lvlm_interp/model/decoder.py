@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lvlm_interp.errors import InputError
 from lvlm_interp.model.inputs import Inputs
 from lvlm_interp.model.sight import Sight, look
 
@@ -57,6 +58,7 @@ class DecoderInputs:
         index: the position that each row stands at; several rows stand at one where answers are alternatives.
         kept: keys and values of the prompt with nothing hidden, once a call has computed them: later calls go on from
             there. None keeps nothing.
+        source: the example that they were taken down for.
     """
 
     embeds: Float[Tensor, "row width"]
@@ -66,6 +68,25 @@ class DecoderInputs:
     sight: Sight
     index: Int[Tensor, " row"]
     kept: list[Prefix] | None = None
+    source: Inputs | None = None
+
+    def need(self, x: Inputs) -> None:
+        """Raise unless these were taken down for the prompt and the pictures of `x`.
+
+        Raises:
+            InputError: they are of another example.
+        """
+        if self.source is None:
+            return
+        own, length = self.source.model_inputs, min(x.answer_start, self.source.length)
+        pictures = [name for name, value in own.items() if value.shape != self.source.input_ids.shape]
+        same = torch.equal(own["input_ids"][:, :length], x.input_ids[:, :length]) and all(
+            x.model_inputs.get(name) is own[name]
+            or (name in x.model_inputs and torch.equal(x.model_inputs[name], own[name]))
+            for name in pictures
+        )
+        if not same:
+            raise InputError("given= holds decoder_inputs of another example; take them down for this one")
 
     def extras_of(self, rows: Int[Tensor, " some"]) -> dict[str, Any]:
         """The other arguments of the decoder for some rows."""
@@ -118,4 +139,6 @@ def decoder_inputs(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: i
     extras = {k: v for k, v in called.items() if k not in dropped and v is not None}
     kept: list[Prefix] | None = [] if keep_prompt else None
     positions = positions.reshape(-1, embeds.shape[1])
-    return DecoderInputs(embeds[0], positions, longer.where("image"), extras, sight, torch.arange(longer.length), kept)
+    return DecoderInputs(
+        embeds[0], positions, longer.where("image"), extras, sight, torch.arange(longer.length), kept, x
+    )

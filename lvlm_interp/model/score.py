@@ -121,6 +121,8 @@ def score_answers(
         x.need_answer()
         raise VisibilityError("an answer to score has no tokens")
     _check(x, visible, hide_from)
+    if given is not None:
+        given.need(x)
     longest = max(map(len, answers))
     if given is None or start + longest > given.positions.shape[1]:
         given = decoder_inputs(vlm, x, room=max(ROOM, longest))
