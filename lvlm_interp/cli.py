@@ -308,7 +308,7 @@ def heatmap(
     context: ContextText = None,
     system: System = None,
     word: Annotated[int, typer.Option(help="Which word of the answer is drawn, from 0.")] = 0,
-    hide_from: Annotated[Literal["text", "all"], typer.Option(help="Who loses sight of a patch.")] = "text",
+    hide_from: Annotated[Literal["text", "all"] | None, typer.Option(help="Who loses sight of a patch.")] = None,
     force: Force = False,
     as_json: Json = False,
     verbose: Verbose = False,

@@ -99,6 +99,20 @@ def cross_mask(ids: Tensor) -> dict[str, Tensor]:
     return {"cross_attention_mask": mask}
 
 
+DELTA_RULE = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "rope_parameters": {
+        "rope_type": "default",
+        "mrope_section": [2, 1, 1],
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 1.0,
+    },
+}
+QWEN3_5_VISION = {**QWEN_VISION, "intermediate_size": 64, "out_hidden_size": 32, "num_position_embeddings": 64}
 QWEN_PIXELS = {"pixel_values": (24, 3 * 2 * 14 * 14), "image_grid_thw": torch.tensor([[1, 4, 6]])}
 TILED_PIXELS = {"pixel_values": (1, 3, 3, 28, 28), "image_sizes": torch.tensor([[28, 56]])}
 QWEN = {"pixels": QWEN_PIXELS, "tokens": 6, "around": ((BEGIN,), (END,)), "more": image_types("mm_token_type_ids")}
@@ -490,6 +504,18 @@ OTHERS: dict[str, Tiny] = {
         },
         tokens=4,
     ),
+    "qwen3_5": Tiny(
+        dict(model_type="qwen3_5", text_config={**TEXT, **DELTA_RULE}, vision_config=QWEN3_5_VISION, **QWEN_IDS), **QWEN
+    ),
+    "qwen3_5_moe": Tiny(
+        dict(
+            model_type="qwen3_5_moe",
+            text_config={**TEXT, **DELTA_RULE, **EXPERTS},
+            vision_config=QWEN3_5_VISION,
+            **QWEN_IDS,
+        ),
+        **QWEN,
+    ),
     "qwen3_vl_moe": Tiny(
         {
             "model_type": "qwen3_vl_moe",
@@ -845,12 +871,10 @@ OTHERS: dict[str, Tiny] = {
 
 ALL = {**FAMILIES, **OTHERS}
 
-RECURRENT = "layers without attention carry hidden positions on: to hide a position is not a matter of masks there"
 SEPARATE = "an encoder-decoder: its answer is read from an encoder, by cross-attention that is not scored here"
 FAILING: dict[str, str] = {
     "chameleon": "its forward sets the logits of image tokens to the lowest number, so that no lens is its logits; "
     "and its decoder takes the pixels itself, so that it cannot be run on some rows only",
-    "lfm2_vl": RECURRENT + " (short convolutions)",
 }
 """Families among these that do not pass, with the reason."""
 
@@ -863,7 +887,6 @@ UNTRIED: dict[str, str] = {
     **dict.fromkeys(("blip", "git"), NO_TOKENS),
     "idefics": "its images come by gated cross-attention, and its config names no image token",
     **dict.fromkeys(("fast_vlm", "gemma3n", "perception_lm"), TIMM),
-    **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), RECURRENT + " (gated delta rule)"),
     "diffusion_gemma": "it fills in blocks by diffusion: no token is predicted from those before it",
     "evolla": "it reads proteins, not images",
 }

@@ -6,7 +6,7 @@ patch shows then changes the features that are made of it, and no others.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -394,6 +394,9 @@ CASES = {
         features=cross_attended,
     ),
 }
+# The same processor and vision tower under other language models.
+LATER_QWEN = {"qwen3_vl_moe": "Qwen3VLMoe", "qwen3_5": "Qwen3_5", "qwen3_5_moe": "Qwen3_5Moe"}
+CASES |= {name: replace(CASES["qwen3_vl"], config=config) for name, config in LATER_QWEN.items()}
 
 
 @cache

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.model.frozen import frozen
 from lvlm_interp.model.inputs import Inputs
-from lvlm_interp.model.sites import OUTPUT_PROJECTION, Site, part
+from lvlm_interp.model.sites import Site, reads_z
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.model.weights import fetched
 from lvlm_interp.results import Result
@@ -167,11 +167,13 @@ def direct(
 
 
 def _closing(found: DirectAttribution) -> DirectAttribution:
-    """The promise: the parts add up to the logit."""
-    size = found.heads.abs().sum((1, 2)) + found.mlps.abs().sum(1) + found.embedding.abs()
-    gap = ((found.total - found.logit).abs() / size.clamp(min=1)).max()
-    if not gap <= TOLERANCE:
-        raise SiteError(f"the parts miss the logit by {float(gap):.1e} of their size: this model is not read rightly")
+    """The promise: the parts add up to the logit, and what a head read at each position to that head's part."""
+    size = (found.heads.abs().sum((1, 2)) + found.mlps.abs().sum(1) + found.embedding.abs()).clamp(min=1)
+    read = found.sources.sum(-1)
+    missed = torch.where(read == 0, 0, found.heads - read).abs().amax((1, 2))  # cross-attention reads no position
+    for what, gap in (("parts miss the logit", found.total - found.logit), ("sources miss their heads", missed)):
+        if not (share := (gap.abs() / size).max()) <= TOLERANCE:
+            raise SiteError(f"the {what} by {float(share):.1e} of the parts' size: this model is not read rightly")
     return found
 
 
@@ -305,7 +307,7 @@ class _Layer:
 
 
 def _layer(number: int, block: _Block, direction: Float[Tensor, "answer width"], length: int) -> _Layer:
-    project = part(block.site.module, OUTPUT_PROJECTION)
+    project = reads_z(block.site)
     if not isinstance(project, nn.Linear):
         raise SiteError(f"block {number} has no linear output projection that heads could be split through")
     heads, inner = block.z.shape[1:]
@@ -336,7 +338,11 @@ def _by_source(
     if block.v is None or block.pattern is None:
         return reads.new_zeros(*reads.shape[:2], length)
     values = block.v.double().repeat_interleave(reads.shape[1] // block.v.shape[1], 1)
-    return torch.einsum("hak,khi,ahi->ahk", block.pattern.double(), values, reads)
+    pattern = block.pattern.double()
+    if block.site.read == "input":  # a gate stands between what is read and z
+        read = torch.einsum("hak,khi->ahi", pattern, values)
+        reads = reads * torch.where(read == 0, 0, block.z.double() / read)
+    return torch.einsum("hak,khi,ahi->ahk", pattern, values, reads)
 
 
 def _between(stream: list[_Block], direction: Float[Tensor, "answer width"]) -> Float[Tensor, "answer layer"]:

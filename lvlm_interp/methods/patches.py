@@ -79,7 +79,7 @@ def attribute(
     vlm: HookedVLM,
     x: Inputs,
     method: Literal["occlusion"] = "occlusion",
-    hide_from: HideFrom = "text",
+    hide_from: HideFrom | None = None,
     image: int = 0,
     progress: bool = False,
     given: DecoderInputs | None = None,
@@ -92,7 +92,8 @@ def attribute(
         method: `occlusion`, each token of the image's grid hidden in turn, with the thumbnail tokens that show its
             centre if there is a thumbnail (and the original picture is known).
         hide_from: `text`: image tokens go on seeing the hidden one, what text reads from it is gone (fast: the image is
-            computed once for all patches); `all`: nobody sees it.
+            computed once for all patches); `all`: nobody sees it. By default `text`, or `all` where layers carry on
+            what image tokens see, masked or not (Qwen3.5's linear attention).
         image: which image of the prompt.
         progress: show a progress bar.
         given: `decoder_inputs` of the example, if it is scored by several methods.
@@ -100,11 +101,13 @@ def attribute(
     Raises:
         InputError: no image, no answer, an unknown method.
         ImageError: the image's tokens have no place in the picture.
+        VisibilityError: `text` in a model where only `all` is possible.
     """
     x.need_image()
     x.need_answer()
     if method != "occlusion":
         raise InputError(f"no attribution method {method!r}; there is 'occlusion'")
+    hide_from = hide_from or ("all" if vlm.recurrent else "text")
     view, cells = _view(x, image)
     visible = x.hidden().repeat(cells.numel() + 2, 1)
     visible[1] = x.hidden("image")

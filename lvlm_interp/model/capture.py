@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -156,20 +157,33 @@ def _tap(parts: Mapping[str, list[Visit]]) -> Tap:
     return tap
 
 
+def _with_input(args: tuple[Any, ...], kwargs: dict[str, Any], change: Edit) -> tuple[Any, dict[str, Any]]:
+    """A module's arguments with its hidden states changed, however they were given."""
+    if args:
+        return (change(args[0]), *args[1:]), kwargs
+    name = next(name for name in HIDDEN_STATES if name in kwargs)
+    return args, {**kwargs, name: change(kwargs[name])}
+
+
+def _within(value: Tensor, span: tuple[int, int], visit: Visit) -> Tensor:
+    """The value with a part of its last axis passed through a visit."""
+    start, stop = span
+    seen = visit(value[..., start:stop])
+    return seen if stop - start == value.shape[-1] else torch.cat([value[..., :start], seen, value[..., stop:]], -1)
+
+
 @contextlib.contextmanager
 def _hooked(site: Site, visit: Visit) -> Iterator[None]:
     def split(value: Tensor) -> Tensor:
         if site.heads is None:
             return visit(value)
         start, stop = site.span or (0, value.shape[-1])
-        seen = visit(value[..., start:stop].unflatten(-1, (site.heads, -1))).flatten(-2)
-        return seen if stop - start == value.shape[-1] else torch.cat([value[..., :start], seen, value[..., stop:]], -1)
+        heads = value[..., start:stop].unflatten(-1, (site.heads, -1))
+        seen = _within(heads, site.inner or (0, heads.shape[-1]), visit).flatten(-2)
+        return _within(value, (start, stop), lambda _: seen)
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if args:
-            return (split(args[0]), *args[1:]), kwargs
-        name = next(name for name in HIDDEN_STATES if name in kwargs)
-        return args, {**kwargs, name: split(kwargs[name])}
+        return _with_input(args, kwargs, split)
 
     def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return (split(output[0]), *output[1:]) if isinstance(output, tuple) else split(output)
@@ -182,6 +196,25 @@ def _hooked(site: Site, visit: Visit) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def skipping(modules: Iterable[nn.Module], rows: Bool[Tensor, " position"]) -> Iterator[None]:
+    """Within the `with`, these modules are given the chosen rows only, as if there were no others; those get 0."""
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return _with_input(args, kwargs, lambda value: value[:, rows.to(value.device)])
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        whole = output.new_zeros(len(output), len(rows), *output.shape[2:])
+        whole[:, rows.to(output.device)] = output
+        return whole
+
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(after).remove)
+        yield
 
 
 class _Reached(Exception):

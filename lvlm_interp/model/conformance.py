@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from lvlm_interp.errors import InputError, LvlmInterpError, ModelError, SiteError
 from lvlm_interp.model.attention import implementation, implementations
-from lvlm_interp.model.capture import masking
+from lvlm_interp.model.capture import masking, skipping
 from lvlm_interp.model.decoder import decoder_inputs
 from lvlm_interp.model.inputs import Inputs, Role
 from lvlm_interp.model.score import score
-from lvlm_interp.model.sites import OUTPUT_PROJECTION, Site, part
+from lvlm_interp.model.sites import Site, reads_z
 from lvlm_interp.model.weights import all_fetched
 from lvlm_interp.results import Result
 
@@ -250,7 +250,8 @@ def positions(vlm: HookedVLM, x: Inputs) -> Checked:
 def masked_pass(vlm: HookedVLM, x: Inputs, visible: Bool[Tensor, " position"]) -> Float[Tensor, "answer vocabulary"]:
     """The slow way: the plain model computes every row, at its own positions, under its own masks less what is hidden.
 
-    An image that no token carries is hidden by leaving out its inputs.
+    An image that no token carries is hidden by leaving out its inputs. Layers that hand a state from position to
+    position pass over what is hidden.
     """
     sight, own = decoder_inputs(vlm, x, room=0).sight, torch.eye(x.length, dtype=torch.bool)
     lowest = torch.finfo(vlm.model.dtype).min
@@ -261,7 +262,7 @@ def masked_pass(vlm: HookedVLM, x: Inputs, visible: Bool[Tensor, " position"]) -
         masks.update(dict.fromkeys(kind.modules, mask))
     dropped = vlm.family.image_inputs if not (visible & x.where("image")).any() else ()
     given = {k: v for k, v in x.model_inputs.items() if k not in dropped}
-    with masking(masks):
+    with masking(masks), skipping(vlm.recurrent, visible):
         return vlm.call(given)[0, x.answer_positions - 1]
 
 
@@ -287,7 +288,7 @@ def _recombined(vlm: HookedVLM, site: Site, found: Any) -> float | None:
     """How far the heads of one layer, projected, are from what attention puts out, relative to its size."""
     if not site.name.endswith("attn.hook_z"):
         return None
-    projection = part(site.module, OUTPUT_PROJECTION)
+    projection = reads_z(site)
     block = site.name.rsplit(".", 2)[0]
     out = vlm.sites.get(f"{block}.hook_attn_out")
     if projection is None or out is None:

@@ -122,7 +122,7 @@ def decoder_inputs(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: i
     ids = [*x.answer_ids.tolist(), *[filler] * room]
     longer = x.with_answer(ids, [""] * len(ids), "")
     called, sight = look(vlm.decoder, vlm.attention_kinds, longer.length, lambda: vlm.call(longer.model_inputs))
-    sight = dataclasses.replace(sight, whole=bool(vlm.family.carriers))
+    sight = dataclasses.replace(sight, whole=bool(vlm.family.carriers or vlm.recurrent), recurrent=bool(vlm.recurrent))
     embeds, ids_called = called.pop("inputs_embeds", None), called.pop("input_ids", None)
     embeds = vlm.decoder.get_input_embeddings()(ids_called) if embeds is None else embeds
     positions = called.pop("position_ids", None)

@@ -402,6 +402,7 @@ def _merged(config: PretrainedConfig) -> int:
     return config.vision_config.spatial_merge_size
 
 
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 FAMILIES: dict[str, tuple[Callable[[Source], Layout], Callable[[PretrainedConfig], int]]] = {
     "llava": (_fixed, _one),
     "llava/pixtral": (_rows, _one),
@@ -413,9 +414,7 @@ FAMILIES: dict[str, tuple[Callable[[Source], Layout], Callable[[PretrainedConfig
     "idefics3": (_split, lambda config: config.scale_factor),
     "smolvlm": (_split, lambda config: config.scale_factor),
     "internvl": (_fitted, lambda config: round(1 / config.downsample_ratio)),
-    "qwen2_vl": (_resized, _merged),
-    "qwen2_5_vl": (_resized, _merged),
-    "qwen3_vl": (_resized, _merged),
+    **dict.fromkeys(QWEN, (_resized, _merged)),
     "mistral3": (_rows, lambda config: config.spatial_merge_size),
     "mllama": (_canvas, _one),
 }

@@ -30,9 +30,15 @@ def planned(
     """Who runs what: where the image is not among the rows (Mllama), sequences that hide it run without its carriers.
 
     Raises:
-        VisibilityError: a part of the images is hidden, where only all or none can be.
+        VisibilityError: a part of the images is hidden, where only all or none can be; or something is to be hidden
+            from text alone, where a state carries it on.
     """
     carriers = vlm.family.carriers
+    if given.sight.recurrent and hide_from == "text":
+        raise VisibilityError(
+            f"{type(vlm.recurrent[0]).__name__} carries what image rows see on to text rows: in this model a position "
+            "is hidden from all or from nobody. Use hide_from='all'"
+        )
     if not carriers:
         return [(Runner(vlm, given, start, hide_from), sequences)]
     image, groups = set(given.image.nonzero().flatten().tolist()), defaultdict(list)
@@ -53,10 +59,11 @@ class Runner:
 
     def __init__(self, vlm: HookedVLM, given: DecoderInputs, prompt: int, hide_from: str) -> None:
         self.vlm, self.given, self.prompt = vlm, given, prompt
-        self.rows, self.at_once = 0, ROWS_AT_ONCE
+        self.rows, self.at_once = 0, 0 if given.sight.recurrent else ROWS_AT_ONCE
         # Image rows, where they go on seeing what is hidden from text.
         self.sighted = frozenset(given.image.nonzero().flatten().tolist() if hide_from == "text" else ())
-        self.kept = None if vlm.family.carriers else given.kept  # keys of cross-attention have no rows to cut
+        # Keys of cross-attention have no rows to cut, a recurrent layer's state has no rows at all.
+        self.kept = None if given.sight.whole else given.kept
 
     def run(self, sequences: list[Run]) -> Iterator[tuple[Run, Tensor]]:
         """Every sequence with its states `[answer, width]`."""

@@ -34,11 +34,13 @@ class Sight:
     """The masks of all kinds of layers.
 
     `whole` says that nothing can be computed piece by piece for another reason: cross-attention keeps what it reads in
-    the cache, and would read it twice.
+    the cache, and would read it twice. `recurrent` says that layers hand a state from row to row, whatever the masks
+    say: then nothing can stand side by side in one pass either.
     """
 
     kinds: tuple[Kind, ...]
     whole: bool = False
+    recurrent: bool = False
 
     @functools.cached_property
     def causal(self) -> bool:

@@ -6,10 +6,13 @@ The names are TransformerLens's:
 |---|---|---|
 | `blocks.{i}.hook_resid_pre`, `hook_resid_mid`, `hook_resid_post` | residual stream | `[batch, position, width]` |
 | `blocks.{i}.hook_attn_out`, `hook_mlp_out` | what is added to it | `[batch, position, width]` |
-| `blocks.{i}.attn.hook_q`, `hook_k`, `hook_v`, `hook_z` | per head; q and k before the rotary embedding | \
+| `blocks.{i}.attn.hook_q`, `hook_k`, `hook_v`, `hook_z` | per head; q and k before the rotary embedding, z as the \
+output projection reads it | \
 `[batch, position, head, head width]` |
 | `blocks.{i}.attn.hook_rot_q`, `hook_rot_k` | q and k as they meet | `[batch, position, head, head width]` |
 | `blocks.{i}.attn.hook_attn_scores`, `hook_pattern` | before and after the softmax | `[batch, head, row, key]` |
+| `blocks.{i}.linear_attn.hook_out`, `conv.hook_out` | of layers that carry a state in the place of attention | \
+`[batch, position, width]` |
 | `ln_final.hook_normalized` | what the unembedding reads | `[batch, position, width]` |
 
 The vision tower has the same names under `vision.`; the projector's output is `projector.hook_out`. Layers that read
@@ -33,6 +36,8 @@ from lvlm_interp.errors import ModelError, SiteError
 # What the parts of a transformer block are called in transformers' code, most telling name first.
 ATTENTION = ("self_attn", "attention", "attn", "self_attention")
 CROSS_ATTENTION = ("cross_attn",)
+# What carries a state from position to position, in the place of attention or beside it.
+RECURRENT = ("linear_attn", "conv", "mamba", "mixer")
 MLP = ("mlp", "feed_forward", "feedforward", "ffn", "block_sparse_moe", "moe", "fc2")
 BEFORE_MLP = (
     "pre_feedforward_layernorm",
@@ -82,7 +87,8 @@ class Site:
     """One place: the module it belongs to, what of it is read, and into how many heads it splits.
 
     `read` is the module's input, its output, or an intermediate (`part`) of its attention function; `span` is the part
-    of the last axis that is meant, where one module computes q, k and v at once.
+    of the last axis that is meant, where one module computes q, k and v at once; `inner` is the part of each head's
+    share, where it computes a gate as well.
     """
 
     name: str
@@ -91,6 +97,7 @@ class Site:
     part: str = ""
     heads: int | None = None
     span: tuple[int, int] | None = None
+    inner: tuple[int, int] | None = None
 
 
 def part(module: nn.Module, names: Iterable[str]) -> nn.Module | None:
@@ -121,6 +128,12 @@ def attention_of(block: nn.Module, names: Iterable[str] = ATTENTION) -> nn.Modul
     return next((m for m in outer.modules() if uses_interface(m)), outer)
 
 
+def recurrent_of(block: nn.Module) -> tuple[str, nn.Module] | None:
+    """Name and module of what hands a state from position to position in a block, if it has that."""
+    found = ((name, part(block, [name])) for name in RECURRENT)
+    return next(((name, m) for name, m in found if m is not None and not uses_interface(m)), None)
+
+
 def uses_interface(attention: nn.Module) -> bool:
     """Whether a module computes attention through transformers' `AttentionInterface`, where it can be seen."""
     return "ALL_ATTENTION_FUNCTIONS" in names_in_forward(attention)
@@ -148,6 +161,8 @@ def block_sites(prefix: str, block: nn.Module) -> Iterator[Site]:
     after = [m for name in AFTER_ATTENTION if (m := part(block, [name])) is not None and m is not before_mlp]
     if outer is not None:
         yield Site(f"{prefix}.hook_attn_out", after[0] if after else outer, "output")
+    if (recurrent := recurrent_of(block)) is not None:
+        yield Site(f"{prefix}.{recurrent[0]}.hook_out", recurrent[1], "output")
     if mlp is not None:
         yield Site(f"{prefix}.hook_mlp_out", part(block, AFTER_MLP) or mlp, "output")
     for name, kinds in (("attn", ATTENTION), ("cross_attn", CROSS_ATTENTION)):
@@ -156,12 +171,33 @@ def block_sites(prefix: str, block: nn.Module) -> Iterator[Site]:
 
 
 def _attention_sites(prefix: str, attention: nn.Module) -> Iterator[Site]:
-    for letter, (projection, span) in _projections(attention).items():
-        width = head_width(attention)
-        if width:
-            yield Site(f"{prefix}.hook_{letter}", projection, "output", heads=(span[1] - span[0]) // width, span=span)
+    width, gated = head_width(attention) or 0, gated_output(attention)
+    for letter, (projection, span) in _projections(attention).items() if width else ():
+        size = span[1] - span[0]
+        # Behind the query of each head stands its gate, where one module computes both.
+        share = 2 * width if gated and letter == "q" and size == 2 * gated.in_features else width
+        yield Site(f"{prefix}.hook_{letter}", projection, "output", heads=size // share, span=span, inner=(0, width))
     for name in ("rot_q", "rot_k", "z", "attn_scores", "pattern"):
-        yield Site(f"{prefix}.hook_{name}", attention, "attention", part=name)
+        if name == "z" and gated and width:
+            yield Site(f"{prefix}.hook_z", gated, "input", heads=gated.in_features // width)
+        else:
+            yield Site(f"{prefix}.hook_{name}", attention, "attention", part=name)
+
+
+def gated_output(attention: nn.Module) -> nn.Linear | None:
+    """The output projection, where a sigmoid gate stands before it: z is what it reads, not what the heads read."""
+    out = part(attention, OUTPUT_PROJECTION)
+    return out if isinstance(out, nn.Linear) and "sigmoid" in names_in_forward(attention) else None
+
+
+def reads_z(site: Site) -> nn.Module | None:
+    """The output projection that the z of a site goes into."""
+    return site.module if site.read == "input" else part(site.module, OUTPUT_PROJECTION)
+
+
+def is_gated(attention: nn.Module) -> bool:
+    """Whether a sigmoid gate stands between what the heads read and the output projection: z is what that one reads."""
+    return "sigmoid" in names_in_forward(attention)
 
 
 def head_width(attention: nn.Module) -> int | None:

@@ -38,6 +38,7 @@ from lvlm_interp.model.sites import (
     names_in_forward,
     owner_of,
     part,
+    recurrent_of,
 )
 from lvlm_interp.model.weights import all_fetched
 from lvlm_interp.results import Provenance
@@ -95,6 +96,12 @@ class HookedVLM:
         """The attention modules of the decoder, grouped by the masks that they get."""
         attentions = [attention_of(block) for block in find_blocks(self.decoder)]
         return kinds_of(attentions, getattr(self.model.config.get_text_config(), "layer_types", None))
+
+    @functools.cached_property
+    def recurrent(self) -> tuple[nn.Module, ...]:
+        """What carries a state from position to position in the decoder: linear attention, short convolutions."""
+        found = (recurrent_of(block) for block in find_blocks(self.decoder))
+        return tuple(named[1] for named in found if named is not None)
 
     @functools.cached_property
     def readout(self) -> Readout:

@@ -244,7 +244,7 @@ def diagnose(
     *,
     against: Sequence[str] | None = None,
     word: int = 0,
-    hide_from: HideFrom = "text",
+    hide_from: HideFrom | None = None,
     max_new_tokens: int = 64,
     progress: bool = False,
 ) -> Diagnosis:
@@ -294,7 +294,9 @@ def diagnose(
         patches=patches,
         no_map=no_map,
         picture=torch.from_numpy(np.array(x.images[0].picture)),
-        provenance=vlm.provenance("diagnosis", hide_from=hide_from, max_new_tokens=max_new_tokens),
+        provenance=vlm.provenance(
+            "diagnosis", hide_from=None if patches is None else patches.hide_from, max_new_tokens=max_new_tokens
+        ),
     )
 
 
@@ -328,7 +330,7 @@ def asked(
 
 
 def _map(
-    vlm: HookedVLM, x: Inputs, hide_from: HideFrom, progress: bool, given: DecoderInputs
+    vlm: HookedVLM, x: Inputs, hide_from: HideFrom | None, progress: bool, given: DecoderInputs
 ) -> tuple[PatchMap | None, str | None]:
     """The heatmaps by word, or why there are none."""
     try:

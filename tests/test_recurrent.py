@@ -1,0 +1,171 @@
+"""Families whose decoder has layers without attention: what is hidden is passed over by them, and nothing leaks."""
+
+import pytest
+import torch
+from torch import nn
+
+import lvlm_interp as li
+from lvlm_interp.errors import SiteError, VisibilityError
+from lvlm_interp.model import conformance
+from lvlm_interp.model.capture import skipping
+from lvlm_interp.model.decoder import decoder_inputs
+from tests.families import tiny_example, tiny_model
+
+HYBRID = ("lfm2_vl", "qwen3_5", "qwen3_5_moe")
+
+
+@pytest.fixture(scope="module", params=HYBRID)
+def family(request):
+    vlm = li.wrap(tiny_model(request.param))
+    return vlm, tiny_example(vlm, request.param)
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    vlm = li.wrap(tiny_model("qwen3_5"))
+    return vlm, tiny_example(vlm, "qwen3_5")
+
+
+def some_coalitions(x):
+    random = torch.rand(4, x.length, generator=torch.Generator().manual_seed(0)) < 0.6
+    random |= x.where("answer", "template")
+    return torch.stack([x.hidden(), x.hidden("image"), x.hidden("question"), *random])
+
+
+@torch.no_grad()
+def on_its_own(vlm, x, visible):
+    """The oracle: transformers' decoder is given the visible rows and no others, at their own positions."""
+    given = decoder_inputs(vlm, x, room=0)
+    rows = visible.nonzero().flatten()
+    causal = torch.full((len(rows), len(rows)), torch.finfo(torch.float32).min).triu(1)
+    positions = given.positions[:, rows]
+    states = vlm.decoder(
+        inputs_embeds=given.embeds[None, rows],
+        position_ids=positions if len(positions) == 1 else positions[:, None],
+        attention_mask=causal[None, None],
+        use_cache=False,
+    ).last_hidden_state[0]
+    return vlm.model.get_output_embeddings()(states[-len(x.answer_positions) - 1 : -1])
+
+
+def test_scores_are_those_of_the_visible_rows_alone(family):
+    vlm, x = family
+    visible = some_coalitions(x)
+    expected = torch.stack([on_its_own(vlm, x, row) for row in visible])
+    assert (li.score(vlm, x, visible).logits() - expected).abs().max() < 2e-5
+    plain = vlm.run(x)[0, x.answer_positions - 1]
+    assert (expected[0] - plain).abs().max() < 2e-5 and (expected[1] - plain).abs().max() > 0.1
+
+
+def test_masks_alone_do_not_hide(family, monkeypatch):
+    """The control of the positions check: without `skipping` its oracle lets hidden positions through."""
+    vlm, x = family
+    assert conformance.positions(vlm, x).ok
+    monkeypatch.setattr(conformance, "skipping", lambda modules, rows: skipping((), rows))
+    assert not conformance.positions(vlm, x).ok
+
+
+def test_methods_add_up(family):
+    vlm, x = family
+    split = li.credit(vlm, x, value="full")
+    assert torch.allclose(split.prior + split.credits.sum(-1), split.total, atol=1e-5)
+    both = li.contrast(vlm, x)
+    expected = [on_its_own(vlm, x, row)[torch.arange(3), x.answer_ids] for row in (x.hidden(), x.hidden("image"))]
+    assert torch.allclose(both.delta, expected[0] - expected[1], atol=2e-5)
+
+
+def test_nothing_is_hidden_from_text_alone(family):
+    vlm, x = family
+    with pytest.raises(VisibilityError, match=r"carries what image rows see on.*hide_from='all'"):
+        li.score(vlm, x, x.hidden("image")[None], hide_from="text")
+
+
+def test_a_map_hides_from_all(qwen):
+    vlm, x = qwen
+    patches = li.attribute(vlm, x)
+    assert patches.hide_from == "all" and patches.values.shape == (3, 2, 3)
+    first = x.hidden()
+    first[x.images[0].positions[0]] = False
+    odds = li.score(vlm, x, torch.stack([x.hidden(), first])).logodds
+    assert torch.allclose(patches.values[:, 0, 0], odds[0] - odds[1], atol=1e-5)
+    with pytest.raises(VisibilityError, match="hide_from='all'"):
+        li.attribute(vlm, x, hide_from="text")
+
+
+def test_gated_attention(qwen):
+    """Queries are told from the gates that stand behind them, and z is what the output projection reads."""
+    vlm, x = qwen
+    attention = vlm.decoder.layers[1].self_attn
+    inputs = {}
+    for name in ("q_norm", "o_proj", "q_proj"):
+        getattr(attention, name).register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))
+    found = vlm.capture(x, "blocks.1.attn.*")
+    for name in ("q_norm", "o_proj", "q_proj"):
+        getattr(attention, name)._forward_pre_hooks.clear()
+    assert torch.equal(found["blocks.1.attn.hook_q"], inputs["q_norm"])
+    assert torch.equal(found["blocks.1.attn.hook_z"].flatten(-2), inputs["o_proj"])
+    gate = attention.q_proj(inputs["q_proj"]).unflatten(-1, (4, -1))[..., 8:].sigmoid()
+    values = found["blocks.1.attn.hook_v"].repeat_interleave(2, 2)
+    read = torch.einsum("bhqk,bkhi->bqhi", found["blocks.1.attn.hook_pattern"], values)
+    assert torch.allclose(read * gate, found["blocks.1.attn.hook_z"], atol=1e-5)
+    assert not torch.allclose(read, found["blocks.1.attn.hook_z"], atol=1e-2)  # the gate makes a difference
+
+
+@torch.no_grad()
+def test_an_edit_of_queries_leaves_their_gates(qwen):
+    vlm, x = qwen
+    name, attention = "blocks.1.attn.hook_q", vlm.decoder.layers[1].self_attn
+    edited = vlm.capture(x, "ln_final.*", edits={name: torch.zeros_like})["logits"]
+    weight = attention.q_proj.weight.clone()
+    try:
+        attention.q_proj.weight.view(4, 16, -1)[:, :8] = 0
+        assert torch.allclose(edited, vlm.run(x), atol=1e-5)
+    finally:
+        attention.q_proj.weight.copy_(weight)
+    assert not torch.allclose(edited, vlm.run(x), atol=1e-2)
+
+
+def test_what_layers_without_attention_put_out(qwen):
+    vlm, x = qwen
+    found = vlm.capture(x, "blocks.0.*")
+    added = found["blocks.0.hook_resid_pre"] + found["blocks.0.linear_attn.hook_out"]
+    assert torch.allclose(added, found["blocks.0.hook_resid_mid"], atol=1e-6)
+    with pytest.raises(SiteError, match="attention of block 0 cannot be taken apart"):
+        li.direct(vlm, x)
+
+
+def test_direct_attribution_through_a_gate(monkeypatch):
+    """Only the layers that have attention: all of them here."""
+    import tests.families as families
+
+    row = families.ALL["qwen3_5"]
+    text = {**row.config["text_config"], "layer_types": ["full_attention"] * 3}
+    monkeypatch.setitem(families.ALL, "qwen3_5", families.Tiny({**row.config, "text_config": text}, **families.QWEN))
+    vlm = li.wrap(tiny_model("qwen3_5"))
+    assert not vlm.recurrent
+    found = li.direct(vlm, tiny_example(vlm, "qwen3_5"))
+    assert torch.allclose(found.total, found.logit, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(found.sources.sum(-1), found.heads, rtol=1e-4, atol=1e-5)
+    assert found.heads.abs().max() > 0.01 and found.others.abs().max() < 1e-5
+
+
+def test_sources_that_miss_their_heads_are_noticed(monkeypatch):
+    """Were a gate overlooked, the parts would still add up: what it takes away would count as something else's."""
+    from lvlm_interp.methods import direct
+
+    vlm = li.wrap(tiny_model("llava"))
+    x = tiny_example(vlm, "llava")
+    by_source = direct._by_source
+    monkeypatch.setattr(direct, "_by_source", lambda *args: 0.5 * by_source(*args))
+    with pytest.raises(SiteError, match="sources miss their heads"):
+        li.direct(vlm, x)
+
+
+def test_skipping_gives_the_others_nothing():
+    rows, seen = torch.tensor([True, False, True]), []
+    module = nn.Identity()
+    module.register_forward_hook(lambda _, args, out: seen.append(args[0].shape))
+    with skipping([module], rows):
+        out = module(torch.ones(1, 3, 2))
+    assert out[0, :, 0].tolist() == [1, 0, 1] and seen == [torch.Size([1, 2, 2])]
+    assert module(torch.ones(1, 3, 2)).sum() == 6
