@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import lvlm_interp as li
 from lvlm_interp.errors import ModelError
@@ -26,6 +27,40 @@ def plain(folder):
 
 def asked(vlm):
     return vlm.prepare("What is it?", Image.linear_gradient("L").crop((0, 20, 90, 200)), answer="A cat.")
+
+
+def rewritten(folder, change):
+    """The same directory with other weights in its file."""
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    return folder
+
+
+# --- what its files hold ----------------------------------------------------------------------------------------------
+
+
+def test_weights_that_are_not_there(tmp_path):
+    """Transformers would fill them with random numbers, and the diagnosis would be of those."""
+    lacking = "language_model.model.layers.1.mlp.up_proj.weight"
+    folder = save("llava", tmp_path / "llava")
+    rewritten(folder, lambda weights: {name: weight for name, weight in weights.items() if name != lacking})
+    with pytest.raises(ModelError, match=r"1 weights are not in the files.*layers\.1\.mlp\.up_proj.*wrap\("):
+        li.load(folder)
+
+
+def test_weights_of_another_shape(tmp_path):
+    folder = save("llava", tmp_path / "llava")
+    cut = "language_model.model.layers.1.mlp.up_proj.weight"
+    rewritten(folder, lambda weights: {k: v[:5].clone() if k == cut else v for k, v in weights.items()})
+    with pytest.raises(ModelError, match="could not open"):
+        li.load(folder)
+
+
+def test_a_file_that_was_cut_off(tmp_path):
+    file = save("llava", tmp_path / "llava") / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="could not open"):
+        li.load(file.parent)
 
 
 # --- device maps ------------------------------------------------------------------------------------------------------
@@ -125,6 +160,8 @@ def brandnew(tmp_path, monkeypatch):
     described["auto_map"] = {"AutoConfig": "code.Config", "AutoModelForImageTextToText": "code.Model"}
     (folder / "config.json").write_text(json.dumps(described))
     (folder / "code.py").write_text(CODE.format(trace=str(trace)))
+    # Transformers knows the old names of LLaVA's weights by its model type only.
+    rewritten(folder, lambda weights: {k.replace("language_model.lm_head", "lm_head"): v for k, v in weights.items()})
     return folder, trace
 
 
@@ -146,5 +183,4 @@ def test_remote_code_with_consent(brandnew, plain):
     x = asked(vlm)
     assert vlm.accepted
     found, expected = vlm.capture(x, "*"), plain.capture(asked(plain), "*")
-    # Transformers knows the old name of LLaVA's unembedding by its model type only, so that one is not read in.
-    assert all(torch.equal(found[name], expected[name]) for name in plain.sites)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -7,13 +7,14 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -520,7 +521,7 @@ def load(
         options: handed to `from_pretrained`.
 
     Raises:
-        ModelError: nothing is there, it cannot be opened, or its kind cannot be read.
+        ModelError: nothing is there, it cannot be opened, weights are missing, or its kind cannot be read.
         DownloadError: the reference model's parts cannot be fetched.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
@@ -532,15 +533,26 @@ def load(
     try:
         AutoConfig.from_pretrained(path, **common)  # first: what runs code of its own is refused before anything else
         processor = AutoProcessor.from_pretrained(path, **common)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, **common, **options
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, output_loading_info=True, **common, **options
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(_why_not_opened(shown, str(error).strip())) from error
+    _need_all_weights(shown, report["missing_keys"])
     if device is not None:
         model = model.to(device)
     commit = revision or getattr(model.config, "_commit_hash", None)
     return _checked(HookedVLM(model, processor, shown, commit))
+
+
+def _need_all_weights(name: str, missing: Collection[str]) -> None:
+    """Transformers fills what a checkpoint lacks with random numbers and goes on."""
+    if missing:
+        first = sorted(missing)[:3]
+        raise ModelError(
+            f"{len(missing)} weights are not in the files of {name!r}, {', '.join(map(repr, first))} among them: they "
+            "would be random. Fetch it anew; or, if you mean to, open it with transformers and wrap(model, processor)"
+        )
 
 
 def _why_not_opened(name: str, error: str) -> str:
