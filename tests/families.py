@@ -305,6 +305,14 @@ GLM_IDS = {
     "video_start_token_id": 154,
     "video_end_token_id": 155,
 }
+HEARING = {
+    "d_model": 24,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 3,
+    "encoder_ffn_dim": 48,
+    "num_mel_bins": 16,
+    "output_dim": 32,
+}
 EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
 ONE = {"pixel_values": (1, 3, 28, 28)}
 WIDER = {"pixel_values": (1, 3, 56, 56)}
@@ -744,6 +752,96 @@ OTHERS: dict[str, Tiny] = {
         around=((BEGIN,), (END,)),
         more=image_types("mm_token_type_ids"),
     ),
+    "qwen2_5_omni_thinker": Tiny(
+        {
+            "model_type": "qwen2_5_omni_thinker",
+            "text_config": {**TEXT, **MROPE, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+            "vision_config": {
+                **QWEN_VISION,
+                "intermediate_size": 64,
+                "out_hidden_size": 32,
+                "window_size": 56,
+                "fullatt_block_indexes": [1],
+            },
+            "audio_config": HEARING,
+            "vision_start_token_id": BEGIN,
+        },
+        QWEN_PIXELS,
+        tokens=6,
+        around=((BEGIN,), (END,)),
+        image_name="image_token_index",
+    ),
+    "qwen3_omni_moe_thinker": Tiny(
+        {
+            "model_type": "qwen3_omni_moe_thinker",
+            "text_config": {
+                **TEXT,
+                "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0},
+                "num_experts": 2,
+                "mlp_only_layers": [0],
+                **EXPERTS,
+            },
+            "vision_config": {
+                **QWEN_VISION,
+                "intermediate_size": 64,
+                "out_hidden_size": 32,
+                "deepstack_visual_indexes": [0],
+                "num_position_embeddings": 64,
+            },
+            "audio_config": {**HEARING, "downsample_hidden_size": 8},
+            "vision_start_token_id": BEGIN,
+        },
+        QWEN_PIXELS,
+        tokens=6,
+        around=((BEGIN,), (END,)),
+    ),
+    "cosmos3_edge": Tiny(
+        {
+            "model_type": "cosmos3_edge",
+            "text_config": {
+                **TEXT,
+                "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0},
+            },
+            "vision_config": {**SEEING, "num_patches": 16},
+            "projector_hidden_size": 64,
+            **QWEN_IDS,
+        },
+        {"pixel_values": (24, 3 * 14 * 14), "image_grid_thw": torch.tensor([[1, 4, 6]])},
+        tokens=6,
+        around=((BEGIN,), (END,)),
+        more=image_types("mm_token_type_ids"),
+    ),
+    "glm5_next": Tiny(
+        {
+            "model_type": "glm5_next",
+            "text_config": {
+                **{k: v for k, v in TEXT.items() if k != "head_dim"},
+                "num_hidden_layers": 4,
+                "num_key_value_heads": 4,
+                "moe_intermediate_size": 16,
+                "n_routed_experts": 2,
+                "num_experts_per_tok": 1,
+                "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+                "layer_types": ["linear_attention", "indexed_attention", "linear_attention", "indexed_attention"],
+                "linear_head_dim": 8,
+                "linear_num_heads": 4,
+                "kv_lora_rank": 16,
+                "q_lora_rank": 16,
+                "qk_nope_head_dim": 8,
+                "v_head_dim": 8,
+                "index_topk": 4,
+                "index_kpool": 2,
+                "index_head_dim": 8,
+                "index_n_heads": 2,
+                "hc_mult": 2,
+            },
+            "vision_config": {**GLM_VISION, "projection_intermediate_size": 64},
+            **GLM_IDS,
+        },
+        QWEN_PIXELS,
+        tokens=6,
+        around=((BEGIN,), (END,)),
+    ),
     "hyperclovax_vision_v2": Tiny(
         {
             "model_type": "hyperclovax_vision_v2",
@@ -850,6 +948,8 @@ SEPARATE = "an encoder-decoder: its answer is read from an encoder, by cross-att
 FAILING: dict[str, str] = {
     "chameleon": "its forward sets the logits of image tokens to the lowest number, so that no lens is its logits; "
     "and its decoder takes the pixels itself, so that it cannot be run on some rows only",
+    "glm5_next": RECURRENT + " (Kimi delta attention); and its residual is several streams, of which the final norm "
+    "reads the mean",
     "lfm2_vl": RECURRENT + " (short convolutions)",
 }
 """Families among these that do not pass, with the reason."""

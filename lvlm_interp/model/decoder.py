@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from lvlm_interp.errors import InputError
@@ -51,7 +51,8 @@ class DecoderInputs:
 
     Attributes:
         embeds: `[row, width]`.
-        positions: position ids `[axis, position]`; one axis, or three where time, height and width have their own.
+        positions: position ids `[axis, position]`; one axis, or three where time, height and width have their own
+            (floats in Qwen3-Omni, whose times need not be whole).
         image: which rows are image tokens.
         extras: other arguments of the decoder, for all positions.
         sight: what the model's own masks let every position see.
@@ -62,7 +63,7 @@ class DecoderInputs:
     """
 
     embeds: Float[Tensor, "row width"]
-    positions: Int[Tensor, "axis position"]
+    positions: Real[Tensor, "axis position"]
     image: Bool[Tensor, " row"]
     extras: dict[str, Any]
     sight: Sight

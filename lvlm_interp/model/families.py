@@ -45,6 +45,7 @@ USER = "USER: {image}\n{question} ASSISTANT:"
 READS_QUESTION = "the Q-Former reads the question too, so image tokens carry some of it"
 PLAIN = (
     "aria",
+    "cosmos3_edge",
     "cosmos3_omni",
     "deepseek_vl",
     "deepseek_vl_hybrid",
@@ -65,6 +66,8 @@ PLAIN = (
     "ovis2",
     "paddleocr_vl",
     "pp_chart2table",
+    "qwen2_5_omni_thinker",
+    "qwen3_omni_moe_thinker",
     "qwen3_vl_moe",
     "shieldgemma2",
     "video_llama_3",
