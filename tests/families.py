@@ -842,6 +842,36 @@ OTHERS: dict[str, Tiny] = {
         tokens=6,
         around=((BEGIN,), (END,)),
     ),
+    "idefics": Tiny(
+        {
+            "model_type": "idefics",
+            **{k: v for k, v in TEXT.items() if k not in ("head_dim", "num_key_value_heads")},
+            "num_hidden_layers": 4,
+            "cross_layer_interval": 2,
+            "qk_layer_norms": True,
+            "alpha_type": "vector",
+            "additional_vocab_size": 2,
+            "use_resampler": True,
+            "vision_config": {
+                "embed_dim": 24,
+                "intermediate_size": 48,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 3,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            "perceiver_config": {
+                "resampler_n_latents": 4,
+                "resampler_depth": 1,
+                "resampler_n_heads": 3,
+                "resampler_head_dim": 8,
+            },
+        },
+        {"pixel_values": (1, 1, 3, 28, 28)},
+        tokens=1,
+        around=((BEGIN,), (BEGIN,)),
+        more=lambda ids: {"image_attention_mask": ((ids == IMAGE).cumsum(1) > 0).long()[..., None]},
+    ),
     "hyperclovax_vision_v2": Tiny(
         {
             "model_type": "hyperclovax_vision_v2",
@@ -961,7 +991,6 @@ UNTRIED: dict[str, str] = {
         ("florence2", "t5gemma2", "udop", "pix2struct", "vision-encoder-decoder", "pp_formulanet"), SEPARATE
     ),
     **dict.fromkeys(("blip", "git"), NO_TOKENS),
-    "idefics": "its images come by gated cross-attention, and its config names no image token",
     **dict.fromkeys(("fast_vlm", "gemma3n", "perception_lm"), TIMM),
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), RECURRENT + " (gated delta rule)"),
     "diffusion_gemma": "it fills in blocks by diffusion: no token is predicted from those before it",

@@ -25,6 +25,7 @@ from lvlm_interp.errors import InputError, LvlmInterpError, ModelError, SiteErro
 from lvlm_interp.model.attention import implementation, implementations
 from lvlm_interp.model.capture import masking
 from lvlm_interp.model.decoder import decoder_inputs
+from lvlm_interp.model.families import Family
 from lvlm_interp.model.inputs import Inputs, Role
 from lvlm_interp.model.score import score
 from lvlm_interp.model.sites import OUTPUT_PROJECTION, Site, part
@@ -250,7 +251,7 @@ def positions(vlm: HookedVLM, x: Inputs) -> Checked:
 def masked_pass(vlm: HookedVLM, x: Inputs, visible: Bool[Tensor, " position"]) -> Float[Tensor, "answer vocabulary"]:
     """The slow way: the plain model computes every row, at its own positions, under its own masks less what is hidden.
 
-    An image that no token carries is hidden by leaving out its inputs.
+    An image that no token carries is hidden by leaving out its inputs, or by shutting its gates.
     """
     sight, own = decoder_inputs(vlm, x, room=0).sight, torch.eye(x.length, dtype=torch.bool)
     lowest = torch.finfo(vlm.model.dtype).min
@@ -259,8 +260,9 @@ def masked_pass(vlm: HookedVLM, x: Inputs, visible: Bool[Tensor, " position"]) -
         see = kind.see & visible | own
         mask = torch.zeros(1, 1, *see.shape, dtype=vlm.model.dtype).masked_fill_(~see, lowest).to(vlm.device)
         masks.update(dict.fromkeys(kind.modules, mask))
-    dropped = vlm.family.image_inputs if not (visible & x.where("image")).any() else ()
-    given = {k: v for k, v in x.model_inputs.items() if k not in dropped}
+    family = vlm.family if not (visible & x.where("image")).any() else Family()
+    kept = {k: v for k, v in x.model_inputs.items() if k not in family.image_inputs}
+    given = {k: torch.zeros_like(v) if k in family.gates else v for k, v in kept.items()}
     with masking(masks):
         return vlm.call(given)[0, x.answer_positions - 1]
 

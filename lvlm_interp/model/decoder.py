@@ -26,6 +26,7 @@ ROW_AXIS = {
     "visual_pos_masks": 1,
     "vision_mask": 1,
     "per_layer_inputs": 1,
+    "image_attention_mask": 1,
     "cross_attention_mask": 2,
     "full_text_row_masked_out_mask": 2,
 }

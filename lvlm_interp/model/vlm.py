@@ -93,7 +93,7 @@ class HookedVLM:
     @functools.cached_property
     def attention_kinds(self) -> list[tuple[nn.Module, ...]]:
         """The attention modules of the decoder, grouped by the masks that they get."""
-        attentions = [attention_of(block) for block in find_blocks(self.decoder)]
+        attentions = [attention_of(block) for block in find_blocks(self.decoder, self.vision)]
         return kinds_of(attentions, getattr(self.model.config.get_text_config(), "layer_types", None))
 
     @functools.cached_property
@@ -142,14 +142,17 @@ class HookedVLM:
         """The id that stands for a piece of the image in a prompt.
 
         Raises:
-            ModelError: the config names none.
+            ModelError: neither the config nor the processor names one.
         """
         names = (self.family.image_token, "image_token_id", "image_token_index")
         found = next((i for name in names if (i := getattr(self.model.config, name, None)) is not None), None)
+        found = getattr(self.processor, "image_token_id", None) if found is None else found
         if found is None:
+            processor = "no processor was given" if self.processor is None else "its processor names none either"
             raise ModelError(
                 f"models of type {self.model.config.model_type!r} cannot be read: the config names no image token "
-                f"(looked for {list(dict.fromkeys(names))}). These families are known: {sorted(families.FAMILIES)}."
+                f"(looked for {list(dict.fromkeys(names))}), and {processor}. "
+                f"These families are known: {sorted(families.FAMILIES)}."
             )
         return int(found)
 
