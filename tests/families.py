@@ -71,7 +71,7 @@ class Tiny:
         pixels: model inputs that come from the image: shapes to fill at random, or tensors as they are.
         tokens: how many tokens one image has; None asks the model.
         around: ids before and after them.
-        image_name: what the config calls the id of image tokens.
+        image_name: what the config calls the id of image tokens; None where it names none.
         first: whether image tokens come before BOS.
         more: model inputs made from the ids.
         kernel: the attention implementation, where the family has but one.
@@ -81,7 +81,7 @@ class Tiny:
     pixels: Mapping[str, tuple[int, ...] | Tensor]
     tokens: int | None = None
     around: tuple[tuple[int, ...], tuple[int, ...]] = ((5,), ())
-    image_name: str = "image_token_id"
+    image_name: str | None = "image_token_id"
     first: bool = False
     more: Callable[[Tensor], Mapping[str, Tensor]] = field(default=lambda ids: {})
     kernel: str | None = None
@@ -97,6 +97,11 @@ def cross_mask(ids: Tensor) -> dict[str, Tensor]:
     mask = torch.zeros(1, ids.shape[1], 1, 2, dtype=torch.long)
     mask[:, :, :, 0] = 1
     return {"cross_attention_mask": mask}
+
+
+def shifted(ids: Tensor) -> dict[str, Tensor]:
+    """Encoder-decoders: the decoder reads the same ids, one later."""
+    return {"decoder_input_ids": ids.roll(1, 1)}
 
 
 QWEN_PIXELS = {"pixel_values": (24, 3 * 2 * 14 * 14), "image_grid_thw": torch.tensor([[1, 4, 6]])}
@@ -304,6 +309,25 @@ GLM_IDS = {
     "image_end_token_id": END,
     "video_start_token_id": 154,
     "video_end_token_id": 155,
+}
+BART = {
+    "model_type": "bart",
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 256,
+}
+T5 = {"d_kv": 8, "d_ff": 64, "num_heads": 4, "vocab_size": VOCABULARY}
+T5GEMMA2 = {
+    **TEXT,
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "query_pre_attn_scalar": 8,
 }
 HEARING = {
     "d_model": 24,
@@ -872,6 +896,179 @@ OTHERS: dict[str, Tiny] = {
         around=((BEGIN,), (BEGIN,)),
         more=lambda ids: {"image_attention_mask": ((ids == IMAGE).cumsum(1) > 0).long()[..., None]},
     ),
+    "blip": Tiny(
+        {
+            "model_type": "blip",
+            "vision_config": dict(SEEING),
+            "text_config": {k: v for k, v in TEXT.items() if k not in ("head_dim", "num_key_value_heads")},
+        },
+        ONE,
+        image_name=None,
+        kernel="eager",
+    ),
+    "git": Tiny(
+        {
+            "model_type": "git",
+            "vision_config": dict(SEEING),
+            **{k: v for k, v in TEXT.items() if k not in ("head_dim", "num_key_value_heads")},
+        },
+        ONE,
+        image_name=None,
+        kernel="eager",
+    ),
+    "florence2": Tiny(
+        {
+            "model_type": "florence2",
+            "vision_config": {
+                "depths": [1],
+                "patch_size": [14],
+                "patch_stride": [14],
+                "patch_padding": [0],
+                "patch_prenorm": [False],
+                "embed_dim": [24],
+                "num_heads": [3],
+                "num_groups": [3],
+                "window_size": 2,
+                "projection_dim": 32,
+            },
+            "text_config": BART,
+        },
+        ONE,
+        tokens=5,
+        more=shifted,
+    ),
+    "udop": Tiny(
+        {"model_type": "udop", **T5, "d_model": 32, "num_layers": 2, "image_size": 28, "patch_size": 14},
+        ONE,
+        image_name=None,
+    ),
+    "pix2struct": Tiny(
+        {
+            "model_type": "pix2struct",
+            "text_config": {**T5, "hidden_size": 32, "num_layers": 2},
+            "vision_config": {
+                "hidden_size": 32,
+                "patch_embed_hidden_size": 588,
+                "d_ff": 48,
+                "d_kv": 8,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "seq_len": 16,
+            },
+        },
+        {"flattened_patches": (1, 4, 590)},
+        image_name=None,
+    ),
+    "t5gemma2": Tiny(
+        {
+            "model_type": "t5gemma2",
+            "encoder": {
+                "text_config": {**T5GEMMA2, "model_type": "t5gemma2_text"},
+                "vision_config": SIGLIP_56,
+                "mm_tokens_per_image": 4,
+                "boi_token_index": BEGIN,
+                "eoi_token_index": END,
+            },
+            "decoder": T5GEMMA2,
+        },
+        WIDER,
+        tokens=4,
+        around=((BEGIN,), (END,)),
+        image_name="image_token_index",
+        more=shifted,
+    ),
+    "pp_formulanet": Tiny(
+        {
+            "model_type": "pp_formulanet",
+            "text_config": {**BART, "model_type": "pp_formulanet_text"},
+            "vision_config": {
+                "hidden_size": 24,
+                "output_channels": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 3,
+                "image_size": 128,
+                "patch_size": 16,
+                "window_size": 4,
+                "global_attn_indexes": [1],
+                "mlp_dim": 48,
+                "post_conv_in_channels": 16,
+                "post_conv_mid_channels": 16,
+                "post_conv_out_channels": 16,
+                "decoder_hidden_size": 32,
+            },
+        },
+        {"pixel_values": (1, 3, 128, 128)},
+        image_name=None,
+        kernel="eager",
+    ),
+    "vision-encoder-decoder": Tiny(
+        {
+            "model_type": "vision-encoder-decoder",
+            "encoder": seeing("vit"),
+            "decoder": {
+                **{k: v for k, v in TEXT.items() if k not in ("head_dim", "num_key_value_heads")},
+                "model_type": "bert",
+                "is_decoder": True,
+                "add_cross_attention": True,
+            },
+        },
+        ONE,
+        image_name=None,
+    ),
+    "evolla": Tiny(
+        {
+            "model_type": "evolla",
+            **TEXT,
+            "protein_encoder_config": {
+                "hidden_size": 24,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 3,
+                "vocab_size": 30,
+            },
+            "aligner_num_add_layers": 1,
+            "resampler_depth": 1,
+            "resampler_dim_head": 8,
+            "resampler_heads": 3,
+            "resampler_num_latents": 4,
+        },
+        {},
+        image_name=None,
+    ),
+    "diffusion_gemma": Tiny(
+        {
+            "model_type": "diffusion_gemma",
+            "text_config": {
+                **TEXT,
+                "global_head_dim": 16,
+                "sliding_window": 5,
+                "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+                "num_experts": 2,
+                "top_k_experts": 1,
+                "moe_intermediate_size": 16,
+            },
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 4,
+                "head_dim": 8,
+                "patch_size": 4,
+                "pooling_kernel_size": 2,
+                "position_embedding_size": 16,
+            },
+            "boi_token_id": BEGIN,
+            "eoi_token_id": END,
+            "canvas_length": 8,
+        },
+        {
+            "pixel_values": (1, 16, 48),
+            "image_position_ids": torch.cartesian_prod(torch.arange(4), torch.arange(4))[None],
+        },
+        tokens=4,
+        around=((BEGIN,), (END,)),
+    ),
     "hyperclovax_vision_v2": Tiny(
         {
             "model_type": "hyperclovax_vision_v2",
@@ -975,26 +1172,28 @@ ALL = {**FAMILIES, **OTHERS}
 
 RECURRENT = "layers without attention carry hidden positions on: to hide a position is not a matter of masks there"
 SEPARATE = "an encoder-decoder: its answer is read from an encoder, by cross-attention that is not scored here"
-FAILING: dict[str, str] = {
-    "chameleon": "its forward sets the logits of image tokens to the lowest number, so that no lens is its logits; "
-    "and its decoder takes the pixels itself, so that it cannot be run on some rows only",
-    "glm5_next": RECURRENT + " (Kimi delta attention); and its residual is several streams, of which the final norm "
-    "reads the mean",
-    "lfm2_vl": RECURRENT + " (short convolutions)",
-}
-"""Families among these that do not pass, with the reason."""
-
 NO_TOKENS = "its prompt holds no image tokens, so that no position stands for the image"
-TIMM = "its vision tower is built by timm, which is not installed"
-UNTRIED: dict[str, str] = {
+FAILING: dict[str, str] = {
     **dict.fromkeys(
         ("florence2", "t5gemma2", "udop", "pix2struct", "vision-encoder-decoder", "pp_formulanet"), SEPARATE
     ),
     **dict.fromkeys(("blip", "git"), NO_TOKENS),
+    "chameleon": "its forward sets the logits of image tokens to the lowest number, so that no lens is its logits; "
+    "and its decoder takes the pixels itself, so that it cannot be run on some rows only",
+    "diffusion_gemma": "it fills in a block that it draws at random, by diffusion: no token is predicted from those "
+    "before it",
+    "evolla": "it reads proteins, not images",
+    "glm5_next": "its layers take a padding mask and no other, under which a hidden row still counts (Kimi delta "
+    "attention, pools of positions): rows dropped and rows masked are 4 logits apart; and its residual is several "
+    "streams, of which the final norm reads the mean",
+    "lfm2_vl": RECURRENT + " (short convolutions)",
+}
+"""Families among these that are refused when they are opened, or do not pass, with the reason."""
+
+TIMM = "its vision tower is built by timm, which is not installed"
+UNTRIED: dict[str, str] = {
     **dict.fromkeys(("fast_vlm", "gemma3n", "perception_lm"), TIMM),
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), RECURRENT + " (gated delta rule)"),
-    "diffusion_gemma": "it fills in blocks by diffusion: no token is predicted from those before it",
-    "evolla": "it reads proteins, not images",
 }
 """Types of the mapping without a row here, with the reason; others have not been tried."""
 
@@ -1020,7 +1219,8 @@ def tiny_model(
 ) -> Any:
     """A random model of a family, in evaluation mode."""
     row = (rows or ALL)[name]
-    given = copy.deepcopy({**row.config, row.image_name: IMAGE})  # configs write into what they are given
+    named = {row.image_name: IMAGE} if row.image_name else {}
+    given = copy.deepcopy({**row.config, **named})  # configs write into what they are given
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(given.pop("model_type"), **given)
     kind = getattr(transformers, MODEL_TYPES[config.model_type])

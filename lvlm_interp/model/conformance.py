@@ -368,8 +368,12 @@ def check_at_load(vlm: HookedVLM) -> None:
         return
     gap = _difference(vlm, words, plain)
     if not gap <= _limit(plain):
+        again = _gap(plain, vlm.run(words))
         raise ModelError(
-            f"capturing changes what {vlm.name!r} computes: its logits differ by {gap:.1e} "
+            f"{vlm.name!r} does not give the same logits twice: they differ by {again:.1e} in two plain runs. "
+            "Models that draw something at random cannot be read."
+            if again
+            else f"capturing changes what {vlm.name!r} computes: its logits differ by {gap:.1e} "
             f"(limit {_limit(plain):.1e}). "
             "Its attention does not go by transformers' AttentionInterface in the way that is read here."
         )

@@ -72,7 +72,21 @@ class HookedVLM:
         self.name, self.revision = name or type(model).__name__, revision
         self.family: Family = families.family_of(model.config)
         self.accepted = model.config.model_type in families.FAMILIES
+        self._need_decoder_only()
         self.image_token_id  # noqa: B018  a model without images is refused at once
+
+    def _need_decoder_only(self) -> None:
+        """Raise unless the answer stands in one row with the prompt.
+
+        Raises:
+            ModelError: a model whose answer stands in a row of its own.
+        """
+        config = self.model.config
+        if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
+            raise ModelError(
+                f"this model of type {config.model_type!r} cannot be read: it is an encoder-decoder, whose answer is "
+                "read from an encoder by cross-attention. Models that continue a prompt can be read."
+            )
 
     # --- parts ------------------------------------------------------------------------------------
 
