@@ -71,7 +71,7 @@ class Tiny:
         pixels: model inputs that come from the image: shapes to fill at random, or tensors as they are.
         tokens: how many tokens one image has; None asks the model.
         around: ids before and after them.
-        image_name: what the config calls the id of image tokens.
+        image_name: what the config calls the id of image tokens; None where it names none.
         first: whether image tokens come before BOS.
         more: model inputs made from the ids.
         kernel: the attention implementation, where the family has but one.
@@ -81,7 +81,7 @@ class Tiny:
     pixels: Mapping[str, tuple[int, ...] | Tensor]
     tokens: int | None = None
     around: tuple[tuple[int, ...], tuple[int, ...]] = ((5,), ())
-    image_name: str = "image_token_id"
+    image_name: str | None = "image_token_id"
     first: bool = False
     more: Callable[[Tensor], Mapping[str, Tensor]] = field(default=lambda ids: {})
     kernel: str | None = None
@@ -113,6 +113,13 @@ DELTA_RULE = {
     },
 }
 QWEN3_5_VISION = {**QWEN_VISION, "intermediate_size": 64, "out_hidden_size": 32, "num_position_embeddings": 64}
+
+
+def shifted(ids: Tensor) -> dict[str, Tensor]:
+    """Encoder-decoders: the decoder reads the same ids, one later."""
+    return {"decoder_input_ids": ids.roll(1, 1)}
+
+
 QWEN_PIXELS = {"pixel_values": (24, 3 * 2 * 14 * 14), "image_grid_thw": torch.tensor([[1, 4, 6]])}
 TILED_PIXELS = {"pixel_values": (1, 3, 3, 28, 28), "image_sizes": torch.tensor([[28, 56]])}
 QWEN = {"pixels": QWEN_PIXELS, "tokens": 6, "around": ((BEGIN,), (END,)), "more": image_types("mm_token_type_ids")}
@@ -318,6 +325,33 @@ GLM_IDS = {
     "image_end_token_id": END,
     "video_start_token_id": 154,
     "video_end_token_id": 155,
+}
+BART = {
+    "model_type": "bart",
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 256,
+}
+T5 = {"d_kv": 8, "d_ff": 64, "num_heads": 4, "vocab_size": VOCABULARY}
+T5GEMMA2 = {
+    **TEXT,
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "query_pre_attn_scalar": 8,
+}
+HEARING = {
+    "d_model": 24,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 3,
+    "encoder_ffn_dim": 48,
+    "num_mel_bins": 16,
+    "output_dim": 32,
 }
 EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
 ONE = {"pixel_values": (1, 3, 28, 28)}
@@ -770,6 +804,299 @@ OTHERS: dict[str, Tiny] = {
         around=((BEGIN,), (END,)),
         more=image_types("mm_token_type_ids"),
     ),
+    "qwen2_5_omni_thinker": Tiny(
+        {
+            "model_type": "qwen2_5_omni_thinker",
+            "text_config": {**TEXT, **MROPE, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+            "vision_config": {
+                **QWEN_VISION,
+                "intermediate_size": 64,
+                "out_hidden_size": 32,
+                "window_size": 56,
+                "fullatt_block_indexes": [1],
+            },
+            "audio_config": HEARING,
+            "vision_start_token_id": BEGIN,
+        },
+        QWEN_PIXELS,
+        tokens=6,
+        around=((BEGIN,), (END,)),
+        image_name="image_token_index",
+    ),
+    "qwen3_omni_moe_thinker": Tiny(
+        {
+            "model_type": "qwen3_omni_moe_thinker",
+            "text_config": {
+                **TEXT,
+                "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0},
+                "num_experts": 2,
+                "mlp_only_layers": [0],
+                **EXPERTS,
+            },
+            "vision_config": {
+                **QWEN_VISION,
+                "intermediate_size": 64,
+                "out_hidden_size": 32,
+                "deepstack_visual_indexes": [0],
+                "num_position_embeddings": 64,
+            },
+            "audio_config": {**HEARING, "downsample_hidden_size": 8},
+            "vision_start_token_id": BEGIN,
+        },
+        QWEN_PIXELS,
+        tokens=6,
+        around=((BEGIN,), (END,)),
+    ),
+    "cosmos3_edge": Tiny(
+        {
+            "model_type": "cosmos3_edge",
+            "text_config": {
+                **TEXT,
+                "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0},
+            },
+            "vision_config": {**SEEING, "num_patches": 16},
+            "projector_hidden_size": 64,
+            **QWEN_IDS,
+        },
+        {"pixel_values": (24, 3 * 14 * 14), "image_grid_thw": torch.tensor([[1, 4, 6]])},
+        tokens=6,
+        around=((BEGIN,), (END,)),
+        more=image_types("mm_token_type_ids"),
+    ),
+    "glm5_next": Tiny(
+        {
+            "model_type": "glm5_next",
+            "text_config": {
+                **{k: v for k, v in TEXT.items() if k != "head_dim"},
+                "num_hidden_layers": 4,
+                "num_key_value_heads": 4,
+                "moe_intermediate_size": 16,
+                "n_routed_experts": 2,
+                "num_experts_per_tok": 1,
+                "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+                "layer_types": ["linear_attention", "indexed_attention", "linear_attention", "indexed_attention"],
+                "linear_head_dim": 8,
+                "linear_num_heads": 4,
+                "kv_lora_rank": 16,
+                "q_lora_rank": 16,
+                "qk_nope_head_dim": 8,
+                "v_head_dim": 8,
+                "index_topk": 4,
+                "index_kpool": 2,
+                "index_head_dim": 8,
+                "index_n_heads": 2,
+                "hc_mult": 2,
+            },
+            "vision_config": {**GLM_VISION, "projection_intermediate_size": 64},
+            **GLM_IDS,
+        },
+        QWEN_PIXELS,
+        tokens=6,
+        around=((BEGIN,), (END,)),
+    ),
+    "idefics": Tiny(
+        {
+            "model_type": "idefics",
+            **{k: v for k, v in TEXT.items() if k not in ("head_dim", "num_key_value_heads")},
+            "num_hidden_layers": 4,
+            "cross_layer_interval": 2,
+            "qk_layer_norms": True,
+            "alpha_type": "vector",
+            "additional_vocab_size": 2,
+            "use_resampler": True,
+            "vision_config": {
+                "embed_dim": 24,
+                "intermediate_size": 48,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 3,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            "perceiver_config": {
+                "resampler_n_latents": 4,
+                "resampler_depth": 1,
+                "resampler_n_heads": 3,
+                "resampler_head_dim": 8,
+            },
+        },
+        {"pixel_values": (1, 1, 3, 28, 28)},
+        tokens=1,
+        around=((BEGIN,), (BEGIN,)),
+        more=lambda ids: {"image_attention_mask": ((ids == IMAGE).cumsum(1) > 0).long()[..., None]},
+    ),
+    "blip": Tiny(
+        {
+            "model_type": "blip",
+            "vision_config": dict(SEEING),
+            "text_config": {k: v for k, v in TEXT.items() if k not in ("head_dim", "num_key_value_heads")},
+        },
+        ONE,
+        image_name=None,
+        kernel="eager",
+    ),
+    "git": Tiny(
+        {
+            "model_type": "git",
+            "vision_config": dict(SEEING),
+            **{k: v for k, v in TEXT.items() if k not in ("head_dim", "num_key_value_heads")},
+        },
+        ONE,
+        image_name=None,
+        kernel="eager",
+    ),
+    "florence2": Tiny(
+        {
+            "model_type": "florence2",
+            "vision_config": {
+                "depths": [1],
+                "patch_size": [14],
+                "patch_stride": [14],
+                "patch_padding": [0],
+                "patch_prenorm": [False],
+                "embed_dim": [24],
+                "num_heads": [3],
+                "num_groups": [3],
+                "window_size": 2,
+                "projection_dim": 32,
+            },
+            "text_config": BART,
+        },
+        ONE,
+        tokens=5,
+        more=shifted,
+    ),
+    "udop": Tiny(
+        {"model_type": "udop", **T5, "d_model": 32, "num_layers": 2, "image_size": 28, "patch_size": 14},
+        ONE,
+        image_name=None,
+    ),
+    "pix2struct": Tiny(
+        {
+            "model_type": "pix2struct",
+            "text_config": {**T5, "hidden_size": 32, "num_layers": 2},
+            "vision_config": {
+                "hidden_size": 32,
+                "patch_embed_hidden_size": 588,
+                "d_ff": 48,
+                "d_kv": 8,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "seq_len": 16,
+            },
+        },
+        {"flattened_patches": (1, 4, 590)},
+        image_name=None,
+    ),
+    "t5gemma2": Tiny(
+        {
+            "model_type": "t5gemma2",
+            "encoder": {
+                "text_config": {**T5GEMMA2, "model_type": "t5gemma2_text"},
+                "vision_config": SIGLIP_56,
+                "mm_tokens_per_image": 4,
+                "boi_token_index": BEGIN,
+                "eoi_token_index": END,
+            },
+            "decoder": T5GEMMA2,
+        },
+        WIDER,
+        tokens=4,
+        around=((BEGIN,), (END,)),
+        image_name="image_token_index",
+        more=shifted,
+    ),
+    "pp_formulanet": Tiny(
+        {
+            "model_type": "pp_formulanet",
+            "text_config": {**BART, "model_type": "pp_formulanet_text"},
+            "vision_config": {
+                "hidden_size": 24,
+                "output_channels": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 3,
+                "image_size": 128,
+                "patch_size": 16,
+                "window_size": 4,
+                "global_attn_indexes": [1],
+                "mlp_dim": 48,
+                "post_conv_in_channels": 16,
+                "post_conv_mid_channels": 16,
+                "post_conv_out_channels": 16,
+                "decoder_hidden_size": 32,
+            },
+        },
+        {"pixel_values": (1, 3, 128, 128)},
+        image_name=None,
+        kernel="eager",
+    ),
+    "vision-encoder-decoder": Tiny(
+        {
+            "model_type": "vision-encoder-decoder",
+            "encoder": seeing("vit"),
+            "decoder": {
+                **{k: v for k, v in TEXT.items() if k not in ("head_dim", "num_key_value_heads")},
+                "model_type": "bert",
+                "is_decoder": True,
+                "add_cross_attention": True,
+            },
+        },
+        ONE,
+        image_name=None,
+    ),
+    "evolla": Tiny(
+        {
+            "model_type": "evolla",
+            **TEXT,
+            "protein_encoder_config": {
+                "hidden_size": 24,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 3,
+                "vocab_size": 30,
+            },
+            "aligner_num_add_layers": 1,
+            "resampler_depth": 1,
+            "resampler_dim_head": 8,
+            "resampler_heads": 3,
+            "resampler_num_latents": 4,
+        },
+        {},
+        image_name=None,
+    ),
+    "diffusion_gemma": Tiny(
+        {
+            "model_type": "diffusion_gemma",
+            "text_config": {
+                **TEXT,
+                "global_head_dim": 16,
+                "sliding_window": 5,
+                "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+                "num_experts": 2,
+                "top_k_experts": 1,
+                "moe_intermediate_size": 16,
+            },
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 4,
+                "head_dim": 8,
+                "patch_size": 4,
+                "pooling_kernel_size": 2,
+                "position_embedding_size": 16,
+            },
+            "boi_token_id": BEGIN,
+            "eoi_token_id": END,
+            "canvas_length": 8,
+        },
+        {
+            "pixel_values": (1, 16, 48),
+            "image_position_ids": torch.cartesian_prod(torch.arange(4), torch.arange(4))[None],
+        },
+        tokens=4,
+        around=((BEGIN,), (END,)),
+    ),
     "hyperclovax_vision_v2": Tiny(
         {
             "model_type": "hyperclovax_vision_v2",
@@ -872,23 +1199,26 @@ OTHERS: dict[str, Tiny] = {
 ALL = {**FAMILIES, **OTHERS}
 
 SEPARATE = "an encoder-decoder: its answer is read from an encoder, by cross-attention that is not scored here"
-FAILING: dict[str, str] = {
-    "chameleon": "its forward sets the logits of image tokens to the lowest number, so that no lens is its logits; "
-    "and its decoder takes the pixels itself, so that it cannot be run on some rows only",
-}
-"""Families among these that do not pass, with the reason."""
-
 NO_TOKENS = "its prompt holds no image tokens, so that no position stands for the image"
-TIMM = "its vision tower is built by timm, which is not installed"
-UNTRIED: dict[str, str] = {
+FAILING: dict[str, str] = {
     **dict.fromkeys(
         ("florence2", "t5gemma2", "udop", "pix2struct", "vision-encoder-decoder", "pp_formulanet"), SEPARATE
     ),
     **dict.fromkeys(("blip", "git"), NO_TOKENS),
-    "idefics": "its images come by gated cross-attention, and its config names no image token",
-    **dict.fromkeys(("fast_vlm", "gemma3n", "perception_lm"), TIMM),
-    "diffusion_gemma": "it fills in blocks by diffusion: no token is predicted from those before it",
+    "chameleon": "its forward sets the logits of image tokens to the lowest number, so that no lens is its logits; "
+    "and its decoder takes the pixels itself, so that it cannot be run on some rows only",
+    "diffusion_gemma": "it fills in a block that it draws at random, by diffusion: no token is predicted from those "
+    "before it",
     "evolla": "it reads proteins, not images",
+    "glm5_next": "its layers take a padding mask and no other, under which a hidden row still counts (Kimi delta "
+    "attention, pools of positions): rows dropped and rows masked are 4 logits apart; and its residual is several "
+    "streams, of which the final norm reads the mean",
+}
+"""Families among these that are refused when they are opened, or do not pass, with the reason."""
+
+TIMM = "its vision tower is built by timm, which is not installed"
+UNTRIED: dict[str, str] = {
+    **dict.fromkeys(("fast_vlm", "gemma3n", "perception_lm"), TIMM),
 }
 """Types of the mapping without a row here, with the reason; others have not been tried."""
 
@@ -914,7 +1244,8 @@ def tiny_model(
 ) -> Any:
     """A random model of a family, in evaluation mode."""
     row = (rows or ALL)[name]
-    given = copy.deepcopy({**row.config, row.image_name: IMAGE})  # configs write into what they are given
+    named = {row.image_name: IMAGE} if row.image_name else {}
+    given = copy.deepcopy({**row.config, **named})  # configs write into what they are given
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(given.pop("model_type"), **given)
     kind = getattr(transformers, MODEL_TYPES[config.model_type])

@@ -1,5 +1,7 @@
 """Each check holds on every family, and a fault planted for it is caught by it and by no other."""
 
+import dataclasses
+
 import pytest
 import torch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -9,7 +11,8 @@ from lvlm_interp.errors import InputError, ModelError, SiteError
 from lvlm_interp.model import attention, conformance, families, sites
 from lvlm_interp.model.conformance import CHECKS, check
 from lvlm_interp.model.sites import Site
-from tests.families import ALL, FAILING, tiny_example, tiny_model
+from tests.families import ALL, FAILING, UNTRIED, tiny_example, tiny_model
+from tools import models_table
 
 
 def example(name="llava"):
@@ -26,6 +29,29 @@ def test_every_family_passes(name):
     found = check(*example(name))
     assert found.ok, found.to_frame().to_string()
     assert [row.check for row in found.checks] == list(CHECKS)
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_every_failing_family_fails(name):
+    """Or is refused when it is opened; what has come to pass belongs into the package's table."""
+    assert name not in families.FAMILIES and name not in UNTRIED
+    with pytest.raises(ModelError, match="cannot be read"):
+        check(*example(name)).need()
+
+
+def test_a_language_model_with_an_encoder_of_its_own():
+    """Some models of a family that passes: InstructBLIP with T5."""
+    row = ALL["instructblip"]
+    t5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": 2}
+    rows = {"instructblip": dataclasses.replace(row, config={**row.config, "text_config": t5})}
+    with pytest.raises(ModelError, match="'instructblip' cannot be read: it is an encoder-decoder"):
+        li.wrap(tiny_model("instructblip", "eager", rows=rows))
+
+
+def test_a_refusal_is_a_row_of_the_table():
+    assert models_table.row("git") == (False, f"| `git` | – | – | – | – | – | refused: {FAILING['git']} |")
+    passes, line = models_table.row("glm5_next")
+    assert not passes and "**fails**" in line and "refused" not in line
 
 
 # --- one fault for each check ---------------------------------------------------------------------

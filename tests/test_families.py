@@ -4,11 +4,15 @@ import math
 
 import pytest
 import torch
+import transformers
+from PIL import Image
+from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
 
 import lvlm_interp as li
-from lvlm_interp.errors import ImageError, InputError, SiteError, VisibilityError
+from lvlm_interp.errors import ImageError, InputError, ModelError, SiteError, VisibilityError
 from lvlm_interp.methods.credit import coalitions
 from tests.families import FAMILIES, IMAGE, tiny_example, tiny_model
+from tests.saved import tokenizer
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
@@ -230,6 +234,38 @@ def test_cross_attention_hides_all_images_or_none():
     partly[0] = False
     with pytest.raises(VisibilityError, match="only all together"):
         li.score(vlm, two, partly[None])
+
+
+def idefics_processor():
+    """Its own: it places the image itself, and it alone names the image token."""
+    return transformers.IdeficsProcessor(IdeficsImageProcessorPil(image_size=28), tokenizer())
+
+
+def test_an_image_behind_gates():
+    """Idefics cannot run without an image: hidden, its gates are shut, as its processor does before text alone."""
+    model = tiny_model("idefics")
+    del model.config.image_token_id
+    with pytest.raises(ModelError, match=r"names no image token.*no processor"):
+        li.wrap(model)
+    vlm = li.wrap(model, idefics_processor())
+    x = vlm.prepare("What is it?", Image.new("RGB", (40, 30), "red"), answer="A cat")
+    assert x.where("image").sum() == 1 and li.check(vlm, x).ok
+    shut = {**x.model_inputs, "image_attention_mask": torch.zeros_like(x.model_inputs["image_attention_mask"])}
+    shut |= {"attention_mask": x.hidden("image")[None].long(), "position_ids": torch.arange(x.length)[None]}
+    expected = vlm.model(**shut).logits[0, x.answer_positions - 1]
+    seen, hidden = li.score(vlm, x, torch.stack([x.hidden(), x.hidden("image")])).logits()
+    assert (hidden - expected).abs().max() < 2e-5 and (seen - expected).abs().max() > 0.1
+
+
+def test_cross_attention_beside_the_blocks():
+    """Idefics keeps its layers of cross-attention in a list of their own, and a vision tower of as many blocks as the
+    language model's inside its decoder: blocks are those of the residual stream, as they run."""
+    vlm, x = of("idefics")
+    found = vlm.capture(x, "blocks.*")
+    depth = sum(name.endswith("resid_post") for name in found)
+    assert depth == 6 and [f"blocks.{i}.cross_attn.hook_z" in found for i in range(6)] == [True, False, False] * 2
+    for i in range(depth - 1):
+        assert torch.equal(found[f"blocks.{i}.hook_resid_post"], found[f"blocks.{i + 1}.hook_resid_pre"])
 
 
 # --- bad input ------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import lvlm_interp as li  # noqa: E402
+from lvlm_interp.errors import ModelError  # noqa: E402
 from lvlm_interp.model.conformance import CHECKS, Conformance, check  # noqa: E402
 from lvlm_interp.model.families import FAMILIES  # noqa: E402
 from tests.families import ALL, FAILING, MODEL_TYPES, UNTRIED, tiny_example, tiny_model  # noqa: E402
@@ -40,7 +41,10 @@ def row(name: str) -> tuple[bool, str]:
     """Whether a family passes, and its line of the table."""
     if name not in ALL:
         return False, f"| `{name}` | {' | '.join('–' * len(CHECKS))} | not tried: {UNTRIED.get(name, NO_CONFIG)} |"
-    found = checked(name)
+    try:
+        found = checked(name)
+    except ModelError as refusal:
+        return False, f"| `{name}` | {' | '.join('–' * len(CHECKS))} | refused: {FAILING.get(name, refusal)} |"
     marks = [f"{c.measured:.0e}" if c.ok else "**fails**" for c in found.checks]
     note = "" if found.ok else FAILING.get(name, "; ".join(c.detail for c in found.checks if not c.ok))
     known = FAMILIES[name].note if found.ok and name in FAMILIES else note

@@ -112,7 +112,7 @@ class _Parts:
     """What an `ActivationCache` asks of a model, by TransformerLens's names."""
 
     def __init__(self, vlm: HookedVLM) -> None:
-        blocks = find_blocks(vlm.decoder)
+        blocks = find_blocks(vlm.decoder, vlm.vision)
         self.layers, self.readout, self.ln_final = range(len(blocks)), vlm.readout, vlm.readout.norm
         added = [vlm.sites.get(f"blocks.{i}.hook_attn_out") for i in self.layers]
         self.blocks = [

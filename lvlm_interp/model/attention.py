@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from lvlm_interp.errors import ModelError
@@ -89,12 +89,13 @@ for _kernel in ("eager", "sdpa"):
 
 
 def implementations(model: PreTrainedModel) -> dict[int, tuple[Any, str]]:
-    """Every config of the model (by identity) with its attention implementation."""
-    found = {}
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            found[id(module.config)] = (module.config, module.config._attn_implementation)
-    return found
+    """Every config of the model (by identity) with its attention implementation; some towers are plain modules."""
+    configs = [getattr(module, "config", None) for module in model.modules()]
+    return {
+        id(config): (config, kernel)
+        for config in configs
+        if isinstance(config, PretrainedConfig) and (kernel := config._attn_implementation) is not None
+    }
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from lvlm_interp.errors import InputError, LvlmInterpError, ModelError, SiteErro
 from lvlm_interp.model.attention import implementation, implementations
 from lvlm_interp.model.capture import masking, skipping
 from lvlm_interp.model.decoder import decoder_inputs
+from lvlm_interp.model.families import Family
 from lvlm_interp.model.inputs import Inputs, Role
 from lvlm_interp.model.score import score
 from lvlm_interp.model.sites import Site, reads_z
@@ -250,8 +251,8 @@ def positions(vlm: HookedVLM, x: Inputs) -> Checked:
 def masked_pass(vlm: HookedVLM, x: Inputs, visible: Bool[Tensor, " position"]) -> Float[Tensor, "answer vocabulary"]:
     """The slow way: the plain model computes every row, at its own positions, under its own masks less what is hidden.
 
-    An image that no token carries is hidden by leaving out its inputs. Layers that hand a state from position to
-    position pass over what is hidden.
+    An image that no token carries is hidden by leaving out its inputs, or by shutting its gates. Layers that hand a
+    state from position to position pass over what is hidden.
     """
     sight, own = decoder_inputs(vlm, x, room=0).sight, torch.eye(x.length, dtype=torch.bool)
     lowest = torch.finfo(vlm.model.dtype).min
@@ -260,8 +261,9 @@ def masked_pass(vlm: HookedVLM, x: Inputs, visible: Bool[Tensor, " position"]) -
         see = kind.see & visible | own
         mask = torch.zeros(1, 1, *see.shape, dtype=vlm.model.dtype).masked_fill_(~see, lowest).to(vlm.device)
         masks.update(dict.fromkeys(kind.modules, mask))
-    dropped = vlm.family.image_inputs if not (visible & x.where("image")).any() else ()
-    given = {k: v for k, v in x.model_inputs.items() if k not in dropped}
+    family = vlm.family if not (visible & x.where("image")).any() else Family()
+    kept = {k: v for k, v in x.model_inputs.items() if k not in family.image_inputs}
+    given = {k: torch.zeros_like(v) if k in family.gates else v for k, v in kept.items()}
     with masking(masks), skipping(vlm.recurrent, visible):
         return vlm.call(given)[0, x.answer_positions - 1]
 
@@ -367,8 +369,12 @@ def check_at_load(vlm: HookedVLM) -> None:
         return
     gap = _difference(vlm, words, plain)
     if not gap <= _limit(plain):
+        again = _gap(plain, vlm.run(words))
         raise ModelError(
-            f"capturing changes what {vlm.name!r} computes: its logits differ by {gap:.1e} "
+            f"{vlm.name!r} does not give the same logits twice: they differ by {again:.1e} in two plain runs. "
+            "Models that draw something at random cannot be read."
+            if again
+            else f"capturing changes what {vlm.name!r} computes: its logits differ by {gap:.1e} "
             f"(limit {_limit(plain):.1e}). "
             "Its attention does not go by transformers' AttentionInterface in the way that is read here."
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from lvlm_interp.errors import InputError
@@ -26,6 +26,7 @@ ROW_AXIS = {
     "visual_pos_masks": 1,
     "vision_mask": 1,
     "per_layer_inputs": 1,
+    "image_attention_mask": 1,
     "cross_attention_mask": 2,
     "full_text_row_masked_out_mask": 2,
 }
@@ -51,7 +52,8 @@ class DecoderInputs:
 
     Attributes:
         embeds: `[row, width]`.
-        positions: position ids `[axis, position]`; one axis, or three where time, height and width have their own.
+        positions: position ids `[axis, position]`; one axis, or three where time, height and width have their own
+            (floats in Qwen3-Omni, whose times need not be whole).
         image: which rows are image tokens.
         extras: other arguments of the decoder, for all positions.
         sight: what the model's own masks let every position see.
@@ -62,7 +64,7 @@ class DecoderInputs:
     """
 
     embeds: Float[Tensor, "row width"]
-    positions: Int[Tensor, "axis position"]
+    positions: Real[Tensor, "axis position"]
     image: Bool[Tensor, " row"]
     extras: dict[str, Any]
     sight: Sight

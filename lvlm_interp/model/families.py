@@ -16,13 +16,16 @@ class Family:
     """One row of the table. Every field has a default that holds for most families.
 
     Attributes:
-        prompt: used when the processor has no chat template; `{image}`, `{question}`.
+        prompt: used when the processor has no chat template; `{image}`, `{question}`. Without `{image}` the processor
+            itself says where the image goes.
         vision: attribute path of the vision tower inside the base model, where `get_encoder("image")` does not find it.
         projector: attribute path of what maps its features to embeddings, where its name is not a usual one.
         image_token: the config's name of the id of image tokens, where it is not `image_token_id`.
         carriers: arguments of the decoder that bring the image to it where its tokens do not: hidden by leaving them
             out. Elsewhere the image is hidden by hiding its positions.
         image_inputs: the model inputs that bring such an image; without them the model runs without one.
+        gates: arguments of the model and of its decoder that say which rows read the image, where it does not run
+            without one: hidden by setting them to zero.
         fills: model inputs that run along the positions and what an answer gets in them; see `Inputs.fills`.
         tiled: the first axis of the pixels counts tiles, not images.
         multiplied: the config's `logits_scaling` multiplies the logits; elsewhere it divides them.
@@ -35,6 +38,7 @@ class Family:
     image_token: str = "image_token_id"
     carriers: tuple[str, ...] = ()
     image_inputs: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()
     fills: Mapping[str, int | None] = field(default_factory=dict)
     tiled: bool = False
     multiplied: bool = False
@@ -45,6 +49,7 @@ USER = "USER: {image}\n{question} ASSISTANT:"
 READS_QUESTION = "the Q-Former reads the question too, so image tokens carry some of it"
 PLAIN = (
     "aria",
+    "cosmos3_edge",
     "cosmos3_omni",
     "deepseek_vl",
     "deepseek_vl_hybrid",
@@ -66,8 +71,10 @@ PLAIN = (
     "ovis2",
     "paddleocr_vl",
     "pp_chart2table",
+    "qwen2_5_omni_thinker",
     "qwen3_5",
     "qwen3_5_moe",
+    "qwen3_omni_moe_thinker",
     "qwen3_vl_moe",
     "shieldgemma2",
     "video_llama_3",
@@ -94,6 +101,12 @@ FAMILIES: dict[str, Family] = {
         carriers=("cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask"),
         image_inputs=("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask", "cross_attention_mask"),
         fills={"cross_attention_mask": None},
+        tiled=True,
+    ),
+    "idefics": Family(
+        prompt="User: {question}\nAssistant:",
+        gates=("image_attention_mask",),
+        fills={"image_attention_mask": None},
         tiled=True,
     ),
     "instructblip": Family(prompt="{image}{question}", note=READS_QUESTION),

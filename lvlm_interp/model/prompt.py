@@ -127,7 +127,7 @@ class Prompter:
         images = [part["image"] for part in parts if part["type"] == "image"]
         text = "".join(part["text"] for part in parts if part["type"] == "text")
         marker = getattr(self.processor, "image_token", None)
-        if images and marker is None:
+        if images and marker is None and "{image}" in self.family.prompt:
             raise ModelError("the processor has neither a chat template nor an image token")
         prompt = self.family.prompt.format(image=str(marker) * len(images), question=text)
         if messages[-1]["role"] == "assistant":

@@ -27,19 +27,20 @@ ROWS_AT_ONCE = 512  # rows of one packed forward pass; halved when memory runs o
 def planned(
     vlm: HookedVLM, given: DecoderInputs, start: int, sequences: list[Run], hide_from: str
 ) -> list[tuple[Runner, list[Run]]]:
-    """Who runs what: where the image is not among the rows (Mllama), sequences that hide it run without its carriers.
+    """Who runs what: where the image is not among the rows (Mllama), sequences that hide it run without its carriers,
+    or with their gates shut.
 
     Raises:
         VisibilityError: a part of the images is hidden, where only all or none can be; or something is to be hidden
             from text alone, where a state carries it on.
     """
-    carriers = vlm.family.carriers
+    carriers, gates = vlm.family.carriers, vlm.family.gates
     if given.sight.recurrent and hide_from == "text":
         raise VisibilityError(
             f"{type(vlm.recurrent[0]).__name__} carries what image rows see on to text rows: in this model a position "
             "is hidden from all or from nobody. Use hide_from='all'"
         )
-    if not carriers:
+    if not carriers and not gates:
         return [(Runner(vlm, given, start, hide_from), sequences)]
     image, groups = set(given.image.nonzero().flatten().tolist()), defaultdict(list)
     for run in sequences:
@@ -49,7 +50,7 @@ def planned(
                 "this model reads its images by cross-attention: they can be hidden only all together"
             )
         groups[bool(shown)].append(run)
-    without = {k: v for k, v in given.extras.items() if k not in carriers}
+    without = {k: torch.zeros_like(v) if k in gates else v for k, v in given.extras.items() if k not in carriers}
     blind = dataclasses.replace(given, extras=without, kept=None)
     return [(Runner(vlm, given if shown else blind, start, hide_from), runs) for shown, runs in groups.items()]
 

@@ -16,8 +16,8 @@ output projection reads it | \
 | `ln_final.hook_normalized` | what the unembedding reads | `[batch, position, width]` |
 
 The vision tower has the same names under `vision.`; the projector's output is `projector.hook_out`. Layers that read
-the image by cross-attention (Mllama) have `blocks.{i}.cross_attn.…`. Where a tower works on all patches of all images
-in one row, its values have no batch axis, as in transformers.
+the image by cross-attention (Mllama, Idefics) are blocks too, with `blocks.{i}.cross_attn.…`. Where a tower works on
+all patches of all images in one row, its values have no batch axis, as in transformers.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ PROJECTOR = (
     "image_projection",
     "vision_embed_tokens",
     "embed_vision",
+    "perceiver_resampler",
     "projector",
     "merger",
 )
@@ -105,16 +106,32 @@ def part(module: nn.Module, names: Iterable[str]) -> nn.Module | None:
     return next((child for name in names if isinstance(child := getattr(module, name, None), nn.Module)), None)
 
 
-def find_blocks(tower: nn.Module) -> nn.ModuleList:
-    """The transformer blocks of a tower: its longest list of modules with attention in them.
+def find_blocks(tower: nn.Module, other: nn.Module | None = None) -> list[nn.Module]:
+    """The transformer blocks of a tower, as they run: its longest list of modules with attention in them.
+
+    `other` is a tower that may stand inside of it, and is not meant.
 
     Raises:
         ModelError: there is no such list.
     """
-    lists = [m for m in tower.modules() if isinstance(m, nn.ModuleList) and any(part(b, ATTENTION) for b in m)]
+    apart = set() if other is None else set(other.modules())
+    lists = [m for m in tower.modules() if isinstance(m, nn.ModuleList) and m not in apart]
+    lists = [m for m in lists if any(part(b, ATTENTION) for b in m)]
     if not lists:
         raise ModelError(f"found no transformer blocks in {type(tower).__name__}")
-    return max(lists, key=len)
+    blocks = max(lists, key=len)
+    return _interleaved(blocks, owner_of(tower, blocks))
+
+
+def _interleaved(blocks: nn.ModuleList, owner: nn.Module) -> list[nn.Module]:
+    """Blocks with what their owner keeps beside them in a list of its own: layers that have cross-attention only, each
+    of which runs before an equal share of the blocks (Idefics)."""
+    beside = [m for m in owner.children() if isinstance(m, nn.ModuleList) and m is not blocks and len(m)]
+    reading = next((m for m in beside if all(part(b, CROSS_ATTENTION) and not part(b, ATTENTION) for b in m)), None)
+    if reading is None or len(blocks) % len(reading):
+        return list(blocks)
+    share = len(blocks) // len(reading)
+    return [b for n, layer in enumerate(reading) for b in (layer, *blocks[n * share : (n + 1) * share])]
 
 
 def attention_of(block: nn.Module, names: Iterable[str] = ATTENTION) -> nn.Module | None:
@@ -225,7 +242,7 @@ def _projections(attention: nn.Module) -> dict[str, tuple[nn.Module, tuple[int, 
 
 def find_sites(decoder: nn.Module, vision: nn.Module | None, projector: nn.Module | None) -> dict[str, Site]:
     """Every site of a model, by name, also those that cannot be read; see `missing_sites`."""
-    sites = [s for i, block in enumerate(find_blocks(decoder)) for s in block_sites(f"blocks.{i}", block)]
+    sites = [s for i, block in enumerate(find_blocks(decoder, vision)) for s in block_sites(f"blocks.{i}", block)]
     norm = part(decoder, FINAL_NORM)
     if norm is not None:
         sites.append(Site("ln_final.hook_normalized", norm, "output"))

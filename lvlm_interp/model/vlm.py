@@ -74,7 +74,21 @@ class HookedVLM:
         self.name, self.revision = name or type(model).__name__, revision
         self.family: Family = families.family_of(model.config)
         self.accepted = model.config.model_type in families.FAMILIES
+        self._need_decoder_only()
         self.image_token_id  # noqa: B018  a model without images is refused at once
+
+    def _need_decoder_only(self) -> None:
+        """Raise unless the answer stands in one row with the prompt.
+
+        Raises:
+            ModelError: a model whose answer stands in a row of its own.
+        """
+        config = self.model.config
+        if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
+            raise ModelError(
+                f"this model of type {config.model_type!r} cannot be read: it is an encoder-decoder, whose answer is "
+                "read from an encoder by cross-attention. Models that continue a prompt can be read."
+            )
 
     # --- parts ------------------------------------------------------------------------------------
 
@@ -95,13 +109,13 @@ class HookedVLM:
     @functools.cached_property
     def attention_kinds(self) -> list[tuple[nn.Module, ...]]:
         """The attention modules of the decoder, grouped by the masks that they get."""
-        attentions = [attention_of(block) for block in find_blocks(self.decoder)]
+        attentions = [attention_of(block) for block in find_blocks(self.decoder, self.vision)]
         return kinds_of(attentions, getattr(self.model.config.get_text_config(), "layer_types", None))
 
     @functools.cached_property
     def recurrent(self) -> tuple[nn.Module, ...]:
         """What carries a state from position to position in the decoder: linear attention, short convolutions."""
-        found = (recurrent_of(block) for block in find_blocks(self.decoder))
+        found = (recurrent_of(block) for block in find_blocks(self.decoder, self.vision))
         return tuple(named[1] for named in found if named is not None)
 
     @functools.cached_property
@@ -150,14 +164,17 @@ class HookedVLM:
         """The id that stands for a piece of the image in a prompt.
 
         Raises:
-            ModelError: the config names none.
+            ModelError: neither the config nor the processor names one.
         """
         names = (self.family.image_token, "image_token_id", "image_token_index")
         found = next((i for name in names if (i := getattr(self.model.config, name, None)) is not None), None)
+        found = getattr(self.processor, "image_token_id", None) if found is None else found
         if found is None:
+            processor = "no processor was given" if self.processor is None else "its processor names none either"
             raise ModelError(
                 f"models of type {self.model.config.model_type!r} cannot be read: the config names no image token "
-                f"(looked for {list(dict.fromkeys(names))}). These families are known: {sorted(families.FAMILIES)}."
+                f"(looked for {list(dict.fromkeys(names))}), and {processor}. "
+                f"These families are known: {sorted(families.FAMILIES)}."
             )
         return int(found)
 
