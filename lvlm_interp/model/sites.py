@@ -6,7 +6,8 @@ The names are TransformerLens's:
 |---|---|---|
 | `blocks.{i}.hook_resid_pre`, `hook_resid_mid`, `hook_resid_post` | residual stream | `[batch, position, width]` |
 | `blocks.{i}.hook_attn_out`, `hook_mlp_out` | what is added to it | `[batch, position, width]` |
-| `blocks.{i}.attn.hook_q`, `hook_k`, `hook_v`, `hook_z` | per head; q and k before the rotary embedding | \
+| `blocks.{i}.attn.hook_q`, `hook_k`, `hook_v`, `hook_z` | per head; q and k before the rotary embedding, z as the \
+output projection reads it | \
 `[batch, position, head, head width]` |
 | `blocks.{i}.attn.hook_rot_q`, `hook_rot_k` | q and k as they meet | `[batch, position, head, head width]` |
 | `blocks.{i}.attn.hook_attn_scores`, `hook_pattern` | before and after the softmax | `[batch, head, row, key]` |
@@ -48,6 +49,10 @@ BEFORE_MLP = (
 # Between attention and residual, where there is one; a norm that stands before the MLP is not meant.
 AFTER_ATTENTION = ("layer_scale1", "post_self_attn_layernorm", "post_attention_layernorm")
 AFTER_MLP = ("layer_scale2", "post_mlp_layernorm", "post_feedforward_layernorm")
+# The only norms of a block where they stand behind attention and MLP (Olmo 2, Exaone 4); and those that some blocks use
+# there as well (Chameleon with `swin_norm`, Molmo 2 with `norm_after`), named as if they stood before.
+AFTER_BOTH = ("post_attention_layernorm", "post_feedforward_layernorm")
+BEFORE_BOTH = ("input_layernorm", "post_attention_layernorm")
 OUTPUT_PROJECTION = (
     "o_proj",
     "out_proj",
@@ -59,6 +64,8 @@ OUTPUT_PROJECTION = (
     "attn_out",
     "c_proj",
 )
+# Between the heads and their output projection, where there is one: heads are then read as the projection reads them.
+GATE = ("g_proj",)
 QKV = ("qkv", "qkv_proj", "query_key_value")
 FINAL_NORM = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "layer_norm", "embedding_norm")
 PROJECTOR = (
@@ -81,13 +88,13 @@ PROJECTOR = (
 class Site:
     """One place: the module it belongs to, what of it is read, and into how many heads it splits.
 
-    `read` is the module's input, its output, or an intermediate (`part`) of its attention function; `span` is the part
-    of the last axis that is meant, where one module computes q, k and v at once.
+    `read` is the module's input, its output, an intermediate (`part`) of its attention function, or what its output
+    projection reads; `span` is the part of the last axis that is meant, where one module computes q, k and v at once.
     """
 
     name: str
     module: nn.Module
-    read: Literal["input", "output", "attention"]
+    read: Literal["input", "output", "attention", "projected"]
     part: str = ""
     heads: int | None = None
     span: tuple[int, int] | None = None
@@ -137,31 +144,50 @@ def owner_of(model: nn.Module, child: nn.Module) -> nn.Module:
     return [m for m in model.modules() if any(c is child for c in m.children())][-1]
 
 
+def norms_of_outputs(block: nn.Module) -> tuple[nn.Module, nn.Module] | None:
+    """The two norms of a block that norms what its attention and its MLP give; None if it norms what they read."""
+    norms = {name: child for name, child in block.named_children() if "Norm" in type(child).__name__}
+    moved = getattr(block, "norm_after", "Swin" in type(block).__name__)
+    first, second = BEFORE_BOTH if moved else AFTER_BOTH
+    return (norms[first], norms[second]) if norms.keys() == {first, second} else None
+
+
 def block_sites(prefix: str, block: nn.Module) -> Iterator[Site]:
     """The sites of one transformer block."""
-    mlp, before_mlp = part(block, MLP), part(block, BEFORE_MLP)
+    of_outputs = norms_of_outputs(block)
+    mlp, before_mlp = part(block, MLP), None if of_outputs else part(block, BEFORE_MLP)
     yield Site(f"{prefix}.hook_resid_pre", block, "input")
     if before_mlp is not None:
         yield Site(f"{prefix}.hook_resid_mid", before_mlp, "input")
     yield Site(f"{prefix}.hook_resid_post", block, "output")
     outer = part(block, (*ATTENTION, *CROSS_ATTENTION))
     after = [m for name in AFTER_ATTENTION if (m := part(block, [name])) is not None and m is not before_mlp]
+    after_attention, after_mlp = of_outputs or (next(iter(after), None), part(block, AFTER_MLP))
     if outer is not None:
-        yield Site(f"{prefix}.hook_attn_out", after[0] if after else outer, "output")
+        yield Site(f"{prefix}.hook_attn_out", after_attention or outer, "output")
     if mlp is not None:
-        yield Site(f"{prefix}.hook_mlp_out", part(block, AFTER_MLP) or mlp, "output")
+        yield Site(f"{prefix}.hook_mlp_out", after_mlp or mlp, "output")
     for name, kinds in (("attn", ATTENTION), ("cross_attn", CROSS_ATTENTION)):
         if (attention := attention_of(block, kinds)) is not None:
             yield from _attention_sites(f"{prefix}.{name}", attention)
 
 
 def _attention_sites(prefix: str, attention: nn.Module) -> Iterator[Site]:
+    width = head_width(attention)
     for letter, (projection, span) in _projections(attention).items():
-        width = head_width(attention)
         if width:
             yield Site(f"{prefix}.hook_{letter}", projection, "output", heads=(span[1] - span[0]) // width, span=span)
     for name in ("rot_q", "rot_k", "z", "attn_scores", "pattern"):
-        yield Site(f"{prefix}.hook_{name}", attention, "attention", part=name)
+        inside = Site(f"{prefix}.hook_{name}", attention, "attention", part=name)
+        yield _gated(inside, width) if name == "z" and part(attention, GATE) is not None else inside
+
+
+def _gated(z: Site, width: int | None) -> Site:
+    """Where a gate stands behind the heads: what it lets through."""
+    out, inner = part(z.module, OUTPUT_PROJECTION), getattr(z.module, "v_head_dim", width)
+    if not inner or not isinstance(out, nn.Linear):
+        return z
+    return Site(z.name, z.module, "projected", heads=out.in_features // inner)
 
 
 def head_width(attention: nn.Module) -> int | None:
