@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lvlm_interp.errors import ModelError
 from lvlm_interp.model.capture import arguments_of
+from lvlm_interp.model.sites import find_blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,7 @@ class Sight:
     """The masks of all kinds of layers.
 
     `whole` says that nothing can be computed piece by piece for another reason: cross-attention keeps what it reads in
-    the cache, and would read it twice.
+    the cache, and would read it twice; or layers leave more to later positions than a key and a value of each.
     """
 
     kinds: tuple[Kind, ...]
@@ -69,17 +70,17 @@ def kinds_of(attentions: Sequence[nn.Module | None], layer_types: Sequence[str] 
 
 def look(
     decoder: nn.Module, kinds: Sequence[tuple[nn.Module, ...]], length: int, run: Callable[[], Any]
-) -> tuple[dict[str, Any], Sight]:
-    """The arguments that the decoder is called with, and the masks of its kinds of layers.
+) -> tuple[dict[str, Any], dict[str, Any], Sight]:
+    """The arguments that the decoder and its first block are called with, and the masks of its kinds of layers.
 
     The pass ends at the first layer of the last kind.
     """
-    called, *inside = arguments_of([decoder, *(kind[0] for kind in kinds)], run)
+    called, entered, *inside = arguments_of([decoder, find_blocks(decoder)[0], *(kind[0] for kind in kinds)], run)
     found = [
         Kind(kind, _seen(kind[0], given.get("attention_mask"), length))
         for kind, given in zip(kinds, inside, strict=True)
     ]
-    return called, Sight(tuple(found))
+    return called, entered, Sight(tuple(found))
 
 
 def _seen(module: nn.Module, mask: Any, length: int) -> Bool[Tensor, "row key"]:
