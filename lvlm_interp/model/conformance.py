@@ -152,9 +152,10 @@ def _carried_out(name: str, function: Callable[..., Checked], vlm: HookedVLM, x:
 
 
 def _limit(logits: Tensor) -> float:
-    """Float error that is to be expected of logits of this size and type."""
+    """Float error that is to be expected of logits of this size and type, less those of tokens that are never said."""
     relative = 8 * torch.finfo(logits.dtype).eps if logits.dtype in HALF else 1e-5
-    return relative * max(1.0, float(logits.float().abs().max()))
+    said = logits[logits != torch.finfo(logits.dtype).min]
+    return relative * max(1.0, float(said.float().abs().max()))
 
 
 def _gap(a: Tensor, b: Tensor) -> float:

@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 REFERENCE = "reference"
-PER_IMAGE = ("image_grid_thw", "image_grid_hws", "image_sizes", "spatial_shapes")  # inputs with a row for each image
+# Inputs with a row for each image.
+PER_IMAGE = ("image_grid_thw", "image_grid_hws", "image_grids", "image_sizes", "spatial_shapes")
 LOGITS = (
     "logit_scale",
     "logits_scaling",
@@ -106,7 +107,8 @@ class HookedVLM:
         found = {k: v for k in LOGITS if k in used and (v := getattr(text, k, None)) is not None}
         scaling = found.get("logits_scaling", 1.0)
         scale = found.get("logit_scale", 1.0) * (scaling if self.family.multiplied else 1 / scaling)
-        return Readout(norm, unembed, scale, found.get("final_logit_softcapping"))
+        never = torch.tensor(attrgetter(self.family.never)(self.model.base_model)) if self.family.never else None
+        return Readout(norm, unembed, scale, found.get("final_logit_softcapping"), never)
 
     @functools.cached_property
     def _named(self) -> dict[str, Site]:
