@@ -56,7 +56,7 @@ class Runner:
         self.rows, self.at_once = 0, ROWS_AT_ONCE
         # Image rows, where they go on seeing what is hidden from text.
         self.sighted = frozenset(given.image.nonzero().flatten().tolist() if hide_from == "text" else ())
-        self.kept = None if given.sight.whole else given.kept  # keys of cross-attention have no rows to cut
+        self.kept = None if given.sight.whole else given.kept
 
     def run(self, sequences: list[Run]) -> Iterator[tuple[Run, Tensor]]:
         """Every sequence with its states `[answer, width]`."""
