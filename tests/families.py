@@ -354,6 +354,12 @@ HEARING = {
     "output_dim": 32,
 }
 EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
+LATENT = {
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+}
 ONE = {"pixel_values": (1, 3, 28, 28)}
 WIDER = {"pixel_values": (1, 3, 56, 56)}
 SIZED = {**WIDER, "image_sizes": torch.tensor([[56, 56]])}
@@ -390,6 +396,230 @@ OTHERS: dict[str, Tiny] = {
         {"pixel_values_images": (1, 3, 28, 28)},
         tokens=4,
         image_name="image_token_index",
+    ),
+    "emu3": Tiny(
+        {
+            "model_type": "emu3",
+            "text_config": {k: v for k, v in TEXT.items() if k != "head_dim"},
+            "vq_config": {
+                "codebook_size": 16,
+                "embed_dim": 8,
+                "latent_channels": 8,
+                "base_channels": 32,
+                "channel_multiplier": [1, 2],
+                "num_res_blocks": 1,
+                "attn_resolutions": [1],
+                "hidden_size": 64,
+            },
+            "vocabulary_map": {
+                "<image>": IMAGE,
+                "<|extra_200|>": 154,
+                **{f"<|visual token {n:06d}|>": 170 + n for n in range(16)},
+            },
+        },
+        {"pixel_values": (1, 3, 8, 8), "image_sizes": torch.tensor([[8, 8]])},
+        tokens=20,
+    ),
+    "molmo2": Tiny(
+        {
+            "model_type": "molmo2",
+            "text_config": {
+                **TEXT,
+                "additional_vocab_size": 8,
+                "rope_scaling_layers": [0, 2],
+                "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+            },
+            "vision_config": {
+                **{k: v for k, v in SEEING.items() if k != "image_size"},
+                "num_key_value_heads": 3,
+                "head_dim": 8,
+                "image_size": [28, 28],
+            },
+            "adapter_config": {
+                "vision_feature_layer": [1, 0],
+                "hidden_size": 24,
+                "num_attention_heads": 3,
+                "num_key_value_heads": 3,
+                "head_dim": 8,
+                "intermediate_size": 48,
+                "text_hidden_size": 32,
+            },
+            "image_start_token_id": BEGIN,
+            "image_end_token_id": END,
+        },
+        {
+            "pixel_values": (2, 4, 588),
+            "image_token_pooling": torch.tensor([[0, 1, 2, 3], [4, 5, -1, -1], [6, 7, -1, -1]]),
+            "image_grids": torch.tensor([[1, 1, 1, 2]]),
+            "image_num_crops": torch.tensor([2]),
+        },
+        tokens=3,
+        around=((BEGIN,), (END,)),
+        image_name="image_patch_id",
+        more=image_types("mm_token_type_ids"),
+    ),
+    "mistral_large4": Tiny(
+        {
+            "model_type": "mistral_large4",
+            "vision_config": PIXTRAL,
+            "text_config": {
+                **{k: v for k, v in TEXT.items() if k != "head_dim"},
+                "model_type": "mistral_large4_text",
+                "num_hidden_layers": 4,
+                "num_key_value_heads": 4,
+                **LATENT,
+                **EXPERTS,
+                "n_routed_experts": 2,
+                "indexer_types": ["full", "shared", "full", "full"],
+                "index_topk": 6,
+                "index_head_dim": 8,
+                "index_n_heads": 16,
+                "no_rope_layers": [1, 0, 1, 1],
+                "kv_source_layers": [0, 1, 2, 2],
+                "final_logit_softcapping": 5.0,
+            },
+        },
+        SIZED,
+        tokens=4,
+        image_name="image_token_index",
+    ),
+    "step3p7": Tiny(
+        {
+            "model_type": "step3p7",
+            "text_config": {
+                **TEXT,
+                **EXPERTS,
+                "n_routed_experts": 4,
+                "share_expert_dim": 16,
+                "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+                "mlp_layer_types": ["dense", "sparse", "sparse"],
+                "sliding_window": 5,
+                "num_sliding_attention_heads": 2,
+                "swiglu_limits": [0.0, 0.0, 0.5],
+                "rope_theta": [10000.0, 1000.0, 10000.0],
+                "partial_rotary_factors": [0.5, 1.0, 0.5],
+            },
+            "vision_config": {**SEEING, "image_size": 56, "mlp_ratio": 2.0},
+        },
+        {
+            "pixel_values": (1, 3, 112, 112),
+            "pixel_values_local": (2, 3, 56, 56),
+            "num_local_patches": torch.tensor([2]),
+        },
+        tokens=6,
+        around=((BEGIN,), (END,)),
+    ),
+    "minimax_m3_vl": Tiny(
+        {
+            "model_type": "minimax_m3_vl",
+            "text_config": {
+                **TEXT,
+                "num_local_experts": 4,
+                "num_experts_per_tok": 2,
+                "intermediate_size": 16,
+                "shared_intermediate_size": 16,
+                "dense_intermediate_size": 64,
+                "rotary_dim": 4,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+                "mlp_layer_types": ["dense", "sparse", "sparse"],
+                "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"],
+                "index_n_heads": 2,
+                "index_head_dim": 8,
+                "index_block_size": 2,
+                "index_topk_blocks": 3,
+            },
+            "vision_config": {**SEEING, "image_size": 56},
+            "projector_hidden_size": 32,
+            "video_token_index": 153,
+        },
+        QWEN_PIXELS,
+        tokens=6,
+        image_name="image_token_index",
+    ),
+    "dots3_note": Tiny(
+        {
+            "model_type": "dots3_note",
+            "text_config": {
+                **{k: v for k, v in TEXT.items() if k != "head_dim"},
+                "model_type": "dots3_note_text",
+                "num_key_value_heads": 4,
+                "head_dim": 8,
+                **LATENT,
+                **EXPERTS,
+                "q_lora_rank": 16,
+                "n_routed_experts": 2,
+                "shared_experts_intermediate_size": 16,
+                "layer_types": ["indexed_attention", "sliding_attention", "full_attention"],
+                "per_layer_config": {
+                    1: {
+                        "num_attention_heads": 2,
+                        "num_key_value_heads": 2,
+                        "q_lora_rank": 8,
+                        "kv_lora_rank": 8,
+                        "head_dim": 16,
+                        "qk_nope_head_dim": 8,
+                        "qk_rope_head_dim": 8,
+                        "v_head_dim": 8,
+                    }
+                },
+                "sliding_window": 5,
+                "index_topk": 6,
+                "index_head_dim": 8,
+                "index_n_heads": 16,
+            },
+            "vision_config": {
+                "hidden_size": 24,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 3,
+                "patch_size": 14,
+                "moe_intermediate_size": 16,
+                "mlp_layer_types": ["dense", "sparse"],
+                "num_local_experts": 4,
+                "num_experts_per_tok": 2,
+                "adapter_in_dim": 24,
+                "adapter_out_dim": 32,
+            },
+            "audio_config": {
+                "hidden_size": 24,
+                "intermediate_size": 48,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 3,
+                "feature_size": 16,
+                "downsample_hidden_size": 8,
+                "adapter_input_size": 24,
+                "adapter_out_dim": 32,
+            },
+            "video_token_id": 153,
+            "audio_token_id": 154,
+        },
+        {"pixel_values": (24, 588), "image_grid_thw": torch.tensor([[1, 4, 6]])},
+        tokens=6,
+        around=((BEGIN,), (END,)),
+    ),
+    "cohere_compass": Tiny(
+        {
+            "model_type": "cohere_compass",
+            "text_config": {
+                **TEXT,
+                "logit_scale": 0.5,
+                "sliding_window": 5,
+                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+                "rope_parameters": {
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
+                    "full_attention": None,
+                },
+            },
+            "vision_config": {
+                **QWEN_VISION,
+                "intermediate_size": 64,
+                "out_hidden_size": 32,
+                "deepstack_visual_indexes": [0],
+                "num_position_embeddings": 64,
+            },
+            **QWEN_IDS,
+        },
+        **QWEN,
     ),
     "mistral3": Tiny(
         {"model_type": "mistral3", "vision_config": PIXTRAL, "text_config": text("mistral"), "spatial_merge_size": 2},
@@ -1205,20 +1435,27 @@ FAILING: dict[str, str] = {
         ("florence2", "t5gemma2", "udop", "pix2struct", "vision-encoder-decoder", "pp_formulanet"), SEPARATE
     ),
     **dict.fromkeys(("blip", "git"), NO_TOKENS),
-    "chameleon": "its forward sets the logits of image tokens to the lowest number, so that no lens is its logits; "
-    "and its decoder takes the pixels itself, so that it cannot be run on some rows only",
     "diffusion_gemma": "it fills in a block that it draws at random, by diffusion: no token is predicted from those "
     "before it",
     "evolla": "it reads proteins, not images",
     "glm5_next": "its layers take a padding mask and no other, under which a hidden row still counts (Kimi delta "
     "attention, pools of positions): rows dropped and rows masked are 4 logits apart; and its residual is several "
     "streams, of which the final norm reads the mean",
+    "minimax_m3_vl": "its indexer chooses blocks of keys by where they stand in the row and does not look at the mask: "
+    "hidden keys take the places of others, and rows that are dropped move the blocks",
 }
 """Families among these that are refused when they are opened, or do not pass, with the reason."""
 
 TIMM = "its vision tower is built by timm, which is not installed"
 UNTRIED: dict[str, str] = {
     **dict.fromkeys(("fast_vlm", "gemma3n", "perception_lm"), TIMM),
+    **dict.fromkeys(
+        ("kosmos-2", "kosmos-2.5"),
+        "its config names no image token: a mask among its inputs says where the image stands; and its decoder scales "
+        "the embeddings and adds positions to them itself, which answers would lack",
+    ),
+    "mistral4": "a language model alone, which takes no image (as the decoder of `mistral3` it passes)",
+    "pi0": "it gives a robot's actions by flow matching, not tokens",
 }
 """Types of the mapping without a row here, with the reason; others have not been tried."""
 

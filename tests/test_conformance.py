@@ -8,8 +8,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, ModelError, SiteError
-from lvlm_interp.model import attention, conformance, families, sites
+from lvlm_interp.model import attention, conformance, families, plan, runner, sites
 from lvlm_interp.model.conformance import CHECKS, check
+from lvlm_interp.model.decoder import decoder_inputs
 from lvlm_interp.model.sites import Site
 from tests.families import ALL, FAILING, UNTRIED, tiny_example, tiny_model
 from tools import models_table
@@ -173,6 +174,40 @@ def test_logits_scaled_the_wrong_way(monkeypatch):
     """What Granite divides its logits by, HyperCLOVA X multiplies them by, under the same name."""
     monkeypatch.setitem(families.FAMILIES, "hyperclovax_vision_v2", families.Family())
     assert failed(*example("hyperclovax_vision_v2")) == ["positions", "sites"]  # the engine reads out too
+
+
+def test_tokens_that_are_never_said(monkeypatch):
+    """Chameleon sets the logits of image tokens to the lowest number; nor may that number be the scale of errors."""
+    vlm, x = example("chameleon")
+    never = vlm.readout.never
+    assert (vlm.run(x)[..., never] == torch.finfo(torch.float32).min).all() and check(vlm, x)["parity"].limit < 1e-3
+    monkeypatch.setitem(families.FAMILIES, "chameleon", families.Family())
+    assert failed(*example("chameleon")) == ["positions", "sites"]
+
+
+@pytest.mark.parametrize("name", ["dots3_note", "mistral_large4"])
+def test_keys_that_a_sparse_layer_did_not_choose(name, monkeypatch):
+    """Transformers leaves them to kernels that it does not know by name, as ours are."""
+    monkeypatch.setattr(attention, "_chosen", lambda mask, *rest: mask)
+    assert failed(*example(name)) == ["parity"]
+
+
+@pytest.mark.parametrize(
+    "name", ["chameleon", "dots3_note", "kimi_k25", "llama4", "mistral_large4", "molmo2", "step3p7"]
+)
+def test_what_is_computed_once_changes_no_number(name, monkeypatch):
+    """Prefixes that are shared or kept, where layers keep other things than keys and values, or in other shapes."""
+    monkeypatch.setattr(plan, "LOOKAHEAD", 1)
+    monkeypatch.setattr(runner, "WORTH_SHARING", 1)
+    vlm, x = example(name)
+    visible = x.hidden().repeat(3, 1)
+    visible[1:, x.images[0].positions[:2]] = ~torch.eye(2, dtype=torch.bool)
+    expected = torch.stack([conformance.masked_pass(vlm, x, row) for row in visible])
+    given = decoder_inputs(vlm, x, keep_prompt=True)
+    for handed in (None, given, given):
+        found = li.score(vlm, x, visible, given=handed).logits()
+        assert (found - expected).abs().max() < conformance._limit(expected)
+    assert (expected[0] - expected[1]).abs().max() > 1e-2
 
 
 # --- results and refusals -------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from lvlm_interp.model.frozen import frozen
 from tests.families import FAMILIES, tiny_example, tiny_model
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# Besides: a gate behind the heads; norms behind attention and MLP; tokens that are never said.
+@pytest.fixture(scope="module", params=[*FAMILIES, "step3p7", "exaone4_5", "chameleon"])
 def family(request):
     vlm = li.wrap(tiny_model(request.param))
     return vlm, tiny_example(vlm, request.param)

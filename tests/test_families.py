@@ -1,5 +1,6 @@
 """Every family gives the numbers of plain transformers: its own masks, its own positions, no image past the mask."""
 
+import dataclasses
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from transformers.models.idefics.image_processing_pil_idefics import IdeficsImag
 import lvlm_interp as li
 from lvlm_interp.errors import ImageError, InputError, ModelError, SiteError, VisibilityError
 from lvlm_interp.methods.credit import coalitions
-from tests.families import FAMILIES, IMAGE, tiny_example, tiny_model
+from tests.families import FAMILIES, IMAGE, OTHERS, tiny_example, tiny_model
 from tests.saved import tokenizer
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -189,6 +190,38 @@ def test_fused_projections_are_split_into_q_k_and_v(family):
         v = v[None]
     z = torch.einsum("bhqk,bkhd->bqhd", pattern, v.reshape(pattern.shape[0], -1, *v.shape[-2:]))
     assert torch.allclose(z, c["vision.blocks.0.attn.hook_z"].reshape(z.shape), atol=1e-5)
+
+
+NORMED_AFTER = {
+    "exaone4_5": {},
+    "molmo2": {"text_config": {**OTHERS["molmo2"].config["text_config"], "norm_after": True, "qk_norm_type": "olmo"}},
+    "chameleon": {"swin_norm": True},
+}
+
+
+@pytest.mark.parametrize("name", NORMED_AFTER)
+def test_what_is_added_where_norms_stand_behind_attention_and_mlp(name):
+    """By names that elsewhere stand before them; there is no middle of the stream that a module reads."""
+    row = OTHERS[name]
+    rows = {name: dataclasses.replace(row, config={**row.config, **NORMED_AFTER[name]})}
+    vlm = li.wrap(tiny_model(name, rows=rows))
+    x = tiny_example(vlm, name, rows=rows)
+    found = vlm.capture(x, "blocks.1.hook_*")
+    pre, attention, mlp, post = (
+        found[f"blocks.1.hook_{at}"] for at in ("resid_pre", "attn_out", "mlp_out", "resid_post")
+    )
+    assert torch.allclose(pre + attention + mlp, post, atol=1e-5) and "blocks.1.hook_resid_mid" not in found
+    assert li.check(vlm, x).ok and attention.abs().max() > 0.1
+
+
+def test_pictures_of_two_sizes_are_put_into_one_row():
+    """A whole picture of 64 patches and two tiles of 16, each of which attends to itself alone."""
+    vlm = li.wrap(tiny_model("step3p7"))
+    c = vlm.capture(tiny_example(vlm, "step3p7"), "vision.blocks.0.*")
+    pattern, v, z = (c[f"vision.blocks.0.attn.hook_{at}"] for at in ("pattern", "v", "z"))
+    assert pattern.shape[-2:] == (96, 96) and c["vision.blocks.0.hook_resid_post"].shape[:2] == (1, 96)
+    assert pattern[..., 64:, :64].abs().max() == pattern[..., :64, 64:].abs().max() == pattern[..., 80:, :80].max() == 0
+    assert torch.allclose(torch.einsum("bhqk,bkhd->bqhd", pattern, v), z, atol=1e-5)
 
 
 def test_an_edit_of_a_fused_projection_reaches_the_output():

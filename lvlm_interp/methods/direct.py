@@ -42,7 +42,7 @@ class DirectAttribution(Result):
         positions, roles: tokens and roles of the whole prompt, as text.
         logit: what the parts add up to, `[answer]`.
         embedding: of the position itself, `[answer]`.
-        heads: what each head wrote, `[answer, layer, head]`.
+        heads: what each head wrote, `[answer, layer, head]`; zeros where a layer has fewer heads than others.
         sources: the same by the position that the head read, `[answer, layer, head, position]`; what cross-attention
             reads stands at no position of the prompt and is only in `heads`.
         mlps: `[answer, layer]`.
@@ -154,8 +154,8 @@ def direct(
         roles=x.roles,
         logit=out.logit,
         embedding=_dot(stream[0].pre, out.direction),
-        heads=torch.stack([layer.heads for layer in layers], 1),
-        sources=torch.stack([layer.sources for layer in layers], 1),
+        heads=_side_by_side([layer.heads for layer in layers]),
+        sources=_side_by_side([layer.sources for layer in layers]),
         mlps=torch.stack([layer.mlp for layer in layers], 1),
         biases=torch.stack([layer.bias for layer in layers], 1),
         others=_between(stream, out.direction) + torch.stack([layer.other for layer in layers], 1),
@@ -164,6 +164,13 @@ def direct(
         provenance=vlm.provenance("direct logit attribution", target=target, against=against),
     )
     return _closing(found)
+
+
+def _side_by_side(layers: list[Float[Tensor, "answer _ *position"]]) -> Float[Tensor, "answer layer head *position"]:
+    """Layers next to each other; heads that one has fewer than others wrote nothing."""
+    most = max(layer.shape[1] for layer in layers)
+    fewer = [(layer, most - layer.shape[1]) for layer in layers]
+    return torch.stack([nn.functional.pad(layer, (0, 0) * (layer.ndim - 2) + (0, n)) for layer, n in fewer], 1)
 
 
 def _closing(found: DirectAttribution) -> DirectAttribution:

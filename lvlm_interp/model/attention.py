@@ -48,6 +48,18 @@ def _additive(mask: Tensor | None, module: nn.Module, query: Tensor, key: Tensor
     return mask
 
 
+def _chosen(mask: Tensor | None, indices: Tensor | None, key: Tensor) -> Tensor | None:
+    """The mask less the keys that a sparse layer did not choose for a row: told by their numbers, `[batch, row, some]`.
+
+    Transformers cuts them out of the mask itself for the kernels that it knows by name, and leaves it to all others.
+    """
+    if indices is None or mask is None:
+        return mask
+    left = torch.ones(*indices.shape[:2], key.shape[2], dtype=torch.bool, device=indices.device)
+    left = left.scatter(-1, indices.long(), False)[:, None]
+    return mask & ~left if mask.dtype == torch.bool else mask.masked_fill(left, torch.finfo(mask.dtype).min)
+
+
 def _tapped(
     module: nn.Module, tap: Tap, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
@@ -71,6 +83,7 @@ def _attention(kernel: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
         tap = _TAPS.get(module)
+        attention_mask = _chosen(attention_mask, options.get("indices"), key)
         if tap is None and kernel != "eager":
             own = AttentionInterface._global_mapping[kernel]
             return own(module, query, key, value, attention_mask, **options)

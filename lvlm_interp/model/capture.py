@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from lvlm_interp.errors import SiteError
 from lvlm_interp.model.attention import Tap, tapped
@@ -118,9 +119,16 @@ def recording(
 
 
 def _joined(name: str, pieces: list[Tensor]) -> Tensor:
-    """What a site gave in one pass: windows one after the other; a pattern is 0 between windows, scores are lowest."""
+    """What a site gave in one pass: windows one after the other; a pattern is 0 between windows, scores are lowest.
+
+    Batches of pictures of several sizes (a whole one and its tiles) are put into one row.
+    """
     if len(pieces) == 1:
         return pieces[0]
+    if len({piece.shape[0] for piece in pieces}) > 1 and pieces[0].ndim > 2:
+        pieces = [picture for piece in pieces for picture in piece.split(1)]
+        if pieces[0].ndim == 3:
+            return torch.cat(pieces, 1)
     if not name.endswith(("hook_pattern", "hook_attn_scores")):
         return torch.cat(pieces, 1 if ".attn.hook_" in name else 0)
     rows, keys = (sum(p.shape[axis] for p in pieces) for axis in (-2, -1))
@@ -186,6 +194,9 @@ def _hooked(site: Site, visit: Visit) -> Iterator[None]:
         return _with_input(args, kwargs, split)
 
     def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, ModelOutput):
+            first = next(iter(output))
+            return type(output)(**{**output, first: split(output[first])})
         return (split(output[0]), *output[1:]) if isinstance(output, tuple) else split(output)
 
     if site.read == "input":

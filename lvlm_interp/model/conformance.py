@@ -153,9 +153,10 @@ def _carried_out(name: str, function: Callable[..., Checked], vlm: HookedVLM, x:
 
 
 def _limit(logits: Tensor) -> float:
-    """Float error that is to be expected of logits of this size and type."""
+    """Float error that is to be expected of logits of this size and type, less those of tokens that are never said."""
     relative = 8 * torch.finfo(logits.dtype).eps if logits.dtype in HALF else 1e-5
-    return relative * max(1.0, float(logits.float().abs().max()))
+    said = logits[logits != torch.finfo(logits.dtype).min]
+    return relative * max(1.0, float(said.float().abs().max()))
 
 
 def _gap(a: Tensor, b: Tensor) -> float:
@@ -241,7 +242,8 @@ def positions(vlm: HookedVLM, x: Inputs) -> Checked:
         expected = masked_pass(vlm, x, visible)
         limit = max(limit, _limit(expected))
         gaps.append(_gap(_scored(vlm, x, visible), expected))
-    ok, gap = max(gaps) <= limit, max(gaps)
+    gap = float(torch.tensor(gaps).max())  # NaN, if one is
+    ok = gap <= limit
     detail = f"rows dropped and packed against one masked pass, {len(gaps)} coalitions: {gap:.1e}"
     advice = "Position ids move when something is hidden, or the decoder takes arguments by row that are not cut."
     return Checked("positions", ok, gap, limit, detail, "" if ok else advice)
@@ -274,7 +276,7 @@ def sites(vlm: HookedVLM, x: Inputs) -> Checked:
     recombined = [gap for site in vlm.sites.values() if (gap := _recombined(vlm, site, found)) is not None]
     last = max((n for n in vlm.sites if n.startswith("blocks.") and n.endswith("resid_post")), key=_number)
     lens = _gap(vlm.readout(found[last]), found["logits"])
-    gap, limit = max([lens, *recombined]), _limit(found["logits"])
+    gap, limit = float(torch.tensor([lens, *recombined]).max()), _limit(found["logits"])
     missing = f"; {len(vlm.missing)} sites cannot be read ({next(iter(vlm.missing.values()))})" if vlm.missing else ""
     detail = f"{len(vlm.sites)} sites fired; heads recombine in {len(recombined)} layers, lens {lens:.1e}{missing}"
     ok = gap <= limit

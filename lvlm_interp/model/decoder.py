@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lvlm_interp.errors import InputError
+from lvlm_interp.model.capture import HIDDEN_STATES
 from lvlm_interp.model.inputs import Inputs
 from lvlm_interp.model.sight import Sight, look
 
@@ -112,6 +115,12 @@ class DecoderInputs:
         return None if self.sight.causal and not self.sight.whole else [self.sight.cuts[i] for i in self.index.tolist()]
 
 
+def _in_pieces(decoder: PreTrainedModel) -> bool:
+    """Whether all that layers leave to later positions is a key and a value of each, which is what a `Prefix` holds."""
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    return all(type(layer) in plain for layer in DynamicCache(config=decoder.config).layers)
+
+
 @torch.no_grad()
 def decoder_inputs(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: int = ROOM) -> DecoderInputs:
     """Run the model up to its decoder: the vision tower and projector are computed once for all coalitions.
@@ -123,8 +132,16 @@ def decoder_inputs(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: i
     filler = next(i for i in reversed(x.input_ids[0].tolist()) if i != vlm.image_token_id)
     ids = [*x.answer_ids.tolist(), *[filler] * room]
     longer = x.with_answer(ids, [""] * len(ids), "")
-    called, sight = look(vlm.decoder, vlm.attention_kinds, longer.length, lambda: vlm.call(longer.model_inputs))
-    sight = dataclasses.replace(sight, whole=bool(vlm.family.carriers or vlm.recurrent), recurrent=bool(vlm.recurrent))
+    called, entered, sight = look(
+        vlm.decoder, vlm.blocks[0], vlm.attention_kinds, longer.length, lambda: vlm.call(longer.model_inputs)
+    )
+    whole = bool(vlm.family.carriers or vlm.recurrent) or not _in_pieces(vlm.decoder)
+    sight = dataclasses.replace(sight, whole=whole, recurrent=bool(vlm.recurrent))
+    own = [name for name, value in called.items() if value is longer.model_inputs.get(name, ...)]
+    if not vlm.family.gates and any(called[name].is_floating_point() for name in own):
+        # The decoder takes the pictures itself: what it makes of them and of the tokens is what its first block gets.
+        called = {name: value for name, value in called.items() if name not in own}
+        called["inputs_embeds"] = next(entered[name] for name in HIDDEN_STATES if name in entered)
     embeds, ids_called = called.pop("inputs_embeds", None), called.pop("input_ids", None)
     embeds = vlm.decoder.get_input_embeddings()(ids_called) if embeds is None else embeds
     positions = called.pop("position_ids", None)

@@ -29,6 +29,7 @@ class Family:
         fills: model inputs that run along the positions and what an answer gets in them; see `Inputs.fills`.
         tiled: the first axis of the pixels counts tiles, not images.
         multiplied: the config's `logits_scaling` multiplies the logits; elsewhere it divides them.
+        never: attribute path of the ids of tokens that the model never says, inside the base model.
         note: what a user should know about the family.
     """
 
@@ -42,6 +43,7 @@ class Family:
     fills: Mapping[str, int | None] = field(default_factory=dict)
     tiled: bool = False
     multiplied: bool = False
+    never: str | None = None
     note: str = ""
 
 
@@ -49,10 +51,13 @@ USER = "USER: {image}\n{question} ASSISTANT:"
 READS_QUESTION = "the Q-Former reads the question too, so image tokens carry some of it"
 PLAIN = (
     "aria",
+    "cohere_compass",
     "cosmos3_edge",
     "cosmos3_omni",
     "deepseek_vl",
     "deepseek_vl_hybrid",
+    "dots3_note",
+    "emu3",
     "ernie4_5_vl_moe",
     "exaone4_5",
     "fuyu",
@@ -68,6 +73,8 @@ PLAIN = (
     "lfm2_vl",
     "lighton_ocr",
     "mistral3",
+    "mistral_large4",
+    "molmo2",
     "ovis2",
     "paddleocr_vl",
     "pp_chart2table",
@@ -77,6 +84,7 @@ PLAIN = (
     "qwen3_omni_moe_thinker",
     "qwen3_vl_moe",
     "shieldgemma2",
+    "step3p7",
     "video_llama_3",
     "video_llava",
 )
@@ -121,6 +129,7 @@ FAMILIES: dict[str, Family] = {
     "granite4_vision": Family(tiled=True),
     "qianfan_ocr": Family(tiled=True),
     "hyperclovax_vision_v2": Family(multiplied=True),
+    "chameleon": Family(never="vocabulary_mapping.image_tokens"),
     **dict.fromkeys(PLAIN, Family()),
 }
 

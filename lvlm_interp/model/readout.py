@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lvlm_interp.model.weights import fetched
@@ -20,12 +20,15 @@ class Readout:
         unembed: linear map to the vocabulary.
         scale: what logits are multiplied by (Granite, Cohere), 1 for most.
         softcap: `c · tanh(logits / c)` (Gemma 2), None for most.
+        never: ids of tokens that the model never says (Chameleon, whose image tokens are in its vocabulary): it sets
+            their logits to the lowest number. None for most.
     """
 
     norm: nn.Module
     unembed: nn.Module
     scale: float = 1.0
     softcap: float | None = None
+    never: Int[Tensor, " some"] | None = None
 
     @property
     def weight(self) -> Float[Tensor, "vocabulary width"]:
@@ -46,4 +49,7 @@ class Readout:
     def logits(self, normalized: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocabulary"]:
         """Logits of what already went through the final norm."""
         logits = self.unembed(normalized) * self.scale if self.scale != 1.0 else self.unembed(normalized)
-        return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
+        logits = torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
+        if self.never is None:
+            return logits
+        return logits.index_fill(-1, self.never.to(logits.device), torch.finfo(logits.dtype).min)

@@ -63,7 +63,6 @@ class Runner:
         self.rows, self.at_once = 0, 0 if given.sight.recurrent else ROWS_AT_ONCE
         # Image rows, where they go on seeing what is hidden from text.
         self.sighted = frozenset(given.image.nonzero().flatten().tolist() if hide_from == "text" else ())
-        # Keys of cross-attention have no rows to cut, a recurrent layer's state has no rows at all.
         self.kept = None if given.sight.whole else given.kept
 
     def run(self, sequences: list[Run]) -> Iterator[tuple[Run, Tensor]]:

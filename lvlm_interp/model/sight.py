@@ -34,8 +34,9 @@ class Sight:
     """The masks of all kinds of layers.
 
     `whole` says that nothing can be computed piece by piece for another reason: cross-attention keeps what it reads in
-    the cache, and would read it twice. `recurrent` says that layers hand a state from row to row, whatever the masks
-    say: then nothing can stand side by side in one pass either.
+    the cache, and would read it twice; or layers leave more to later positions than a key and a value of each.
+    `recurrent` says that layers hand a state from row to row, whatever the masks say: then nothing can stand side by
+    side in one pass either.
     """
 
     kinds: tuple[Kind, ...]
@@ -70,18 +71,18 @@ def kinds_of(attentions: Sequence[nn.Module | None], layer_types: Sequence[str] 
 
 
 def look(
-    decoder: nn.Module, kinds: Sequence[tuple[nn.Module, ...]], length: int, run: Callable[[], Any]
-) -> tuple[dict[str, Any], Sight]:
-    """The arguments that the decoder is called with, and the masks of its kinds of layers.
+    decoder: nn.Module, first: nn.Module, kinds: Sequence[tuple[nn.Module, ...]], length: int, run: Callable[[], Any]
+) -> tuple[dict[str, Any], dict[str, Any], Sight]:
+    """The arguments that the decoder and its first block are called with, and the masks of its kinds of layers.
 
     The pass ends at the first layer of the last kind.
     """
-    called, *inside = arguments_of([decoder, *(kind[0] for kind in kinds)], run)
+    called, entered, *inside = arguments_of([decoder, first, *(kind[0] for kind in kinds)], run)
     found = [
         Kind(kind, _seen(kind[0], given.get("attention_mask"), length))
         for kind, given in zip(kinds, inside, strict=True)
     ]
-    return called, Sight(tuple(found))
+    return called, entered, Sight(tuple(found))
 
 
 def _seen(module: nn.Module, mask: Any, length: int) -> Bool[Tensor, "row key"]:

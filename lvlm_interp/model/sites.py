@@ -53,6 +53,10 @@ BEFORE_MLP = (
 # Between attention and residual, where there is one; a norm that stands before the MLP is not meant.
 AFTER_ATTENTION = ("layer_scale1", "post_self_attn_layernorm", "post_attention_layernorm")
 AFTER_MLP = ("layer_scale2", "post_mlp_layernorm", "post_feedforward_layernorm")
+# The only norms of a block where they stand behind attention and MLP (Olmo 2, Exaone 4); and those that some blocks use
+# there as well (Chameleon with `swin_norm`, Molmo 2 with `norm_after`), named as if they stood before.
+AFTER_BOTH = ("post_attention_layernorm", "post_feedforward_layernorm")
+BEFORE_BOTH = ("input_layernorm", "post_attention_layernorm")
 OUTPUT_PROJECTION = (
     "o_proj",
     "out_proj",
@@ -64,6 +68,8 @@ OUTPUT_PROJECTION = (
     "attn_out",
     "c_proj",
 )
+# What the code of attention speaks of where a gate stands between the heads and their output projection.
+GATING = {"sigmoid", "g_proj"}
 QKV = ("qkv", "qkv_proj", "query_key_value")
 FINAL_NORM = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "layer_norm", "embedding_norm")
 PROJECTOR = (
@@ -167,21 +173,31 @@ def owner_of(model: nn.Module, child: nn.Module) -> nn.Module:
     return [m for m in model.modules() if any(c is child for c in m.children())][-1]
 
 
+def norms_of_outputs(block: nn.Module) -> tuple[nn.Module, nn.Module] | None:
+    """The two norms of a block that norms what its attention and its MLP give; None if it norms what they read."""
+    norms = {name: child for name, child in block.named_children() if "Norm" in type(child).__name__}
+    moved = getattr(block, "norm_after", "Swin" in type(block).__name__)
+    first, second = BEFORE_BOTH if moved else AFTER_BOTH
+    return (norms[first], norms[second]) if norms.keys() == {first, second} else None
+
+
 def block_sites(prefix: str, block: nn.Module) -> Iterator[Site]:
     """The sites of one transformer block."""
-    mlp, before_mlp = part(block, MLP), part(block, BEFORE_MLP)
+    of_outputs = norms_of_outputs(block)
+    mlp, before_mlp = part(block, MLP), None if of_outputs else part(block, BEFORE_MLP)
     yield Site(f"{prefix}.hook_resid_pre", block, "input")
     if before_mlp is not None:
         yield Site(f"{prefix}.hook_resid_mid", before_mlp, "input")
     yield Site(f"{prefix}.hook_resid_post", block, "output")
     outer = part(block, (*ATTENTION, *CROSS_ATTENTION))
     after = [m for name in AFTER_ATTENTION if (m := part(block, [name])) is not None and m is not before_mlp]
+    after_attention, after_mlp = of_outputs or (next(iter(after), None), part(block, AFTER_MLP))
     if outer is not None:
-        yield Site(f"{prefix}.hook_attn_out", after[0] if after else outer, "output")
+        yield Site(f"{prefix}.hook_attn_out", after_attention or outer, "output")
     if (recurrent := recurrent_of(block)) is not None:
         yield Site(f"{prefix}.{recurrent[0]}.hook_out", recurrent[1], "output")
     if mlp is not None:
-        yield Site(f"{prefix}.hook_mlp_out", part(block, AFTER_MLP) or mlp, "output")
+        yield Site(f"{prefix}.hook_mlp_out", after_mlp or mlp, "output")
     for name, kinds in (("attn", ATTENTION), ("cross_attn", CROSS_ATTENTION)):
         if (attention := attention_of(block, kinds)) is not None:
             yield from _attention_sites(f"{prefix}.{name}", attention)
@@ -194,27 +210,23 @@ def _attention_sites(prefix: str, attention: nn.Module) -> Iterator[Site]:
         # Behind the query of each head stands its gate, where one module computes both.
         share = 2 * width if gated and letter == "q" and size == 2 * gated.in_features else width
         yield Site(f"{prefix}.hook_{letter}", projection, "output", heads=size // share, span=span, inner=(0, width))
+    inner = getattr(attention, "v_head_dim", width)
     for name in ("rot_q", "rot_k", "z", "attn_scores", "pattern"):
-        if name == "z" and gated and width:
-            yield Site(f"{prefix}.hook_z", gated, "input", heads=gated.in_features // width)
+        if name == "z" and gated and inner:
+            yield Site(f"{prefix}.hook_z", gated, "input", heads=gated.in_features // inner)
         else:
             yield Site(f"{prefix}.hook_{name}", attention, "attention", part=name)
 
 
 def gated_output(attention: nn.Module) -> nn.Linear | None:
-    """The output projection, where a sigmoid gate stands before it: z is what it reads, not what the heads read."""
+    """The output projection, where a gate stands before it: z is then what it reads, not what the heads read."""
     out = part(attention, OUTPUT_PROJECTION)
-    return out if isinstance(out, nn.Linear) and "sigmoid" in names_in_forward(attention) else None
+    return out if isinstance(out, nn.Linear) and GATING & names_in_forward(attention) else None
 
 
 def reads_z(site: Site) -> nn.Module | None:
     """The output projection that the z of a site goes into."""
     return site.module if site.read == "input" else part(site.module, OUTPUT_PROJECTION)
-
-
-def is_gated(attention: nn.Module) -> bool:
-    """Whether a sigmoid gate stands between what the heads read and the output projection: z is what that one reads."""
-    return "sigmoid" in names_in_forward(attention)
 
 
 def head_width(attention: nn.Module) -> int | None:

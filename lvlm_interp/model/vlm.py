@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 REFERENCE = "reference"
-PER_IMAGE = ("image_grid_thw", "image_grid_hws", "image_sizes", "spatial_shapes")  # inputs with a row for each image
+# Inputs with a row for each image.
+PER_IMAGE = ("image_grid_thw", "image_grid_hws", "image_grids", "image_sizes", "spatial_shapes")
 LOGITS = (
     "logit_scale",
     "logits_scaling",
@@ -107,15 +108,20 @@ class HookedVLM:
         return found.model if hasattr(found, "lm_head") else found
 
     @functools.cached_property
+    def blocks(self) -> list[nn.Module]:
+        """The decoder's transformer blocks, as they run."""
+        return find_blocks(self.decoder, self.vision)
+
+    @functools.cached_property
     def attention_kinds(self) -> list[tuple[nn.Module, ...]]:
         """The attention modules of the decoder, grouped by the masks that they get."""
-        attentions = [attention_of(block) for block in find_blocks(self.decoder, self.vision)]
+        attentions = [attention_of(block) for block in self.blocks]
         return kinds_of(attentions, getattr(self.model.config.get_text_config(), "layer_types", None))
 
     @functools.cached_property
     def recurrent(self) -> tuple[nn.Module, ...]:
         """What carries a state from position to position in the decoder: linear attention, short convolutions."""
-        found = (recurrent_of(block) for block in find_blocks(self.decoder, self.vision))
+        found = (recurrent_of(block) for block in self.blocks)
         return tuple(named[1] for named in found if named is not None)
 
     @functools.cached_property
@@ -128,7 +134,8 @@ class HookedVLM:
         found = {k: v for k in LOGITS if k in used and (v := getattr(text, k, None)) is not None}
         scaling = found.get("logits_scaling", 1.0)
         scale = found.get("logit_scale", 1.0) * (scaling if self.family.multiplied else 1 / scaling)
-        return Readout(norm, unembed, scale, found.get("final_logit_softcapping"))
+        never = torch.tensor(attrgetter(self.family.never)(self.model.base_model)) if self.family.never else None
+        return Readout(norm, unembed, scale, found.get("final_logit_softcapping"), never)
 
     @functools.cached_property
     def _named(self) -> dict[str, Site]:
