@@ -305,6 +305,25 @@ GLM_IDS = {
     "video_start_token_id": 154,
     "video_end_token_id": 155,
 }
+GEMMA_VISION = {
+    "hidden_size": 24,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "head_dim": 8,
+    "patch_size": 4,
+    "pooling_kernel_size": 2,
+    "position_embedding_size": 16,
+}
+GEMMA_IDS = {
+    "video_token_id": 153,
+    "audio_token_id": 154,
+    "boi_token_id": BEGIN,
+    "eoi_token_id": END,
+    "boa_token_id": 155,
+    "eoa_token_index": 156,
+}
 EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
 ONE = {"pixel_values": (1, 3, 28, 28)}
 WIDER = {"pixel_values": (1, 3, 56, 56)}
@@ -653,6 +672,71 @@ OTHERS: dict[str, Tiny] = {
             **GLM_IDS,
         },
         **QWEN,
+    ),
+    "gemma4": Tiny(
+        {
+            "model_type": "gemma4",
+            "text_config": {
+                **TEXT,
+                "num_hidden_layers": 4,
+                "layer_types": ["sliding_attention", "full_attention"] * 2,
+                "sliding_window": 5,
+                "global_head_dim": 16,
+                "num_global_key_value_heads": 1,
+                "attention_k_eq_v": True,
+                "num_kv_shared_layers": 2,
+                "use_double_wide_mlp": True,
+                "hidden_size_per_layer_input": 8,
+                "vocab_size_per_layer_input": VOCABULARY,
+                "use_bidirectional_attention": "vision",
+                "enable_moe_block": True,
+                "num_experts": 3,
+                "top_k_experts": 2,
+                "moe_intermediate_size": 16,
+                "final_logit_softcapping": 30.0,
+            },
+            "vision_config": {**GEMMA_VISION, "standardize": True, "use_clipped_linears": True},
+            **GEMMA_IDS,
+        },
+        {
+            "pixel_values": (1, 24, 3 * 4 * 4),
+            "image_position_ids": torch.cartesian_prod(*map(torch.arange, (6, 4)))[None],
+        },
+        tokens=6,
+        around=((BEGIN,), (END,)),
+        more=image_types("mm_token_type_ids"),
+    ),
+    "gemma4_unified": Tiny(
+        {
+            "model_type": "gemma4_unified",
+            "text_config": {
+                **TEXT,
+                "num_hidden_layers": 4,
+                "layer_types": ["sliding_attention", "full_attention"] * 2,
+                "sliding_window": 5,
+                "global_head_dim": 16,
+                "num_global_key_value_heads": 1,
+                "attention_k_eq_v": True,
+                "num_kv_shared_layers": 2,
+                "use_double_wide_mlp": True,
+                "final_logit_softcapping": 30.0,
+            },
+            "vision_config": {
+                "patch_size": 2,
+                "pooling_kernel_size": 2,
+                "mm_embed_dim": 24,
+                "mm_posemb_size": 16,
+                "output_proj_dims": 24,
+            },
+            **GEMMA_IDS,
+        },
+        {
+            "pixel_values": (1, 6, 3 * 4 * 4),
+            "image_position_ids": torch.cartesian_prod(*map(torch.arange, (3, 2)))[None],
+        },
+        tokens=6,
+        around=((BEGIN,), (END,)),
+        more=image_types("mm_token_type_ids"),
     ),
     "instructblipvideo": Tiny(
         {

@@ -6,7 +6,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, ModelError, SiteError
-from lvlm_interp.model import attention, conformance, families
+from lvlm_interp.model import attention, conformance, decoder, families
 from lvlm_interp.model.conformance import CHECKS, check
 from lvlm_interp.model.sites import Site
 from tests.families import ALL, FAILING, tiny_example, tiny_model
@@ -147,6 +147,13 @@ def test_logits_scaled_the_wrong_way(monkeypatch):
     """What Granite divides its logits by, HyperCLOVA X multiplies them by, under the same name."""
     monkeypatch.setitem(families.FAMILIES, "hyperclovax_vision_v2", families.Family())
     assert failed(*example("hyperclovax_vision_v2")) == ["positions", "sites"]  # the engine reads out too
+
+
+def test_arguments_that_follow_from_the_tokens(monkeypatch):
+    """Gemma 4 embeds each token once more, layer by layer: those of one answer are not those of another."""
+    monkeypatch.setattr(decoder, "OF_TOKENS", {})
+    monkeypatch.setitem(decoder.ROW_AXIS, "per_layer_inputs", 1)
+    assert failed(*example("gemma4")) == ["positions"]
 
 
 # --- results and refusals -------------------------------------------------------------------------

@@ -51,6 +51,7 @@ PLAIN = (
     "ernie4_5_vl_moe",
     "exaone4_5",
     "fuyu",
+    "gemma4",
     "glm46v",
     "glm4v",
     "glm4v_moe",
@@ -105,6 +106,7 @@ FAMILIES: dict[str, Family] = {
     "granite4_vision": Family(tiled=True),
     "qianfan_ocr": Family(tiled=True),
     "hyperclovax_vision_v2": Family(multiplied=True),
+    "gemma4_unified": Family(projector="embed_vision.multimodal_embedder"),
     **dict.fromkeys(PLAIN, Family()),
 }
 

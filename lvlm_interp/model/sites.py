@@ -179,12 +179,18 @@ def _projections(attention: nn.Module) -> dict[str, tuple[nn.Module, tuple[int, 
     """What computes q, k and v, and which part of its output each is."""
     own = {letter: part(attention, (f"{letter}_proj", f"{letter}_projection")) for letter in "qkv"}
     found: dict[str, tuple[nn.Module, tuple[int, int]]] = {}
-    found = {k: (m, (0, m.out_features)) for k, m in own.items() if isinstance(m, nn.Linear)}
+    found = {k: (m, (0, inner.out_features)) for k, m in own.items() if m and (inner := _linear(m))}
     fused = part(attention, QKV)
     if not found and isinstance(fused, nn.Linear) and fused.out_features % 3 == 0:
         third = fused.out_features // 3
         found = {letter: (fused, (n * third, (n + 1) * third)) for n, letter in enumerate("qkv")}
     return found
+
+
+def _linear(module: nn.Module) -> nn.Linear | None:
+    """The linear map that a module is, or that it wraps (Gemma 4 clips what goes in and comes out)."""
+    found = getattr(module, "linear", module)
+    return found if isinstance(found, nn.Linear) else None
 
 
 def find_sites(decoder: nn.Module, vision: nn.Module | None, projector: nn.Module | None) -> dict[str, Site]:
