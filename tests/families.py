@@ -305,6 +305,18 @@ GLM_IDS = {
     "video_start_token_id": 154,
     "video_end_token_id": 155,
 }
+SAM_VISION = {
+    "hidden_size": 24,
+    "output_channels": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": 128,
+    "patch_size": 16,
+    "window_size": 4,
+    "global_attn_indexes": [1],
+    "mlp_dim": 48,
+    "downsample_channels": [16, 24],
+}
 GEMMA_VISION = {
     "hidden_size": 24,
     "intermediate_size": 48,
@@ -737,6 +749,33 @@ OTHERS: dict[str, Tiny] = {
         tokens=6,
         around=((BEGIN,), (END,)),
         more=image_types("mm_token_type_ids"),
+    ),
+    "deepseek_ocr2": Tiny(
+        {
+            "model_type": "deepseek_ocr2",
+            "vision_config": {
+                "sam_config": SAM_VISION,
+                "encoder_config": {
+                    "hidden_size": 24,
+                    "intermediate_size": 48,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 3,
+                    "num_key_value_heads": 1,
+                },
+            },
+            "text_config": {
+                **TEXT,
+                "mlp_layer_types": ["dense", "sparse", "sparse"],
+                "n_routed_experts": 4,
+                "n_shared_experts": 1,
+                **EXPERTS,
+            },
+        },
+        {
+            "pixel_values": (1, 3, 128, 128),
+            "pixel_values_local": (1, 3, 128, 128),
+            "num_local_patches": torch.tensor([1]),
+        },
     ),
     "instructblipvideo": Tiny(
         {

@@ -107,6 +107,7 @@ FAMILIES: dict[str, Family] = {
     "qianfan_ocr": Family(tiled=True),
     "hyperclovax_vision_v2": Family(multiplied=True),
     "gemma4_unified": Family(projector="embed_vision.multimodal_embedder"),
+    "deepseek_ocr2": Family(vision="vision_tower.vision_encoder"),
     **dict.fromkeys(PLAIN, Family()),
 }
 
