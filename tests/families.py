@@ -317,6 +317,29 @@ SAM_VISION = {
     "mlp_dim": 48,
     "downsample_channels": [16, 24],
 }
+QWEN3_5 = {
+    **TEXT,
+    "model_type": "qwen3_5_text",
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [1, 1, 0],
+        "mrope_interleaved": True,
+    },
+}
+MINICPM = {
+    "text_config": QWEN3_5,
+    "vision_config": {**SEEING, "patch_size": 4, "num_hidden_layers": 3},
+    "insert_layer_id": 1,
+    "video_token_id": 153,
+}
+MINICPM_PIXELS = {"pixel_values": (1, 3, 4, 96 * 4), "target_sizes": torch.tensor([[8, 12]])}
 GEMMA_VISION = {
     "hidden_size": 24,
     "intermediate_size": 48,
@@ -777,6 +800,23 @@ OTHERS: dict[str, Tiny] = {
             "num_local_patches": torch.tensor([1]),
         },
     ),
+    "minicpmv4_6": Tiny({"model_type": "minicpmv4_6", **MINICPM}, MINICPM_PIXELS, tokens=6),
+    "minicpmv4_7": Tiny(
+        {
+            "model_type": "minicpmv4_7",
+            **MINICPM,
+            "image_start_id": BEGIN,
+            "image_end_id": END,
+            "slice_start_id": 154,
+            "slice_end_id": 155,
+            "newline_id": 156,
+        },
+        MINICPM_PIXELS,
+        tokens=6,
+        around=((BEGIN,), (END,)),
+        more=image_types("mm_token_type_ids"),
+    ),
+    "minicpm_ocr": Tiny({"model_type": "minicpm_ocr", **MINICPM}, MINICPM_PIXELS, tokens=24),
     "instructblipvideo": Tiny(
         {
             **FAMILIES["instructblip"].config,
@@ -788,6 +828,28 @@ OTHERS: dict[str, Tiny] = {
         image_name="image_token_index",
         first=True,
         around=((), ()),
+    ),
+    "granite_docling": Tiny(
+        {
+            "model_type": "granite_docling",
+            "text_config": {
+                **{k: v for k, v in TEXT.items() if k != "head_dim"},
+                "embedding_multiplier": 3.0,
+                "logits_scaling": 2.0,
+                "residual_multiplier": 0.5,
+                "attention_multiplier": 0.35,
+            },
+            "vision_config": {
+                **SEEING,
+                "image_size": 112,
+                "out_hidden_size": 32,
+                "deepstack_visual_indexes": [0, 1],
+            },
+            "density_router_hidden_size": 16,
+            "pad_token_id": 0,
+        },
+        {"pixel_values": (1, 2, 3, 112, 112), "pixel_attention_mask": torch.ones(1, 2, dtype=torch.bool)},
+        tokens=8,
     ),
     "chameleon": Tiny(
         {
@@ -974,6 +1036,10 @@ FAILING: dict[str, str] = {
     "chameleon": "its forward sets the logits of image tokens to the lowest number, so that no lens is its logits; "
     "and its decoder takes the pixels itself, so that it cannot be run on some rows only",
     "lfm2_vl": RECURRENT + " (short convolutions)",
+    **dict.fromkeys(
+        ("minicpmv4_6", "minicpmv4_7", "minicpm_ocr"),
+        RECURRENT + " (gated delta rule); and its merger puts out a list of tensors, which no site can hold",
+    ),
 }
 """Families among these that do not pass, with the reason."""
 

@@ -104,6 +104,7 @@ FAMILIES: dict[str, Family] = {
     "idefics2": Family(tiled=True),
     "llama4": Family(tiled=True),
     "granite4_vision": Family(tiled=True),
+    "granite_docling": Family(tiled=True),
     "qianfan_ocr": Family(tiled=True),
     "hyperclovax_vision_v2": Family(multiplied=True),
     "gemma4_unified": Family(projector="embed_vision.multimodal_embedder"),
