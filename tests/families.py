@@ -851,6 +851,25 @@ OTHERS: dict[str, Tiny] = {
         {"pixel_values": (1, 2, 3, 112, 112), "pixel_attention_mask": torch.ones(1, 2, dtype=torch.bool)},
         tokens=8,
     ),
+    "unlimited_ocr": Tiny(
+        {
+            "model_type": "unlimited_ocr",
+            "vision_config": {
+                "sam_config": SAM_VISION,
+                "encoder_config": {**SEEING, "num_hidden_layers": 3},
+            },
+            "text_config": {
+                **TEXT,
+                "num_key_value_heads": 4,  # its eager attention repeats no heads
+                "mlp_layer_types": ["dense", "sparse", "sparse"],
+                "sliding_window": 5,
+                "n_routed_experts": 4,
+                "n_shared_experts": 1,
+                **EXPERTS,
+            },
+        },
+        {"pixel_values": (1, 3, 128, 128)},
+    ),
     "chameleon": Tiny(
         {
             "model_type": "chameleon",

@@ -43,6 +43,7 @@ class Family:
 
 USER = "USER: {image}\n{question} ASSISTANT:"
 READS_QUESTION = "the Q-Former reads the question too, so image tokens carry some of it"
+FORGETS = "while it writes, a word sees the prompt and a window of the words before it; scored at once, it sees all"
 PLAIN = (
     "aria",
     "cosmos3_omni",
@@ -109,6 +110,7 @@ FAMILIES: dict[str, Family] = {
     "hyperclovax_vision_v2": Family(multiplied=True),
     "gemma4_unified": Family(projector="embed_vision.multimodal_embedder"),
     "deepseek_ocr2": Family(vision="vision_tower.vision_encoder"),
+    "unlimited_ocr": Family(vision="vision_tower.vision_encoder", note=FORGETS),
     **dict.fromkeys(PLAIN, Family()),
 }
 
