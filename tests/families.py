@@ -340,6 +340,28 @@ MINICPM = {
     "video_token_id": 153,
 }
 MINICPM_PIXELS = {"pixel_values": (1, 3, 4, 96 * 4), "target_sizes": torch.tensor([[8, 12]])}
+MUSE = {
+    "vision_config": {
+        **SEEING,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "pos_emb_height": 2,
+        "pos_emb_width": 2,
+        "layer_types": ["window_attention", "full_attention"],
+    },
+    "out_hidden_size": 128,
+    "projector_hidden_size": 48,
+    "video_token_id": 153,
+}
+MUSE_TEXT = {
+    **TEXT,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "layer_rope_theta": [10000.0, 0, 10000.0],
+    "sliding_window": 5,
+    "qk_scale_factor": 1.5,  # random weights under larger ones round too differently from kernel to kernel
+    "final_logit_softcapping": 20.0,
+    "output_multiplier": 0.7,
+}
 GEMMA_VISION = {
     "hidden_size": 24,
     "intermediate_size": 48,
@@ -869,6 +891,30 @@ OTHERS: dict[str, Tiny] = {
             },
         },
         {"pixel_values": (1, 3, 128, 128)},
+    ),
+    "muse_glimmer": Tiny({"model_type": "muse_glimmer", "text_config": MUSE_TEXT, **MUSE}, QWEN_PIXELS, tokens=6),
+    "muse_spark": Tiny(
+        {
+            "model_type": "muse_spark",
+            "text_config": {
+                **MUSE_TEXT,
+                "mlp_layer_types": ["dense", "sparse", "sparse"],
+                "moe_hidden_size": 24,
+                "moe_intermediate_size": 16,
+                "num_local_experts": 4,
+                "num_experts_per_tok": 2,
+            },
+            "audio_config": {
+                "patch_sizes": [4, 4],
+                "hidden_sizes": [8, 16],
+                "depths": [1, 1],
+                "num_hidden_layers": 2,
+                "out_hidden_size": 32,
+            },
+            **MUSE,
+        },
+        QWEN_PIXELS,
+        tokens=6,
     ),
     "chameleon": Tiny(
         {

@@ -6,7 +6,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, ModelError, SiteError
-from lvlm_interp.model import attention, conformance, decoder, families
+from lvlm_interp.model import attention, conformance, decoder, families, sites
 from lvlm_interp.model.conformance import CHECKS, check
 from lvlm_interp.model.sites import Site
 from tests.families import ALL, FAILING, tiny_example, tiny_model
@@ -139,8 +139,13 @@ def test_the_reference_model_in_half_precision():
 
 def test_heads_that_do_not_recombine(monkeypatch):
     vlm, x = example()
-    monkeypatch.setattr(conformance, "OUTPUT_PROJECTION", ("q_proj",))
+    monkeypatch.setattr(sites, "OUTPUT_PROJECTION", ("q_proj",))
     assert failed(vlm, x) == ["sites"]
+
+
+def test_a_gate_between_heads_and_their_projection(monkeypatch):
+    monkeypatch.setattr(sites, "GATE", "no such name")
+    assert failed(*example("muse_glimmer")) == ["sites"]
 
 
 def test_logits_scaled_the_wrong_way(monkeypatch):

@@ -137,6 +137,13 @@ def test_what_cannot_be_taken_apart(llava):
         )
 
 
+def test_heads_behind_a_gate():
+    """What the heads read is changed before it is written: no position's share of it is known."""
+    vlm = li.wrap(tiny_model("muse_glimmer"))
+    with pytest.raises(SiteError, match="a gate after"):
+        li.direct(vlm, tiny_example(vlm, "muse_glimmer"))
+
+
 def test_a_word_of_several_tokens_is_refused(reference, purple_banana):
     with pytest.raises(InputError, match="takes one"):
         li.direct(reference, purple_banana, target="Purple")

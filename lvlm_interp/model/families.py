@@ -110,6 +110,8 @@ FAMILIES: dict[str, Family] = {
     "hyperclovax_vision_v2": Family(multiplied=True),
     "gemma4_unified": Family(projector="embed_vision.multimodal_embedder"),
     "deepseek_ocr2": Family(vision="vision_tower.vision_encoder"),
+    "muse_glimmer": Family(projector="perception_emb_norm"),
+    "muse_spark": Family(projector="perception_emb_norm"),
     "unlimited_ocr": Family(vision="vision_tower.vision_encoder", note=FORGETS),
     **dict.fromkeys(PLAIN, Family()),
 }

@@ -6,8 +6,8 @@ The names are TransformerLens's:
 |---|---|---|
 | `blocks.{i}.hook_resid_pre`, `hook_resid_mid`, `hook_resid_post` | residual stream | `[batch, position, width]` |
 | `blocks.{i}.hook_attn_out`, `hook_mlp_out` | what is added to it | `[batch, position, width]` |
-| `blocks.{i}.attn.hook_q`, `hook_k`, `hook_v`, `hook_z` | per head; q and k before the rotary embedding | \
-`[batch, position, head, head width]` |
+| `blocks.{i}.attn.hook_q`, `hook_k`, `hook_v`, `hook_z` | per head; q and k before the rotary embedding; z as it is \
+projected, after a gate where there is one | `[batch, position, head, head width]` |
 | `blocks.{i}.attn.hook_rot_q`, `hook_rot_k` | q and k as they meet | `[batch, position, head, head width]` |
 | `blocks.{i}.attn.hook_attn_scores`, `hook_pattern` | before and after the softmax | `[batch, head, row, key]` |
 | `ln_final.hook_normalized` | what the unembedding reads | `[batch, position, width]` |
@@ -59,6 +59,7 @@ OUTPUT_PROJECTION = (
     "attn_out",
     "c_proj",
 )
+GATE = "sigmoid"  # what the code of an attention speaks of that puts a gate before its output projection
 QKV = ("qkv", "qkv_proj", "query_key_value")
 FINAL_NORM = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "layer_norm", "embedding_norm")
 PROJECTOR = (
@@ -160,8 +161,24 @@ def _attention_sites(prefix: str, attention: nn.Module) -> Iterator[Site]:
         width = head_width(attention)
         if width:
             yield Site(f"{prefix}.hook_{letter}", projection, "output", heads=(span[1] - span[0]) // width, span=span)
+    gated = _gated(attention)
     for name in ("rot_q", "rot_k", "z", "attn_scores", "pattern"):
-        yield Site(f"{prefix}.hook_{name}", attention, "attention", part=name)
+        if name == "z" and gated is not None:
+            heads = gated.in_features // (head_width(attention) or gated.in_features)
+            yield Site(f"{prefix}.hook_z", gated, "input", heads=heads)
+        else:
+            yield Site(f"{prefix}.hook_{name}", attention, "attention", part=name)
+
+
+def _gated(attention: nn.Module) -> nn.Linear | None:
+    """The output projection, where a gate stands between it and what the heads have read."""
+    projection = part(attention, OUTPUT_PROJECTION)
+    return projection if GATE in names_in_forward(attention) and isinstance(projection, nn.Linear) else None
+
+
+def output_projection(z: Site) -> nn.Module | None:
+    """What a site of `hook_z` is projected by."""
+    return z.module if z.read == "input" else part(z.module, OUTPUT_PROJECTION)
 
 
 def head_width(attention: nn.Module) -> int | None:

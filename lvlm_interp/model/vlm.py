@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
@@ -47,11 +48,8 @@ if TYPE_CHECKING:
 
 REFERENCE = "reference"
 PER_IMAGE = ("image_grid_thw", "image_grid_hws", "image_sizes", "spatial_shapes")  # inputs with a row for each image
-LOGITS = (
-    "logit_scale",
-    "logits_scaling",
-    "final_logit_softcapping",
-)  # some configs name what their model never applies
+MULTIPLIERS = ("logit_scale", "output_multiplier")
+LOGITS = (*MULTIPLIERS, "logits_scaling", "final_logit_softcapping")  # configs name some that their model never applies
 SAMPLED = 1024  # elements of each weight tensor that its fingerprint looks at
 
 
@@ -105,7 +103,7 @@ class HookedVLM:
         text, used = self.model.config.get_text_config(), names_in_forward(owner_of(self.model, unembed))
         found = {k: v for k in LOGITS if k in used and (v := getattr(text, k, None)) is not None}
         scaling = found.get("logits_scaling", 1.0)
-        scale = found.get("logit_scale", 1.0) * (scaling if self.family.multiplied else 1 / scaling)
+        scale = math.prod(found.get(k, 1.0) for k in MULTIPLIERS) * (scaling if self.family.multiplied else 1 / scaling)
         return Readout(norm, unembed, scale, found.get("final_logit_softcapping"))
 
     @functools.cached_property
