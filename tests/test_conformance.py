@@ -139,12 +139,12 @@ def test_the_reference_model_in_half_precision():
 
 def test_heads_that_do_not_recombine(monkeypatch):
     vlm, x = example()
-    monkeypatch.setattr(sites, "OUTPUT_PROJECTION", ("q_proj",))
+    monkeypatch.setattr(conformance, "OUTPUT_PROJECTION", ("q_proj",))
     assert failed(vlm, x) == ["sites"]
 
 
 def test_a_gate_between_heads_and_their_projection(monkeypatch):
-    monkeypatch.setattr(sites, "GATE", "no such name")
+    monkeypatch.setattr(sites, "GATE", ())
     assert failed(*example("muse_glimmer")) == ["sites"]
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.model.frozen import frozen
 from lvlm_interp.model.inputs import Inputs
-from lvlm_interp.model.sites import Site, output_projection
+from lvlm_interp.model.sites import OUTPUT_PROJECTION, Site, part
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.model.weights import fetched
 from lvlm_interp.results import Result
@@ -313,7 +313,7 @@ class _Layer:
 
 
 def _layer(number: int, block: _Block, direction: Float[Tensor, "answer width"], length: int) -> _Layer:
-    project = output_projection(block.site)
+    project = part(block.site.module, OUTPUT_PROJECTION)
     if not isinstance(project, nn.Linear):
         raise SiteError(f"block {number} has no linear output projection that heads could be split through")
     heads, inner = block.z.shape[1:]

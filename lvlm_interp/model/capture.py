@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from lvlm_interp.errors import SiteError
 from lvlm_interp.model.attention import Tap, tapped
 from lvlm_interp.model.choice import Choice
-from lvlm_interp.model.sites import Site
+from lvlm_interp.model.sites import OUTPUT_PROJECTION, Site, part
 
 HIDDEN_STATES = ("hidden_states", "hidden_state", "x")  # what modules call their input
 Edit = Callable[[Tensor], Tensor]
@@ -176,6 +176,10 @@ def _hooked(site: Site, visit: Visit) -> Iterator[None]:
 
     if site.read == "input":
         handle = site.module.register_forward_pre_hook(before, with_kwargs=True)
+    elif site.read == "projected":
+        projection = part(site.module, OUTPUT_PROJECTION)
+        assert projection is not None
+        handle = projection.register_forward_pre_hook(before, with_kwargs=True)
     else:
         handle = site.module.register_forward_hook(after)
     try:

@@ -27,7 +27,7 @@ from lvlm_interp.model.capture import masking
 from lvlm_interp.model.decoder import decoder_inputs
 from lvlm_interp.model.inputs import Inputs, Role
 from lvlm_interp.model.score import score
-from lvlm_interp.model.sites import Site, output_projection
+from lvlm_interp.model.sites import OUTPUT_PROJECTION, Site, part
 from lvlm_interp.model.weights import all_fetched
 from lvlm_interp.results import Result
 
@@ -288,7 +288,7 @@ def _recombined(vlm: HookedVLM, site: Site, found: Any) -> float | None:
     """How far the heads of one layer, projected, are from what attention puts out, relative to its size."""
     if not site.name.endswith("attn.hook_z"):
         return None
-    projection = output_projection(site)
+    projection = part(site.module, OUTPUT_PROJECTION)
     block = site.name.rsplit(".", 2)[0]
     out = vlm.sites.get(f"{block}.hook_attn_out")
     if projection is None or out is None:

@@ -59,7 +59,8 @@ OUTPUT_PROJECTION = (
     "attn_out",
     "c_proj",
 )
-GATE = "sigmoid"  # what the code of an attention speaks of that puts a gate before its output projection
+# Between the heads and their output projection, where there is one: heads are then read as the projection reads them.
+GATE = ("g_proj", "gate_proj")
 QKV = ("qkv", "qkv_proj", "query_key_value")
 FINAL_NORM = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "layer_norm", "embedding_norm")
 PROJECTOR = (
@@ -82,13 +83,13 @@ PROJECTOR = (
 class Site:
     """One place: the module it belongs to, what of it is read, and into how many heads it splits.
 
-    `read` is the module's input, its output, or an intermediate (`part`) of its attention function; `span` is the part
-    of the last axis that is meant, where one module computes q, k and v at once.
+    `read` is the module's input, its output, an intermediate (`part`) of its attention function, or what its output
+    projection reads; `span` is the part of the last axis that is meant, where one module computes q, k and v at once.
     """
 
     name: str
     module: nn.Module
-    read: Literal["input", "output", "attention"]
+    read: Literal["input", "output", "attention", "projected"]
     part: str = ""
     heads: int | None = None
     span: tuple[int, int] | None = None
@@ -157,28 +158,21 @@ def block_sites(prefix: str, block: nn.Module) -> Iterator[Site]:
 
 
 def _attention_sites(prefix: str, attention: nn.Module) -> Iterator[Site]:
+    width = head_width(attention)
     for letter, (projection, span) in _projections(attention).items():
-        width = head_width(attention)
         if width:
             yield Site(f"{prefix}.hook_{letter}", projection, "output", heads=(span[1] - span[0]) // width, span=span)
-    gated = _gated(attention)
     for name in ("rot_q", "rot_k", "z", "attn_scores", "pattern"):
-        if name == "z" and gated is not None:
-            heads = gated.in_features // (head_width(attention) or gated.in_features)
-            yield Site(f"{prefix}.hook_z", gated, "input", heads=heads)
-        else:
-            yield Site(f"{prefix}.hook_{name}", attention, "attention", part=name)
+        inside = Site(f"{prefix}.hook_{name}", attention, "attention", part=name)
+        yield _gated(inside, width) if name == "z" and part(attention, GATE) is not None else inside
 
 
-def _gated(attention: nn.Module) -> nn.Linear | None:
-    """The output projection, where a gate stands between it and what the heads have read."""
-    projection = part(attention, OUTPUT_PROJECTION)
-    return projection if GATE in names_in_forward(attention) and isinstance(projection, nn.Linear) else None
-
-
-def output_projection(z: Site) -> nn.Module | None:
-    """What a site of `hook_z` is projected by."""
-    return z.module if z.read == "input" else part(z.module, OUTPUT_PROJECTION)
+def _gated(z: Site, width: int | None) -> Site:
+    """Where a gate stands behind the heads: what it lets through."""
+    out, inner = part(z.module, OUTPUT_PROJECTION), getattr(z.module, "v_head_dim", width)
+    if not inner or not isinstance(out, nn.Linear):
+        return z
+    return Site(z.name, z.module, "projected", heads=out.in_features // inner)
 
 
 def head_width(attention: nn.Module) -> int | None:
