@@ -1,5 +1,7 @@
 """Each check holds on every family, and a fault planted for it is caught by it and by no other."""
 
+import dataclasses
+
 import pytest
 import torch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -9,7 +11,7 @@ from lvlm_interp.errors import InputError, ModelError, SiteError
 from lvlm_interp.model import attention, conformance, decoder, families, sites
 from lvlm_interp.model.conformance import CHECKS, check
 from lvlm_interp.model.sites import Site
-from tests.families import ALL, FAILING, tiny_example, tiny_model
+from tests.families import ALL, FAILING, text, tiny_example, tiny_model
 
 
 def example(name="llava"):
@@ -26,6 +28,24 @@ def test_every_family_passes(name):
     found = check(*example(name))
     assert found.ok, found.to_frame().to_string()
     assert [row.check for row in found.checks] == list(CHECKS)
+
+
+@pytest.mark.parametrize("name", ["inkling_mm_model", "inkling2"])
+def test_biases_and_sinks_of_attention_are_captured(name):
+    """Learned biases by distance, and a score more in each row: these families fail other checks, but not this one."""
+    vlm = li.wrap(tiny_model(name))
+    vlm.accepted = True
+    assert conformance.parity(vlm, tiny_example(vlm, name)).ok
+
+
+def test_a_decoder_with_a_sink_for_each_head():
+    """InternVL with the decoder of GPT-OSS."""
+    decoder = text("gpt_oss", num_local_experts=4, num_experts_per_tok=2, sliding_window=5)
+    config = {**ALL["internvl"].config, "text_config": decoder}
+    rows = {"internvl": dataclasses.replace(ALL["internvl"], config=config, kernel="eager")}
+    vlm = li.wrap(tiny_model("internvl", rows=rows))
+    found = check(vlm, tiny_example(vlm, "internvl", rows=rows))
+    assert found.ok, found.to_frame().to_string()
 
 
 # --- one fault for each check ---------------------------------------------------------------------

@@ -46,8 +46,20 @@ BEFORE_MLP = (
     "ffn_norm",
 )
 # Between attention and residual, where there is one; a norm that stands before the MLP is not meant.
-AFTER_ATTENTION = ("layer_scale1", "post_self_attn_layernorm", "post_attention_layernorm")
-AFTER_MLP = ("layer_scale2", "post_mlp_layernorm", "post_feedforward_layernorm")
+AFTER_ATTENTION = (
+    "layer_scale1",
+    "post_self_attn_layernorm",
+    "post_attention_layernorm",
+    "attn_sconv",
+    "post_attention_convolution",
+)
+AFTER_MLP = (
+    "layer_scale2",
+    "post_mlp_layernorm",
+    "post_feedforward_layernorm",
+    "mlp_sconv",
+    "post_mlp_convolution",
+)
 OUTPUT_PROJECTION = (
     "o_proj",
     "out_proj",
@@ -210,11 +222,16 @@ def find_sites(decoder: nn.Module, vision: nn.Module | None, projector: nn.Modul
     norm = part(decoder, FINAL_NORM)
     if norm is not None:
         sites.append(Site("ln_final.hook_normalized", norm, "output"))
-    if vision is not None:
+    if vision is not None and _attends(vision):
         sites += [s for i, b in enumerate(find_blocks(vision)) for s in block_sites(f"vision.blocks.{i}", b)]
     if projector is not None:
         sites.append(Site("projector.hook_out", projector, "output"))
     return {site.name: site for site in sites}
+
+
+def _attends(tower: nn.Module) -> bool:
+    """Whether there is attention in a tower; Inkling's folds patches into channels, layer by layer, and has none."""
+    return any("Attention" in type(module).__name__ for module in tower.modules())
 
 
 def missing_sites(sites: dict[str, Site]) -> dict[str, str]:

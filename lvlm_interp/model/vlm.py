@@ -48,8 +48,9 @@ if TYPE_CHECKING:
 
 REFERENCE = "reference"
 PER_IMAGE = ("image_grid_thw", "image_grid_hws", "image_sizes", "spatial_shapes")  # inputs with a row for each image
-MULTIPLIERS = ("logit_scale", "output_multiplier")
-LOGITS = (*MULTIPLIERS, "logits_scaling", "final_logit_softcapping")  # configs name some that their model never applies
+# What logits are multiplied (1) or divided (-1) by. Configs name some that their model never applies.
+SCALES = {"logit_scale": 1, "output_multiplier": 1, "logits_scaling": -1, "logits_mup_width_multiplier": -1}
+SOFTCAP = "final_logit_softcapping"
 SAMPLED = 1024  # elements of each weight tensor that its fingerprint looks at
 
 
@@ -101,10 +102,10 @@ class HookedVLM:
         if norm is None or unembed is None:
             raise ModelError(f"found no final norm or no unembedding in {type(self.model).__name__}")
         text, used = self.model.config.get_text_config(), names_in_forward(owner_of(self.model, unembed))
-        found = {k: v for k in LOGITS if k in used and (v := getattr(text, k, None)) is not None}
-        scaling = found.get("logits_scaling", 1.0)
-        scale = math.prod(found.get(k, 1.0) for k in MULTIPLIERS) * (scaling if self.family.multiplied else 1 / scaling)
-        return Readout(norm, unembed, scale, found.get("final_logit_softcapping"))
+        found = {k: v for k in (*SCALES, SOFTCAP) if k in used and (v := getattr(text, k, None)) is not None}
+        powers = {**SCALES, "logits_scaling": 1} if self.family.multiplied else SCALES
+        scale = math.prod(found[k] ** power for k, power in powers.items() if k in found)
+        return Readout(norm, unembed, scale, found.get(SOFTCAP))
 
     @functools.cached_property
     def _named(self) -> dict[str, Site]:
