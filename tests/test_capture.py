@@ -6,6 +6,7 @@ import torch
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, ModelError, SiteError, VisibilityError
 from lvlm_interp.model import sites
+from tests.families import tiny_example, tiny_model
 from tests.tiny import tiny_inputs, tiny_llava
 
 ALL = "*"
@@ -68,6 +69,19 @@ def test_the_parts_add_up(vlm, tower):
     assert torch.allclose(pre + c[f"{block}.hook_attn_out"], mid, atol=1e-5)
     assert torch.allclose(mid + c[f"{block}.hook_mlp_out"], post, atol=1e-5)
     assert c[f"{block}.hook_attn_out"].abs().max() > 1e-3
+
+
+def test_what_a_block_scales_is_added_scaled():
+    """InternVL's vision tower: parameters of the block stand between attention or MLP and the residual stream."""
+    vlm = li.wrap(tiny_model("internvl"))
+    x = tiny_example(vlm, "internvl")
+    names = [f"vision.blocks.0.hook_{part}" for part in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")]
+    pre, attention, mid, mlp, post = (vlm.capture(x, names)[name] for name in names)
+    assert torch.allclose(pre + attention, mid, atol=1e-5) and torch.allclose(mid + mlp, post, atol=1e-5)
+    halved = vlm.capture(x, names[2], edits={names[1]: lambda value: 0.5 * value})[names[2]]
+    assert torch.allclose(halved, pre + 0.5 * attention, atol=1e-5)
+    block = vlm.vision.encoder.layer[0]
+    assert not torch.allclose(block.lambda_1, torch.ones(()), atol=0.1)  # the control: the scale makes a difference
 
 
 def test_heads_recombine_to_attention_out(vlm):

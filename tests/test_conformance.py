@@ -8,11 +8,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, ModelError, SiteError
-from lvlm_interp.model import attention, conformance, families, plan, runner, sites
+from lvlm_interp.model import attention, conformance, decoder, families, plan, runner, sites
 from lvlm_interp.model.conformance import CHECKS, check
 from lvlm_interp.model.decoder import decoder_inputs
 from lvlm_interp.model.sites import Site
-from tests.families import ALL, FAILING, UNTRIED, tiny_example, tiny_model
+from tests.families import ALL, FAILING, UNTRIED, text, tiny_example, tiny_model
 from tools import models_table
 
 
@@ -53,6 +53,24 @@ def test_a_refusal_is_a_row_of_the_table():
     assert models_table.row("git") == (False, f"| `git` | – | – | – | – | – | refused: {FAILING['git']} |")
     passes, line = models_table.row("glm5_next")
     assert not passes and "**fails**" in line and "refused" not in line
+
+
+@pytest.mark.parametrize("name", ["inkling_mm_model", "inkling2"])
+def test_biases_and_sinks_of_attention_are_captured(name):
+    """Learned biases by distance, and a score more in each row: these families fail other checks, but not this one."""
+    vlm = li.wrap(tiny_model(name))
+    vlm.accepted = True
+    assert conformance.parity(vlm, tiny_example(vlm, name)).ok
+
+
+def test_a_decoder_with_a_sink_for_each_head():
+    """InternVL with the decoder of GPT-OSS."""
+    decoder = text("gpt_oss", num_local_experts=4, num_experts_per_tok=2, sliding_window=5)
+    config = {**ALL["internvl"].config, "text_config": decoder}
+    rows = {"internvl": dataclasses.replace(ALL["internvl"], config=config, kernel="eager")}
+    vlm = li.wrap(tiny_model("internvl", rows=rows))
+    found = check(vlm, tiny_example(vlm, "internvl", rows=rows))
+    assert found.ok, found.to_frame().to_string()
 
 
 # --- one fault for each check ---------------------------------------------------------------------
@@ -170,6 +188,17 @@ def test_heads_that_do_not_recombine(monkeypatch):
     assert failed(vlm, x) == ["sites"]
 
 
+def test_values_of_other_heads(monkeypatch):
+    """Fuyu's decoder computes q, k and v head by head; cut in thirds, every site still fires, with wrong numbers."""
+    monkeypatch.setattr(sites, "HEAD_BY_HEAD", ())
+    assert failed(*example("fuyu")) == ["sites"]
+
+
+def test_a_gate_between_heads_and_their_projection(monkeypatch):
+    monkeypatch.setattr(sites, "GATING", set())
+    assert failed(*example("muse_glimmer")) == ["sites"]
+
+
 def test_logits_scaled_the_wrong_way(monkeypatch):
     """What Granite divides its logits by, HyperCLOVA X multiplies them by, under the same name."""
     monkeypatch.setitem(families.FAMILIES, "hyperclovax_vision_v2", families.Family())
@@ -208,6 +237,13 @@ def test_what_is_computed_once_changes_no_number(name, monkeypatch):
         found = li.score(vlm, x, visible, given=handed).logits()
         assert (found - expected).abs().max() < conformance._limit(expected)
     assert (expected[0] - expected[1]).abs().max() > 1e-2
+
+
+def test_arguments_that_follow_from_the_tokens(monkeypatch):
+    """Gemma 4 embeds each token once more, layer by layer: those of one answer are not those of another."""
+    monkeypatch.setattr(decoder, "OF_TOKENS", {})
+    monkeypatch.setitem(decoder.ROW_AXIS, "per_layer_inputs", 1)
+    assert failed(*example("gemma4")) == ["positions"]
 
 
 # --- results and refusals -------------------------------------------------------------------------

@@ -138,6 +138,25 @@ def test_what_cannot_be_taken_apart(llava):
         )
 
 
+def test_heads_behind_a_gate(monkeypatch):
+    """What they read at a position is what the gate lets through of it, number by number; without it, it is not."""
+    vlm = li.wrap(tiny_model("muse_glimmer"))
+    x = tiny_example(vlm, "muse_glimmer")
+    found = li.direct(vlm, x)
+    assert torch.allclose(found.total, found.logit, rtol=1e-4)
+    assert torch.allclose(found.sources.sum(-1), found.heads, rtol=1e-4, atol=1e-6)
+    monkeypatch.setattr(module, "_gate", lambda block, read: torch.ones_like(read))
+    with pytest.raises(SiteError, match="sources miss their heads"):
+        li.direct(vlm, x)
+
+
+def test_a_gate_that_lets_numbers_through_one_by_one_into_the_stream():
+    """Muse Spark: what a head adds is no multiple of what it writes; the parts would add up, and be wrong."""
+    vlm = li.wrap(tiny_model("muse_spark"))
+    with pytest.raises(SiteError, match="no multiple of what its heads write"):
+        li.direct(vlm, tiny_example(vlm, "muse_spark"))
+
+
 def test_a_word_of_several_tokens_is_refused(reference, purple_banana):
     with pytest.raises(InputError, match="takes one"):
         li.direct(reference, purple_banana, target="Purple")

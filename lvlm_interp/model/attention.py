@@ -60,6 +60,16 @@ def _chosen(mask: Tensor | None, indices: Tensor | None, key: Tensor) -> Tensor 
     return mask & ~left if mask.dtype == torch.bool else mask.masked_fill(left, torch.finfo(mask.dtype).min)
 
 
+def _pattern(scores: Float[Tensor, "b h n m"], options: dict[str, Any]) -> Float[Tensor, "b h n m"]:
+    """The softmax of the scores; a sink is one score more for each row, whose share nobody reads."""
+    sinks = options.get("sinks")
+    if sinks is None and options.get("s_aux") is not None:  # one for each head
+        sinks = options["s_aux"].view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+    if sinks is None:
+        return nn.functional.softmax(scores, dim=-1, dtype=torch.float32)
+    return nn.functional.softmax(torch.cat([scores, sinks], -1), dim=-1, dtype=torch.float32)[..., :-1]
+
+
 def _tapped(
     module: nn.Module, tap: Tap, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
@@ -70,10 +80,12 @@ def _tapped(
     scores = torch.matmul(query, keys.transpose(2, 3)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap := options.get("softcap"):
         scores = torch.tanh(scores / softcap) * softcap
+    if (bias := options.get("position_bias")) is not None:
+        scores = scores + bias
     if (added := _additive(mask, module, query, key, options.get("is_causal"))) is not None:
         scores = scores + added
     scores = tap("attn_scores", scores)
-    pattern = tap("pattern", nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype))
+    pattern = tap("pattern", _pattern(scores, options).to(query.dtype))
     z = tap("z", torch.matmul(pattern, values))
     return z.transpose(1, 2).contiguous(), pattern
 

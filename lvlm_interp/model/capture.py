@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 from lvlm_interp.errors import SiteError
 from lvlm_interp.model.attention import Tap, tapped
 from lvlm_interp.model.choice import Choice
-from lvlm_interp.model.sites import Site
+from lvlm_interp.model.sites import OUTPUT_PROJECTION, Site, part
 
 HIDDEN_STATES = ("hidden_states", "hidden_state", "x")  # what modules call their input
 Edit = Callable[[Tensor], Tensor]
@@ -173,6 +173,18 @@ def _with_input(args: tuple[Any, ...], kwargs: dict[str, Any], change: Edit) -> 
     return args, {**kwargs, name: change(kwargs[name])}
 
 
+def _with_output(output: Any, change: Edit) -> Any:
+    """What a module gives with its hidden states changed: alone, first of several, or in a list, picture by picture."""
+    if isinstance(output, Tensor):
+        return change(output)
+    if isinstance(output, ModelOutput):
+        first = next(iter(output))
+        return type(output)(**{**output, first: change(output[first])})
+    if isinstance(output, list):
+        return list(change(torch.cat(output)).split([len(one) for one in output]))
+    return change(output[0]), *output[1:]
+
+
 def _within(value: Tensor, span: tuple[int, int], visit: Visit) -> Tensor:
     """The value with a part of its last axis passed through a visit."""
     start, stop = span
@@ -183,6 +195,9 @@ def _within(value: Tensor, span: tuple[int, int], visit: Visit) -> Tensor:
 @contextlib.contextmanager
 def _hooked(site: Site, visit: Visit) -> Iterator[None]:
     def split(value: Tensor) -> Tensor:
+        if site.scale is not None:
+            seen = visit(scaled := site.scaled(value))
+            return value if seen is scaled else seen / getattr(*site.scale)
         if site.heads is None:
             return visit(value)
         start, stop = site.span or (0, value.shape[-1])
@@ -194,13 +209,14 @@ def _hooked(site: Site, visit: Visit) -> Iterator[None]:
         return _with_input(args, kwargs, split)
 
     def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(output, ModelOutput):
-            first = next(iter(output))
-            return type(output)(**{**output, first: split(output[first])})
-        return (split(output[0]), *output[1:]) if isinstance(output, tuple) else split(output)
+        return _with_output(output, split)
 
     if site.read == "input":
         handle = site.module.register_forward_pre_hook(before, with_kwargs=True)
+    elif site.read == "projected":
+        projection = part(site.module, OUTPUT_PROJECTION)
+        assert projection is not None
+        handle = projection.register_forward_pre_hook(before, with_kwargs=True)
     else:
         handle = site.module.register_forward_hook(after)
     try:

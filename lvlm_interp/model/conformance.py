@@ -5,7 +5,7 @@
 | parity | a captured run gives the same logits as the plain model: exactly under the same kernel, else to float error |
 | leak | with the image hidden, other pixels change nothing; seen, they do |
 | positions | under every coalition, what is seen stands where it stood: as one masked pass over all rows |
-| sites | every site fires, heads recombine to `hook_attn_out`, the last layer's lens is the logits |
+| sites | every site fires, values and patterns give the heads, heads `hook_attn_out`, the last layer the logits |
 | restore | afterwards outputs, weights, attention implementations and hooks are what they were |
 """
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from lvlm_interp.model.vlm import HookedVLM
 
 HALF = (torch.bfloat16, torch.float16)
+VALUE_NORMS = ("v_norm",)  # norms of values after their projection (Gemma 4): `hook_v` stands before
 VISIBLE_CHANGE = 1e-3  # logits by which other pixels must change an answer that sees them
 
 
@@ -136,7 +137,7 @@ def _example(vlm: HookedVLM) -> Inputs:
 
 
 def _with_some_answer(vlm: HookedVLM, x: Inputs) -> Inputs:
-    ids = [i for i in x.input_ids[0].tolist() if i != vlm.image_token_id][-2:]
+    ids = [i for i in x.input_ids[0].tolist() if i != vlm.image_token_id][:-4:-1]
     return x.with_answer(ids, vlm.token_strings(ids), "")
 
 
@@ -237,14 +238,15 @@ def _scored(vlm: HookedVLM, x: Inputs, visible: Bool[Tensor, " position"]) -> Te
 def positions(vlm: HookedVLM, x: Inputs) -> Checked:
     """What is seen stands where it stood: the engine against one masked pass over all rows."""
     coalitions = [x.hidden("image"), x.hidden("question") | x.where("template"), x.hidden("image", "question")]
+    other, given = _with_some_answer(vlm, x), decoder_inputs(vlm, x)  # what goes by token must follow another answer
     gaps, limit = [], 0.0
-    for visible in coalitions:
-        expected = masked_pass(vlm, x, visible)
+    for y, visible in [*((x, visible) for visible in coalitions), (other, other.hidden("image"))]:
+        expected = masked_pass(vlm, y, visible)
         limit = max(limit, _limit(expected))
-        gaps.append(_gap(_scored(vlm, x, visible), expected))
+        gaps.append(_gap(score(vlm, y, visible[None], given=given).logits(0), expected))
     gap = float(torch.tensor(gaps).max())  # NaN, if one is
     ok = gap <= limit
-    detail = f"rows dropped and packed against one masked pass, {len(gaps)} coalitions: {gap:.1e}"
+    detail = f"rows dropped and packed against one masked pass, {len(coalitions)} coalitions, 2 answers: {gap:.1e}"
     advice = "Position ids move when something is hidden, or the decoder takes arguments by row that are not cut."
     return Checked("positions", ok, gap, limit, detail, "" if ok else advice)
 
@@ -271,14 +273,17 @@ def masked_pass(vlm: HookedVLM, x: Inputs, visible: Bool[Tensor, " position"]) -
 
 
 def sites(vlm: HookedVLM, x: Inputs) -> Checked:
-    """Every site fires, heads recombine, the last layer's lens is the logits."""
+    """Every site fires, heads recombine, values and patterns give them, the last layer's lens is the logits."""
     found = vlm.capture(x, "*")
-    recombined = [gap for site in vlm.sites.values() if (gap := _recombined(vlm, site, found)) is not None]
+    zs = [site for name, site in vlm.sites.items() if name.endswith("attn.hook_z")]
+    recombined = [gap for site in zs if (gap := _recombined(vlm, site, found)) is not None]
+    read = [gap for site in zs if (gap := _read(site, found)) is not None]
     last = max((n for n in vlm.sites if n.startswith("blocks.") and n.endswith("resid_post")), key=_number)
     lens = _gap(vlm.readout(found[last]), found["logits"])
-    gap, limit = float(torch.tensor([lens, *recombined]).max()), _limit(found["logits"])
+    gap, limit = float(torch.tensor([lens, *recombined, *read]).max()), _limit(found["logits"])
     missing = f"; {len(vlm.missing)} sites cannot be read ({next(iter(vlm.missing.values()))})" if vlm.missing else ""
-    detail = f"{len(vlm.sites)} sites fired; heads recombine in {len(recombined)} layers, lens {lens:.1e}{missing}"
+    heads = f"heads recombine in {len(recombined)} layers, values give them in {len(read)}"
+    detail = f"{len(vlm.sites)} sites fired; {heads}; lens {lens:.1e}{missing}"
     ok = gap <= limit
     advice = "The names of the parts in model/sites.py do not fit this model."
     return Checked("sites", ok, gap, limit, detail, "" if ok else advice)
@@ -290,8 +295,6 @@ def _number(name: str) -> int:
 
 def _recombined(vlm: HookedVLM, site: Site, found: Any) -> float | None:
     """How far the heads of one layer, projected, are from what attention puts out, relative to its size."""
-    if not site.name.endswith("attn.hook_z"):
-        return None
     projection = reads_z(site)
     block = site.name.rsplit(".", 2)[0]
     out = vlm.sites.get(f"{block}.hook_attn_out")
@@ -300,7 +303,19 @@ def _recombined(vlm: HookedVLM, site: Site, found: Any) -> float | None:
     heads, added = projection(found[site.name].flatten(-2)), found[out.name]
     if not _inside(site.module, out.module):  # a norm stands between attention and the residual stream
         heads = out.module(heads)
+    heads = out.scaled(heads)
     return _gap(heads.reshape(added.shape), added) / max(1.0, float(added.abs().max()))
+
+
+def _read(site: Site, found: Any) -> float | None:
+    """How far the values of one layer, weighted by its pattern, are from z; None where something stands between."""
+    v, pattern, z = (found.get(site.name.replace("hook_z", f"hook_{name}")) for name in ("v", "pattern", "z"))
+    between = site.read == "input" or any(isinstance(getattr(site.module, n, None), nn.Module) for n in VALUE_NORMS)
+    if v is None or pattern is None or between:
+        return None
+    values = v.reshape(len(pattern), -1, *v.shape[-2:]).repeat_interleave(pattern.shape[1] // v.shape[-2], 2)
+    read = torch.einsum("bhqk,bkhi->bqhi", pattern, values).reshape(z.shape)
+    return _gap(read, z) / max(1.0, float(z.abs().max()))
 
 
 def _inside(inner: nn.Module, outer: nn.Module) -> bool:

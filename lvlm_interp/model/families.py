@@ -49,6 +49,7 @@ class Family:
 
 USER = "USER: {image}\n{question} ASSISTANT:"
 READS_QUESTION = "the Q-Former reads the question too, so image tokens carry some of it"
+FORGETS = "while it writes, a word sees the prompt and a window of the words before it; scored at once, it sees all"
 PLAIN = (
     "aria",
     "cohere_compass",
@@ -61,6 +62,7 @@ PLAIN = (
     "ernie4_5_vl_moe",
     "exaone4_5",
     "fuyu",
+    "gemma4",
     "glm46v",
     "glm4v",
     "glm4v_moe",
@@ -72,6 +74,9 @@ PLAIN = (
     "kimi_k25",
     "lfm2_vl",
     "lighton_ocr",
+    "minicpm_ocr",
+    "minicpmv4_6",
+    "minicpmv4_7",
     "mistral3",
     "mistral_large4",
     "molmo2",
@@ -127,9 +132,15 @@ FAMILIES: dict[str, Family] = {
     "idefics2": Family(tiled=True),
     "llama4": Family(tiled=True),
     "granite4_vision": Family(tiled=True),
+    "granite_docling": Family(tiled=True),
     "qianfan_ocr": Family(tiled=True),
     "hyperclovax_vision_v2": Family(multiplied=True),
     "chameleon": Family(never="vocabulary_mapping.image_tokens"),
+    "gemma4_unified": Family(projector="embed_vision.multimodal_embedder"),
+    "deepseek_ocr2": Family(vision="vision_tower.vision_encoder"),
+    "muse_glimmer": Family(projector="perception_emb_norm"),
+    "muse_spark": Family(projector="perception_emb_norm"),
+    "unlimited_ocr": Family(vision="vision_tower.vision_encoder", note=FORGETS),
     **dict.fromkeys(PLAIN, Family()),
 }
 

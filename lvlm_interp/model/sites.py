@@ -6,9 +6,8 @@ The names are TransformerLens's:
 |---|---|---|
 | `blocks.{i}.hook_resid_pre`, `hook_resid_mid`, `hook_resid_post` | residual stream | `[batch, position, width]` |
 | `blocks.{i}.hook_attn_out`, `hook_mlp_out` | what is added to it | `[batch, position, width]` |
-| `blocks.{i}.attn.hook_q`, `hook_k`, `hook_v`, `hook_z` | per head; q and k before the rotary embedding, z as the \
-output projection reads it | \
-`[batch, position, head, head width]` |
+| `blocks.{i}.attn.hook_q`, `hook_k`, `hook_v`, `hook_z` | per head; q and k before the rotary embedding; z as it is \
+projected, after a gate where there is one | `[batch, position, head, head width]` |
 | `blocks.{i}.attn.hook_rot_q`, `hook_rot_k` | q and k as they meet | `[batch, position, head, head width]` |
 | `blocks.{i}.attn.hook_attn_scores`, `hook_pattern` | before and after the softmax | `[batch, head, row, key]` |
 | `blocks.{i}.linear_attn.hook_out`, `conv.hook_out` | of layers that carry a state in the place of attention | \
@@ -29,7 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from lvlm_interp.errors import ModelError, SiteError
 
@@ -51,8 +50,23 @@ BEFORE_MLP = (
     "ffn_norm",
 )
 # Between attention and residual, where there is one; a norm that stands before the MLP is not meant.
-AFTER_ATTENTION = ("layer_scale1", "post_self_attn_layernorm", "post_attention_layernorm")
-AFTER_MLP = ("layer_scale2", "post_mlp_layernorm", "post_feedforward_layernorm")
+AFTER_ATTENTION = (
+    "layer_scale1",
+    "post_self_attn_layernorm",
+    "post_attention_layernorm",
+    "post_norm1",
+    "attn_sconv",
+    "post_attention_convolution",
+)
+AFTER_MLP = (
+    "layer_scale2",
+    "post_mlp_layernorm",
+    "post_feedforward_layernorm",
+    "post_norm2",
+    "mlp_sconv",
+    "post_mlp_convolution",
+)
+SCALES = {"hook_attn_out": "lambda_1", "hook_mlp_out": "lambda_2"}  # parameters of a block that stand there (InternVL)
 # The only norms of a block where they stand behind attention and MLP (Olmo 2, Exaone 4); and those that some blocks use
 # there as well (Chameleon with `swin_norm`, Molmo 2 with `norm_after`), named as if they stood before.
 AFTER_BOTH = ("post_attention_layernorm", "post_feedforward_layernorm")
@@ -69,8 +83,9 @@ OUTPUT_PROJECTION = (
     "c_proj",
 )
 # What the code of attention speaks of where a gate stands between the heads and their output projection.
-GATING = {"sigmoid", "g_proj"}
+GATING = {"sigmoid", "g_proj", "gate_proj"}
 QKV = ("qkv", "qkv_proj", "query_key_value")
+HEAD_BY_HEAD = ("query_key_value",)  # q, k and v of the first head, then of the second (Persimmon, GPT-NeoX)
 FINAL_NORM = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "layer_norm", "embedding_norm")
 PROJECTOR = (
     "multi_modal_projector",
@@ -95,16 +110,22 @@ class Site:
 
     `read` is the module's input, its output, or an intermediate (`part`) of its attention function; `span` is the part
     of the last axis that is meant, where one module computes q, k and v at once; `inner` is the part of each head's
-    share, where it computes a gate as well.
+    share, where they stand head by head, or a gate stands behind. `scale` names a parameter of another module that the
+    value is multiplied by on its way.
     """
 
     name: str
     module: nn.Module
-    read: Literal["input", "output", "attention"]
+    read: Literal["input", "output", "attention", "projected"]
     part: str = ""
     heads: int | None = None
     span: tuple[int, int] | None = None
     inner: tuple[int, int] | None = None
+    scale: tuple[nn.Module, str] | None = None
+
+    def scaled(self, value: Tensor) -> Tensor:
+        """A value of the module as it goes on from there."""
+        return value if self.scale is None else value * getattr(*self.scale)
 
 
 def part(module: nn.Module, names: Iterable[str]) -> nn.Module | None:
@@ -173,6 +194,12 @@ def owner_of(model: nn.Module, child: nn.Module) -> nn.Module:
     return [m for m in model.modules() if any(c is child for c in m.children())][-1]
 
 
+def _norm(block: nn.Module, names: Iterable[str], other: nn.Module | None = None) -> nn.Module | None:
+    """What stands under one of these names, if it does anything and is not the `other`."""
+    found = (part(block, [name]) for name in names)
+    return next((m for m in found if m is not None and m is not other and not isinstance(m, nn.Identity)), None)
+
+
 def norms_of_outputs(block: nn.Module) -> tuple[nn.Module, nn.Module] | None:
     """The two norms of a block that norms what its attention and its MLP give; None if it norms what they read."""
     norms = {name: child for name, child in block.named_children() if "Norm" in type(child).__name__}
@@ -190,26 +217,36 @@ def block_sites(prefix: str, block: nn.Module) -> Iterator[Site]:
         yield Site(f"{prefix}.hook_resid_mid", before_mlp, "input")
     yield Site(f"{prefix}.hook_resid_post", block, "output")
     outer = part(block, (*ATTENTION, *CROSS_ATTENTION))
-    after = [m for name in AFTER_ATTENTION if (m := part(block, [name])) is not None and m is not before_mlp]
-    after_attention, after_mlp = of_outputs or (next(iter(after), None), part(block, AFTER_MLP))
+    after_attention, after_mlp = of_outputs or (_norm(block, AFTER_ATTENTION, before_mlp), _norm(block, AFTER_MLP))
     if outer is not None:
-        yield Site(f"{prefix}.hook_attn_out", after_attention or outer, "output")
+        yield _added(f"{prefix}.hook_attn_out", after_attention or outer, block)
     if (recurrent := recurrent_of(block)) is not None:
         yield Site(f"{prefix}.{recurrent[0]}.hook_out", recurrent[1], "output")
     if mlp is not None:
-        yield Site(f"{prefix}.hook_mlp_out", after_mlp or mlp, "output")
+        yield _added(f"{prefix}.hook_mlp_out", after_mlp or mlp, block)
     for name, kinds in (("attn", ATTENTION), ("cross_attn", CROSS_ATTENTION)):
         if (attention := attention_of(block, kinds)) is not None:
             yield from _attention_sites(f"{prefix}.{name}", attention)
 
 
+def _added(name: str, module: nn.Module, block: nn.Module) -> Site:
+    """What a module gives, times the block's own scale if it has one: what is added to the residual stream."""
+    scale = SCALES[name.rpartition(".")[2]]
+    scaled = isinstance(getattr(block, scale, None), nn.Parameter)
+    return Site(name, module, "output", scale=(block, scale) if scaled else None)
+
+
 def _attention_sites(prefix: str, attention: nn.Module) -> Iterator[Site]:
     width, gated = head_width(attention) or 0, gated_output(attention)
     for letter, (projection, span) in _projections(attention).items() if width else ():
-        size = span[1] - span[0]
-        # Behind the query of each head stands its gate, where one module computes both.
-        share = 2 * width if gated and letter == "q" and size == 2 * gated.in_features else width
-        yield Site(f"{prefix}.hook_{letter}", projection, "output", heads=size // share, span=span, inner=(0, width))
+        size, at, share = span[1] - span[0], 0, width
+        if part(attention, HEAD_BY_HEAD) is projection:
+            size, at, share, span = 3 * size, width * "qkv".index(letter), 3 * width, (0, 3 * size)
+        elif gated and letter == "q" and size == 2 * gated.in_features:
+            share = 2 * width  # behind the query of each head stands its gate
+        yield Site(
+            f"{prefix}.hook_{letter}", projection, "output", heads=size // share, span=span, inner=(at, at + width)
+        )
     inner = getattr(attention, "v_head_dim", width)
     for name in ("rot_q", "rot_k", "z", "attn_scores", "pattern"):
         if name == "z" and gated and inner:
@@ -244,12 +281,18 @@ def _projections(attention: nn.Module) -> dict[str, tuple[nn.Module, tuple[int, 
     """What computes q, k and v, and which part of its output each is."""
     own = {letter: part(attention, (f"{letter}_proj", f"{letter}_projection")) for letter in "qkv"}
     found: dict[str, tuple[nn.Module, tuple[int, int]]] = {}
-    found = {k: (m, (0, m.out_features)) for k, m in own.items() if isinstance(m, nn.Linear)}
+    found = {k: (m, (0, inner.out_features)) for k, m in own.items() if m and (inner := _linear(m))}
     fused = part(attention, QKV)
     if not found and isinstance(fused, nn.Linear) and fused.out_features % 3 == 0:
         third = fused.out_features // 3
         found = {letter: (fused, (n * third, (n + 1) * third)) for n, letter in enumerate("qkv")}
     return found
+
+
+def _linear(module: nn.Module) -> nn.Linear | None:
+    """The linear map that a module is, or that it wraps (Gemma 4 clips what goes in and comes out)."""
+    found = getattr(module, "linear", module)
+    return found if isinstance(found, nn.Linear) else None
 
 
 def find_sites(decoder: nn.Module, vision: nn.Module | None, projector: nn.Module | None) -> dict[str, Site]:
@@ -258,11 +301,16 @@ def find_sites(decoder: nn.Module, vision: nn.Module | None, projector: nn.Modul
     norm = part(decoder, FINAL_NORM)
     if norm is not None:
         sites.append(Site("ln_final.hook_normalized", norm, "output"))
-    if vision is not None:
+    if vision is not None and _attends(vision):
         sites += [s for i, b in enumerate(find_blocks(vision)) for s in block_sites(f"vision.blocks.{i}", b)]
     if projector is not None:
         sites.append(Site("projector.hook_out", projector, "output"))
     return {site.name: site for site in sites}
+
+
+def _attends(tower: nn.Module) -> bool:
+    """Whether there is attention in a tower; Inkling's folds patches into channels, layer by layer, and has none."""
+    return any("Attention" in type(module).__name__ for module in tower.modules())
 
 
 def missing_sites(sites: dict[str, Site]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
@@ -50,11 +51,9 @@ if TYPE_CHECKING:
 REFERENCE = "reference"
 # Inputs with a row for each image.
 PER_IMAGE = ("image_grid_thw", "image_grid_hws", "image_grids", "image_sizes", "spatial_shapes")
-LOGITS = (
-    "logit_scale",
-    "logits_scaling",
-    "final_logit_softcapping",
-)  # some configs name what their model never applies
+# What logits are multiplied (1) or divided (-1) by. Configs name some that their model never applies.
+SCALES = {"logit_scale": 1, "output_multiplier": 1, "logits_scaling": -1, "logits_mup_width_multiplier": -1}
+SOFTCAP = "final_logit_softcapping"
 SAMPLED = 1024  # elements of each weight tensor that its fingerprint looks at
 
 
@@ -131,11 +130,11 @@ class HookedVLM:
         if norm is None or unembed is None:
             raise ModelError(f"found no final norm or no unembedding in {type(self.model).__name__}")
         text, used = self.model.config.get_text_config(), names_in_forward(owner_of(self.model, unembed))
-        found = {k: v for k in LOGITS if k in used and (v := getattr(text, k, None)) is not None}
-        scaling = found.get("logits_scaling", 1.0)
-        scale = found.get("logit_scale", 1.0) * (scaling if self.family.multiplied else 1 / scaling)
+        found = {k: v for k in (*SCALES, SOFTCAP) if k in used and (v := getattr(text, k, None)) is not None}
+        powers = {**SCALES, "logits_scaling": 1} if self.family.multiplied else SCALES
+        scale = math.prod(found[k] ** power for k, power in powers.items() if k in found)
         never = torch.tensor(attrgetter(self.family.never)(self.model.base_model)) if self.family.never else None
-        return Readout(norm, unembed, scale, found.get("final_logit_softcapping"), never)
+        return Readout(norm, unembed, scale, found.get(SOFTCAP), never)
 
     @functools.cached_property
     def _named(self) -> dict[str, Site]:
