@@ -398,6 +398,9 @@ def probe(
     folds: Annotated[int, typer.Option(help="How many.")] = 5,
     permutations: Annotated[int, typer.Option(help="For p-values; 0 for none.")] = 1000,
     seed: Annotated[int, typer.Option(help="Decides folds, controls, permutations and intervals.")] = 0,
+    store: Annotated[
+        Path | None, typer.Option(help="A directory that keeps features: a call that was cut off goes on from there.")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -412,7 +415,7 @@ def probe(
     vlm, progress = _load(model, Path(frame["image"][0]), verbose), sys.stderr.isatty()
     told = [name for name in ("answer", "context", "system") if name in frame]
     asked = (vlm.prepare(r.question, r.image, **{name: r[name] for name in told}) for _, r in frame.iterrows())
-    features = li.collect_features(vlm, asked, {"": sites}, progress=progress)[""]
+    features = li.collect_features(vlm, asked, {"features": sites}, progress=progress, store=store)["features"]
     found = li.fit_probes(
         features.by_head,
         frame[labels[0]] if len(labels) == 1 else frame[labels].to_numpy(float),

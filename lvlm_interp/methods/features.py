@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sized
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,29 +20,54 @@ from lvlm_interp.model.inputs import Inputs
 from lvlm_interp.model.sites import match
 from lvlm_interp.model.vlm import HookedVLM
 
+if TYPE_CHECKING:
+    from lvlm_interp.methods.feature_store import FeatureStore
+
+Stacked = tuple[Float[Tensor, "example site dim"], tuple[str, ...]]
+"""Features, and the names of their sites."""
+
 
 @dataclass(frozen=True)
 class Features:
     """What the model holds, for `fit_probes`.
 
     Attributes:
-        values: `[example, site, dim]`, float32.
+        values: `[example, site, dim]`, float32; a zarr array where they are kept on disk.
         sites: names of the sites, those of heads with their number: `blocks.3.attn.hook_z.5`.
     """
 
-    values: Float[Tensor, "example site dim"]
+    values: Any
     sites: tuple[str, ...]
 
     @property
-    def by_head(self) -> Float[Tensor, "example layer head dim"]:
-        """The same with an axis of layers and one of heads; one head each where sites have none."""
+    def by_head(self) -> Any:
+        """The same `[example, layer, head, dim]`; one head each where sites have none. Read in parts, if on disk."""
         stems = Counter(name.rpartition(".")[0] if name.rpartition(".")[2].isdigit() else name for name in self.sites)
         heads = next(iter(stems.values())) if len(set(stems.values())) == 1 else 1
-        return self.values.unflatten(1, (-1, heads))
+        return self.values.unflatten(1, (-1, heads)) if isinstance(self.values, Tensor) else ByHead(self.values, heads)
+
+
+class ByHead:
+    """An array on disk, `[example, site, dim]`, that is sliced as `[example, layer, head, dim]` is."""
+
+    def __init__(self, values: Any, heads: int) -> None:
+        examples, sites, width = values.shape
+        self.values, self.heads, self.shape = values, heads, (examples, sites // heads, heads, width)
+
+    def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
+        rows, layers = key
+        first, last, _ = layers.indices(self.shape[1])
+        part = self.values[rows, first * self.heads : last * self.heads]
+        return part.reshape(len(part), last - first, *self.shape[2:])
 
 
 def collect_features(
-    vlm: HookedVLM, examples: Iterable[Inputs], sites: Mapping[str, str], batch: int = 8, progress: bool = False
+    vlm: HookedVLM,
+    examples: Iterable[Inputs],
+    sites: Mapping[str, str],
+    batch: int = 8,
+    progress: bool = False,
+    store: str | os.PathLike[str] | None = None,
 ) -> dict[str, Features]:
     """Features at the last position of every example (that of the prompt, if there is no answer).
 
@@ -50,27 +78,54 @@ def collect_features(
             one name stand in one array, and so must be of one width.
         batch: examples of one forward pass.
         progress: show a progress bar.
+        store: a directory for a zarr group: features that outgrow memory are kept there, and a call that was cut off
+            goes on where it was when it is made again.
 
     Returns:
         The features by name.
 
     Raises:
-        InputError: no examples, or sites of different widths under one name.
+        InputError: no examples, or sites of different widths under one name; a store of another model, of other sites
+            or examples.
         SiteError: a glob that matches nothing.
     """
-    kept: dict[str, list[Tensor]] = {name: [] for name in sites}
-    names: dict[str, tuple[str, ...]] = {}
     chosen = {name: [site.name for site in match(vlm.sites, glob, vlm.missing)] for name, glob in sites.items()}
+    kept = _InMemory() if store is None else _on_disk(store, vlm, chosen)
     with tqdm(total=_length(examples), desc="features", unit="example", disable=not progress) as bar:
-        for some in _several(examples, batch):
+        bar.update(kept.done)
+        for some in _several(kept.remaining(examples), batch):
             found = vlm.capture(vlm.batch(some), [*sites.values()], reduce="last", dtype=torch.float32)
-            for name in sites:
-                rows, names[name] = stack_features([{site: found[site].cpu() for site in chosen[name]}])
-                kept[name].append(rows)
+            kept.add(some, {name: stack_features([{s: found[s].cpu() for s in chosen[name]}]) for name in sites})
             bar.update(len(some))
-    if not names:
+    if not kept.done:
         raise InputError("no examples to take features from")
-    return {name: Features(torch.cat(kept[name]), names[name]) for name in sites}
+    return {name: Features(*kept[name]) for name in sites}
+
+
+class _InMemory:
+    """Where features go that are not kept on disk; used as `FeatureStore` is."""
+
+    def __init__(self) -> None:
+        self.sites: dict[str, tuple[str, ...]] = {}
+        self.rows: dict[str, list[Tensor]] = defaultdict(list)
+        self.done = 0
+
+    def remaining(self, examples: Iterable[Inputs]) -> Iterator[Inputs]:
+        return iter(examples)
+
+    def add(self, examples: Sequence[Inputs], stacked: Mapping[str, Stacked]) -> None:
+        for name, (rows, self.sites[name]) in stacked.items():
+            self.rows[name].append(rows)
+        self.done += len(examples)
+
+    def __getitem__(self, name: str) -> Stacked:
+        return torch.cat(self.rows[name]), self.sites[name]
+
+
+def _on_disk(path: str | os.PathLike[str], vlm: HookedVLM, sites: Mapping[str, Sequence[str]]) -> FeatureStore:
+    from lvlm_interp.methods.feature_store import FeatureStore
+
+    return FeatureStore(path, vlm, sites)
 
 
 def _several(examples: Iterable[Inputs], count: int) -> Iterator[list[Inputs]]:
@@ -83,9 +138,7 @@ def _length(examples: Iterable[Inputs]) -> int | None:
     return len(examples) if isinstance(examples, Sized) else None
 
 
-def stack_features(
-    captures: Iterable[Mapping[str, Tensor]],
-) -> tuple[Float[Tensor, "example site dim"], tuple[str, ...]]:
+def stack_features(captures: Iterable[Mapping[str, Tensor]]) -> Stacked:
     """Features and site names for `fit_probes`, from captures that keep one vector for each site (`reduce="last"`).
 
     Sites with heads (`…attn.hook_z`) become a site for each head: `blocks.3.attn.hook_z.5` is head 5. Logits are left
