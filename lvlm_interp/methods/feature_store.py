@@ -44,7 +44,11 @@ class FeatureStore:
         if os.path.isdir(path) and os.listdir(path) and not os.path.exists(os.path.join(path, "zarr.json")):
             raise InputError(f"{self.path} is not empty and holds no features; give another directory")
         self.group: Any = zarr.open_group(self.path, mode="a")
-        wanted = {"model": vlm.name, "weights": vlm.fingerprint, "sites": {k: list(v) for k, v in sites.items()}}
+        wanted: dict[str, Any] = {
+            "model": vlm.name,
+            "weights": vlm.fingerprint,
+            "sites": {k: list(v) for k, v in sites.items()},
+        }
         for what, value in wanted.items():
             if (found := self.group.attrs.setdefault(what, value)) != value:
                 raise InputError(f"{self.path} holds features of other {what}: {_short(found)}, not {_short(value)}")
