@@ -28,11 +28,13 @@ ROOM = 8  # positions beyond the example for which masks and position ids are ta
 ROW_AXIS = {
     "visual_pos_masks": 1,
     "vision_mask": 1,
-    "per_layer_inputs": 1,
     "image_attention_mask": 1,
     "cross_attention_mask": 2,
     "full_text_row_masked_out_mask": 2,
 }
+# Those that follow from a row's token, not from its position alone; and what of the decoder makes them of token ids,
+# if they are not the ids themselves.
+OF_TOKENS = {"per_layer_inputs": "get_per_layer_inputs", "ple_input_ids": None}
 # One for each layer, with a row for each image token; and the argument that says where image tokens are.
 IMAGE_ROWS = {"deepstack_visual_embeds": "visual_pos_masks", "deepstack_features": "vision_mask"}
 
@@ -59,6 +61,7 @@ class DecoderInputs:
             (floats in Qwen3-Omni, whose times need not be whole).
         image: which rows are image tokens.
         extras: other arguments of the decoder, for all positions.
+        of_tokens: arguments that follow from the tokens, `[row, …]` as the embeddings.
         sight: what the model's own masks let every position see.
         index: the position that each row stands at; several rows stand at one where answers are alternatives.
         kept: keys and values of the prompt with nothing hidden, once a call has computed them: later calls go on from
@@ -70,6 +73,7 @@ class DecoderInputs:
     positions: Real[Tensor, "axis position"]
     image: Bool[Tensor, " row"]
     extras: dict[str, Any]
+    of_tokens: dict[str, Tensor]
     sight: Sight
     index: Int[Tensor, " row"]
     kept: list[Prefix] | None = None
@@ -103,7 +107,7 @@ class DecoderInputs:
             shown, layers = (where.cumsum(0) - 1)[at[where[at]]], cut[name]
             by_layer = isinstance(layers, Mapping)  # only some layers, by number
             cut[name] = {n: layers[n][shown] for n in layers} if by_layer else [layer[shown] for layer in layers]
-        return cut
+        return cut | {k: v[rows][None] for k, v in self.of_tokens.items()}
 
     def cut_before(self, row: int) -> bool:
         """Whether what stands before a row can be computed without it and what follows."""
@@ -113,6 +117,12 @@ class DecoderInputs:
     def cuts(self) -> list[bool] | None:
         """`cut_before` for every row; None where it is always true."""
         return None if self.sight.causal and not self.sight.whole else [self.sight.cuts[i] for i in self.index.tolist()]
+
+
+def made_of(decoder: PreTrainedModel, name: str, ids: Int[Tensor, " row"]) -> Tensor:
+    """An argument that follows from the tokens, for these: `[row, …]`."""
+    maker = OF_TOKENS[name]
+    return ids if maker is None else getattr(decoder, maker)(ids[None])[0]
 
 
 def _in_pieces(decoder: PreTrainedModel) -> bool:
@@ -156,8 +166,9 @@ def decoder_inputs(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: i
         "return_dict",
     )
     extras = {k: v for k, v in called.items() if k not in dropped and v is not None}
+    of_tokens = {k: extras.pop(k)[0] for k in OF_TOKENS.keys() & extras.keys()}
     kept: list[Prefix] | None = [] if keep_prompt else None
     positions = positions.reshape(-1, embeds.shape[1])
     return DecoderInputs(
-        embeds[0], positions, longer.where("image"), extras, sight, torch.arange(longer.length), kept, x
+        embeds[0], positions, longer.where("image"), extras, of_tokens, sight, torch.arange(longer.length), kept, x
     )

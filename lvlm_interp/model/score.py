@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvlm_interp.errors import VisibilityError
-from lvlm_interp.model.decoder import ROOM, DecoderInputs, decoder_inputs
+from lvlm_interp.model.decoder import ROOM, DecoderInputs, decoder_inputs, made_of
 from lvlm_interp.model.inputs import Inputs
 from lvlm_interp.model.plan import sequences_of
 from lvlm_interp.model.readout import Readout
@@ -180,11 +180,13 @@ def _with_answers(
             row = nodes[row, token]
             path.append(row)
         paths.append(tuple(path))
-    device = given.embeds.device
-    embedded = vlm.model.get_input_embeddings()(torch.tensor(tokens, dtype=torch.long, device=device))
+    ids = torch.tensor(tokens, dtype=torch.long, device=given.embeds.device)
+    embedded = vlm.model.get_input_embeddings()(ids)
+    made = {k: made_of(vlm.decoder, k, ids).to(v) for k, v in given.of_tokens.items()}
     longer = dataclasses.replace(
         given,
         embeds=torch.cat([given.embeds[:start], embedded.to(given.embeds.dtype)]),
+        of_tokens={k: torch.cat([v[:start], made[k]]) for k, v in given.of_tokens.items()},
         image=torch.cat([given.image[:start], torch.zeros(len(tokens), dtype=torch.bool)]),
         index=torch.cat([torch.arange(start), start - 1 + torch.tensor(steps, dtype=torch.long)]),
     )
