@@ -213,8 +213,12 @@ def _hooked(site: Site, visit: Visit) -> Iterator[None]:
 def skipping(modules: Iterable[nn.Module], rows: Bool[Tensor, " position"]) -> Iterator[None]:
     """Within the `with`, these modules are given the chosen rows only, as if there were no others; those get 0."""
 
+    def cut(value: Any) -> Any:
+        by_row = isinstance(value, Tensor) and value.shape[1:2] == rows.shape
+        return value[:, rows.to(value.device)] if by_row else value
+
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return _with_input(args, kwargs, lambda value: value[:, rows.to(value.device)])
+        return tuple(map(cut, args)), {name: cut(value) for name, value in kwargs.items()}
 
     def after(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         whole = output.new_zeros(len(output), len(rows), *output.shape[2:])

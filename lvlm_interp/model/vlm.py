@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 REFERENCE = "reference"
 # Inputs with a row for each image.
-PER_IMAGE = ("image_grid_thw", "image_grid_hws", "image_grids", "image_sizes", "spatial_shapes")
+PER_IMAGE = ("image_grid_thw", "image_grid_hw", "image_grid_hws", "image_grids", "image_sizes", "spatial_shapes")
 LOGITS = (
     "logit_scale",
     "logits_scaling",
@@ -121,13 +121,14 @@ class HookedVLM:
     @functools.cached_property
     def recurrent(self) -> tuple[nn.Module, ...]:
         """What carries a state from position to position in the decoder: linear attention, short convolutions."""
-        found = (recurrent_of(block) for block in self.blocks)
-        return tuple(named[1] for named in found if named is not None)
+        return tuple(module for block in self.blocks for module in recurrent_of(block).values())
 
     @functools.cached_property
     def readout(self) -> Readout:
         """Final norm and unembedding."""
         norm, unembed = part(self.decoder, FINAL_NORM), self.model.get_output_embeddings()
+        if unembed is None and isinstance(language := owner_of(self.model, self.decoder), PreTrainedModel):
+            unembed = language.get_output_embeddings()  # some name it in the language model only
         if norm is None or unembed is None:
             raise ModelError(f"found no final norm or no unembedding in {type(self.model).__name__}")
         text, used = self.model.config.get_text_config(), names_in_forward(owner_of(self.model, unembed))
