@@ -12,7 +12,7 @@ from lvlm_interp.model.decoder import decoder_inputs
 from lvlm_interp.model.sites import RECURRENT
 from tests.families import tiny_example, tiny_model
 
-HYBRID = ("lfm2_vl", "lfm3_vl", "nemotron_h_omni", "qwen3_5", "qwen3_5_moe", "qwen4_exp")
+HYBRID = ("glm5_next", "lfm2_vl", "lfm3_vl", "nemotron_h_omni", "qwen3_5", "qwen3_5_moe", "qwen4_exp")
 
 
 @pytest.fixture(scope="module", params=HYBRID)
@@ -144,20 +144,21 @@ def test_what_blocks_add_is_named(family):
         second = [found[f"{block}.hook_mlp_out"]] if f"{block}.hook_mlp_out" in found else []
         assert bool(second) == (f"{block}.hook_resid_mid" in found)
         middle = found[f"{block}.hook_resid_mid"] if second else post
-        assert torch.allclose(with_added(pre, first, middle), middle, atol=1e-5)
-        assert torch.allclose(with_added(middle, second, post), post, atol=1e-5)
+        need_sum(pre, first, middle)
+        need_sum(middle, second, post)
 
 
-def with_added(before, parts, after):
-    """What parts make of the stream; where several streams stand side by side, each takes a share of a narrower one."""
-    whole = [p for p in parts if p.shape == before.shape]
-    sums = sum(whole, before)
-    for p in (p for p in parts if p.shape != before.shape):
-        taken = (after - sums).unflatten(-1, (-1, p.shape[-1]))
-        share = (taken * p[..., None, :]).sum(-1) / (p * p).sum(-1)[..., None]
+def need_sum(before, parts, after):
+    """Several streams are mixed with weights that sum to 1, and take shares of what is as wide as one of them."""
+    width = min(v.shape[-1] for v in (before, *parts))
+    moved = sum((v for v in parts if v.shape == before.shape), before) - after
+    moved = moved.unflatten(-1, (-1, width)).mean(-2)
+    for part in (v for v in parts if v.shape != before.shape):
+        share = -(moved * part).sum(-1, keepdim=True) / (part * part).sum(-1, keepdim=True)
         assert (share > 0).all() and (share < 2).all()
-        sums = sums + (share[..., None] * p[..., None, :]).flatten(-2)
-    return sums
+        moved = moved + share * part
+    # The weights that GLM-5 Next mixes streams with come from rounds of an iteration that ends before they are exact.
+    assert moved.abs().max() < (1e-5 if width == before.shape[-1] else 2e-3)
 
 
 def test_layers_without_attention_cannot_be_taken_apart(qwen):

@@ -183,6 +183,8 @@ def _within(value: Tensor, span: tuple[int, int], visit: Visit) -> Tensor:
 @contextlib.contextmanager
 def _hooked(site: Site, visit: Visit) -> Iterator[None]:
     def split(value: Tensor) -> Tensor:
+        if site.streams:
+            return visit(value.flatten(-2)).unflatten(-1, value.shape[-2:])
         if site.heads is None:
             return visit(value)
         start, stop = site.span or (0, value.shape[-1])
@@ -220,10 +222,15 @@ def skipping(modules: Iterable[nn.Module], rows: Bool[Tensor, " position"]) -> I
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return tuple(map(cut, args)), {name: cut(value) for name, value in kwargs.items()}
 
-    def after(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        whole = output.new_zeros(len(output), len(rows), *output.shape[2:])
-        whole[:, rows.to(output.device)] = output
+    def spread(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.shape[1:2] != (int(rows.sum()),):
+            return value
+        whole = value.new_zeros(len(value), len(rows), *value.shape[2:])
+        whole[:, rows.to(value.device)] = value
         return whole
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return tuple(map(spread, output)) if isinstance(output, tuple) else spread(output)
 
     with contextlib.ExitStack() as stack:
         for module in modules:

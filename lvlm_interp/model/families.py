@@ -65,6 +65,7 @@ PLAIN = (
     "glm4v",
     "glm4v_moe",
     "glm_ocr",
+    "glm5_next",
     "glmga",
     "got_ocr2",
     "hunyuan_vl",

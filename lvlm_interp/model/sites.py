@@ -19,8 +19,8 @@ a state, in the place of attention or beside it | \
 The vision tower has the same names under `vision.`; the projector's output is `projector.hook_out`. Layers that read
 the image by cross-attention (Mllama, Idefics) are blocks too, with `blocks.{i}.cross_attn.…`. Where a tower works on
 all patches of all images in one row, its values have no batch axis, as in transformers. Where a model has several
-residual streams (hyper-connections, Qwen4), they stand side by side in the width, and each takes a share of its own of
-what attention and MLP put out.
+residual streams (hyper-connections: Qwen4, GLM-5 Next), they stand side by side in the width, and each takes a share of
+its own of what attention and MLP put out.
 """
 
 from __future__ import annotations
@@ -54,8 +54,10 @@ BEFORE_MLP = (
     "final_layer_norm",
     "post_attention_layernorm",
     "ffn_norm",
-    "mlp_hyper_connection",
 )
+# Of several residual streams: what mixes them for the MLP, where they stand side by side in the width and
+# where they have an axis of their own; what mixes the latter for the final norm.
+MIXED_FOR_MLP, MIXED_APART, MIXED_AT_LAST = ("mlp_hyper_connection",), ("ffn_hc",), ("hc_head",)
 # Between attention and residual, where there is one; a norm that stands before the MLP is not meant.
 AFTER_ATTENTION = ("layer_scale1", "post_self_attn_layernorm", "post_attention_layernorm", "post_operator_norm")
 AFTER_MLP = ("layer_scale2", "post_mlp_layernorm", "post_feedforward_layernorm", "post_ffn_norm")
@@ -110,7 +112,7 @@ class Site:
 
     `read` is the module's input, its output, or an intermediate (`part`) of its attention function; `span` is the part
     of the last axis that is meant, where one module computes q, k and v at once; `inner` is the part of each head's
-    share, where it computes a gate as well.
+    share, where it computes a gate as well. `streams` says that residual streams have an axis of their own.
     """
 
     name: str
@@ -120,6 +122,7 @@ class Site:
     heads: int | None = None
     span: tuple[int, int] | None = None
     inner: tuple[int, int] | None = None
+    streams: bool = False
 
 
 def part(module: nn.Module, names: Iterable[str]) -> nn.Module | None:
@@ -211,10 +214,12 @@ def block_sites(prefix: str, block: nn.Module) -> Iterator[Site]:
     of_outputs, mlp = norms_of_outputs(block), part(block, MLP)
     alone = mlp is not None and mlp is getattr(block, MIXER, None)  # then nothing was added before it
     before_mlp = block if alone else None if of_outputs else part(block, BEFORE_MLP)
-    yield Site(f"{prefix}.hook_resid_pre", block, "input")
-    if before_mlp is not None:
-        yield Site(f"{prefix}.hook_resid_mid", before_mlp, "input")
-    yield Site(f"{prefix}.hook_resid_post", block, "output")
+    apart = part(block, MIXED_APART)
+    middle = apart or part(block, MIXED_FOR_MLP) or before_mlp
+    yield Site(f"{prefix}.hook_resid_pre", block, "input", streams=apart is not None)
+    if middle is not None:
+        yield Site(f"{prefix}.hook_resid_mid", middle, "input", streams=apart is not None)
+    yield Site(f"{prefix}.hook_resid_post", block, "output", streams=apart is not None)
     outer = part(block, (*ATTENTION, *CROSS_ATTENTION))
     after = [m for name in AFTER_ATTENTION if (m := part(block, [name])) is not None and m is not before_mlp]
     after_attention, after_mlp = of_outputs or (next(iter(after), None), part(block, AFTER_MLP))

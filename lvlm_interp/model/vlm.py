@@ -25,10 +25,11 @@ from lvlm_interp.model.capture import Capture, Edit, recording, visiting
 from lvlm_interp.model.choice import Positions, Reduction, choose, depths_of, in_layers
 from lvlm_interp.model.families import Family
 from lvlm_interp.model.inputs import Answer, ImageLike, ImageView, Inputs, Role, open_image
-from lvlm_interp.model.readout import Readout
+from lvlm_interp.model.readout import Mixing, Readout
 from lvlm_interp.model.sight import kinds_of
 from lvlm_interp.model.sites import (
     FINAL_NORM,
+    MIXED_AT_LAST,
     PROJECTOR,
     Site,
     attention_of,
@@ -131,6 +132,8 @@ class HookedVLM:
             unembed = language.get_output_embeddings()  # some name it in the language model only
         if norm is None or unembed is None:
             raise ModelError(f"found no final norm or no unembedding in {type(self.model).__name__}")
+        if (mixer := part(self.decoder, MIXED_AT_LAST)) is not None:
+            norm = Mixing(mixer, norm, unembed.weight.shape[-1])
         text, used = self.model.config.get_text_config(), names_in_forward(owner_of(self.model, unembed))
         found = {k: v for k in LOGITS if k in used and (v := getattr(text, k, None)) is not None}
         scaling = found.get("logits_scaling", 1.0)
