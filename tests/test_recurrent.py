@@ -158,7 +158,7 @@ def need_sum(before, parts, after):
         assert (share > 0).all() and (share < 2).all()
         moved = moved + share * part
     # The weights that GLM-5 Next mixes streams with come from rounds of an iteration that ends before they are exact.
-    assert moved.abs().max() < (1e-5 if width == before.shape[-1] else 2e-3)
+    assert moved.abs().max() < (1e-5 if width == before.shape[-1] else 1e-2)
 
 
 def test_layers_without_attention_cannot_be_taken_apart(qwen):
