@@ -88,13 +88,15 @@ class DecoderInputs:
         if self.source is None:
             return
         own, length = self.source.model_inputs, min(x.answer_start, self.source.length)
-        pictures = [name for name, value in own.items() if value.shape != self.source.input_ids.shape]
-        same = torch.equal(own["input_ids"][:, :length], x.input_ids[:, :length]) and all(
-            x.model_inputs.get(name) is own[name]
-            or (name in x.model_inputs and torch.equal(x.model_inputs[name], own[name]))
-            for name in pictures
-        )
-        if not same:
+        pictures = {name for name, value in own.items() if value.shape != self.source.input_ids.shape}
+
+        def differs(name: str) -> bool:
+            here, there = own[name], x.model_inputs.get(name)
+            if there is not None and name in ("input_ids", *x.fills):  # these grow with the answer
+                here, there = here[:, :length], there[:, :length]
+            return there is None or not (there is here or torch.equal(there, here))
+
+        if any(map(differs, {"input_ids", *pictures})):
             raise InputError("given= holds decoder_inputs of another example; take them down for this one")
 
     def extras_of(self, rows: Int[Tensor, " some"]) -> dict[str, Any]:
