@@ -12,6 +12,7 @@ from transformers.models.idefics.image_processing_pil_idefics import IdeficsImag
 import lvlm_interp as li
 from lvlm_interp.errors import ImageError, InputError, ModelError, SiteError, VisibilityError
 from lvlm_interp.methods.credit import coalitions
+from lvlm_interp.model.decoder import decoder_inputs
 from tests.families import FAMILIES, IMAGE, OTHERS, tiny_example, tiny_model
 from tests.saved import tokenizer
 
@@ -140,7 +141,7 @@ def test_attribution_is_that_of_transformers(family):
 
 def test_longer_answers_and_several_at_once(family):
     """What is appended gets the positions, masks and type ids that an answer has."""
-    from lvlm_interp.model.score import decoder_inputs, score_answers
+    from lvlm_interp.model.score import score_answers
 
     name, vlm, x = family
     answers = [torch.tensor(ids) for ids in ([5], [7, 8, 10], list(range(10, 22)))]
@@ -288,6 +289,9 @@ def test_an_image_behind_gates():
     expected = vlm.model(**shut).logits[0, x.answer_positions - 1]
     seen, hidden = li.score(vlm, x, torch.stack([x.hidden(), x.hidden("image")])).logits()
     assert (hidden - expected).abs().max() < 2e-5 and (seen - expected).abs().max() > 0.1
+    longer = vlm.prepare("What is it?", Image.new("RGB", (40, 30), "red"), answer="A cat is in it")
+    given = decoder_inputs(vlm, longer)  # of the same prompt, with another answer
+    assert torch.allclose(li.score(vlm, x, x.hidden()[None], given=given).logits()[0], seen, atol=2e-5)
 
 
 def test_cross_attention_beside_the_blocks():

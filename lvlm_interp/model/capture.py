@@ -198,6 +198,8 @@ def _hooked(site: Site, visit: Visit) -> Iterator[None]:
         if site.scale is not None:
             seen = visit(scaled := site.scaled(value))
             return value if seen is scaled else seen / getattr(*site.scale)
+        if site.streams:
+            return visit(value.flatten(-2)).unflatten(-1, value.shape[-2:])
         if site.heads is None:
             return visit(value)
         start, stop = site.span or (0, value.shape[-1])
@@ -229,13 +231,22 @@ def _hooked(site: Site, visit: Visit) -> Iterator[None]:
 def skipping(modules: Iterable[nn.Module], rows: Bool[Tensor, " position"]) -> Iterator[None]:
     """Within the `with`, these modules are given the chosen rows only, as if there were no others; those get 0."""
 
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return _with_input(args, kwargs, lambda value: value[:, rows.to(value.device)])
+    def cut(value: Any) -> Any:
+        by_row = isinstance(value, Tensor) and value.shape[1:2] == rows.shape
+        return value[:, rows.to(value.device)] if by_row else value
 
-    def after(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        whole = output.new_zeros(len(output), len(rows), *output.shape[2:])
-        whole[:, rows.to(output.device)] = output
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return tuple(map(cut, args)), {name: cut(value) for name, value in kwargs.items()}
+
+    def spread(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.shape[1:2] != (int(rows.sum()),):
+            return value
+        whole = value.new_zeros(len(value), len(rows), *value.shape[2:])
+        whole[:, rows.to(value.device)] = value
         return whole
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return tuple(map(spread, output)) if isinstance(output, tuple) else spread(output)
 
     with contextlib.ExitStack() as stack:
         for module in modules:

@@ -256,7 +256,7 @@ def masked_pass(vlm: HookedVLM, x: Inputs, visible: Bool[Tensor, " position"]) -
     """The slow way: the plain model computes every row, at its own positions, under its own masks less what is hidden.
 
     An image that no token carries is hidden by leaving out its inputs, or by shutting its gates. Layers that hand a
-    state from position to position pass over what is hidden.
+    state from position to position, or are told of padding only, pass over what is hidden.
     """
     sight, own = decoder_inputs(vlm, x, room=0).sight, torch.eye(x.length, dtype=torch.bool)
     lowest = torch.finfo(vlm.model.dtype).min
@@ -268,7 +268,7 @@ def masked_pass(vlm: HookedVLM, x: Inputs, visible: Bool[Tensor, " position"]) -
     family = vlm.family if not (visible & x.where("image")).any() else Family()
     kept = {k: v for k, v in x.model_inputs.items() if k not in family.image_inputs}
     given = {k: torch.zeros_like(v) if k in family.gates else v for k, v in kept.items()}
-    with masking(masks), skipping(vlm.recurrent, visible):
+    with masking(masks), skipping((*vlm.recurrent, *sight.unmasked), visible):
         return vlm.call(given)[0, x.answer_positions - 1]
 
 

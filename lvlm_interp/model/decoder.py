@@ -32,8 +32,9 @@ ROW_AXIS = {
     "cross_attention_mask": 2,
     "full_text_row_masked_out_mask": 2,
 }
-# Those that follow from a row's token, not from its position alone; and what of the decoder makes them of token ids.
-OF_TOKENS = {"per_layer_inputs": "get_per_layer_inputs"}
+# Those that follow from a row's token, not from its position alone; and what of the decoder makes them of token ids,
+# if they are not the ids themselves.
+OF_TOKENS = {"per_layer_inputs": "get_per_layer_inputs", "ple_input_ids": None}
 # One for each layer, with a row for each image token; and the argument that says where image tokens are.
 IMAGE_ROWS = {"deepstack_visual_embeds": "visual_pos_masks", "deepstack_features": "vision_mask"}
 
@@ -115,7 +116,16 @@ class DecoderInputs:
     @functools.cached_property
     def cuts(self) -> list[bool] | None:
         """`cut_before` for every row; None where it is always true."""
-        return None if self.sight.causal and not self.sight.whole else [self.sight.cuts[i] for i in self.index.tolist()]
+        at = self.index.tolist()
+        if self.sight.whole:
+            return [position == 0 for position in at]
+        return None if self.sight.causal else [self.sight.cuts[position] for position in at]
+
+
+def made_of(decoder: PreTrainedModel, name: str, ids: Int[Tensor, " row"]) -> Tensor:
+    """An argument that follows from the tokens, for these: `[row, …]`."""
+    maker = OF_TOKENS[name]
+    return ids if maker is None else getattr(decoder, maker)(ids[None])[0]
 
 
 def _in_pieces(decoder: PreTrainedModel) -> bool:
@@ -138,8 +148,9 @@ def decoder_inputs(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: i
     called, entered, sight = look(
         vlm.decoder, vlm.blocks[0], vlm.attention_kinds, longer.length, lambda: vlm.call(longer.model_inputs)
     )
-    whole = bool(vlm.family.carriers or vlm.recurrent) or not _in_pieces(vlm.decoder)
-    sight = dataclasses.replace(sight, whole=whole, recurrent=bool(vlm.recurrent))
+    recurrent = bool(vlm.recurrent or sight.unmasked)
+    whole = bool(vlm.family.carriers) or recurrent or not _in_pieces(vlm.decoder)
+    sight = dataclasses.replace(sight, whole=whole, recurrent=recurrent)
     own = [name for name, value in called.items() if value is longer.model_inputs.get(name, ...)]
     if not vlm.family.gates and any(called[name].is_floating_point() for name in own):
         # The decoder takes the pictures itself: what it makes of them and of the tokens is what its first block gets.

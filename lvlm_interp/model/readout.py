@@ -11,12 +11,26 @@ from torch import Tensor, nn
 from lvlm_interp.model.weights import fetched
 
 
+class Mixing(nn.Module):
+    """The final norm of several residual streams, side by side in the width: what mixes them, then the norm."""
+
+    def __init__(self, mixer: nn.Module, norm: nn.Module, width: int) -> None:
+        super().__init__()
+        self.mixer, self.norm, self.width = mixer, norm, width
+
+    def forward(self, residual: Float[Tensor, "*rows streams"]) -> Float[Tensor, "*rows width"]:
+        """What the unembedding reads; the mixer takes `[batch, position, stream, width]`."""
+        streams = residual.reshape(1, -1, residual.shape[-1] // self.width, self.width)
+        normalized: Tensor = self.norm(self.mixer(streams))
+        return normalized.reshape(*residual.shape[:-1], self.width)
+
+
 @dataclass(frozen=True)
 class Readout:
     """The last steps of a language model.
 
     Attributes:
-        norm: final norm of the decoder.
+        norm: final norm of the decoder; before it, what mixes its residual streams into one, where there are several.
         unembed: linear map to the vocabulary.
         scale: what logits are multiplied by (Granite, Cohere), 1 for most.
         softcap: `c · tanh(logits / c)` (Gemma 2), None for most.

@@ -36,8 +36,9 @@ def planned(
     """
     carriers, gates = vlm.family.carriers, vlm.family.gates
     if given.sight.recurrent and hide_from == "text":
+        carrier = next(iter((*vlm.recurrent, *given.sight.unmasked)))
         raise VisibilityError(
-            f"{type(vlm.recurrent[0]).__name__} carries what image rows see on to text rows: in this model a position "
+            f"{type(carrier).__name__} carries what image rows see on to text rows: in this model a position "
             "is hidden from all or from nobody. Use hide_from='all'"
         )
     if not carriers and not gates:
@@ -132,7 +133,7 @@ class Runner:
             out = self.vlm.decoder(
                 inputs_embeds=given.embeds[rows][None],
                 position_ids=positions if len(positions) == 1 else positions[:, None],
-                attention_mask=masks[0],
+                attention_mask=masks[0] if masks else None,
                 past_key_values=cache,
                 use_cache=cache is not None,
                 **given.extras_of(rows),

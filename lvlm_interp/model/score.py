@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvlm_interp.errors import VisibilityError
-from lvlm_interp.model.decoder import OF_TOKENS, ROOM, DecoderInputs, decoder_inputs
+from lvlm_interp.model.decoder import ROOM, DecoderInputs, decoder_inputs, made_of
 from lvlm_interp.model.inputs import Inputs
 from lvlm_interp.model.plan import sequences_of
 from lvlm_interp.model.readout import Readout
@@ -182,7 +182,7 @@ def _with_answers(
         paths.append(tuple(path))
     ids = torch.tensor(tokens, dtype=torch.long, device=given.embeds.device)
     embedded = vlm.model.get_input_embeddings()(ids)
-    made = {k: getattr(vlm.decoder, OF_TOKENS[k])(ids[None])[0].to(v) for k, v in given.of_tokens.items()}
+    made = {k: made_of(vlm.decoder, k, ids).to(v) for k, v in given.of_tokens.items()}
     longer = dataclasses.replace(
         given,
         embeds=torch.cat([given.embeds[:start], embedded.to(given.embeds.dtype)]),

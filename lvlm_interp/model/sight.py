@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lvlm_interp.errors import ModelError
 from lvlm_interp.model.capture import arguments_of
@@ -36,10 +37,12 @@ class Sight:
     `whole` says that nothing can be computed piece by piece for another reason: cross-attention keeps what it reads in
     the cache, and would read it twice; or layers leave more to later positions than a key and a value of each.
     `recurrent` says that layers hand a state from row to row, whatever the masks say: then nothing can stand side by
-    side in one pass either.
+    side in one pass either. `unmasked` are attention modules that are told of padding only, and see what they choose
+    among the rows before: nothing is hidden from them but by passing over it.
     """
 
     kinds: tuple[Kind, ...]
+    unmasked: tuple[nn.Module, ...] = ()
     whole: bool = False
     recurrent: bool = False
 
@@ -54,8 +57,6 @@ class Sight:
 
         There a prefix can be computed without what follows.
         """
-        if self.whole:
-            return (True, *(False for _ in range(len(self.kinds[0].see) - 1)))
         seen = torch.stack([kind.see for kind in self.kinds]).any(0)
         last = (seen * torch.arange(seen.shape[1])).amax(1).cummax(0).values
         return (True, *(last[:-1] < torch.arange(1, len(last))).tolist())
@@ -71,18 +72,24 @@ def kinds_of(attentions: Sequence[nn.Module | None], layer_types: Sequence[str] 
 
 
 def look(
-    decoder: nn.Module, first: nn.Module, kinds: Sequence[tuple[nn.Module, ...]], length: int, run: Callable[[], Any]
+    decoder: PreTrainedModel,
+    first: nn.Module,
+    kinds: Sequence[tuple[nn.Module, ...]],
+    length: int,
+    run: Callable[[], Any],
 ) -> tuple[dict[str, Any], dict[str, Any], Sight]:
     """The arguments that the decoder and its first block are called with, and the masks of its kinds of layers.
 
     The pass ends at the first layer of the last kind.
     """
     called, entered, *inside = arguments_of([decoder, first, *(kind[0] for kind in kinds)], run)
-    found = [
-        Kind(kind, _seen(kind[0], given.get("attention_mask"), length))
-        for kind, given in zip(kinds, inside, strict=True)
-    ]
-    return called, entered, Sight(tuple(found))
+    masks = [(kind, given.get("attention_mask")) for kind, given in zip(kinds, inside, strict=True)]
+    # Kernels that could be told which row sees what, and are told of padding only.
+    told = decoder.config._attn_implementation in ("eager", "sdpa")
+    padded = [told and isinstance(mask, Tensor) and mask.ndim == 2 for _, mask in masks]
+    found = [Kind(kind, _seen(kind[0], mask, length)) for (kind, mask), no in zip(masks, padded, strict=True) if not no]
+    unmasked = [module for (kind, _), no in zip(masks, padded, strict=True) if no for module in kind]
+    return called, entered, Sight(tuple(found), tuple(unmasked))
 
 
 def _seen(module: nn.Module, mask: Any, length: int) -> Bool[Tensor, "row key"]:

@@ -10,13 +10,16 @@ The names are TransformerLens's:
 projected, after a gate where there is one | `[batch, position, head, head width]` |
 | `blocks.{i}.attn.hook_rot_q`, `hook_rot_k` | q and k as they meet | `[batch, position, head, head width]` |
 | `blocks.{i}.attn.hook_attn_scores`, `hook_pattern` | before and after the softmax | `[batch, head, row, key]` |
-| `blocks.{i}.linear_attn.hook_out`, `conv.hook_out` | of layers that carry a state in the place of attention | \
+| `blocks.{i}.linear_attn.hook_out`, `conv.hook_out`, `mixer.hook_out`, `ple.hook_out` | what is added by what carries \
+a state, in the place of attention or beside it | \
 `[batch, position, width]` |
 | `ln_final.hook_normalized` | what the unembedding reads | `[batch, position, width]` |
 
 The vision tower has the same names under `vision.`; the projector's output is `projector.hook_out`. Layers that read
 the image by cross-attention (Mllama, Idefics) are blocks too, with `blocks.{i}.cross_attn.…`. Where a tower works on
-all patches of all images in one row, its values have no batch axis, as in transformers.
+all patches of all images in one row, its values have no batch axis, as in transformers. Where a model has several
+residual streams (hyper-connections: Qwen4, GLM-5 Next), they stand side by side in the width, and each takes a share of
+its own of what attention and MLP put out.
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ from lvlm_interp.errors import ModelError, SiteError
 ATTENTION = ("self_attn", "attention", "attn", "self_attention")
 CROSS_ATTENTION = ("cross_attn",)
 # What carries a state from position to position, in the place of attention or beside it.
-RECURRENT = ("linear_attn", "conv", "mamba", "mixer")
+RECURRENT = ("linear_attn", "conv", "mamba", "mixer", "ple")
+# A name that does not tell which of these it is; what carries a state is handed the cache that keeps it.
+MIXER, CACHES = "mixer", {"cache_params", "past_key_values"}
 MLP = ("mlp", "feed_forward", "feedforward", "ffn", "block_sparse_moe", "moe", "fc2")
 BEFORE_MLP = (
     "pre_feedforward_layernorm",
@@ -49,11 +54,15 @@ BEFORE_MLP = (
     "post_attention_layernorm",
     "ffn_norm",
 )
+# Of several residual streams: what mixes them for the MLP, where they stand side by side in the width and
+# where they have an axis of their own; what mixes the latter for the final norm.
+MIXED_FOR_MLP, MIXED_APART, MIXED_AT_LAST = ("mlp_hyper_connection",), ("ffn_hc",), ("hc_head",)
 # Between attention and residual, where there is one; a norm that stands before the MLP is not meant.
 AFTER_ATTENTION = (
     "layer_scale1",
     "post_self_attn_layernorm",
     "post_attention_layernorm",
+    "post_operator_norm",
     "post_norm1",
     "attn_sconv",
     "post_attention_convolution",
@@ -62,6 +71,7 @@ AFTER_MLP = (
     "layer_scale2",
     "post_mlp_layernorm",
     "post_feedforward_layernorm",
+    "post_ffn_norm",
     "post_norm2",
     "mlp_sconv",
     "post_mlp_convolution",
@@ -86,7 +96,16 @@ OUTPUT_PROJECTION = (
 GATING = {"sigmoid", "g_proj", "gate_proj"}
 QKV = ("qkv", "qkv_proj", "query_key_value")
 HEAD_BY_HEAD = ("query_key_value",)  # q, k and v of the first head, then of the second (Persimmon, GPT-NeoX)
-FINAL_NORM = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "layer_norm", "embedding_norm")
+FINAL_NORM = (
+    "norm",
+    "final_layernorm",
+    "final_layer_norm",
+    "ln_f",
+    "layer_norm",
+    "embedding_norm",
+    "norm_f",
+    "hyper_connection_mixer",
+)
 PROJECTOR = (
     "multi_modal_projector",
     "connector",
@@ -111,7 +130,7 @@ class Site:
     `read` is the module's input, its output, or an intermediate (`part`) of its attention function; `span` is the part
     of the last axis that is meant, where one module computes q, k and v at once; `inner` is the part of each head's
     share, where they stand head by head, or a gate stands behind. `scale` names a parameter of another module that the
-    value is multiplied by on its way.
+    value is multiplied by on its way; `streams` says that residual streams have an axis of their own.
     """
 
     name: str
@@ -122,6 +141,7 @@ class Site:
     span: tuple[int, int] | None = None
     inner: tuple[int, int] | None = None
     scale: tuple[nn.Module, str] | None = None
+    streams: bool = False
 
     def scaled(self, value: Tensor) -> Tensor:
         """A value of the module as it goes on from there."""
@@ -129,8 +149,18 @@ class Site:
 
 
 def part(module: nn.Module, names: Iterable[str]) -> nn.Module | None:
-    """The first child of these names that the module has."""
-    return next((child for name in names if isinstance(child := getattr(module, name, None), nn.Module)), None)
+    """The first child of these names that the module has; a mixer goes by the name of what it is."""
+    mixer = getattr(module, MIXER, None)
+    known = {MIXER: None, _told(mixer): mixer} if isinstance(mixer, nn.Module) else {}
+    found = (known[name] if name in known else getattr(module, name, None) for name in names)
+    return next((child for child in found if isinstance(child, nn.Module)), None)
+
+
+def _told(mixer: nn.Module) -> str:
+    """A name that tells what a mixer is: attention, what carries a state, or an MLP (NemotronH)."""
+    if any(uses_interface(m) for m in mixer.modules()):
+        return ATTENTION[0]
+    return MIXER if CACHES & inspect.signature(mixer.forward).parameters.keys() else MLP[0]
 
 
 def find_blocks(tower: nn.Module, other: nn.Module | None = None) -> list[nn.Module]:
@@ -172,10 +202,10 @@ def attention_of(block: nn.Module, names: Iterable[str] = ATTENTION) -> nn.Modul
     return next((m for m in outer.modules() if uses_interface(m)), outer)
 
 
-def recurrent_of(block: nn.Module) -> tuple[str, nn.Module] | None:
-    """Name and module of what hands a state from position to position in a block, if it has that."""
+def recurrent_of(block: nn.Module) -> dict[str, nn.Module]:
+    """What hands a state from position to position in a block, by name."""
     found = ((name, part(block, [name])) for name in RECURRENT)
-    return next(((name, m) for name, m in found if m is not None and not uses_interface(m)), None)
+    return {name: m for name, m in found if m is not None and not uses_interface(m)}
 
 
 def uses_interface(attention: nn.Module) -> bool:
@@ -210,18 +240,22 @@ def norms_of_outputs(block: nn.Module) -> tuple[nn.Module, nn.Module] | None:
 
 def block_sites(prefix: str, block: nn.Module) -> Iterator[Site]:
     """The sites of one transformer block."""
-    of_outputs = norms_of_outputs(block)
-    mlp, before_mlp = part(block, MLP), None if of_outputs else part(block, BEFORE_MLP)
-    yield Site(f"{prefix}.hook_resid_pre", block, "input")
-    if before_mlp is not None:
-        yield Site(f"{prefix}.hook_resid_mid", before_mlp, "input")
-    yield Site(f"{prefix}.hook_resid_post", block, "output")
+    of_outputs, mlp = norms_of_outputs(block), part(block, MLP)
+    alone = mlp is not None and mlp is getattr(block, MIXER, None)  # then nothing was added before it
+    before_mlp = block if alone else None if of_outputs else part(block, BEFORE_MLP)
+    apart = part(block, MIXED_APART)
+    middle = apart or part(block, MIXED_FOR_MLP) or before_mlp
+    yield Site(f"{prefix}.hook_resid_pre", block, "input", streams=apart is not None)
+    if middle is not None:
+        yield Site(f"{prefix}.hook_resid_mid", middle, "input", streams=apart is not None)
+    yield Site(f"{prefix}.hook_resid_post", block, "output", streams=apart is not None)
     outer = part(block, (*ATTENTION, *CROSS_ATTENTION))
     after_attention, after_mlp = of_outputs or (_norm(block, AFTER_ATTENTION, before_mlp), _norm(block, AFTER_MLP))
     if outer is not None:
         yield _added(f"{prefix}.hook_attn_out", after_attention or outer, block)
-    if (recurrent := recurrent_of(block)) is not None:
-        yield Site(f"{prefix}.{recurrent[0]}.hook_out", recurrent[1], "output")
+    for name, recurrent in recurrent_of(block).items():
+        added = after_attention if after_attention and outer is None else recurrent
+        yield Site(f"{prefix}.{name}.hook_out", added, "output")
     if mlp is not None:
         yield _added(f"{prefix}.hook_mlp_out", after_mlp or mlp, block)
     for name, kinds in (("attn", ATTENTION), ("cross_attn", CROSS_ATTENTION)):

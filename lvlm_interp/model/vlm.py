@@ -26,10 +26,11 @@ from lvlm_interp.model.capture import Capture, Edit, recording, visiting
 from lvlm_interp.model.choice import Positions, Reduction, choose, depths_of, in_layers
 from lvlm_interp.model.families import Family
 from lvlm_interp.model.inputs import Answer, ImageLike, ImageView, Inputs, Role, open_image
-from lvlm_interp.model.readout import Readout
+from lvlm_interp.model.readout import Mixing, Readout
 from lvlm_interp.model.sight import kinds_of
 from lvlm_interp.model.sites import (
     FINAL_NORM,
+    MIXED_AT_LAST,
     PROJECTOR,
     Site,
     attention_of,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 REFERENCE = "reference"
 # Inputs with a row for each image.
-PER_IMAGE = ("image_grid_thw", "image_grid_hws", "image_grids", "image_sizes", "spatial_shapes")
+PER_IMAGE = ("image_grid_thw", "image_grid_hw", "image_grid_hws", "image_grids", "image_sizes", "spatial_shapes")
 # What logits are multiplied (1) or divided (-1) by. Configs name some that their model never applies.
 SCALES = {"logit_scale": 1, "output_multiplier": 1, "logits_scaling": -1, "logits_mup_width_multiplier": -1}
 SOFTCAP = "final_logit_softcapping"
@@ -120,15 +121,18 @@ class HookedVLM:
     @functools.cached_property
     def recurrent(self) -> tuple[nn.Module, ...]:
         """What carries a state from position to position in the decoder: linear attention, short convolutions."""
-        found = (recurrent_of(block) for block in self.blocks)
-        return tuple(named[1] for named in found if named is not None)
+        return tuple(module for block in self.blocks for module in recurrent_of(block).values())
 
     @functools.cached_property
     def readout(self) -> Readout:
         """Final norm and unembedding."""
         norm, unembed = part(self.decoder, FINAL_NORM), self.model.get_output_embeddings()
+        if unembed is None and isinstance(language := owner_of(self.model, self.decoder), PreTrainedModel):
+            unembed = language.get_output_embeddings()  # some name it in the language model only
         if norm is None or unembed is None:
             raise ModelError(f"found no final norm or no unembedding in {type(self.model).__name__}")
+        if (mixer := part(self.decoder, MIXED_AT_LAST)) is not None:
+            norm = Mixing(mixer, norm, unembed.weight.shape[-1])
         text, used = self.model.config.get_text_config(), names_in_forward(owner_of(self.model, unembed))
         found = {k: v for k in (*SCALES, SOFTCAP) if k in used and (v := getattr(text, k, None)) is not None}
         powers = {**SCALES, "logits_scaling": 1} if self.family.multiplied else SCALES
