@@ -88,6 +88,12 @@ class Prompter:
             return full[len(prompt) : stop]
         return self._plain(answer)
 
+    def pixels(self, pictures: Sequence[Any]) -> dict[str, Tensor]:
+        """What the processor makes of the pictures of one prompt, as it would in a prompt."""
+        nested = [list(pictures)] if self._has_template else list(pictures)  # templates hand pictures on by example
+        settings = getattr(self.processor, "images_kwargs", None) or {}
+        return dict(self.processor.image_processor(nested, return_tensors="pt", **settings))
+
     def _guarded(self, messages: Sequence[Message]) -> list[Message]:
         """Markers inside the user's text must stay text: a placeholder stands for such a text while templates work."""
         guarded = list(messages)
@@ -109,10 +115,14 @@ class Prompter:
     def _has_marker(self, text: str) -> bool:
         return any(marker in text for marker in self.special)
 
+    @property
+    def _has_template(self) -> bool:
+        return bool(getattr(self.processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None))
+
     def _process(self, messages: Sequence[Message]) -> dict[str, Tensor]:
         """The processor's own ids for a conversation, with a generation prompt if it ends with the user."""
         asks = messages[-1]["role"] != "assistant"
-        if getattr(self.processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None):
+        if self._has_template:
             try:
                 made = self.processor.apply_chat_template(
                     list(messages), tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=asks

@@ -53,6 +53,11 @@ LOGITS = (
     "logits_scaling",
     "final_logit_softcapping",
 )  # some configs name what their model never applies
+INSTALLED = {  # packages that some processors need, and how to get them
+    "torchvision": "install the release made for your torch "
+    f"({torch.__version__}): pip install torchvision, or see https://pytorch.org/get-started/locally",
+    "num2words": "pip install num2words",
+}
 SAMPLED = 1024  # elements of each weight tensor that its fingerprint looks at
 
 
@@ -349,7 +354,7 @@ class HookedVLM:
 
     def with_pictures(self, x: Inputs, pictures: Sequence[Image]) -> Inputs:
         """The same example with other pictures of the same size in the place of its own."""
-        processed = self.prompter.processor.image_processor(list(pictures), return_tensors="pt")
+        processed = self.prompter.pixels(pictures)
         changed = {k: v.to(self.device) for k, v in processed.items() if k in x.model_inputs}
         return x.with_model_inputs(**changed)
 
@@ -544,6 +549,9 @@ def load(
 
 
 def _why_not_opened(name: str, error: str) -> str:
+    """What a user can do about it: transformers' own words where nothing better is known."""
+    if needed := next((package for package in INSTALLED if package in error.lower()), None):
+        return f"could not open {name!r}: its processor needs the package {needed}; {INSTALLED[needed]}"
     if "trust_remote_code" in error:
         return (
             f"{name!r} brings code of its own, which is run only if you ask for it: read that code, then "
