@@ -138,12 +138,12 @@ WITH_VIDEO = {
 """Families whose processors read videos too."""
 
 
-def processor(name: str, **changes: Any) -> Any:
-    """A family's own processor."""
+def processor(name: str, pixels: Any = None, frames: Any = None, **changes: Any) -> Any:
+    """A family's own processor, with its own image and video processors or those that are given."""
     row = {**SAVED, **WITH_VIDEO}[name]
     template = TEMPLATE.replace("MARKER", row.marker).replace("CLIP", row.clip)
-    parts = {"video_processor": row.frames()} if row.frames else {}
-    return row.kind(row.pixels(), tokenizer(), **parts, chat_template=template, **{**row.options, **changes})
+    parts = {"video_processor": frames or row.frames()} if row.frames else {}
+    return row.kind(pixels or row.pixels(), tokenizer(), **parts, chat_template=template, **{**row.options, **changes})
 
 
 def save(name: str, folder: Path, model: Any = None, **changes: Any) -> Path:

@@ -118,11 +118,15 @@ def recording(
 
 
 def _joined(name: str, pieces: list[Tensor]) -> Tensor:
-    """What a site gave in one pass: windows one after the other; a pattern is 0 between windows, scores are lowest."""
+    """What a site gave in one pass: windows one after the other; a pattern is 0 between windows, scores are lowest.
+
+    A tower that is called for pictures and again for a video gives pieces too: side by side where it has a batch.
+    """
     if len(pieces) == 1:
         return pieces[0]
-    if not name.endswith(("hook_pattern", "hook_attn_scores")):
-        return torch.cat(pieces, 1 if ".attn.hook_" in name else 0)
+    in_a_row = ".attn.hook_" in name and all(len(piece) == 1 for piece in pieces)
+    if not in_a_row or not name.endswith(("hook_pattern", "hook_attn_scores")):
+        return torch.cat(pieces, 1 if in_a_row else 0)
     rows, keys = (sum(p.shape[axis] for p in pieces) for axis in (-2, -1))
     empty = 0.0 if name.endswith("pattern") else torch.finfo(pieces[0].dtype).min
     whole = pieces[0].new_full((*pieces[0].shape[:-2], rows, keys), empty)
