@@ -13,9 +13,9 @@ from lvlm_interp.counterfactuals import black_box, swap
 from lvlm_interp.errors import ImageError, InputError
 from lvlm_interp.model.conformance import check
 from lvlm_interp.model.inputs import open_video
-from tests.families import IMAGE, tiny_example, tiny_model
+from tests.families import ANSWER, BEGIN, END, IMAGE, QUESTION, tiny_example, tiny_model
 from tests.saved import VIDEO, processor, save
-from tests.videos import CLIPS, PICTURES, READERS, clip_example, without_torchvision
+from tests.videos import CLIPS, GRID, PICTURES, READERS, clip_example, without_torchvision
 
 SIZE, FPS = (101, 67), 2.0
 TORCHVISION = transformers.utils.is_torchvision_available()
@@ -137,6 +137,51 @@ def test_models_that_take_no_video(name):
     x = tiny_example(vlm, name)
     with pytest.raises(InputError, match=f"models of type '{name}' take no pixel_values_videos"):
         vlm.inputs(x.input_ids, **x.pixels, pixel_values_videos=torch.zeros(1, 2, 3, 28, 28))
+
+
+OTHERS = {  # pixels, and the tokens of the video
+    "glm4v": (GRID, (154, BEGIN, *[IMAGE] * 6, END, 45, BEGIN, *[IMAGE] * 6, END, 155)),
+    "exaone4_5": (GRID, (VIDEO,) * 12),
+    "cosmos3_omni": (GRID, (BEGIN, *[VIDEO] * 6, END, 45, BEGIN, *[VIDEO] * 6, END)),
+    "llava_next_video": ({"pixel_values_videos": (1, 3, 3, 28, 28)}, (VIDEO,) * 3),
+    "video_llama_3": (
+        {**GRID, "pixel_values_videos": (48, 588), "video_merge_sizes": torch.tensor([2])},
+        (VIDEO,) * 12,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_videos_without_a_map_are_hidden_too(name):
+    """Families whose frames nobody has mapped: roles and checks hold, and no box or frame is made up."""
+    (pixels, tokens), vlm = OTHERS[name], li.wrap(tiny_model(name))
+    generator = torch.Generator().manual_seed(0)
+    given = {k: v if isinstance(v, torch.Tensor) else torch.randn(v, generator=generator) for k, v in pixels.items()}
+    ids = torch.tensor([[1, *tokens, *QUESTION, *ANSWER]])
+    if name in ("glm4v", "cosmos3_omni"):
+        given["mm_token_type_ids"] = 2 * ((ids == IMAGE) | (ids == VIDEO)).long()
+    x = vlm.inputs(ids, answer_start=1 + len(tokens) + len(QUESTION), **given)
+    (view,) = x.images
+    assert view.positions.tolist() == x.where("image").nonzero().flatten().tolist()
+    assert len(view.positions) == sum(token in (IMAGE, VIDEO) for token in tokens)
+    assert (view.patches, view.frames, view.cells) == (None, None, None)
+    found = check(vlm, x)
+    assert found.ok, found.to_frame().to_string()
+    with pytest.raises(ImageError, match="no place in the picture"):
+        li.attribute(vlm, x)
+
+
+def test_videos_of_unknown_share_are_not_guessed_at():
+    """Without a row in the table, two videos side by side could be cut anywhere; one alone has all tokens."""
+    vlm = li.wrap(tiny_model("exaone4_5"))
+    grids, patches = torch.tensor([[2, 4, 6], [1, 4, 6]]), torch.zeros(72, 3 * 2 * 14 * 14)
+    one = vlm.inputs(torch.tensor([[1, *[VIDEO] * 12, 5]]), video_grid_thw=grids[:1], pixel_values_videos=patches[:48])
+    assert len(one.images[0].positions) == 12 and one.images[0].frames is None
+    two = {"video_grid_thw": grids, "pixel_values_videos": patches}
+    apart = vlm.inputs(torch.tensor([[1, *[VIDEO] * 12, 4, *[VIDEO] * 6, 5]]), **two)
+    assert [len(view.positions) for view in apart.images] == [12, 6]
+    with pytest.raises(InputError, match="18 image tokens do not divide among 2 images"):
+        vlm.inputs(torch.tensor([[1, *[VIDEO] * 18, 5]]), **two)
 
 
 # --- processors -------------------------------------------------------------------------------------------------------

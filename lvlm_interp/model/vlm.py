@@ -393,7 +393,7 @@ class HookedVLM:
         views = pixels.image_views(self.model.config, self.processor, shown, model_inputs, positions)
         if views is not None:
             return views
-        shares = _split(positions, len(shown))
+        shares = _split(positions, len(shown), alike=not any(one.video for one in shown))
         return tuple(
             ImageView(rows, picture=next(iter(one.pictures), None), clip=one.pictures if one.video else ())
             for rows, one in zip(shares, shown, strict=True)
@@ -546,8 +546,8 @@ def _shown(part: Mapping[str, Any]) -> Shown:
     return Shown(tuple(part["video"]) if video else (part["image"],), video)
 
 
-def _split(positions: Tensor, images: int) -> tuple[Tensor, ...]:
-    """The image tokens of each image: runs of neighbours if there are as many as images, else equal shares.
+def _split(positions: Tensor, images: int, alike: bool = True) -> tuple[Tensor, ...]:
+    """The image tokens of each image: runs of neighbours if there are as many as images, else equal shares if alike.
 
     Raises:
         InputError: neither tells which token belongs to which image.
@@ -555,7 +555,7 @@ def _split(positions: Tensor, images: int) -> tuple[Tensor, ...]:
     breaks = (positions.diff() != 1).nonzero().flatten() + 1
     if len(breaks) + 1 == images:
         return tuple(positions.tensor_split(breaks))
-    if len(positions) % images:
+    if len(positions) % images or (images > 1 and not alike):
         raise InputError(f"{len(positions)} image tokens do not divide among {images} images")
     return tuple(positions.view(images, -1))
 
