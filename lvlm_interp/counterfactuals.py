@@ -93,7 +93,7 @@ def crop(scale: tuple[float, float] = (0.01, 0.2), ratio: tuple[float, float] = 
 
 
 def black_box(box: tuple[float, float, float, float], image: int = 0) -> Counterfactual:
-    """The pixels of one box made black (contrastive region guidance, Wan et al. 2024).
+    """The pixels of one box made black (contrastive region guidance, Wan et al. 2024); of a video, in every frame.
 
     Args:
         box: (left, top, right, bottom) in pixels of the original image.
@@ -101,12 +101,13 @@ def black_box(box: tuple[float, float, float, float], image: int = 0) -> Counter
     """
 
     def change(vlm: HookedVLM, x: Inputs, generator: torch.Generator) -> Inputs:
-        pictures = [p.copy() for p in _pictures(x)]
+        pictures = [[p.copy() for p in some] for some in _pictures(x)]
         left, top, right, bottom = box
-        if not (0 <= left < right <= pictures[image].width and 0 <= top < bottom <= pictures[image].height):
-            raise ImageError(f"the box {box} does not lie in the image of {pictures[image].size} pixels")
-        ImageDraw.Draw(pictures[image]).rectangle((left, top, right - 1, bottom - 1), fill="black")
-        return vlm.with_pictures(x, pictures)
+        for picture in pictures[image]:
+            if not (0 <= left < right <= picture.width and 0 <= top < bottom <= picture.height):
+                raise ImageError(f"the box {box} does not lie in the image of {picture.size} pixels")
+            ImageDraw.Draw(picture).rectangle((left, top, right - 1, bottom - 1), fill="black")
+        return _with_pictures(vlm, x, pictures)
 
     return Counterfactual("black box", change, {"box": box, "image": image})
 
@@ -136,9 +137,9 @@ def noise(step: int = 500) -> Counterfactual:
     kept = float(torch.cumprod(1 - beta, 0)[step])
 
     def change(vlm: HookedVLM, x: Inputs, generator: torch.Generator) -> Inputs:
-        pixels = x.model_inputs["pixel_values"]
-        drawn = torch.randn(pixels.shape, generator=generator).to(pixels)
-        return x.with_model_inputs(pixel_values=math.sqrt(kept) * pixels + math.sqrt(1 - kept) * drawn)
+        drawn = {k: torch.randn(v.shape, generator=generator).to(v) for k, v in x.pixels.items()}
+        noisy = {k: math.sqrt(kept) * v + math.sqrt(1 - kept) * drawn[k] for k, v in x.pixels.items()}
+        return x.with_model_inputs(**noisy)
 
     return Counterfactual("noise", change, {"step": step})
 
@@ -178,8 +179,9 @@ def applied(counterfactual: Counterfactual, vlm: HookedVLM, x: Inputs, seed: int
     return counterfactual.change(vlm, x, torch.Generator().manual_seed(seed))
 
 
-def _pictures(x: Inputs) -> list[Picture]:
-    pictures = [view.picture for view in x.images if view.picture is not None]
+def _pictures(x: Inputs) -> list[list[Picture]]:
+    """The original pictures, each in a list: of a video, its frames."""
+    pictures = [list(view.clip) or [view.picture] for view in x.images if view.picture is not None]
     if len(pictures) != len(x.images):
         raise ImageError(
             "this counterfactual changes the original picture, and the example was made from processed pixels; "
@@ -188,9 +190,14 @@ def _pictures(x: Inputs) -> list[Picture]:
     return pictures
 
 
+def _with_pictures(vlm: HookedVLM, x: Inputs, pictures: list[list[Picture]]) -> Inputs:
+    shown = [some if view.clip else some[0] for some, view in zip(pictures, x.images, strict=True)]
+    return vlm.with_pictures(x, shown)
+
+
 def _on_pictures(one: Callable[[Picture, torch.Generator], Picture]) -> Change:
     def change(vlm: HookedVLM, x: Inputs, generator: torch.Generator) -> Inputs:
-        return vlm.with_pictures(x, [one(picture, generator) for picture in _pictures(x)])
+        return _with_pictures(vlm, x, [[one(picture, generator) for picture in some] for some in _pictures(x)])
 
     return change
 

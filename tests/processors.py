@@ -394,6 +394,14 @@ CASES = {
         features=cross_attended,
     ),
 }
+# An odd number of tokens along a tile's side, as in the models that are used: halved, neighbours share one.
+ODD = TILE + PATCH
+ODD_PINPOINTS = {"image_grid_pinpoints": [[h * ODD // TILE, w * ODD // TILE] for h, w in PINPOINTS]}
+CASES["llava_onevision, odd"] = replace(
+    CASES["llava_onevision"],
+    options={**CASES["llava_onevision"].options, "vision_config": dict(SIGLIP, image_size=ODD), **ODD_PINPOINTS},
+    settings={"size": {"height": ODD, "width": ODD}, **ODD_PINPOINTS},
+)
 # The same processor and vision tower under other language models.
 LATER_QWEN = {"qwen3_vl_moe": "Qwen3VLMoe", "qwen3_5": "Qwen3_5", "qwen3_5_moe": "Qwen3_5Moe"}
 CASES |= {name: replace(CASES["qwen3_vl"], config=config) for name, config in LATER_QWEN.items()}

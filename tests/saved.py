@@ -1,7 +1,7 @@
 """Tiny random models with their processors, in directories, as a user would bring them.
 
 A token is a character; the tokens that a family's processor looks for stand where `tests.families` has them. Families
-whose processors read videos too (Qwen, InternVL, SmolVLM) are not here: transformers opens those with torchvision only.
+whose processors read videos too are in `WITH_VIDEO`: transformers makes and opens those with torchvision only.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import Gemma3Processor, Idefics3Processor, LlavaNextProcessor, LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -21,20 +22,29 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 
 from tests.families import BEGIN, END, IMAGE, TILES, VOCABULARY, tiny_model
 
+VIDEO = 153
 SPECIAL = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "<image>": IMAGE, "<begin>": BEGIN, "<end>": END}
+SPECIAL["<video>"] = VIDEO
 IDEFICS = ["<fake_token_around_image>", "<end_of_utterance>", "<global-img>"]
 IDEFICS += [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}MARKER{% else %}{{ part['text'] }}{% endif %}{% endfor %}\n{% endfor %}"
+    "{% if part['type'] == 'image' %}MARKER{% elif part['type'] == 'video' %}CLIP"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
+NAMED = {  # what tokenizers of the families call these tokens
+    "<image>": ("image_token", "context_image_token"),
+    "<video>": ("video_token",),
+    "<begin>": ("boi_token", "vision_start_token", "start_image_token"),
+    "<end>": ("eoi_token", "vision_end_token", "end_image_token"),
+}
 TILE = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token for each printable character."""
-    special = SPECIAL | {token: END + 1 + n for n, token in enumerate(IDEFICS)}
+    special = SPECIAL | {token: VIDEO + 1 + n for n, token in enumerate(IDEFICS)}
     known = special | {character: 4 + n for n, character in enumerate(string.printable[:95] + "\n")}
     vocabulary = known | {f"<unused{i}>": i for i in set(range(VOCABULARY)) - set(known.values())}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -45,18 +55,20 @@ def tokenizer() -> PreTrainedTokenizerFast:
         **{f"{name[1:-1]}_token": name for name in ("<pad>", "<unk>")},
         bos_token="<s>",
         eos_token="</s>",
-        extra_special_tokens={"image_token": "<image>", "boi_token": "<begin>", "eoi_token": "<end>"},
+        extra_special_tokens={name: token for token, names in NAMED.items() for name in names},
     )
 
 
 @dataclass(frozen=True)
 class Saved:
-    """How the processor of a family is made, and what its template writes for an image."""
+    """How the processor of a family is made, and what its template writes for an image and for a video."""
 
     kind: type
     pixels: Callable[[], Any]
     options: dict[str, Any]
     marker: str = "<image>"
+    clip: str = "<video>"
+    frames: Callable[[], Any] | None = None
 
 
 LLAVA = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
@@ -77,11 +89,61 @@ SAVED = {
 }
 
 
-def processor(name: str, **changes: Any) -> Any:
-    """A family's own processor."""
-    row = SAVED[name]
-    template = TEMPLATE.replace("MARKER", row.marker)
-    return row.kind(row.pixels(), tokenizer(), chat_template=template, **{**row.options, **changes})
+QWEN_SIZES = {"patch_size": 14, "merge_size": 2, "size": {"shortest_edge": 56**2, "longest_edge": 112**2}}
+QWEN3_SIZES = {**QWEN_SIZES, "size": {"shortest_edge": 56**2, "longest_edge": 6 * 112**2}}  # of all frames together
+SMOL = {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": 56}}
+WHOLE = {"size": {"height": 56, "width": 56}}
+ONEVISION = {"size": {"height": 28, "width": 28}}
+
+
+def made(name: str, **options: Any) -> Callable[[], Any]:
+    """Makes an image or video processor of transformers, once it is asked for."""
+    return lambda: getattr(transformers, name)(**options)
+
+
+def qwen(name: str, videos: str, sizes: dict[str, Any]) -> Saved:
+    return Saved(
+        getattr(transformers, f"{name}Processor"),
+        made("Qwen2VLImageProcessor", **QWEN_SIZES),
+        {},
+        "<begin><image><end>",
+        "<begin><video><end>",
+        made(f"{videos}VideoProcessor", **sizes),
+    )
+
+
+WITH_VIDEO = {
+    "qwen2_vl": qwen("Qwen2VL", "Qwen2VL", QWEN_SIZES),
+    "qwen2_5_vl": qwen("Qwen2_5_VL", "Qwen2VL", QWEN_SIZES),
+    "qwen3_vl": qwen("Qwen3VL", "Qwen3VL", QWEN3_SIZES),
+    "internvl": Saved(
+        transformers.InternVLProcessor,
+        made("GotOcr2ImageProcessor", **WHOLE, max_patches=6),
+        {"image_seq_length": 4},
+        frames=made("InternVLVideoProcessor", **WHOLE),
+    ),
+    "smolvlm": Saved(
+        transformers.SmolVLMProcessor,
+        made("SmolVLMImageProcessor", **SMOL),
+        {"image_seq_len": 4},
+        frames=made("SmolVLMVideoProcessor", **SMOL, num_frames=8, fps=1),
+    ),
+    "llava_onevision": Saved(
+        transformers.LlavaOnevisionProcessor,
+        made("LlavaOnevisionImageProcessor", **ONEVISION, **TILES),
+        {"num_image_tokens": 4, "vision_feature_select_strategy": "full"},
+        frames=made("LlavaOnevisionVideoProcessor", **ONEVISION),
+    ),
+}
+"""Families whose processors read videos too."""
+
+
+def processor(name: str, pixels: Any = None, frames: Any = None, **changes: Any) -> Any:
+    """A family's own processor, with its own image and video processors or those that are given."""
+    row = {**SAVED, **WITH_VIDEO}[name]
+    template = TEMPLATE.replace("MARKER", row.marker).replace("CLIP", row.clip)
+    parts = {"video_processor": frames or row.frames()} if row.frames else {}
+    return row.kind(pixels or row.pixels(), tokenizer(), **parts, chat_template=template, **{**row.options, **changes})
 
 
 def save(name: str, folder: Path, model: Any = None, **changes: Any) -> Path:

@@ -9,10 +9,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import lvlm_interp as li
+from lvlm_interp.counterfactuals import swap
 from lvlm_interp.errors import ModelError
 from lvlm_interp.model.conformance import check
 from tests.families import tiny_model
-from tests.saved import save
+from tests.saved import SAVED, WITH_VIDEO, save, tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +134,66 @@ def test_weights_on_disk_that_are_not_numbers(tmp_path):
 def test_a_device_and_a_device_map(folder):
     with pytest.raises(ModelError, match="give one of them"):
         li.load(folder, device="cpu", device_map="auto")
+
+
+# --- families whose processors read videos too ------------------------------------------------------------------------
+
+TORCHVISION = transformers.utils.is_torchvision_available()
+
+
+@pytest.mark.skipif(TORCHVISION, reason="torchvision is installed")
+@pytest.mark.parametrize("name", WITH_VIDEO)
+def test_without_torchvision_the_error_says_what_to_install(name, tmp_path):
+    tiny_model(name).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    kind = WITH_VIDEO[name].kind.__name__
+    part = kind.replace("2_5", "2").removesuffix("Processor")  # Qwen2.5-VL has the parts of Qwen2-VL
+    described = {
+        "processor_class": kind,
+        "image_processor": {"image_processor_type": f"{part}ImageProcessor"},
+        "video_processor": {"video_processor_type": f"{part}VideoProcessor"},
+    }
+    (tmp_path / "processor_config.json").write_text(json.dumps(described))
+    with pytest.raises(ModelError, match=r"processor needs the package torchvision.*pip install torchvision") as one:
+        li.load(tmp_path)
+    assert "\n" not in str(one.value)
+
+
+@pytest.mark.skipif(not TORCHVISION, reason="transformers opens these processors with torchvision only")
+@pytest.mark.parametrize("name", WITH_VIDEO)
+def test_processors_that_read_videos_too(name, tmp_path):
+    """Pictures through the family's own processor: roles, several images, boxes, checks."""
+    if name == "smolvlm":
+        pytest.importorskip("num2words")  # its processor needs that too
+    vlm = li.load(save(name, tmp_path))
+    picture = Image.linear_gradient("L").crop((0, 20, 90, 200))
+    x = vlm.prepare("What?", picture, context="a <image> <video>", system="Be brief.", answer="A cat.")
+    said = {r: "".join(t for t, role in zip(x.tokens, x.roles, strict=True) if role == r) for r in x.present}
+    assert (said["system"], said["context"], said["question"]) == ("Be brief.", "a <image> <video>", "What?")
+    assert said["answer"] == "A cat." and "<image>" not in said["template"]
+    y = vlm.prepare("Which?", [picture, picture.rotate(90, expand=True)], answer="A cat.")
+    for example in (x, y):
+        found = check(vlm, example)
+        assert found.ok, found.to_frame().to_string()
+        assert all(view.has_grid and view.patches is not None for view in example.images)
+    assert isinstance(vlm.generate(x, 3), str) and li.credit(vlm, y).roles == ("question", "image")
+    assert li.attribute(vlm, y, image=1).values.shape[1:] == y.images[1].grid
+
+
+# --- other pictures in the place of an image --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("name", [*SAVED, *(WITH_VIDEO if TORCHVISION else ())])
+def test_pictures_that_are_swapped_are_processed_as_in_a_prompt(name, count, tmp_path):
+    vlm = li.load(save(name, tmp_path))
+    pictures = [Image.linear_gradient("L").crop((0, 20, 90, 200)), Image.radial_gradient("L").crop((0, 0, 120, 90))]
+    others = [picture.rotate(180) for picture in pictures]
+    x, y = (vlm.prepare("What?", some[:count], answer="A cat.") for some in (pictures, others))
+    swapped = vlm.with_pictures(x, [view.picture for view in y.images])
+    assert all(torch.equal(swapped.model_inputs[k], y.model_inputs[k]) for k in y.model_inputs)
+    assert not torch.equal(swapped.model_inputs["pixel_values"], x.model_inputs["pixel_values"])  # the control
+    assert li.contrast(vlm, x, without=swap(others[0])).delta.isfinite().all()
 
 
 # --- code that a directory brings -------------------------------------------------------------------------------------

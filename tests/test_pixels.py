@@ -10,9 +10,10 @@ import torch
 import transformers
 from PIL import Image, ImageChops
 
-from lvlm_interp.model.inputs import Box
+from lvlm_interp.model.inputs import Box, Shown
 from lvlm_interp.model.pixels import TokenMap, image_views, token_maps, video_maps
 from tests.processors import CASES, PATCH, Processor, features, picture, processed, tower
+from tests.videos import FILMS, filmed
 
 SIZES = 20
 PAINTED = 5
@@ -131,24 +132,42 @@ def test_cells_are_a_grid_in_the_picture(name: str) -> None:
             assert here is not None and there is not None and here[1] < there[1] and here[0] == there[0]
 
 
-def test_tokens_of_a_video_know_their_frames() -> None:
-    """Three frames, each shown twice, as Qwen-VL takes frames in pairs; one box of one of them is painted."""
-    name, size = "qwen2_5_vl", (101, 67)
-    clip = [picture(size, k) for k in range(3)]
-    made = processed(name, clip)
-    grid = torch.tensor([[3, *made["image_grid_thw"][0, 1:]]])
-    found = video_maps(tower(name).config, [size], {"video_grid_thw": grid})
+FRAMES = 5  # an odd number: of pairs, the last is a frame twice
+
+
+def in_a_film(name: str, size: Size, seed: int, off: int = 0) -> list[str]:
+    """As `problems`, for each frame of a video; `off` moves what the map says that many frames on."""
+    clip = [picture(size, FRAMES * seed + k) for k in range(FRAMES)]
+    before, inputs = filmed(name, clip)
+    found = video_maps(tower(name).config, [size], inputs, [FRAMES])
     assert found is not None and found[0].frames is not None
-    token = found[0].frames.index(2) + 5
-    box = found[0].boxes[token]
-    assert box is not None
-    before, after = (
-        tower(name).get_video_features(processed(name, shown)["pixel_values"], grid).pooler_output[0]
-        for shown in (clip, [clip[0], painted(clip[1], inside(box, 0)), clip[2]])
-    )
-    assert len(before) == len(found[0].boxes)
-    assert ((after - before).abs().amax(-1) > 1e-5).nonzero().flatten().tolist() == [token]
-    assert set(found[0].frames) == {0, 2, 4}
+    if len(before) != len(found[0].boxes):
+        return [f"{len(found[0].boxes)} boxes for {len(before)} tokens"]
+    reach = FILMS[name].reach * max(size) / CASES[name].settings["size"].get("longest_edge", 1)
+    stride, draw, wrong = strides(found[0].boxes, size), np.random.default_rng(seed), []
+    for frame in range(FRAMES):
+        start = max(f for f in found[0].frames if f is not None and f <= max(frame - off, 0))
+        boxes = {i: found[0].boxes[i] for i, f in enumerate(found[0].frames) if f == start}
+        token = list(boxes)[int(draw.integers(len(boxes)))]
+        area = inside(boxes[token], reach)
+        after, _ = filmed(name, [painted(one, area) if k == frame else one for k, one in enumerate(clip)])
+        changed = set(((after - before).abs().amax(-1) > 1e-5).nonzero().flatten().tolist())
+        shared = {j: overlap(area, box) for j, box in boxes.items()}
+        may = {j for j, share in shared.items() if min(share) > -reach}
+        must = {j for j, share in shared.items() if all(share[k] > stride[j][k] + reach for k in (0, 1))} | {token}
+        if not must <= changed <= may:
+            wrong.append(f"frame {frame}: {sorted(changed)} changed, not {sorted(must)} to {sorted(may)}")
+    return wrong
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_tokens_of_a_video_know_their_frames_and_boxes(name: str) -> None:
+    """One box of one frame is painted, and the tokens that change are that frame's at that place."""
+    draw = np.random.default_rng(list(FILMS).index(name))
+    for seed in range(4):
+        size = (int(draw.integers(60, 150)), int(draw.integers(60, 150)))
+        assert not in_a_film(name, size, seed)
+        assert in_a_film(name, size, seed, off=1)  # the control: a map that is a frame off
 
 
 def test_views_split_the_tokens_of_several_images() -> None:
@@ -158,13 +177,14 @@ def test_views_split_the_tokens_of_several_images() -> None:
     counts = [len(one) for one in features(name, pictures)]
     positions = torch.arange(10, 10 + sum(counts))
     processor = Processor(case.image_processor, case.images_kwargs)
-    seen = image_views(model, processor, pictures, made, positions)
+    shown, unknown = [Shown((one,)) for one in pictures], [Shown()] * 2
+    seen = image_views(model, processor, shown, made, positions)
     assert seen is not None and [len(view.positions) for view in seen] == counts
     assert all(view.patches is not None and len(view.patches) == len(view.positions) for view in seen)
-    blind = image_views(model, None, [None, None], made, positions)
+    blind = image_views(model, None, unknown, made, positions)
     assert blind is not None and [view.grid for view in blind] == [view.grid for view in seen]
     assert all(view.patches is None for view in blind)
-    assert image_views(model, processor, pictures, made, positions[1:]) is None
+    assert image_views(model, processor, shown, made, positions[1:]) is None
 
 
 def test_resampled_tokens_have_no_map() -> None:

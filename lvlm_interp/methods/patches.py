@@ -83,8 +83,9 @@ def attribute(
     image: int = 0,
     progress: bool = False,
     given: DecoderInputs | None = None,
+    frame: int | None = None,
 ) -> PatchMap:
-    """Attribute every answer token to the patches of an image.
+    """Attribute every answer token to the patches of an image or a video.
 
     Args:
         vlm: the model.
@@ -94,12 +95,15 @@ def attribute(
         hide_from: `text`: image tokens go on seeing the hidden one, what text reads from it is gone (fast: the image is
             computed once for all patches); `all`: nobody sees it. By default `text`, or `all` where layers carry on
             what image tokens see, masked or not (Qwen3.5's linear attention).
-        image: which image of the prompt.
+        image: which image or video of the prompt.
         progress: show a progress bar.
         given: `decoder_inputs` of the example, if it is scored by several methods.
+        frame: of a video. None hides a patch in all frames at once, and says where in the picture the answer comes
+            from, at whatever time. A number hides it in that frame only (Qwen-VL: in the two frames that share its
+            tokens); what neighbouring frames show again goes on telling it, so that such values are small.
 
     Raises:
-        InputError: no image, no answer, an unknown method.
+        InputError: no image, no answer, an unknown method, or no such frame.
         ImageError: the image's tokens have no place in the picture.
         VisibilityError: `text` in a model where only `all` is possible.
     """
@@ -108,10 +112,10 @@ def attribute(
     if method != "occlusion":
         raise InputError(f"no attribution method {method!r}; there is 'occlusion'")
     hide_from = hide_from or ("all" if vlm.recurrent else "text")
-    view, cells = _view(x, image)
+    view, cells = _view(x, image, frame)
     visible = x.hidden().repeat(cells.numel() + 2, 1)
     visible[1] = x.hidden("image")
-    for row, tokens in zip(visible[2:], hidden_together(view, cells), strict=True):
+    for row, tokens in zip(visible[2:], hidden_together(view, cells, frame), strict=True):
         row[view.positions[tokens]] = False
     odds = score(vlm, x, visible, hide_from, progress, given).logodds
     drop = (odds[0] - odds[2:]).T.reshape(-1, *cells.shape)
@@ -123,12 +127,18 @@ def attribute(
         boxes=boxes,
         size=size,
         hide_from=hide_from,
-        provenance=vlm.provenance("occlusion", hide_from=hide_from, image=image),
+        provenance=vlm.provenance("occlusion", hide_from=hide_from, image=image, frame=frame),
     )
 
 
-def hidden_together(view: ImageView, cells: Int[Tensor, "row column"]) -> list[list[int]]:
-    """For each cell, its token and those outside the grid whose box holds its centre, as indices into `positions`."""
+def hidden_together(view: ImageView, cells: Int[Tensor, "row column"], frame: int | None = None) -> list[list[int]]:
+    """For each cell, its token and those outside the grid whose box holds its centre, as indices into `positions`.
+
+    Of a video, the tokens of its place in all frames, or in the one that is chosen.
+    """
+    if view.starts:
+        times = [cells] if frame is not None else [view.cells_of(start) for start in view.starts]
+        return torch.stack([cell.flatten() for cell in times], 1).tolist()
     places = view.patches or (None,) * len(view.positions)
     grid = set(cells.flatten().tolist())
     outside = [(i, box) for i, box in enumerate(places) if box is not None and i not in grid]
@@ -142,13 +152,13 @@ def _holding(boxes: Sequence[tuple[int, Box]], cell: Box | None) -> list[int]:
     return [i for i, (left, top, right, bottom) in boxes if left <= x < right and top <= y < bottom]
 
 
-def _view(x: Inputs, image: int) -> tuple[ImageView, Int[Tensor, "row column"]]:
+def _view(x: Inputs, image: int, frame: int | None = None) -> tuple[ImageView, Int[Tensor, "row column"]]:
     if not 0 <= image < len(x.images):
         raise InputError(f"no image {image}: the prompt has {len(x.images)}, counted from 0")
     view = x.images[image]
     if view.cells is None:
         raise ImageError("the tokens of this image have no place in the picture (has_grid is False)")
-    return view, view.cells
+    return view, view.cells if frame is None else view.cells_of(frame)
 
 
 def _boxes(view: ImageView, cells: Int[Tensor, "row column"]) -> tuple[Tensor, tuple[int, int]]:

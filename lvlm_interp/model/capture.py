@@ -121,16 +121,18 @@ def recording(
 def _joined(name: str, pieces: list[Tensor]) -> Tensor:
     """What a site gave in one pass: windows one after the other; a pattern is 0 between windows, scores are lowest.
 
-    Batches of pictures of several sizes (a whole one and its tiles) are put into one row.
+    A tower that is called for pictures and again for a video gives pieces too, and so do pictures of several sizes (a
+    whole one and its tiles): side by side where they are alike, else in one row.
     """
     if len(pieces) == 1:
         return pieces[0]
-    if len({piece.shape[0] for piece in pieces}) > 1 and pieces[0].ndim > 2:
-        pieces = [picture for piece in pieces for picture in piece.split(1)]
-        if pieces[0].ndim == 3:
-            return torch.cat(pieces, 1)
+    alike = len({piece.shape[1:] for piece in pieces}) == 1
+    windows = ".attn.hook_" in name and all(len(piece) == 1 for piece in pieces)
+    if (alike and not windows) or pieces[0].ndim < 3:
+        return torch.cat(pieces)
+    pieces = [picture for piece in pieces for picture in piece.split(1)]
     if not name.endswith(("hook_pattern", "hook_attn_scores")):
-        return torch.cat(pieces, 1 if ".attn.hook_" in name else 0)
+        return torch.cat(pieces, 1)
     rows, keys = (sum(p.shape[axis] for p in pieces) for axis in (-2, -1))
     empty = 0.0 if name.endswith("pattern") else torch.finfo(pieces[0].dtype).min
     whole = pieces[0].new_full((*pieces[0].shape[:-2], rows, keys), empty)

@@ -137,7 +137,7 @@ def _example(vlm: HookedVLM) -> Inputs:
 
 
 def _with_some_answer(vlm: HookedVLM, x: Inputs) -> Inputs:
-    ids = [i for i in x.input_ids[0].tolist() if i != vlm.image_token_id][:-4:-1]
+    ids = [i for i in x.input_ids[0].tolist() if i not in vlm.visual_token_ids][:-4:-1]
     return x.with_answer(ids, vlm.token_strings(ids), "")
 
 
@@ -167,8 +167,7 @@ def _gap(a: Tensor, b: Tensor) -> float:
 def _other_pixels(x: Inputs) -> Inputs:
     """The same example with noise for pixels."""
     generator = torch.Generator().manual_seed(2026)
-    pixels = {k: v for k, v in x.model_inputs.items() if v.is_floating_point()}
-    drawn = {k: torch.randn(v.shape, generator=generator).to(v) for k, v in pixels.items()}
+    drawn = {k: torch.randn(v.shape, generator=generator).to(v) for k, v in x.pixels.items()}
     return x.with_model_inputs(**drawn)
 
 
@@ -399,7 +398,7 @@ def check_at_load(vlm: HookedVLM) -> None:
 
 def _words(vlm: HookedVLM) -> Inputs:
     """A few words without an image."""
-    ids = [i for i in range(3, 12) if i != vlm.image_token_id][:4]
+    ids = [i for i in range(3, 12) if i not in vlm.visual_token_ids][:4]
     tensor = torch.tensor([ids], device=vlm.device)
     roles: list[Role] = ["question"] * len(ids)
     return Inputs({"input_ids": tensor, "attention_mask": torch.ones_like(tensor)}, tuple(roles), len(ids))

@@ -142,7 +142,7 @@ def decoder_inputs(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: i
     where one prompt is scored many times, at the price of that memory. Their prompts may be longer than the first one's
     (a part of the answer) or a beginning of it; answers may be longer than that of `x` by `room`.
     """
-    filler = next(i for i in reversed(x.input_ids[0].tolist()) if i != vlm.image_token_id)
+    filler = next(i for i in reversed(x.input_ids[0].tolist()) if i not in vlm.visual_token_ids)
     ids = [*x.answer_ids.tolist(), *[filler] * room]
     longer = x.with_answer(ids, [""] * len(ids), "")
     called, entered, sight = look(

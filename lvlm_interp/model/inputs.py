@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from PIL import Image, UnidentifiedImageError
@@ -23,11 +24,27 @@ CREDITED: tuple[Role, ...] = ("question", "context", "system", "image")
 
 Box = tuple[float, float, float, float]
 ImageLike = Image.Image | str | Path
+VideoLike = Sequence[Any] | np.ndarray | Tensor
+"""Frames: PIL images, paths or arrays `[height, width, 3]` of bytes; or one array of them all, `[frame, …]`."""
+VIDEO_PIXELS = "pixel_values_videos"  # what models call the pixels of videos, where these have an input of their own
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A picture or a video that a prompt is about.
+
+    Attributes:
+        pictures: the original picture, or the frames of the video; none where only processed pixels were given.
+        video: whether it is a video.
+    """
+
+    pictures: tuple[Image.Image, ...] = ()
+    video: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class ImageView:
-    """One image of a prompt and where its tokens are.
+    """One image, or one video, of a prompt and where its tokens are.
 
     Attributes:
         positions: positions of its tokens in `input_ids`, `[token]`.
@@ -36,14 +53,41 @@ class ImageView:
             the original image is not known.
         cells: the tokens of the one rectangular grid that a heatmap is drawn on, as indices into `positions`,
             `[row, column]`; None where there is no grid. Where a family cuts an image into tiles, the tiles laid
-            together, not the thumbnail.
-        picture: the original image, or None if only processed pixels were given.
+            together, not the thumbnail. Of a video, its first frame; `cells_of` gives those of the others.
+        picture: the original image (of a video, its first frame), or None if only processed pixels were given.
+        frames: of a video, the number of the frame that each token was made from, counted from 0, in the order of
+            `positions`: of several neighbouring frames (Qwen-VL makes a token of two), the first. None for a token of
+            no frame (a newline); None as a whole for a picture, or where it is not known.
+        clip: the original frames of a video.
     """
 
     positions: Int[Tensor, " token"]
     patches: tuple[Box | None, ...] | None = None
     cells: Int[Tensor, "row column"] | None = None
     picture: Image.Image | None = field(default=None, repr=False)
+    frames: tuple[int | None, ...] | None = None
+    clip: tuple[Image.Image, ...] = field(default=(), repr=False)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The frames, or the first of the neighbouring frames, that tokens are made from; none of a picture."""
+        return tuple(sorted({frame for frame in self.frames or () if frame is not None}))
+
+    def cells_of(self, frame: int) -> Int[Tensor, "row column"]:
+        """As `cells`, the tokens that were made from one frame of a video.
+
+        Raises:
+            InputError: not a video, or it has no such frame.
+        """
+        starts = self.starts
+        if self.cells is None or not starts:
+            raise InputError("frames can be chosen of a video whose tokens have a place in its frames")
+        count = len(self.clip) or starts[-1] + 1
+        if not 0 <= frame < count:
+            raise InputError(f"no frame {frame}: the video has {count}, counted from 0")
+        assert self.frames is not None
+        first, wanted = self.frames.index(starts[0]), self.frames.index(max(s for s in starts if s <= frame))
+        return self.cells + (wanted - first)
 
     @property
     def grid(self) -> tuple[int, int] | None:
@@ -63,7 +107,7 @@ class Inputs:
         model_inputs: keyword arguments of the model; `input_ids` is `[1, T]` and ends with the answer.
         roles: one of `ROLES` for each of the T positions.
         answer_start: first position of the answer; T if there is no answer yet.
-        images: the images, in order.
+        images: the images and videos, in order.
         tokens: the text of each token, for display.
         texts: what the user wrote, by role.
         fills: model inputs that run along the positions, and what an answer's positions get in them: a number, or None
@@ -143,6 +187,11 @@ class Inputs:
         """The coalition that sees these roles, the template and the answer so far."""
         return self.where(*roles, "template", "answer")
 
+    @property
+    def pixels(self) -> dict[str, Tensor]:
+        """The model inputs that hold pixels."""
+        return pixels_of(self.model_inputs)
+
     def need_answer(self) -> None:
         """Raise unless there is an answer to score."""
         if self.answer_start == self.length:
@@ -196,6 +245,15 @@ class Inputs:
         )
 
 
+def pixels_of(model_inputs: Mapping[str, Any], video: bool | None = None) -> dict[str, Tensor]:
+    """The model inputs that hold pixels; those of videos, or those of pictures, if it is said.
+
+    Other numbers with a point have one axis, such as Qwen2.5-VL's seconds between frames.
+    """
+    found = {k: v for k, v in model_inputs.items() if isinstance(v, Tensor) and v.is_floating_point() and v.ndim > 1}
+    return {k: v for k, v in found.items() if video is None or video == (k == VIDEO_PIXELS)}
+
+
 class Answer(str):
     """A generated answer: a string that remembers its token ids, so that it is scored exactly as generated."""
 
@@ -232,6 +290,33 @@ def open_image(image: ImageLike) -> Image.Image:
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"{name} cannot be decoded: {error}") from error
+
+
+def open_video(video: VideoLike) -> list[Image.Image]:
+    """The frames of a video as RGB images.
+
+    Raises:
+        ImageError: no frames, frames of different sizes, or what is no frame.
+    """
+    if isinstance(video, (str, Path)):
+        raise ImageError("a video is given as a list of its frames, not as a file: read it and choose frames first")
+    frames = [_frame(frame) for frame in video]
+    if not frames or len(sizes := {frame.size for frame in frames}) > 1:
+        what = f"frames of the sizes {sorted(sizes)}" if frames else "no frames"
+        raise ImageError(f"a video is a list of frames of one size; got {what}")
+    return frames
+
+
+def _frame(frame: Any) -> Image.Image:
+    if isinstance(frame, ImageLike):
+        return open_image(frame)
+    values = np.asarray(frame)
+    if values.dtype != np.uint8 or values.ndim != 3 or values.shape[2] != 3:
+        raise ImageError(
+            "a frame is a PIL image, a path, or an array [height, width, 3] of bytes (uint8); "
+            f"got {values.dtype} {list(values.shape)}"
+        )
+    return open_image(Image.fromarray(values))
 
 
 def _decoded(opened: Image.Image, name: str) -> Image.Image:

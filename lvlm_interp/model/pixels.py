@@ -3,7 +3,7 @@
 Image processors resize, pad, crop and tile along each axis by itself. So one token's box is a span of columns times a
 span of rows, and all tokens of a picture, a tile or a thumbnail are one `Block`: the spans of its rows and of its
 columns, in original pixels. A family is a function that says which blocks its image becomes, in the order of their
-tokens; one engine makes boxes and the grid for heatmaps of them.
+tokens; one engine makes boxes and the grid for heatmaps of them. A video is one such layout again and again.
 
 Sizes that transformers' processors decide on are asked of transformers' own functions, or read off the model inputs,
 where there are such; the rest is tested against the processors and models themselves, by painting single boxes.
@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
-from PIL.Image import Image
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from lvlm_interp.model.inputs import Box, ImageView
+from lvlm_interp.model.inputs import VIDEO_PIXELS, Box, ImageView, Shown, pixels_of
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -43,12 +42,13 @@ class TokenMap:
         cells: the tokens of the one rectangular grid that a heatmap is drawn on, as indices into `boxes`,
             `[row, column]`: the tiles laid together where there are tiles, else the picture, not the thumbnail; none
             of them is padding only. Of a video, its first frame.
-        frames: for a video, the number of the first of the sampled frames that each token was made from.
+        frames: for a video, the number of the first of the sampled frames that each token was made from, None for a
+            token of no frame.
     """
 
     boxes: tuple[Box | None, ...]
     cells: Int[Tensor, "row column"]
-    frames: tuple[int, ...] | None = None
+    frames: tuple[int | None, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,16 +105,40 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Source:
-    """What is known of one image of a prompt.
+class Film:
+    """The tokens of a video, frame after frame.
 
     Attributes:
-        size: width and height of the original picture.
-        index: which image of the prompt it is.
+        frame: the blocks of one frame.
+        times: how often they stand in the prompt.
+        together: neighbouring frames that one token is made from.
+        after: tokens without a place at the end.
+    """
+
+    frame: Layout
+    times: int
+    together: int = 1
+    after: int = 0
+
+    def token_map(self, size: Size) -> TokenMap:
+        """Boxes, cells and frames, for frames of this size."""
+        one, rest = self.frame.token_map(size), (None,) * self.after
+        frames = (self.together * time for time in range(self.times) for _ in one.boxes)
+        return TokenMap(one.boxes * self.times + rest, one.cells, (*frames, *rest))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is known of one image, or one video, of a prompt.
+
+    Attributes:
+        size: width and height of the original picture, or of a frame.
+        index: which image, or which video, of the prompt it is.
         settings: what the image processor was told, by name.
         config: the model's.
         inputs: the model inputs.
         step: pixels along a token's side, once processed.
+        frames: of a video, the number of frames that the processor was given, if that is known.
     """
 
     size: Size
@@ -123,6 +147,7 @@ class Source:
     config: PretrainedConfig
     inputs: Mapping[str, Tensor]
     step: int
+    frames: int | None = None
 
     @property
     def processed(self) -> Size:
@@ -386,6 +411,33 @@ def _canvas(source: Source) -> Layout:
     return Layout((*blocks, *[empty] * (vision.max_num_tiles - len(blocks))), detail)
 
 
+# --- what video processors do -----------------------------------------------------------------------------------------
+
+
+def _paired(source: Source) -> Film | None:
+    """Frames at a size of their own, several of which make one token (Qwen-VL); the last is repeated to fill up."""
+    times, *sides = (int(n) for n in source.inputs["video_grid_thw"][source.index])
+    merge = _merged(source.config)
+    block = _even(sides[0] // merge, sides[1] // merge, source.size)
+    return Film(Layout((block,)), times, source.config.vision_config.temporal_patch_size)
+
+
+def _squares(source: Source) -> Film | None:
+    """Every frame stretched over one tile (InternVL, SmolVLM): an image to the model, which knows of no videos."""
+    return None if source.frames is None else Film(Layout((_whole(source),)), source.frames)
+
+
+def _halved(source: Source) -> Film | None:
+    """Every frame stretched over one tile and its grid halved by interpolation, a newline at the end (OneVision)."""
+    pixels, vision = source.inputs[VIDEO_PIXELS], source.config.vision_config
+    side = vision.image_size // vision.patch_size
+    columns, rows = (
+        _interpolated(_spans(side, source.step, length / now), math.ceil(side / 2))
+        for length, now in zip(source.size, (pixels.shape[-1], pixels.shape[-2]), strict=True)
+    )
+    return Film(Layout((Block(rows, columns),)), pixels.shape[1], after=1)
+
+
 # --- families ---------------------------------------------------------------------------------------------------------
 
 
@@ -423,6 +475,14 @@ FAMILIES: dict[str, tuple[Callable[[Source], Layout], Callable[[PretrainedConfig
 Models whose tokens are resampled (a Q-Former, a Perceiver) have no row: their tokens have no place in the picture.
 """
 
+VIDEOS: dict[str, Callable[[Source], Film | None]] = {
+    **dict.fromkeys(QWEN, _paired),
+    "llava_onevision": _halved,
+    "internvl": _squares,
+    "smolvlm": _squares,
+}
+"""Model type → how its videos are cut; None where that cannot be told."""
+
 
 def token_maps(
     config: PretrainedConfig, processor: Any, sizes: Sequence[Size], model_inputs: Mapping[str, Tensor]
@@ -444,15 +504,21 @@ def token_maps(
     if (row := FAMILIES.get(f"{kind}/{vision}") or FAMILIES.get(kind)) is None:
         return None
     layout, merge = row
-    patch = config.vision_config.patch_size
-    step = (patch if isinstance(patch, int) else patch[0]) * merge(config)
-    settings = _settings(processor)
+    step, settings = _patch(config) * merge(config), _settings(processor)
     sources = (Source(size, i, settings, config, model_inputs, step) for i, size in enumerate(sizes))
     return tuple(layout(source).token_map(source.size) for source in sources)
 
 
+def _patch(config: PretrainedConfig) -> int:
+    patch = config.vision_config.patch_size
+    return patch if isinstance(patch, int) else patch[0]
+
+
 def video_maps(
-    config: PretrainedConfig, sizes: Sequence[Size], model_inputs: Mapping[str, Tensor]
+    config: PretrainedConfig,
+    sizes: Sequence[Size],
+    model_inputs: Mapping[str, Tensor],
+    frames: Sequence[int | None] | None = None,
 ) -> tuple[TokenMap, ...] | None:
     """Where, and from which frames, the tokens of every video of a prompt were taken.
 
@@ -460,30 +526,31 @@ def video_maps(
         config: the model's.
         sizes: width and height of the original frames of each video.
         model_inputs: what the processor made of them.
+        frames: the number of frames of each video, where it is known.
 
     Returns:
-        one map for each video, or None where the model inputs do not tell: only Qwen-VL's do.
+        one map for each video, or None where the family or its model inputs do not tell.
     """
-    if (grids := model_inputs.get("video_grid_thw")) is None:
+    if (film := VIDEOS.get(config.model_type)) is None:
         return None
-    together, merge = config.vision_config.temporal_patch_size, _merged(config)
-    maps = []
-    for grid, size in zip(grids, sizes, strict=True):
-        times, rows, columns = int(grid[0]), int(grid[1]) // merge, int(grid[2]) // merge
-        one = Layout((_even(rows, columns, size),)).token_map(size)
-        frames = [together * time for time in range(times) for _ in one.boxes]
-        maps.append(TokenMap(one.boxes * times, one.cells, tuple(frames)))
-    return tuple(maps)
+    step = _patch(config) * FAMILIES[config.model_type][1](config)
+    counts, settings = frames or [None] * len(sizes), _settings(None)
+    made = [
+        film(Source(size, i, settings, config, model_inputs, step, count))
+        for i, (size, count) in enumerate(zip(sizes, counts, strict=True))
+    ]
+    found = [one.token_map(size) for one, size in zip(made, sizes, strict=True) if one is not None]
+    return tuple(found) if len(found) == len(made) else None
 
 
 def image_views(
     config: PretrainedConfig,
     processor: Any,
-    pictures: Sequence[Image | None],
+    shown: Sequence[Shown],
     model_inputs: Mapping[str, Tensor],
     positions: Int[Tensor, " token"],
 ) -> tuple[ImageView, ...] | None:
-    """The images of a prompt, each with its share of the positions of image tokens and their boxes.
+    """Pictures and videos of a prompt, each with its share of the positions of their tokens and their boxes.
 
     Without the original pictures, there are cells but no boxes, as far as the model inputs tell how pictures were cut.
 
@@ -491,26 +558,53 @@ def image_views(
         None where tokens have no place in the picture, or where the prompt has another number of image tokens than the
         maps: an unknown place is better than a wrong one.
     """
-    known = [picture for picture in pictures if picture is not None]
-    sizes = [picture.size for picture in known] or [_given_size(model_inputs, i) for i in range(len(pictures))]
-    maps = token_maps(config, processor if known else None, sizes, model_inputs)
+    maps = _maps(config, processor, shown, model_inputs)
     if maps is None or sum(counts := [len(one.boxes) for one in maps]) != len(positions):
         return None
     return tuple(
-        ImageView(rows, None if picture is None else one.boxes, one.cells, picture)
-        for rows, one, picture in zip(positions.split(counts), maps, pictures, strict=True)
+        ImageView(
+            rows,
+            one.boxes if what.pictures else None,
+            one.cells,
+            next(iter(what.pictures), None),
+            one.frames,
+            what.pictures if what.video else (),
+        )
+        for rows, one, what in zip(positions.split(counts), maps, shown, strict=True)
     )
 
 
-def _given_size(model_inputs: Mapping[str, Tensor], index: int) -> Size:
+def _maps(
+    config: PretrainedConfig, processor: Any, shown: Sequence[Shown], model_inputs: Mapping[str, Tensor]
+) -> list[TokenMap] | None:
+    """The maps of pictures and videos, in the order of the prompt."""
+    made: dict[bool, Iterable[TokenMap] | None] = {}
+    for video in {one.video for one in shown}:
+        some = [one for one in shown if one.video == video]
+        known = all(one.pictures for one in some)
+        sizes = [one.pictures[0].size if known else _given_size(model_inputs, i, video) for i, one in enumerate(some)]
+        counts = [len(one.pictures) or None for one in some]
+        made[video] = (
+            video_maps(config, sizes, model_inputs, counts)
+            if video
+            else token_maps(config, processor if known else None, sizes, model_inputs)
+        )
+    if None in made.values():
+        return None
+    of = {video: iter(maps) for video, maps in made.items() if maps is not None}
+    return [next(of[one.video]) for one in shown]
+
+
+def _given_size(model_inputs: Mapping[str, Tensor], index: int, video: bool = False) -> Size:
     """Width and height as far as the model inputs tell: some have the original's, others what it was resized to."""
-    if "image_sizes" in model_inputs:
+    grids = "video_grid_thw" if video else "image_grid_thw"
+    if "image_sizes" in model_inputs and not video:
         height, width = model_inputs["image_sizes"][index].tolist()
-    elif "image_grid_thw" in model_inputs:
-        height, width = model_inputs["image_grid_thw"][index, 1:].tolist()
+    elif grids in model_inputs:
+        height, width = model_inputs[grids][index, 1:].tolist()
     else:
-        shown = next(v for v in model_inputs.values() if v.is_floating_point())
-        height, width = shown.shape[-2:]
+        pixels = pixels_of(model_inputs, video) or pixels_of(model_inputs)
+        height, width = next(iter(pixels.values())).shape[-2:]
     return width, height
 
 

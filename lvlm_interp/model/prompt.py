@@ -56,8 +56,9 @@ class Prompter:
         """Ids of a conversation that ends where the answer begins.
 
         Raises:
-            InputError: a piece of text leaves no token behind.
+            InputError: a piece of text leaves no token behind, or the processor takes no video.
         """
+        self._need_readers(messages)
         segments, guarded = segments_of(messages), self._guarded(messages)
         inputs = self._process(guarded)
         ids, spans = inputs["input_ids"][0].tolist(), []
@@ -68,6 +69,22 @@ class Prompter:
             if spans[-1][0] == spans[-1][1]:
                 raise InputError(f"the {segment.role} {segment.text!r} tokenises to nothing; give at least one word")
         return self._spliced(Encoded(inputs, tuple(spans), tuple(segments)))
+
+    def _need_readers(self, messages: Sequence[Message]) -> None:
+        """Raise unless the processor can take what is shown.
+
+        Raises:
+            InputError: it reads no videos, or not together with pictures.
+        """
+        kinds, name = {part["type"] for message in messages for part in message["content"]}, type(self.processor)
+        readers = [getattr(self.processor, f"{kind}_processor", None) for kind in ("image", "video")]
+        if "video" not in kinds:
+            return
+        if readers[1] is None or getattr(self.processor, "video_token", None) is None:
+            raise InputError(f"{name.__name__} takes no video: give frames as images (image=[…]) if it takes several")
+        image, video = (set(getattr(reader, "model_input_names", ())) for reader in readers)
+        if "image" in kinds and image & video:  # one would take the place of the other (SmolVLM)
+            raise InputError(f"{name.__name__} takes pictures or a video, not both in one prompt")
 
     def answer_ids(self, messages: Sequence[Message], answer: str) -> list[int]:
         """Ids of an answer as they follow this conversation, without an end-of-turn token.
@@ -87,6 +104,14 @@ class Prompter:
         if full[: len(prompt)] == prompt and stop > len(prompt):
             return full[len(prompt) : stop]
         return self._plain(answer)
+
+    def pixels(self, shown: Sequence[Any]) -> dict[str, Tensor]:
+        """What the processor makes of the pictures and videos (lists of frames) of one prompt, as it would in it."""
+        parts = [{"type": (kind := "video" if isinstance(one, list) else "image"), kind: one} for one in shown]
+        made = self._process([{"role": "user", "content": [*parts, {"type": "text", "text": PLACEHOLDERS[0]}]}])
+        readers = (getattr(self.processor, f"{kind}_processor", None) for kind in ("image", "video"))
+        names = {name for reader in readers for name in getattr(reader, "model_input_names", ())}
+        return {k: v for k, v in made.items() if k in names and isinstance(v, Tensor)}
 
     def _guarded(self, messages: Sequence[Message]) -> list[Message]:
         """Markers inside the user's text must stay text: a placeholder stands for such a text while templates work."""
@@ -109,13 +134,22 @@ class Prompter:
     def _has_marker(self, text: str) -> bool:
         return any(marker in text for marker in self.special)
 
+    @property
+    def _has_template(self) -> bool:
+        return bool(getattr(self.processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None))
+
     def _process(self, messages: Sequence[Message]) -> dict[str, Tensor]:
         """The processor's own ids for a conversation, with a generation prompt if it ends with the user."""
         asks = messages[-1]["role"] != "assistant"
-        if getattr(self.processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None):
+        if self._has_template:
             try:
                 made = self.processor.apply_chat_template(
-                    list(messages), tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=asks
+                    list(messages),
+                    tokenize=True,
+                    return_dict=True,
+                    return_tensors="pt",
+                    add_generation_prompt=asks,
+                    **({"processor_kwargs": told} if (told := _about_videos(messages)) else {}),
                 )
             except Exception as error:  # templates are programs of their own: jinja errors, type errors, …
                 raise InputError(f"the model's chat template refused the conversation: {error}") from error
@@ -129,10 +163,14 @@ class Prompter:
         marker = getattr(self.processor, "image_token", None)
         if images and marker is None and "{image}" in self.family.prompt:
             raise ModelError("the processor has neither a chat template nor an image token")
-        prompt = self.family.prompt.format(image=str(marker) * len(images), question=text)
+        videos = {"videos": found} if (found := [part["video"] for part in parts if part["type"] == "video"]) else {}
+        markers = {"image": str(marker), "video": str(getattr(self.processor, "video_token", None))}
+        shown = "".join(markers[part["type"]] for part in parts if part["type"] in markers)
+        prompt = self.family.prompt.format(image=shown, question=text)
         if messages[-1]["role"] == "assistant":
             prompt += " " + messages[-1]["content"][0]["text"]
-        return dict(self.processor(text=[prompt], images=images or None, return_tensors="pt"))
+        told = _about_videos(messages)
+        return dict(self.processor(text=[prompt], images=images or None, return_tensors="pt", **videos, **told))
 
     def _spliced(self, encoded: Encoded) -> Encoded:
         """Put the ids of texts with markers in them where their placeholders stand."""
@@ -148,10 +186,30 @@ class Prompter:
         return Encoded(inputs, tuple(spans), encoded.segments)
 
 
+def _about_videos(messages: Sequence[Message]) -> dict[str, Any]:
+    """What processors are told of videos: all frames are to be shown, and how far they are apart."""
+    parts = [part for message in messages for part in message["content"] if part["type"] == "video"]
+    counts = [len(part["video"]) for part in parts]
+    told = [
+        {
+            "total_num_frames": count,
+            "frames_indices": list(range(count)),
+            "fps": fps,
+            "duration": None if fps is None else count / fps,
+        }
+        for count, fps in zip(counts, (part.get("fps") for part in parts), strict=True)
+    ]
+    return {"do_sample_frames": False, "video_metadata": told} if told else {}
+
+
 def conversation(
-    question: str, images: Sequence[Any], context: str | None = None, system: str | None = None
+    question: str,
+    images: Sequence[Any],
+    context: str | None = None,
+    system: str | None = None,
+    video: Mapping[str, Any] | None = None,
 ) -> list[Message]:
-    """Messages that ask one question: images first, then the context, then the question.
+    """Messages that ask one question: images first, then the video, the context, and the question.
 
     Raises:
         InputError: the question is empty.
@@ -159,6 +217,8 @@ def conversation(
     if not question or not question.strip():
         raise InputError("the question is empty; ask something about the image")
     content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    if video:
+        content.append({"type": "video", **video})
     if context:
         content.append({"type": "text", "text": context.rstrip("\n") + "\n"})
     content.append({"type": "text", "text": question})

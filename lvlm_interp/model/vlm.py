@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import inspect
 import itertools
 import math
 import os
@@ -25,7 +26,19 @@ from lvlm_interp.model.batch import Batch, batched
 from lvlm_interp.model.capture import Capture, Edit, recording, visiting
 from lvlm_interp.model.choice import Positions, Reduction, choose, depths_of, in_layers
 from lvlm_interp.model.families import Family
-from lvlm_interp.model.inputs import Answer, ImageLike, ImageView, Inputs, Role, open_image
+from lvlm_interp.model.inputs import (
+    VIDEO_PIXELS,
+    Answer,
+    ImageLike,
+    ImageView,
+    Inputs,
+    Role,
+    Shown,
+    VideoLike,
+    open_image,
+    open_video,
+    pixels_of,
+)
 from lvlm_interp.model.readout import Mixing, Readout
 from lvlm_interp.model.sight import kinds_of
 from lvlm_interp.model.sites import (
@@ -55,6 +68,11 @@ PER_IMAGE = ("image_grid_thw", "image_grid_hw", "image_grid_hws", "image_grids",
 # What logits are multiplied (1) or divided (-1) by. Configs name some that their model never applies.
 SCALES = {"logit_scale": 1, "output_multiplier": 1, "logits_scaling": -1, "logits_mup_width_multiplier": -1}
 SOFTCAP = "final_logit_softcapping"
+INSTALLED = {  # packages that some processors need, and how to get them
+    "torchvision": "install the release made for your torch "
+    f"({torch.__version__}): pip install torchvision, or see https://pytorch.org/get-started/locally",
+    "num2words": "pip install num2words",
+}
 SAMPLED = 1024  # elements of each weight tensor that its fingerprint looks at
 
 
@@ -189,6 +207,18 @@ class HookedVLM:
         return int(found)
 
     @functools.cached_property
+    def video_token_id(self) -> int | None:
+        """The id that stands for a piece of a video, if it is another than that of images."""
+        names = ("video_token_id", "video_token_index")
+        found = next((i for name in names if (i := getattr(self.model.config, name, None)) is not None), None)
+        return None if found is None or found == self.image_token_id else int(found)
+
+    @property
+    def visual_token_ids(self) -> tuple[int, ...]:
+        """The ids that stand for a piece of an image or of a video."""
+        return tuple(i for i in (self.image_token_id, self.video_token_id) if i is not None)
+
+    @functools.cached_property
     def prompter(self) -> prompt.Prompter:
         if self.processor is None:
             raise ModelError(
@@ -226,6 +256,8 @@ class HookedVLM:
         context: str | None = None,
         system: str | None = None,
         answer: str | None = None,
+        video: VideoLike | None = None,
+        fps: float | None = None,
     ) -> Inputs:
         """One question as model inputs, with the role of every position.
 
@@ -235,31 +267,36 @@ class HookedVLM:
             context: text of the user before the question.
             system: a system message.
             answer: the answer to explain; an `Answer` from `generate` keeps its exact tokens.
+            video: the frames of a video, behind the images if there are any; all of them are shown.
+            fps: frames per second of these frames, for families that tell the model the time; None leaves it to the
+                processor (24 in most).
 
         Raises:
-            ImageError: the image cannot be read.
-            InputError: an empty question, or a text that tokenises to nothing.
+            ImageError: the image, or a frame, cannot be read.
+            InputError: an empty question, a text that tokenises to nothing, or a video where the family has none.
         """
         several = [image] if image is None or isinstance(image, ImageLike) else list(image)
         pictures = [open_image(one) for one in several if one is not None]
-        return self._prepared(prompt.conversation(question, pictures, context, system), answer)
+        clip = None if video is None else {"video": open_video(video), "fps": fps}
+        return self._prepared(prompt.conversation(question, pictures, context, system, clip), answer)
 
     def prepare_chat(self, messages: Sequence[Mapping[str, Any]], answer: str | None = None) -> Inputs:
         """Chat messages (transformers' format, images as `{"type": "image", "image": …}`) as model inputs.
 
-        The last text is the question, system messages are system, everything said before is context.
+        Videos are `{"type": "video", "video": frames}`, with `"fps"` if it is known; all frames are shown. The last
+        text is the question, system messages are system, everything said before is context.
         """
         opened = prompt.listed(messages)
         for message in opened:
             message["content"] = [
-                {"type": "image", "image": open_image(part["image"])} if part.get("type") == "image" else part
+                {**part, kind: OPEN[kind](part[kind])} if (kind := str(part.get("type"))) in OPEN else part
                 for part in message["content"]
             ]
         return self._prepared(opened, answer)
 
     def _prepared(self, messages: list[prompt.Message], answer: str | None) -> Inputs:
         encoded = self.prompter.encode(messages)
-        pictures = [p["image"] for m in messages for p in m["content"] if p["type"] == "image"]
+        shown = [_shown(part) for m in messages for part in m["content"] if part["type"] in OPEN]
         model_inputs = {k: v.to(self.device) for k, v in encoded.model_inputs.items() if isinstance(v, Tensor)}
         ids = model_inputs["input_ids"][0].tolist()
         roles: list[Role] = ["template"] * len(ids)
@@ -267,7 +304,7 @@ class HookedVLM:
         for segment, (start, stop) in zip(encoded.segments, encoded.spans, strict=True):
             roles[start:stop] = [segment.role] * (stop - start)
             texts[segment.role] = texts.get(segment.role, "") + segment.text
-        views = self._views(model_inputs, pictures)
+        views = self._views(model_inputs, shown)
         for position in (int(p) for view in views for p in view.positions):
             roles[position] = "image"
         x = Inputs(
@@ -297,7 +334,7 @@ class HookedVLM:
             model_inputs: the other arguments of the model (`pixel_values`, …).
 
         Raises:
-            InputError: shapes that do not fit, or image tokens without pixels.
+            InputError: shapes that do not fit, image tokens without pixels, or a video where the model takes none.
         """
         start = input_ids.shape[-1] if answer_start is None else answer_start
         given = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **model_inputs}
@@ -306,7 +343,8 @@ class HookedVLM:
         for name, fill in self._fills(given).items():
             if fill is not None:
                 given[name] = torch.cat([given[name][:, :start], torch.full_like(given[name][:, start:], fill)], 1)
-        views = self._views(given, [None] * self._images_in(given))
+        self._need_video(given)
+        views = self._views(given, self._shown_in(given))
         named = tuple(roles or self._plain_roles(ids, start))
         return self._accepted(Inputs(given, named, start, views, self.token_strings(ids), {}, self._fills(given)))
 
@@ -329,37 +367,65 @@ class HookedVLM:
     def _plain_roles(self, ids: Sequence[int], start: int) -> list[Role]:
         text = self.model.config.get_text_config()
         special = {getattr(text, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")}
-        image = self.image_token_id
-        roles: list[Role] = ["image" if i == image else "template" if i in special else "question" for i in ids[:start]]
+        image = self.visual_token_ids
+        roles: list[Role] = ["image" if i in image else "template" if i in special else "question" for i in ids[:start]]
         if roles and roles[-1] == "question":
             roles[-1] = "template"
         answer: list[Role] = ["answer"] * (len(ids) - start)
         return roles + answer
 
-    def _images_in(self, model_inputs: Mapping[str, Any]) -> int:
-        """How many images the pixels are of; where only tiles can be counted, they are taken for one image."""
+    def _need_video(self, model_inputs: Mapping[str, Any]) -> None:
+        """Raise if there are pixels of a video, and the model takes none."""
+        if VIDEO_PIXELS in model_inputs and VIDEO_PIXELS not in inspect.signature(self.model.forward).parameters:
+            raise InputError(
+                f"models of type {self.model.config.model_type!r} take no {VIDEO_PIXELS}: they read no videos, or "
+                "their frames as images (pixel_values)"
+            )
+
+    def _shown_in(self, model_inputs: Mapping[str, Any]) -> list[Shown]:
+        """What the pixels are of; where only tiles can be counted, they are taken for one image."""
+        videos = [Shown(video=True)] * len(model_inputs.get("video_grid_thw", model_inputs.get(VIDEO_PIXELS, ())))
         for name in PER_IMAGE:
             if name in model_inputs:
-                return len(model_inputs[name])
-        values = next((v for k, v in model_inputs.items() if v.is_floating_point()), None)
-        return 0 if values is None else 1 if self.family.tiled or values.ndim != 4 else values.shape[0]
+                return [Shown()] * len(model_inputs[name]) + videos
+        values = next(iter(pixels_of(model_inputs, video=False).values()), None)
+        count = 0 if values is None else 1 if self.family.tiled or values.ndim != 4 else values.shape[0]
+        return [Shown()] * count + videos
 
-    def _views(self, model_inputs: Mapping[str, Tensor], pictures: Sequence[Image | None]) -> tuple[ImageView, ...]:
-        """Which positions belong to which image, and where in the picture they are."""
-        positions = (model_inputs["input_ids"][0] == self.image_token_id).nonzero().flatten().cpu()
-        if len(positions) and not any(v.is_floating_point() for v in model_inputs.values()):
+    def _views(self, model_inputs: Mapping[str, Tensor], shown: Sequence[Shown]) -> tuple[ImageView, ...]:
+        """Which positions belong to which image or video, and where in the picture they are, in the prompt's order.
+
+        Videos whose tokens are those of images (InternVL, SmolVLM) take their share of these.
+        """
+        ids = model_inputs["input_ids"][0].cpu()
+        own = ids == (-1 if self.video_token_id is None else self.video_token_id)
+        apart = bool(own.any())
+        views: list[ImageView] = []
+        for name, mine, of_video in (("image", ids == self.image_token_id, False), ("video", own, True)):
+            some = [one for one in shown if (one.video and apart) == of_video]
+            views += self._views_of(name, model_inputs, mine.nonzero().flatten(), some)
+        return tuple(sorted(views, key=lambda view: int(view.positions[0])))
+
+    def _views_of(
+        self, name: str, model_inputs: Mapping[str, Tensor], positions: Tensor, shown: Sequence[Shown]
+    ) -> tuple[ImageView, ...]:
+        """The views whose tokens stand at these positions."""
+        if len(positions) and not pixels_of(model_inputs):
             raise InputError(
-                f"{len(positions)} image tokens but no pixels: give pixel_values=…, or a processor that makes them"
+                f"{len(positions)} {name} tokens but no pixels: give pixel_values=…, or a processor that makes them"
             )
-        if not len(pictures) or not len(positions):
-            if len(pictures) or len(positions):
-                raise InputError(f"{len(pictures)} images but {len(positions)} image tokens in the prompt")
+        if not len(shown) or not len(positions):
+            if len(shown) or len(positions):
+                raise InputError(f"{len(shown)} {name}s but {len(positions)} {name} tokens in the prompt")
             return ()
-        views = pixels.image_views(self.model.config, self.processor, pictures, model_inputs, positions)
+        views = pixels.image_views(self.model.config, self.processor, shown, model_inputs, positions)
         if views is not None:
             return views
-        shares = _split(positions, len(pictures))
-        return tuple(ImageView(rows, picture=p) for rows, p in zip(shares, pictures, strict=True))
+        shares = _split(positions, len(shown), alike=not any(one.video for one in shown))
+        return tuple(
+            ImageView(rows, picture=next(iter(one.pictures), None), clip=one.pictures if one.video else ())
+            for rows, one in zip(shares, shown, strict=True)
+        )
 
     def token_strings(self, ids: Iterable[int]) -> tuple[str, ...]:
         """What each token reads as on its own; `<5>` for id 5 where there is no tokenizer."""
@@ -375,9 +441,9 @@ class HookedVLM:
         """
         return batched(examples, self._stops()[0])
 
-    def with_pictures(self, x: Inputs, pictures: Sequence[Image]) -> Inputs:
-        """The same example with other pictures of the same size in the place of its own."""
-        processed = self.prompter.processor.image_processor(list(pictures), return_tensors="pt")
+    def with_pictures(self, x: Inputs, pictures: Sequence[Image | list[Image]]) -> Inputs:
+        """The same example with other pictures of the same size in the place of its own; of a video, its frames."""
+        processed = self.prompter.pixels(pictures)
         changed = {k: v.to(self.device) for k, v in processed.items() if k in x.model_inputs}
         return x.with_model_inputs(**changed)
 
@@ -425,7 +491,7 @@ class HookedVLM:
         except ValueError as error:
             if "match" not in str(error):
                 raise
-            count = int((model_inputs["input_ids"] == self.image_token_id).sum())
+            count = sum(int((model_inputs["input_ids"] == i).sum()) for i in self.visual_token_ids)
             raise InputError(
                 f"the prompt has {count} image tokens, and the image gives another number of features "
                 f"({error}). Was the prompt cut, or made for another image? Prepare it with its own processor."
@@ -499,8 +565,17 @@ class HookedVLM:
         return Capture({**found, "logits": logits}, choice)
 
 
-def _split(positions: Tensor, images: int) -> tuple[Tensor, ...]:
-    """The image tokens of each image: runs of neighbours if there are as many as images, else equal shares.
+OPEN = {"image": open_image, "video": open_video}
+"""What opens the parts of a message that are shown, by their type."""
+
+
+def _shown(part: Mapping[str, Any]) -> Shown:
+    video = part["type"] == "video"
+    return Shown(tuple(part["video"]) if video else (part["image"],), video)
+
+
+def _split(positions: Tensor, images: int, alike: bool = True) -> tuple[Tensor, ...]:
+    """The image tokens of each image: runs of neighbours if there are as many as images, else equal shares if alike.
 
     Raises:
         InputError: neither tells which token belongs to which image.
@@ -508,7 +583,7 @@ def _split(positions: Tensor, images: int) -> tuple[Tensor, ...]:
     breaks = (positions.diff() != 1).nonzero().flatten() + 1
     if len(breaks) + 1 == images:
         return tuple(positions.tensor_split(breaks))
-    if len(positions) % images:
+    if len(positions) % images or (images > 1 and not alike):
         raise InputError(f"{len(positions)} image tokens do not divide among {images} images")
     return tuple(positions.view(images, -1))
 
@@ -583,6 +658,9 @@ def _need_all_weights(name: str, missing: Collection[str]) -> None:
 
 
 def _why_not_opened(name: str, error: str) -> str:
+    """What a user can do about it: transformers' own words where nothing better is known."""
+    if needed := next((package for package in INSTALLED if package in error.lower()), None):
+        return f"could not open {name!r}: its processor needs the package {needed}; {INSTALLED[needed]}"
     if "trust_remote_code" in error:
         return (
             f"{name!r} brings code of its own, which is run only if you ask for it: read that code, then "
