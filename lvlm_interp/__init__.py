@@ -17,8 +17,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load": "model.vlm",
-    "wrap": "model.vlm",
+    "load": "model.opening",
+    "wrap": "model.opening",
     "HookedVLM": "model.vlm",
     "Inputs": "model.inputs",
     "Answer": "model.inputs",

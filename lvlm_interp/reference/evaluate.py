@@ -87,7 +87,7 @@ def summary(asked: Sequence[Asked]) -> dict[str, dict[str, float]]:
 @functools.cache
 def _opened(model: str) -> HookedVLM:
     """The model, opened once in each worker; two workers of one thread do more than one of two."""
-    from lvlm_interp.model.vlm import load
+    from lvlm_interp.model.opening import load
 
     torch.set_num_threads(1)
     return load(model)
@@ -110,7 +110,7 @@ def evaluate(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    from lvlm_interp.model.vlm import load
+    from lvlm_interp.model.opening import load
 
     parser = argparse.ArgumentParser(description="Held-out scores of the reference model.")
     parser.add_argument("--scenes", type=int, default=500)
