@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import save_file
+import torch
 
 import lvlm_interp as li
 from lvlm_interp.methods.features import Features
@@ -20,16 +19,8 @@ def examples(level: str, count: int) -> list[questions.Example]:
 
 
 def features(vlm: li.HookedVLM, level: str, count: int, folder: Path | None) -> dict[str, Features]:
-    """Features of every layer and every head at the last position, read from `folder` if they are there."""
-    file = folder / f"{vlm.fingerprint}-{level}-{count}.safetensors" if folder else None
-    if file is not None and file.exists():
-        with safe_open(str(file), "pt") as stored:
-            names = stored.metadata()
-            return {name: Features(stored.get_tensor(name), tuple(names[name].split())) for name in SITES}
+    """Features of every layer and every head at the last position, kept in `folder`, if one is given."""
     asked = [example.inputs(vlm) for example in examples(level, count)]
-    found = li.collect_features(vlm, asked, SITES, progress=True)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        names = {name: " ".join(f.sites) for name, f in found.items()}
-        save_file({name: f.values for name, f in found.items()}, str(file), metadata=names)
-    return found
+    store = folder / f"{vlm.fingerprint}-{level}-{count}" if folder else None
+    found = li.collect_features(vlm, asked, SITES, progress=True, store=store)
+    return {name: Features(torch.as_tensor(f.values[:]), f.sites) for name, f in found.items()}

@@ -12,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 import lvlm_interp as li
-from lvlm_interp.model import sites
+from lvlm_interp.model import parts
 from lvlm_interp.reference import make_scenes
 
 
@@ -39,10 +39,10 @@ def two_passes(vlm: li.HookedVLM, x: li.Inputs) -> torch.Tensor:
 def inside(vlm: li.HookedVLM, x: li.Inputs) -> dict[str, float]:
     """Captured against plain, heads against attention out, last residual against logits."""
     captured, plain = vlm.capture(x, "*"), vlm.run(x)
-    last = len(sites.find_blocks(vlm.decoder)) - 1
+    last = len(parts.find_blocks(vlm.decoder)) - 1
     heads = 0.0
-    for i, block in enumerate(sites.find_blocks(vlm.decoder)):
-        project = sites.part(sites.attention_of(block), sites.OUTPUT_PROJECTION)
+    for i, block in enumerate(parts.find_blocks(vlm.decoder)):
+        project = parts.part(parts.attention_of(block), parts.OUTPUT_PROJECTION)
         mixed = project(captured[f"blocks.{i}.attn.hook_z"].flatten(-2))
         heads = max(heads, float((mixed - captured[f"blocks.{i}.hook_attn_out"]).abs().max()))
     read = vlm.readout(captured[f"blocks.{last}.hook_resid_post"])

@@ -5,7 +5,7 @@ import torch
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, ModelError, SiteError, VisibilityError
-from lvlm_interp.model import sites
+from lvlm_interp.model import parts
 from tests.families import tiny_example, tiny_model
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -87,8 +87,8 @@ def test_what_a_block_scales_is_added_scaled():
 def test_heads_recombine_to_attention_out(vlm):
     c = vlm.capture(tiny_inputs(vlm), ALL)
     for prefix, tower in (("", vlm.decoder), ("vision.", vlm.model.base_model.vision_tower)):
-        attention = sites.attention_of(sites.find_blocks(tower)[1])
-        project = sites.part(attention, sites.OUTPUT_PROJECTION)
+        attention = parts.attention_of(parts.find_blocks(tower)[1])
+        project = parts.part(attention, parts.OUTPUT_PROJECTION)
         z = c[f"{prefix}blocks.1.attn.hook_z"]
         assert torch.allclose(project(z.flatten(-2)), c[f"{prefix}blocks.1.hook_attn_out"], atol=1e-5)
 

@@ -8,7 +8,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, ModelError, SiteError
-from lvlm_interp.model import attention, conformance, decoder, families, plan, runner, sites
+from lvlm_interp.model import attention, conformance, decoder, families, parts, plan, runner, sites
 from lvlm_interp.model.conformance import CHECKS, check
 from lvlm_interp.model.decoder import decoder_inputs
 from lvlm_interp.model.sites import Site
@@ -190,12 +190,12 @@ def test_heads_that_do_not_recombine(monkeypatch):
 
 def test_values_of_other_heads(monkeypatch):
     """Fuyu's decoder computes q, k and v head by head; cut in thirds, every site still fires, with wrong numbers."""
-    monkeypatch.setattr(sites, "HEAD_BY_HEAD", ())
+    monkeypatch.setattr(parts, "HEAD_BY_HEAD", ())
     assert failed(*example("fuyu")) == ["sites"]
 
 
 def test_a_gate_between_heads_and_their_projection(monkeypatch):
-    monkeypatch.setattr(sites, "GATING", set())
+    monkeypatch.setattr(parts, "GATING", set())
     assert failed(*example("muse_glimmer")) == ["sites"]
 
 

@@ -9,7 +9,7 @@ from lvlm_interp.errors import SiteError, VisibilityError
 from lvlm_interp.model import conformance
 from lvlm_interp.model.capture import masking, skipping
 from lvlm_interp.model.decoder import decoder_inputs
-from lvlm_interp.model.sites import RECURRENT
+from lvlm_interp.model.parts import RECURRENT
 from tests.families import tiny_example, tiny_model
 
 HYBRID = ("glm5_next", "lfm2_vl", "lfm3_vl", "nemotron_h_omni", "qwen3_5", "qwen3_5_moe", "qwen4_exp")

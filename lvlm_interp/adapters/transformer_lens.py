@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from lvlm_interp.errors import InputError, ModelError, SiteError
 from lvlm_interp.model.capture import Capture
-from lvlm_interp.model.sites import OUTPUT_PROJECTION, attention_of, find_blocks, head_width, part
+from lvlm_interp.model.parts import OUTPUT_PROJECTION, attention_of, find_blocks, head_width, part
 from lvlm_interp.model.vlm import HookedVLM
 
 FIRST = "blocks.0.hook_resid_pre"

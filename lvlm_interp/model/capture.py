@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 from lvlm_interp.errors import SiteError
 from lvlm_interp.model.attention import Tap, tapped
 from lvlm_interp.model.choice import Choice
-from lvlm_interp.model.sites import OUTPUT_PROJECTION, Site, part
+from lvlm_interp.model.sites import Site
 
 HIDDEN_STATES = ("hidden_states", "hidden_state", "x")  # what modules call their input
 Edit = Callable[[Tensor], Tensor]
@@ -217,10 +217,6 @@ def _hooked(site: Site, visit: Visit) -> Iterator[None]:
 
     if site.read == "input":
         handle = site.module.register_forward_pre_hook(before, with_kwargs=True)
-    elif site.read == "projected":
-        projection = part(site.module, OUTPUT_PROJECTION)
-        assert projection is not None
-        handle = projection.register_forward_pre_hook(before, with_kwargs=True)
     else:
         handle = site.module.register_forward_hook(after)
     try:

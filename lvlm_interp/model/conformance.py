@@ -284,7 +284,7 @@ def sites(vlm: HookedVLM, x: Inputs) -> Checked:
     heads = f"heads recombine in {len(recombined)} layers, values give them in {len(read)}"
     detail = f"{len(vlm.sites)} sites fired; {heads}; lens {lens:.1e}{missing}"
     ok = gap <= limit
-    advice = "The names of the parts in model/sites.py do not fit this model."
+    advice = "The names of the parts in model/parts.py do not fit this model."
     return Checked("sites", ok, gap, limit, detail, "" if ok else advice)
 
 

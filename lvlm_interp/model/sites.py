@@ -26,100 +26,37 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
 
-from lvlm_interp.errors import ModelError, SiteError
-
-# What the parts of a transformer block are called in transformers' code, most telling name first.
-ATTENTION = ("self_attn", "attention", "attn", "self_attention")
-CROSS_ATTENTION = ("cross_attn",)
-# What carries a state from position to position, in the place of attention or beside it.
-RECURRENT = ("linear_attn", "conv", "mamba", "mixer", "ple")
-# A name that does not tell which of these it is; what carries a state is handed the cache that keeps it.
-MIXER, CACHES = "mixer", {"cache_params", "past_key_values"}
-MLP = ("mlp", "feed_forward", "feedforward", "ffn", "block_sparse_moe", "moe", "fc2")
-BEFORE_MLP = (
-    "pre_feedforward_layernorm",
-    "pre_mlp_layernorm",
-    "layer_norm2",
-    "norm2",
-    "ln_2",
-    "layernorm_after",
-    "final_layer_norm",
-    "post_attention_layernorm",
-    "ffn_norm",
-)
-# Of several residual streams: what mixes them for the MLP, where they stand side by side in the width and
-# where they have an axis of their own; what mixes the latter for the final norm.
-MIXED_FOR_MLP, MIXED_APART, MIXED_AT_LAST = ("mlp_hyper_connection",), ("ffn_hc",), ("hc_head",)
-# Between attention and residual, where there is one; a norm that stands before the MLP is not meant.
-AFTER_ATTENTION = (
-    "layer_scale1",
-    "post_self_attn_layernorm",
-    "post_attention_layernorm",
-    "post_operator_norm",
-    "post_norm1",
-    "attn_sconv",
-    "post_attention_convolution",
-)
-AFTER_MLP = (
-    "layer_scale2",
-    "post_mlp_layernorm",
-    "post_feedforward_layernorm",
-    "post_ffn_norm",
-    "post_norm2",
-    "mlp_sconv",
-    "post_mlp_convolution",
-)
-SCALES = {"hook_attn_out": "lambda_1", "hook_mlp_out": "lambda_2"}  # parameters of a block that stand there (InternVL)
-# The only norms of a block where they stand behind attention and MLP (Olmo 2, Exaone 4); and those that some blocks use
-# there as well (Chameleon with `swin_norm`, Molmo 2 with `norm_after`), named as if they stood before.
-AFTER_BOTH = ("post_attention_layernorm", "post_feedforward_layernorm")
-BEFORE_BOTH = ("input_layernorm", "post_attention_layernorm")
-OUTPUT_PROJECTION = (
-    "o_proj",
-    "out_proj",
-    "proj",
-    "projection_layer",
-    "projection",
-    "wo",
-    "dense",
-    "attn_out",
-    "c_proj",
-)
-# What the code of attention speaks of where a gate stands between the heads and their output projection.
-GATING = {"sigmoid", "g_proj", "gate_proj"}
-QKV = ("qkv", "qkv_proj", "query_key_value")
-HEAD_BY_HEAD = ("query_key_value",)  # q, k and v of the first head, then of the second (Persimmon, GPT-NeoX)
-FINAL_NORM = (
-    "norm",
-    "final_layernorm",
-    "final_layer_norm",
-    "ln_f",
-    "layer_norm",
-    "embedding_norm",
-    "norm_f",
-    "hyper_connection_mixer",
-)
-PROJECTOR = (
-    "multi_modal_projector",
-    "connector",
-    "language_projection",
-    "aligner",
-    "mm_projector",
-    "modality_projection",
-    "vision_projection",
-    "image_projection",
-    "vision_embed_tokens",
-    "embed_vision",
-    "perceiver_resampler",
-    "projector",
-    "merger",
+from lvlm_interp.errors import SiteError
+from lvlm_interp.model.parts import (
+    AFTER_ATTENTION,
+    AFTER_MLP,
+    ATTENTION,
+    BEFORE_MLP,
+    CROSS_ATTENTION,
+    FINAL_NORM,
+    MIXED_APART,
+    MIXED_FOR_MLP,
+    MIXER,
+    MLP,
+    OUTPUT_PROJECTION,
+    SCALES,
+    attends,
+    attention_of,
+    find_blocks,
+    gated_output,
+    head_width,
+    norm_of,
+    norms_of_outputs,
+    part,
+    projections,
+    recurrent_of,
+    uses_interface,
 )
 
 
@@ -135,7 +72,7 @@ class Site:
 
     name: str
     module: nn.Module
-    read: Literal["input", "output", "attention", "projected"]
+    read: Literal["input", "output", "attention"]
     part: str = ""
     heads: int | None = None
     span: tuple[int, int] | None = None
@@ -146,96 +83,6 @@ class Site:
     def scaled(self, value: Tensor) -> Tensor:
         """A value of the module as it goes on from there."""
         return value if self.scale is None else value * getattr(*self.scale)
-
-
-def part(module: nn.Module, names: Iterable[str]) -> nn.Module | None:
-    """The first child of these names that the module has; a mixer goes by the name of what it is."""
-    mixer = getattr(module, MIXER, None)
-    known = {MIXER: None, _told(mixer): mixer} if isinstance(mixer, nn.Module) else {}
-    found = (known[name] if name in known else getattr(module, name, None) for name in names)
-    return next((child for child in found if isinstance(child, nn.Module)), None)
-
-
-def _told(mixer: nn.Module) -> str:
-    """A name that tells what a mixer is: attention, what carries a state, or an MLP (NemotronH)."""
-    if any(uses_interface(m) for m in mixer.modules()):
-        return ATTENTION[0]
-    return MIXER if CACHES & inspect.signature(mixer.forward).parameters.keys() else MLP[0]
-
-
-def find_blocks(tower: nn.Module, other: nn.Module | None = None) -> list[nn.Module]:
-    """The transformer blocks of a tower, as they run: its longest list of modules with attention in them.
-
-    `other` is a tower that may stand inside of it, and is not meant.
-
-    Raises:
-        ModelError: there is no such list.
-    """
-    apart = set() if other is None else set(other.modules())
-    lists = [m for m in tower.modules() if isinstance(m, nn.ModuleList) and m not in apart]
-    lists = [m for m in lists if any(part(b, ATTENTION) for b in m)]
-    if not lists:
-        raise ModelError(f"found no transformer blocks in {type(tower).__name__}")
-    blocks = max(lists, key=len)
-    return _interleaved(blocks, owner_of(tower, blocks))
-
-
-def _interleaved(blocks: nn.ModuleList, owner: nn.Module) -> list[nn.Module]:
-    """Blocks with what their owner keeps beside them in a list of its own: layers that have cross-attention only, each
-    of which runs before an equal share of the blocks (Idefics)."""
-    beside = [m for m in owner.children() if isinstance(m, nn.ModuleList) and m is not blocks and len(m)]
-    reading = next((m for m in beside if all(part(b, CROSS_ATTENTION) and not part(b, ATTENTION) for b in m)), None)
-    if reading is None or len(blocks) % len(reading):
-        return list(blocks)
-    share = len(blocks) // len(reading)
-    return [b for n, layer in enumerate(reading) for b in (layer, *blocks[n * share : (n + 1) * share])]
-
-
-def attention_of(block: nn.Module, names: Iterable[str] = ATTENTION) -> nn.Module | None:
-    """The module of a block that calls the attention function; None where the block has no attention of these names.
-
-    Some blocks wrap it in another module.
-    """
-    outer = part(block, names)
-    if outer is None:
-        return None
-    return next((m for m in outer.modules() if uses_interface(m)), outer)
-
-
-def recurrent_of(block: nn.Module) -> dict[str, nn.Module]:
-    """What hands a state from position to position in a block, by name."""
-    found = ((name, part(block, [name])) for name in RECURRENT)
-    return {name: m for name, m in found if m is not None and not uses_interface(m)}
-
-
-def uses_interface(attention: nn.Module) -> bool:
-    """Whether a module computes attention through transformers' `AttentionInterface`, where it can be seen."""
-    return "ALL_ATTENTION_FUNCTIONS" in names_in_forward(attention)
-
-
-def names_in_forward(module: nn.Module) -> set[str]:
-    """The names, and the strings, that the code of a module's `forward` speaks of."""
-    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
-    return {*code.co_names, *(c for c in code.co_consts if isinstance(c, str))} if code else set()
-
-
-def owner_of(model: nn.Module, child: nn.Module) -> nn.Module:
-    """The innermost module that a module is a direct child of."""
-    return [m for m in model.modules() if any(c is child for c in m.children())][-1]
-
-
-def _norm(block: nn.Module, names: Iterable[str], other: nn.Module | None = None) -> nn.Module | None:
-    """What stands under one of these names, if it does anything and is not the `other`."""
-    found = (part(block, [name]) for name in names)
-    return next((m for m in found if m is not None and m is not other and not isinstance(m, nn.Identity)), None)
-
-
-def norms_of_outputs(block: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    """The two norms of a block that norms what its attention and its MLP give; None if it norms what they read."""
-    norms = {name: child for name, child in block.named_children() if "Norm" in type(child).__name__}
-    moved = getattr(block, "norm_after", "Swin" in type(block).__name__)
-    first, second = BEFORE_BOTH if moved else AFTER_BOTH
-    return (norms[first], norms[second]) if norms.keys() == {first, second} else None
 
 
 def block_sites(prefix: str, block: nn.Module) -> Iterator[Site]:
@@ -250,7 +97,7 @@ def block_sites(prefix: str, block: nn.Module) -> Iterator[Site]:
         yield Site(f"{prefix}.hook_resid_mid", middle, "input", streams=apart is not None)
     yield Site(f"{prefix}.hook_resid_post", block, "output", streams=apart is not None)
     outer = part(block, (*ATTENTION, *CROSS_ATTENTION))
-    after_attention, after_mlp = of_outputs or (_norm(block, AFTER_ATTENTION, before_mlp), _norm(block, AFTER_MLP))
+    after_attention, after_mlp = of_outputs or (norm_of(block, AFTER_ATTENTION, before_mlp), norm_of(block, AFTER_MLP))
     if outer is not None:
         yield _added(f"{prefix}.hook_attn_out", after_attention or outer, block)
     for name, recurrent in recurrent_of(block).items():
@@ -271,62 +118,21 @@ def _added(name: str, module: nn.Module, block: nn.Module) -> Site:
 
 
 def _attention_sites(prefix: str, attention: nn.Module) -> Iterator[Site]:
-    width, gated = head_width(attention) or 0, gated_output(attention)
-    for letter, (projection, span) in _projections(attention).items() if width else ():
-        size, at, share = span[1] - span[0], 0, width
-        if part(attention, HEAD_BY_HEAD) is projection:
-            size, at, share, span = 3 * size, width * "qkv".index(letter), 3 * width, (0, 3 * size)
-        elif gated and letter == "q" and size == 2 * gated.in_features:
-            share = 2 * width  # behind the query of each head stands its gate
+    for letter, found in projections(attention).items():
         yield Site(
-            f"{prefix}.hook_{letter}", projection, "output", heads=size // share, span=span, inner=(at, at + width)
+            f"{prefix}.hook_{letter}", found.module, "output", heads=found.heads, span=found.span, inner=found.inner
         )
-    inner = getattr(attention, "v_head_dim", width)
+    gated, width = gated_output(attention), getattr(attention, "v_head_dim", None) or head_width(attention)
     for name in ("rot_q", "rot_k", "z", "attn_scores", "pattern"):
-        if name == "z" and gated and inner:
-            yield Site(f"{prefix}.hook_z", gated, "input", heads=gated.in_features // inner)
+        if name == "z" and gated and width:
+            yield Site(f"{prefix}.hook_z", gated, "input", heads=gated.in_features // width)
         else:
             yield Site(f"{prefix}.hook_{name}", attention, "attention", part=name)
-
-
-def gated_output(attention: nn.Module) -> nn.Linear | None:
-    """The output projection, where a gate stands before it: z is then what it reads, not what the heads read."""
-    out = part(attention, OUTPUT_PROJECTION)
-    return out if isinstance(out, nn.Linear) and GATING & names_in_forward(attention) else None
 
 
 def reads_z(site: Site) -> nn.Module | None:
     """The output projection that the z of a site goes into."""
     return site.module if site.read == "input" else part(site.module, OUTPUT_PROJECTION)
-
-
-def head_width(attention: nn.Module) -> int | None:
-    """How wide one head is."""
-    if width := getattr(attention, "head_dim", None) or getattr(attention, "attention_head_size", None):
-        return int(width)
-    wide, heads = (
-        next((int(v) for n in names if isinstance(v := getattr(attention, n, None), int)), None)
-        for names in (("embed_dim", "hidden_size", "dim"), ("num_heads", "num_attention_heads"))
-    )
-    return wide // heads if wide and heads else None
-
-
-def _projections(attention: nn.Module) -> dict[str, tuple[nn.Module, tuple[int, int]]]:
-    """What computes q, k and v, and which part of its output each is."""
-    own = {letter: part(attention, (f"{letter}_proj", f"{letter}_projection")) for letter in "qkv"}
-    found: dict[str, tuple[nn.Module, tuple[int, int]]] = {}
-    found = {k: (m, (0, inner.out_features)) for k, m in own.items() if m and (inner := _linear(m))}
-    fused = part(attention, QKV)
-    if not found and isinstance(fused, nn.Linear) and fused.out_features % 3 == 0:
-        third = fused.out_features // 3
-        found = {letter: (fused, (n * third, (n + 1) * third)) for n, letter in enumerate("qkv")}
-    return found
-
-
-def _linear(module: nn.Module) -> nn.Linear | None:
-    """The linear map that a module is, or that it wraps (Gemma 4 clips what goes in and comes out)."""
-    found = getattr(module, "linear", module)
-    return found if isinstance(found, nn.Linear) else None
 
 
 def find_sites(decoder: nn.Module, vision: nn.Module | None, projector: nn.Module | None) -> dict[str, Site]:
@@ -335,16 +141,11 @@ def find_sites(decoder: nn.Module, vision: nn.Module | None, projector: nn.Modul
     norm = part(decoder, FINAL_NORM)
     if norm is not None:
         sites.append(Site("ln_final.hook_normalized", norm, "output"))
-    if vision is not None and _attends(vision):
+    if vision is not None and attends(vision):
         sites += [s for i, b in enumerate(find_blocks(vision)) for s in block_sites(f"vision.blocks.{i}", b)]
     if projector is not None:
         sites.append(Site("projector.hook_out", projector, "output"))
     return {site.name: site for site in sites}
-
-
-def _attends(tower: nn.Module) -> bool:
-    """Whether there is attention in a tower; Inkling's folds patches into channels, layer by layer, and has none."""
-    return any("Attention" in type(module).__name__ for module in tower.modules())
 
 
 def missing_sites(sites: dict[str, Site]) -> dict[str, str]:

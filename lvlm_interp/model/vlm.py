@@ -36,23 +36,20 @@ from lvlm_interp.model.inputs import (
     open_video,
     pixels_of,
 )
-from lvlm_interp.model.readout import Mixing, Readout
-from lvlm_interp.model.sight import kinds_of
-from lvlm_interp.model.sites import (
+from lvlm_interp.model.parts import (
     FINAL_NORM,
     MIXED_AT_LAST,
     PROJECTOR,
-    Site,
     attention_of,
     find_blocks,
-    find_sites,
-    match,
-    missing_sites,
     names_in_forward,
     owner_of,
     part,
     recurrent_of,
 )
+from lvlm_interp.model.readout import Mixing, Readout
+from lvlm_interp.model.sight import kinds_of
+from lvlm_interp.model.sites import Site, find_sites, match, missing_sites
 from lvlm_interp.model.weights import all_fetched
 from lvlm_interp.results import Provenance
 

@@ -1,0 +1,266 @@
+"""Finds the parts of a model by the names that transformers' code gives them. Pure: nothing is run or hooked here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from lvlm_interp.errors import ModelError
+
+# What the parts of a transformer block are called in transformers' code, most telling name first.
+ATTENTION = ("self_attn", "attention", "attn", "self_attention")
+CROSS_ATTENTION = ("cross_attn",)
+# What carries a state from position to position, in the place of attention or beside it.
+RECURRENT = ("linear_attn", "conv", "mamba", "mixer", "ple")
+# A name that does not tell which of these it is; what carries a state is handed the cache that keeps it.
+MIXER, CACHES = "mixer", {"cache_params", "past_key_values"}
+MLP = ("mlp", "feed_forward", "feedforward", "ffn", "block_sparse_moe", "moe", "fc2")
+BEFORE_MLP = (
+    "pre_feedforward_layernorm",
+    "pre_mlp_layernorm",
+    "layer_norm2",
+    "norm2",
+    "ln_2",
+    "layernorm_after",
+    "final_layer_norm",
+    "post_attention_layernorm",
+    "ffn_norm",
+)
+# Of several residual streams: what mixes them for the MLP, where they stand side by side in the width and
+# where they have an axis of their own; what mixes the latter for the final norm.
+MIXED_FOR_MLP, MIXED_APART, MIXED_AT_LAST = ("mlp_hyper_connection",), ("ffn_hc",), ("hc_head",)
+# Between attention and residual, where there is one; a norm that stands before the MLP is not meant.
+AFTER_ATTENTION = (
+    "layer_scale1",
+    "post_self_attn_layernorm",
+    "post_attention_layernorm",
+    "post_operator_norm",
+    "post_norm1",
+    "attn_sconv",
+    "post_attention_convolution",
+)
+AFTER_MLP = (
+    "layer_scale2",
+    "post_mlp_layernorm",
+    "post_feedforward_layernorm",
+    "post_ffn_norm",
+    "post_norm2",
+    "mlp_sconv",
+    "post_mlp_convolution",
+)
+SCALES = {"hook_attn_out": "lambda_1", "hook_mlp_out": "lambda_2"}  # parameters of a block that stand there (InternVL)
+# The only norms of a block where they stand behind attention and MLP (Olmo 2, Exaone 4); and those that some blocks use
+# there as well (Chameleon with `swin_norm`, Molmo 2 with `norm_after`), named as if they stood before.
+AFTER_BOTH = ("post_attention_layernorm", "post_feedforward_layernorm")
+BEFORE_BOTH = ("input_layernorm", "post_attention_layernorm")
+OUTPUT_PROJECTION = (
+    "o_proj",
+    "out_proj",
+    "proj",
+    "projection_layer",
+    "projection",
+    "wo",
+    "dense",
+    "attn_out",
+    "c_proj",
+)
+# What the code of attention speaks of where a gate stands between the heads and their output projection.
+GATING = {"sigmoid", "g_proj", "gate_proj"}
+QKV = ("qkv", "qkv_proj", "query_key_value")
+HEAD_BY_HEAD = ("query_key_value",)  # q, k and v of the first head, then of the second (Persimmon, GPT-NeoX)
+FINAL_NORM = (
+    "norm",
+    "final_layernorm",
+    "final_layer_norm",
+    "ln_f",
+    "layer_norm",
+    "embedding_norm",
+    "norm_f",
+    "hyper_connection_mixer",
+)
+PROJECTOR = (
+    "multi_modal_projector",
+    "connector",
+    "language_projection",
+    "aligner",
+    "mm_projector",
+    "modality_projection",
+    "vision_projection",
+    "image_projection",
+    "vision_embed_tokens",
+    "embed_vision",
+    "perceiver_resampler",
+    "projector",
+    "merger",
+)
+
+
+# --- blocks ---------------------------------------------------------------------------------------
+
+
+def part(module: nn.Module, names: Iterable[str]) -> nn.Module | None:
+    """The first child of these names that the module has; a mixer goes by the name of what it is."""
+    mixer = getattr(module, MIXER, None)
+    known = {MIXER: None, _told(mixer): mixer} if isinstance(mixer, nn.Module) else {}
+    found = (known[name] if name in known else getattr(module, name, None) for name in names)
+    return next((child for child in found if isinstance(child, nn.Module)), None)
+
+
+def _told(mixer: nn.Module) -> str:
+    """A name that tells what a mixer is: attention, what carries a state, or an MLP (NemotronH)."""
+    if any(uses_interface(m) for m in mixer.modules()):
+        return ATTENTION[0]
+    return MIXER if CACHES & inspect.signature(mixer.forward).parameters.keys() else MLP[0]
+
+
+def find_blocks(tower: nn.Module, other: nn.Module | None = None) -> list[nn.Module]:
+    """The transformer blocks of a tower, as they run: its longest list of modules with attention in them.
+
+    `other` is a tower that may stand inside of it, and is not meant.
+
+    Raises:
+        ModelError: there is no such list.
+    """
+    apart = set() if other is None else set(other.modules())
+    lists = [m for m in tower.modules() if isinstance(m, nn.ModuleList) and m not in apart]
+    lists = [m for m in lists if any(part(b, ATTENTION) for b in m)]
+    if not lists:
+        raise ModelError(f"found no transformer blocks in {type(tower).__name__}")
+    blocks = max(lists, key=len)
+    return _interleaved(blocks, owner_of(tower, blocks))
+
+
+def _interleaved(blocks: nn.ModuleList, owner: nn.Module) -> list[nn.Module]:
+    """Blocks with what their owner keeps beside them in a list of its own: layers that have cross-attention only, each
+    of which runs before an equal share of the blocks (Idefics)."""
+    beside = [m for m in owner.children() if isinstance(m, nn.ModuleList) and m is not blocks and len(m)]
+    reading = next((m for m in beside if all(part(b, CROSS_ATTENTION) and not part(b, ATTENTION) for b in m)), None)
+    if reading is None or len(blocks) % len(reading):
+        return list(blocks)
+    share = len(blocks) // len(reading)
+    return [b for n, layer in enumerate(reading) for b in (layer, *blocks[n * share : (n + 1) * share])]
+
+
+def attention_of(block: nn.Module, names: Iterable[str] = ATTENTION) -> nn.Module | None:
+    """The module of a block that calls the attention function; None where the block has no attention of these names.
+
+    Some blocks wrap it in another module.
+    """
+    outer = part(block, names)
+    if outer is None:
+        return None
+    return next((m for m in outer.modules() if uses_interface(m)), outer)
+
+
+def recurrent_of(block: nn.Module) -> dict[str, nn.Module]:
+    """What hands a state from position to position in a block, by name."""
+    found = ((name, part(block, [name])) for name in RECURRENT)
+    return {name: m for name, m in found if m is not None and not uses_interface(m)}
+
+
+def uses_interface(attention: nn.Module) -> bool:
+    """Whether a module computes attention through transformers' `AttentionInterface`, where it can be seen."""
+    return "ALL_ATTENTION_FUNCTIONS" in names_in_forward(attention)
+
+
+def names_in_forward(module: nn.Module) -> set[str]:
+    """The names, and the strings, that the code of a module's `forward` speaks of."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return {*code.co_names, *(c for c in code.co_consts if isinstance(c, str))} if code else set()
+
+
+def owner_of(model: nn.Module, child: nn.Module) -> nn.Module:
+    """The innermost module that a module is a direct child of."""
+    return [m for m in model.modules() if any(c is child for c in m.children())][-1]
+
+
+def norm_of(block: nn.Module, names: Iterable[str], other: nn.Module | None = None) -> nn.Module | None:
+    """What stands under one of these names, if it does anything and is not the `other`."""
+    found = (part(block, [name]) for name in names)
+    return next((m for m in found if m is not None and m is not other and not isinstance(m, nn.Identity)), None)
+
+
+def norms_of_outputs(block: nn.Module) -> tuple[nn.Module, nn.Module] | None:
+    """The two norms of a block that norms what its attention and its MLP give; None if it norms what they read."""
+    norms = {name: child for name, child in block.named_children() if "Norm" in type(child).__name__}
+    moved = getattr(block, "norm_after", "Swin" in type(block).__name__)
+    first, second = BEFORE_BOTH if moved else AFTER_BOTH
+    return (norms[first], norms[second]) if norms.keys() == {first, second} else None
+
+
+def attends(tower: nn.Module) -> bool:
+    """Whether there is attention in a tower; Inkling's folds patches into channels, layer by layer, and has none."""
+    return any("Attention" in type(module).__name__ for module in tower.modules())
+
+
+# --- attention ------------------------------------------------------------------------------------
+
+
+def gated_output(attention: nn.Module) -> nn.Linear | None:
+    """The output projection, where a gate stands before it: z is then what it reads, not what the heads read."""
+    out = part(attention, OUTPUT_PROJECTION)
+    return out if isinstance(out, nn.Linear) and GATING & names_in_forward(attention) else None
+
+
+def head_width(attention: nn.Module) -> int | None:
+    """How wide one head is."""
+    if width := getattr(attention, "head_dim", None) or getattr(attention, "attention_head_size", None):
+        return int(width)
+    wide, heads = (
+        next((int(v) for n in names if isinstance(v := getattr(attention, n, None), int)), None)
+        for names in (("embed_dim", "hidden_size", "dim"), ("num_heads", "num_attention_heads"))
+    )
+    return wide // heads if wide and heads else None
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What computes q, k or v.
+
+    Attributes:
+        module: it or what it stands in.
+        heads: how many heads its share has.
+        span: its share of the module's last axis.
+        inner: its part of each head's share, where something else stands there too.
+    """
+
+    module: nn.Module
+    heads: int
+    span: tuple[int, int]
+    inner: tuple[int, int]
+
+
+def projections(attention: nn.Module) -> dict[str, Projection]:
+    """What computes q, k and v, as far as it can be told."""
+    width = head_width(attention)
+    named = {letter: part(attention, (f"{letter}_proj", f"{letter}_projection")) for letter in "qkv"}
+    own = {letter: (m, inner.out_features) for letter, m in named.items() if m and (inner := _linear(m))}
+    fused = part(attention, QKV)
+    if width is None:
+        return {}
+    if own:
+        return {letter: _own(attention, letter, m, size, width) for letter, (m, size) in own.items()}
+    if not isinstance(fused, nn.Linear) or fused.out_features % (3 * width):
+        return {}
+    third = fused.out_features // 3
+    if part(attention, HEAD_BY_HEAD) is fused:
+        places = {letter: ((0, 3 * third), (n * width, (n + 1) * width)) for n, letter in enumerate("qkv")}
+    else:
+        places = {letter: ((n * third, (n + 1) * third), (0, width)) for n, letter in enumerate("qkv")}
+    return {letter: Projection(fused, third // width, span, inner) for letter, (span, inner) in places.items()}
+
+
+def _own(attention: nn.Module, letter: str, module: nn.Module, size: int, width: int) -> Projection:
+    """Behind the query of each head may stand its gate."""
+    gated = gated_output(attention)
+    share = 2 * width if gated and letter == "q" and size == 2 * gated.in_features else width
+    return Projection(module, size // share, (0, size), (0, width))
+
+
+def _linear(module: nn.Module) -> nn.Linear | None:
+    """The linear map that a module is, or that it wraps (Gemma 4 clips what goes in and comes out)."""
+    found = getattr(module, "linear", module)
+    return found if isinstance(found, nn.Linear) else None
