@@ -18,8 +18,9 @@ a state, in the place of attention or beside it | \
 The vision tower has the same names under `vision.`; the projector's output is `projector.hook_out`. Layers that read
 the image by cross-attention (Mllama, Idefics) are blocks too, with `blocks.{i}.cross_attn.…`. Where a tower works on
 all patches of all images in one row, its values have no batch axis, as in transformers. Where a model has several
-residual streams (hyper-connections: Qwen4, GLM-5 Next), they stand side by side in the width, and each takes a share of
-its own of what attention and MLP put out.
+residual streams (hyper-connections: Qwen4, GLM-5 Next; AltUp: Gemma 3n), they stand side by side in the width, and each
+takes a share of its own of what attention and MLP put out. Gemma 3n's have no `hook_resid_mid`: its attention and MLP
+work on one of them, and what they did to it is added to all of them behind the MLP.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ BEFORE_MLP = (
 # Of several residual streams: what mixes them for the MLP, where they stand side by side in the width and
 # where they have an axis of their own; what mixes the latter for the final norm.
 MIXED_FOR_MLP, MIXED_APART, MIXED_AT_LAST = ("mlp_hyper_connection",), ("ffn_hc",), ("hc_head",)
+# The axis of streams that have one of their own, by the part of a block that tells it.
+STREAMS = {"ffn_hc": -2, "altup": 0}
 # Between attention and residual, where there is one; a norm that stands before the MLP is not meant.
 AFTER_ATTENTION = (
     "layer_scale1",
@@ -130,7 +133,7 @@ class Site:
     `read` is the module's input, its output, or an intermediate (`part`) of its attention function; `span` is the part
     of the last axis that is meant, where one module computes q, k and v at once; `inner` is the part of each head's
     share, where they stand head by head, or a gate stands behind. `scale` names a parameter of another module that the
-    value is multiplied by on its way; `streams` says that residual streams have an axis of their own.
+    value is multiplied by on its way; `streams` is the axis of residual streams that have one of their own.
     """
 
     name: str
@@ -141,7 +144,7 @@ class Site:
     span: tuple[int, int] | None = None
     inner: tuple[int, int] | None = None
     scale: tuple[nn.Module, str] | None = None
-    streams: bool = False
+    streams: int | None = None
 
     def scaled(self, value: Tensor) -> Tensor:
         """A value of the module as it goes on from there."""
@@ -238,17 +241,22 @@ def norms_of_outputs(block: nn.Module) -> tuple[nn.Module, nn.Module] | None:
     return (norms[first], norms[second]) if norms.keys() == {first, second} else None
 
 
+def axis_of_streams(block: nn.Module) -> int | None:
+    """The axis of a block's residual streams, where they have one of their own."""
+    return next((axis for name, axis in STREAMS.items() if part(block, [name])), None)
+
+
 def block_sites(prefix: str, block: nn.Module) -> Iterator[Site]:
     """The sites of one transformer block."""
     of_outputs, mlp = norms_of_outputs(block), part(block, MLP)
     alone = mlp is not None and mlp is getattr(block, MIXER, None)  # then nothing was added before it
     before_mlp = block if alone else None if of_outputs else part(block, BEFORE_MLP)
-    apart = part(block, MIXED_APART)
-    middle = apart or part(block, MIXED_FOR_MLP) or before_mlp
-    yield Site(f"{prefix}.hook_resid_pre", block, "input", streams=apart is not None)
+    streams = axis_of_streams(block)
+    middle = (part(block, MIXED_FOR_MLP) or before_mlp) if streams is None else part(block, MIXED_APART)
+    yield Site(f"{prefix}.hook_resid_pre", block, "input", streams=streams)
     if middle is not None:
-        yield Site(f"{prefix}.hook_resid_mid", middle, "input", streams=apart is not None)
-    yield Site(f"{prefix}.hook_resid_post", block, "output", streams=apart is not None)
+        yield Site(f"{prefix}.hook_resid_mid", middle, "input", streams=streams)
+    yield Site(f"{prefix}.hook_resid_post", block, "output", streams=streams)
     outer = part(block, (*ATTENTION, *CROSS_ATTENTION))
     after_attention, after_mlp = of_outputs or (_norm(block, AFTER_ATTENTION, before_mlp), _norm(block, AFTER_MLP))
     if outer is not None:
@@ -343,8 +351,15 @@ def find_sites(decoder: nn.Module, vision: nn.Module | None, projector: nn.Modul
 
 
 def _attends(tower: nn.Module) -> bool:
-    """Whether there is attention in a tower; Inkling's folds patches into channels, layer by layer, and has none."""
-    return any("Attention" in type(module).__name__ for module in tower.modules())
+    """Whether there is attention in a tower, between rows of positions.
+
+    Inkling's folds patches into channels, layer by layer, and has none. MobileNet V5 and FastViT (Gemma 3n, FastVLM)
+    have some among the convolutions of their stages: maps of channels that get smaller, and no residual stream.
+    """
+    stages = [m for m in tower.modules() if isinstance(m, nn.Sequential)]
+    convolved = [m for m in stages if any(isinstance(inner, nn.Conv2d) for inner in m.modules())]
+    among = {module for stage in convolved for module in stage.modules()}
+    return any("Attention" in type(module).__name__ for module in tower.modules() if module not in among)
 
 
 def missing_sites(sites: dict[str, Site]) -> dict[str, str]:
