@@ -5,7 +5,8 @@ usage: python tools/models_table.py [TYPE ...]
 With types named, only they are checked, and the other rows of the page are kept as they are.
 
 Each family is built tiny and random from a config (tests/families.py), since the checks are about plumbing: positions,
-masks, hooks, names of parts. A family without such a config is listed as not tried.
+masks, hooks, names of parts. A family without such a config is listed as not tried. Rows of families that need timm
+are kept as they are where it is not installed.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ import lvlm_interp as li  # noqa: E402
 from lvlm_interp.errors import ModelError  # noqa: E402
 from lvlm_interp.model.conformance import CHECKS, Conformance, check  # noqa: E402
 from lvlm_interp.model.families import FAMILIES  # noqa: E402
-from tests.families import ALL, FAILING, MODEL_TYPES, UNTRIED, tiny_example, tiny_model  # noqa: E402
+from tests.families import ALL, FAILING, MODEL_TYPES, UNTRIED, WITH_TIMM, tiny_example, tiny_model  # noqa: E402
 
 PAGE = ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- table: python tools/models_table.py -->", "<!-- end of table -->"
 
 NO_CONFIG = "no tiny config has been written yet"
+BEYOND = ", ".join(f"`{name}`" for name in sorted(WITH_TIMM))
+MEASURED_WITH_TIMM = f"Measured with timm installed, which builds their vision towers: {BEYOND}."
 
 
 def checked(name: str) -> Conformance:
@@ -64,10 +67,16 @@ def table(kept: dict[str, tuple[bool, str]]) -> str:
         rows.append(kept[name] if name in kept else row(name))
         print(rows[-1][1], file=sys.stderr)
     rows.sort(key=lambda pair: (not pair[0], pair[1]))
-    passed, tried = sum(ok for ok, _ in rows), sum(name in ALL for name in MODEL_TYPES)
+    passed, tried = sum(ok for ok, _ in rows), sum("| not tried: " not in line for _, line in rows)
     head = f"{passed} of the {len(MODEL_TYPES)} types pass all checks; {tried} were tried.\n\n"
     head += f"| type | {' | '.join(CHECKS)} | |\n|---|{'---|' * len(CHECKS)}---|\n"
-    return head + "\n".join(line for _, line in rows)
+    return head + "\n".join(line for _, line in rows) + "\n\n" + MEASURED_WITH_TIMM
+
+
+def kept_rows(old: str, chosen: Collection[str]) -> dict[str, tuple[bool, str]]:
+    """The rows of a table that are not measured anew: those not chosen, where some are, and those that cannot be."""
+    beyond = WITH_TIMM.keys() - ALL.keys()
+    return {name: row for name, row in written(old).items() if name in beyond or (chosen and name not in chosen)}
 
 
 def main(chosen: Collection[str]) -> None:
@@ -75,8 +84,7 @@ def main(chosen: Collection[str]) -> None:
         raise SystemExit(f"no such types: {sorted(unknown)}; there are {sorted(MODEL_TYPES)}")
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     old, after = rest.split(END)
-    kept = {name: line for name, line in written(old).items() if name not in chosen} if chosen else {}
-    PAGE.write_text(f"{before}{BEGIN}\n{table(kept)}\n{END}{after}", encoding="utf-8")
+    PAGE.write_text(f"{before}{BEGIN}\n{table(kept_rows(old, chosen))}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

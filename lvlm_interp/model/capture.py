@@ -23,6 +23,7 @@ from lvlm_interp.model.choice import Choice
 from lvlm_interp.model.sites import Site
 
 HIDDEN_STATES = ("hidden_states", "hidden_state", "x")  # what modules call their input
+TOKENS = "input_ids"  # or this, in calls of a projector that embeds some tokens as well (Gemma 3n): no site is meant
 Edit = Callable[[Tensor], Tensor]
 Visit = Callable[[Tensor], Tensor]
 
@@ -200,8 +201,10 @@ def _hooked(site: Site, visit: Visit) -> Iterator[None]:
         if site.scale is not None:
             seen = visit(scaled := site.scaled(value))
             return value if seen is scaled else seen / getattr(*site.scale)
-        if site.streams:
-            return visit(value.flatten(-2)).unflatten(-1, value.shape[-2:])
+        if site.streams is not None:
+            apart = value.movedim(site.streams, -2)
+            seen = visit(apart.flatten(-2)).unflatten(-1, apart.shape[-2:])
+            return seen.movedim(-2, site.streams).contiguous()  # laid out as it was: products round by the layout
         if site.heads is None:
             return visit(value)
         start, stop = site.span or (0, value.shape[-1])
@@ -212,13 +215,13 @@ def _hooked(site: Site, visit: Visit) -> Iterator[None]:
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return _with_input(args, kwargs, split)
 
-    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return _with_output(output, split)
+    def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return output if kwargs.get(TOKENS) is not None else _with_output(output, split)
 
     if site.read == "input":
         handle = site.module.register_forward_pre_hook(before, with_kwargs=True)
     else:
-        handle = site.module.register_forward_hook(after)
+        handle = site.module.register_forward_hook(after, with_kwargs=True)
     try:
         yield
     finally:

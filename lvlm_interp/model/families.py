@@ -50,6 +50,7 @@ class Family:
 USER = "USER: {image}\n{question} ASSISTANT:"
 READS_QUESTION = "the Q-Former reads the question too, so image tokens carry some of it"
 FORGETS = "while it writes, a word sees the prompt and a window of the words before it; scored at once, it sees all"
+STAGES = "no sites inside its vision tower, whose stages are maps of channels and no residual stream"
 PLAIN = (
     "aria",
     "cohere_compass",
@@ -85,6 +86,7 @@ PLAIN = (
     "nemotron_h_omni",
     "ovis2",
     "paddleocr_vl",
+    "perception_lm",
     "pp_chart2table",
     "qwen2_5_omni_thinker",
     "qwen3_5",
@@ -145,6 +147,7 @@ FAMILIES: dict[str, Family] = {
     "muse_glimmer": Family(projector="perception_emb_norm"),
     "muse_spark": Family(projector="perception_emb_norm"),
     "unlimited_ocr": Family(vision="vision_tower.vision_encoder", note=FORGETS),
+    **dict.fromkeys(("fast_vlm", "gemma3n"), Family(note=STAGES)),
     **dict.fromkeys(PLAIN, Family()),
 }
 

@@ -32,6 +32,8 @@ BEFORE_MLP = (
 # Of several residual streams: what mixes them for the MLP, where they stand side by side in the width and
 # where they have an axis of their own; what mixes the latter for the final norm.
 MIXED_FOR_MLP, MIXED_APART, MIXED_AT_LAST = ("mlp_hyper_connection",), ("ffn_hc",), ("hc_head",)
+# The axis of streams that have one of their own, by the part of a block that tells it.
+STREAMS = {"ffn_hc": -2, "altup": 0}
 # Between attention and residual, where there is one; a norm that stands before the MLP is not meant.
 AFTER_ATTENTION = (
     "layer_scale1",
@@ -191,9 +193,21 @@ def norms_of_outputs(block: nn.Module) -> tuple[nn.Module, nn.Module] | None:
     return (norms[first], norms[second]) if norms.keys() == {first, second} else None
 
 
+def axis_of_streams(block: nn.Module) -> int | None:
+    """The axis of a block's residual streams, where they have one of their own."""
+    return next((axis for name, axis in STREAMS.items() if part(block, [name])), None)
+
+
 def attends(tower: nn.Module) -> bool:
-    """Whether there is attention in a tower; Inkling's folds patches into channels, layer by layer, and has none."""
-    return any("Attention" in type(module).__name__ for module in tower.modules())
+    """Whether there is attention in a tower, between rows of positions.
+
+    Inkling's folds patches into channels, layer by layer, and has none. MobileNet V5 and FastViT (Gemma 3n, FastVLM)
+    have some among the convolutions of their stages: maps of channels that get smaller, and no residual stream.
+    """
+    stages = [m for m in tower.modules() if isinstance(m, nn.Sequential)]
+    convolved = [m for m in stages if any(isinstance(inner, nn.Conv2d) for inner in m.modules())]
+    among = {module for stage in convolved for module in stage.modules()}
+    return any("Attention" in type(module).__name__ for module in tower.modules() if module not in among)
 
 
 # --- attention ------------------------------------------------------------------------------------

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lvlm_interp.model.weights import fetched
 
@@ -22,6 +25,40 @@ class Mixing(nn.Module):
         """What the unembedding reads; the mixer takes `[batch, position, stream, width]`."""
         streams = residual.reshape(1, -1, residual.shape[-1] // self.width, self.width)
         normalized: Tensor = self.norm(self.mixer(streams))
+        return normalized.reshape(*residual.shape[:-1], self.width)
+
+
+class Giving(nn.Module):
+    """In the place of a block: gives what it holds, whatever it is given."""
+
+    def __init__(self, held: Tensor) -> None:
+        super().__init__()
+        self.held = held
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.held
+
+
+class Behind(nn.Module):
+    """What stands behind the last block, where the decoder mixes its residual streams in code of its own (Gemma 3n).
+
+    That code is run as it is, in a likeness of the decoder: the same modules, but one in the place of all its blocks,
+    which gives the streams. `axis` is theirs in what a block, one of these, gives.
+    """
+
+    def __init__(self, decoder: PreTrainedModel, block: nn.Module, axis: int, width: int) -> None:
+        super().__init__()
+        self.decoder, self.axis, self.width = decoder, axis, width
+        self.place = next(name for name, child in decoder.named_children() if block in child.children())
+
+    def forward(self, residual: Float[Tensor, "*rows streams"]) -> Float[Tensor, "*rows width"]:
+        """What the unembedding reads; every row is a sequence of its own, so that masks stay small."""
+        streams = residual.reshape(-1, 1, residual.shape[-1] // self.width, self.width).movedim(-2, self.axis)
+        likeness = copy.copy(self.decoder)
+        likeness._modules = {**self.decoder._modules, self.place: nn.ModuleList([Giving(streams)])}
+        embeds = streams.select(self.axis, 0)  # nothing comes of them: they go to the block
+        found = type(likeness).forward(likeness, inputs_embeds=embeds, use_cache=False)
+        normalized: Tensor = found.last_hidden_state
         return normalized.reshape(*residual.shape[:-1], self.width)
 
 

@@ -18,8 +18,9 @@ a state, in the place of attention or beside it | \
 The vision tower has the same names under `vision.`; the projector's output is `projector.hook_out`. Layers that read
 the image by cross-attention (Mllama, Idefics) are blocks too, with `blocks.{i}.cross_attn.…`. Where a tower works on
 all patches of all images in one row, its values have no batch axis, as in transformers. Where a model has several
-residual streams (hyper-connections: Qwen4, GLM-5 Next), they stand side by side in the width, and each takes a share of
-its own of what attention and MLP put out.
+residual streams (hyper-connections: Qwen4, GLM-5 Next; AltUp: Gemma 3n), they stand side by side in the width, and each
+takes a share of its own of what attention and MLP put out. Gemma 3n's have no `hook_resid_mid`: its attention and MLP
+work on one of them, and what they did to it is added to all of them behind the MLP.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from lvlm_interp.model.parts import (
     SCALES,
     attends,
     attention_of,
+    axis_of_streams,
     find_blocks,
     gated_output,
     head_width,
@@ -67,7 +69,7 @@ class Site:
     `read` is the module's input, its output, or an intermediate (`part`) of its attention function; `span` is the part
     of the last axis that is meant, where one module computes q, k and v at once; `inner` is the part of each head's
     share, where they stand head by head, or a gate stands behind. `scale` names a parameter of another module that the
-    value is multiplied by on its way; `streams` says that residual streams have an axis of their own.
+    value is multiplied by on its way; `streams` is the axis of residual streams that have one of their own.
     """
 
     name: str
@@ -78,7 +80,7 @@ class Site:
     span: tuple[int, int] | None = None
     inner: tuple[int, int] | None = None
     scale: tuple[nn.Module, str] | None = None
-    streams: bool = False
+    streams: int | None = None
 
     def scaled(self, value: Tensor) -> Tensor:
         """A value of the module as it goes on from there."""
@@ -90,12 +92,12 @@ def block_sites(prefix: str, block: nn.Module) -> Iterator[Site]:
     of_outputs, mlp = norms_of_outputs(block), part(block, MLP)
     alone = mlp is not None and mlp is getattr(block, MIXER, None)  # then nothing was added before it
     before_mlp = block if alone else None if of_outputs else part(block, BEFORE_MLP)
-    apart = part(block, MIXED_APART)
-    middle = apart or part(block, MIXED_FOR_MLP) or before_mlp
-    yield Site(f"{prefix}.hook_resid_pre", block, "input", streams=apart is not None)
+    streams = axis_of_streams(block)
+    middle = (part(block, MIXED_FOR_MLP) or before_mlp) if streams is None else part(block, MIXED_APART)
+    yield Site(f"{prefix}.hook_resid_pre", block, "input", streams=streams)
     if middle is not None:
-        yield Site(f"{prefix}.hook_resid_mid", middle, "input", streams=apart is not None)
-    yield Site(f"{prefix}.hook_resid_post", block, "output", streams=apart is not None)
+        yield Site(f"{prefix}.hook_resid_mid", middle, "input", streams=streams)
+    yield Site(f"{prefix}.hook_resid_post", block, "output", streams=streams)
     outer = part(block, (*ATTENTION, *CROSS_ATTENTION))
     after_attention, after_mlp = of_outputs or (norm_of(block, AFTER_ATTENTION, before_mlp), norm_of(block, AFTER_MLP))
     if outer is not None:

@@ -41,13 +41,14 @@ from lvlm_interp.model.parts import (
     MIXED_AT_LAST,
     PROJECTOR,
     attention_of,
+    axis_of_streams,
     find_blocks,
     names_in_forward,
     owner_of,
     part,
     recurrent_of,
 )
-from lvlm_interp.model.readout import Mixing, Readout
+from lvlm_interp.model.readout import Behind, Mixing, Readout
 from lvlm_interp.model.sight import kinds_of
 from lvlm_interp.model.sites import Site, find_sites, match, missing_sites
 from lvlm_interp.model.weights import all_fetched
@@ -139,6 +140,8 @@ class HookedVLM:
             raise ModelError(f"found no final norm or no unembedding in {type(self.model).__name__}")
         if (mixer := part(self.decoder, MIXED_AT_LAST)) is not None:
             norm = Mixing(mixer, norm, unembed.weight.shape[-1])
+        elif (axis := axis_of_streams(self.blocks[-1])) is not None:
+            norm = Behind(self.decoder, self.blocks[-1], axis, unembed.weight.shape[-1])
         text, used = self.model.config.get_text_config(), names_in_forward(owner_of(self.model, unembed))
         found = {k: v for k in (*SCALES, SOFTCAP) if k in used and (v := getattr(text, k, None)) is not None}
         powers = {**SCALES, "logits_scaling": 1} if self.family.multiplied else SCALES
