@@ -6,7 +6,7 @@ import zarr
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError
-from lvlm_interp.methods.feature_store import FeatureStore
+from lvlm_interp.methods.feature_store import OnDisk
 from tests.tiny import tiny_inputs, tiny_llava
 
 SITES = {"heads": "blocks.*.attn.hook_z", "stream": "blocks.*.hook_resid_post"}
@@ -99,6 +99,6 @@ def test_directories_of_other_things_are_left_alone(vlm, examples, tmp_path):
         li.collect_features(vlm, examples, SITES, store=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(InputError, match="'examples'"):
-        FeatureStore(tmp_path / "new", vlm, {"examples": ["blocks.0.hook_resid_post"]})
+        OnDisk(tmp_path / "new", vlm, {"examples": ["blocks.0.hook_resid_post"]})
     with pytest.raises(InputError, match="no features 'queries'"):
-        FeatureStore(tmp_path / "new", vlm, {"queries": ["blocks.0.attn.hook_q"]})["queries"]
+        OnDisk(tmp_path / "new", vlm, {"queries": ["blocks.0.attn.hook_q"]})["queries"]

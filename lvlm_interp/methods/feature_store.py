@@ -1,6 +1,6 @@
-"""Features on disk, in a zarr group: what outgrows memory, and what goes on where it was cut off.
+"""Where features are kept while they are collected: in memory; or on disk, in a zarr group, if they outgrow it.
 
-Layout: one array `[example, site, dim]` for each name, whose attribute `sites` names its sites (heads one by one);
+On disk, what was cut off goes on. Layout: one array `[example, site, dim]` for each name, whose attribute `sites` names its sites (heads one by one);
 `examples`, a digest of every example whose features are there, written after them; attributes of the group say which
 model they are of. What a run wrote after its last digest is overwritten by the next.
 """
@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import zarr
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lvlm_interp.errors import InputError
-from lvlm_interp.methods.features import Stacked
 from lvlm_interp.model.inputs import Inputs
 from lvlm_interp.model.vlm import HookedVLM
 
@@ -25,7 +26,34 @@ EXAMPLES_AT_ONCE = 256  # examples of one chunk
 DIGESTS = "examples"
 
 
-class FeatureStore:
+Stacked = tuple[Float[Tensor, "example site dim"], tuple[str, ...]]
+"""Features, and the names of their sites."""
+
+
+class InMemory:
+    """Features as tensors."""
+
+    def __init__(self) -> None:
+        self.sites: dict[str, tuple[str, ...]] = {}
+        self.rows: dict[str, list[Tensor]] = defaultdict(list)
+        self.done = 0
+
+    def remaining(self, examples: Iterable[Inputs]) -> Iterator[Inputs]:
+        """All of them."""
+        return iter(examples)
+
+    def add(self, examples: Sequence[Inputs], stacked: Mapping[str, Stacked]) -> None:
+        """Keep features `[example, site, dim]` and their sites' names."""
+        for name, (rows, self.sites[name]) in stacked.items():
+            self.rows[name].append(rows)
+        self.done += len(examples)
+
+    def __getitem__(self, name: str) -> Stacked:
+        """The features of a name, and the names of their sites."""
+        return torch.cat(self.rows[name]), self.sites[name]
+
+
+class OnDisk:
     """A zarr group of features, opened for going on.
 
     Args:
@@ -43,6 +71,8 @@ class FeatureStore:
             raise InputError(f"features cannot be called {DIGESTS!r}: a store keeps its digests under that name")
         if os.path.isdir(path) and os.listdir(path) and not os.path.exists(os.path.join(path, "zarr.json")):
             raise InputError(f"{self.path} is not empty and holds no features; give another directory")
+        import zarr
+
         self.group: Any = zarr.open_group(self.path, mode="a")
         wanted: dict[str, Any] = {
             "model": vlm.name,
@@ -84,7 +114,7 @@ class FeatureStore:
             array[start:] = rows.numpy()
         self.group[DIGESTS].append(np.array([digest(x) for x in examples], np.uint64))
 
-    def _array(self, name: str, rows: Tensor, sites: Sequence[str]) -> zarr.Array:
+    def _array(self, name: str, rows: Tensor, sites: Sequence[str]) -> Any:
         if name not in self.group:
             count, width = rows.shape[1:]
             chunks = (EXAMPLES_AT_ONCE, 1, width)  # they are read site by site
@@ -92,8 +122,8 @@ class FeatureStore:
             made.attrs["sites"] = list(sites)
         return self.group[name]
 
-    def __getitem__(self, name: str) -> tuple[zarr.Array, tuple[str, ...]]:
-        """The array of a name, without what was not written to the end, and the names of its sites.
+    def __getitem__(self, name: str) -> tuple[Any, tuple[str, ...]]:
+        """The zarr array of a name, without what was not written to the end, and the names of its sites.
 
         Raises:
             InputError: nothing was written under it.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,15 +16,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvlm_interp.errors import InputError
+from lvlm_interp.methods.feature_store import InMemory, OnDisk, Stacked
 from lvlm_interp.model.inputs import Inputs
 from lvlm_interp.model.sites import match
 from lvlm_interp.model.vlm import HookedVLM
-
-if TYPE_CHECKING:
-    from lvlm_interp.methods.feature_store import FeatureStore
-
-Stacked = tuple[Float[Tensor, "example site dim"], tuple[str, ...]]
-"""Features, and the names of their sites."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,7 @@ def collect_features(
         SiteError: a glob that matches nothing.
     """
     chosen = {name: [site.name for site in match(vlm.sites, glob, vlm.missing)] for name, glob in sites.items()}
-    kept = _InMemory() if store is None else _on_disk(store, vlm, chosen)
+    kept = InMemory() if store is None else OnDisk(store, vlm, chosen)
     with tqdm(total=_length(examples), desc="features", unit="example", disable=not progress) as bar:
         bar.update(kept.done)
         for some in _several(kept.remaining(examples), batch):
@@ -100,32 +95,6 @@ def collect_features(
     if not kept.done:
         raise InputError("no examples to take features from")
     return {name: Features(*kept[name]) for name in sites}
-
-
-class _InMemory:
-    """Where features go that are not kept on disk; used as `FeatureStore` is."""
-
-    def __init__(self) -> None:
-        self.sites: dict[str, tuple[str, ...]] = {}
-        self.rows: dict[str, list[Tensor]] = defaultdict(list)
-        self.done = 0
-
-    def remaining(self, examples: Iterable[Inputs]) -> Iterator[Inputs]:
-        return iter(examples)
-
-    def add(self, examples: Sequence[Inputs], stacked: Mapping[str, Stacked]) -> None:
-        for name, (rows, self.sites[name]) in stacked.items():
-            self.rows[name].append(rows)
-        self.done += len(examples)
-
-    def __getitem__(self, name: str) -> Stacked:
-        return torch.cat(self.rows[name]), self.sites[name]
-
-
-def _on_disk(path: str | os.PathLike[str], vlm: HookedVLM, sites: Mapping[str, Sequence[str]]) -> FeatureStore:
-    from lvlm_interp.methods.feature_store import FeatureStore
-
-    return FeatureStore(path, vlm, sites)
 
 
 def _several(examples: Iterable[Inputs], count: int) -> Iterator[list[Inputs]]:
