@@ -1,8 +1,8 @@
 """Where features are kept while they are collected: in memory; or on disk, in a zarr group, if they outgrow it.
 
-On disk, what was cut off goes on. Layout: one array `[example, site, dim]` for each name, whose attribute `sites` names its sites (heads one by one);
-`examples`, a digest of every example whose features are there, written after them; attributes of the group say which
-model they are of. What a run wrote after its last digest is overwritten by the next.
+On disk, what was cut off goes on. Layout: one array `[example, site, dim]` for each name, whose attribute `sites` names
+its sites (heads one by one); `examples`, a digest of every example whose features are there, written after them;
+attributes of the group say which model they are of. What a run wrote after its last digest is overwritten by the next.
 """
 
 from __future__ import annotations
