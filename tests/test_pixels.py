@@ -76,7 +76,7 @@ def problems(
     """Paints single tokens' boxes and says where the features that change are not those that the map names."""
     case, image = CASES[name], picture(size, seed)
     boxes = believed(list(maps(name, [image] * (1 + CASES[name].nested))[0].boxes))
-    reach = case.reach * max(size) / case.settings["size"].get("longest_edge", 1)
+    reach = case.reach * max(size) / case.settings.get("size", {}).get("longest_edge", 1)
     areas = {i: inside(box, reach) for i, box in enumerate(boxes) if box is not None}
     stride = strides(boxes, size)
     wide = [i for i, a in areas.items() if all(a[k + 2] - a[k] > stride[i][k] for k in (0, 1))]
@@ -130,6 +130,14 @@ def test_cells_are_a_grid_in_the_picture(name: str) -> None:
             assert here is not None and there is not None and here[0] < there[0] and here[1] == there[1]
         for here, there in itertools.chain(*(itertools.pairwise(column) for column in zip(*grid, strict=True))):
             assert here is not None and there is not None and here[1] < there[1] and here[0] == there[0]
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not CASES[name].nested])
+def test_each_of_several_pictures_has_the_boxes_that_it_has_alone(name: str) -> None:
+    pictures = [picture((61, 133), 1), picture((150, 70), 2)]
+    found = maps(name, pictures)
+    assert [one.boxes for one in found] == [maps(name, [one])[0].boxes for one in pictures]
+    assert sum(len(one.boxes) for one in found) == sum(len(one) for one in features(name, pictures))
 
 
 FRAMES = 5  # an odd number: of pairs, the last is a frame twice

@@ -410,8 +410,14 @@ class HookedVLM:
         if views is not None:
             return views
         shares = _split(positions, len(shown), alike=not any(one.video for one in shown))
+        resampled = self.model.config.model_type in pixels.RESAMPLED
         return tuple(
-            ImageView(rows, picture=next(iter(one.pictures), None), clip=one.pictures if one.video else ())
+            ImageView(
+                rows,
+                picture=next(iter(one.pictures), None),
+                clip=one.pictures if one.video else (),
+                resampled=resampled,
+            )
             for rows, one in zip(shares, shown, strict=True)
         )
 
