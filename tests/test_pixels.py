@@ -11,7 +11,7 @@ import transformers
 from PIL import Image, ImageChops
 
 from lvlm_interp.model.inputs import Box, Shown
-from lvlm_interp.model.pixels import TokenMap, image_views, token_maps, video_maps
+from lvlm_interp.model.pixels import FAMILIES, TokenMap, image_views, token_maps, video_maps
 from tests.processors import CASES, PATCH, Processor, features, picture, processed, tower
 from tests.videos import FILMS, filmed
 
@@ -193,6 +193,13 @@ def test_views_split_the_tokens_of_several_images() -> None:
     assert blind is not None and [view.grid for view in blind] == [view.grid for view in seen]
     assert all(view.patches is None for view in blind)
     assert image_views(model, processor, shown, made, positions[1:]) is None
+
+
+def test_every_row_is_painted() -> None:
+    configs = [tower(name).config for name in CASES]
+    visions = [getattr(getattr(one, "vision_config", None), "model_type", None) for one in configs]
+    kinds = [(one.model_type, f"{one.model_type}/{vision}") for one, vision in zip(configs, visions, strict=True)]
+    assert {row if row in FAMILIES else kind for kind, row in kinds} == set(FAMILIES)
 
 
 def test_resampled_tokens_have_no_map() -> None:

@@ -60,7 +60,8 @@ class ImageView:
             `positions`: of several neighbouring frames (Qwen-VL makes a token of two), the first. None for a token of
             no frame (a newline); None as a whole for a picture, or where it is not known.
         clip: the original frames of a video.
-        resampled: whether each token is made of the whole picture (a Q-Former, a Perceiver), so that it has no place.
+        whole: whether each token stands for the whole picture, so that it has no place: resampled (a Q-Former, a
+            Perceiver), or a mark of what is read by cross-attention.
     """
 
     positions: Int[Tensor, " token"]
@@ -69,7 +70,7 @@ class ImageView:
     picture: Image.Image | None = field(default=None, repr=False)
     frames: tuple[int | None, ...] | None = None
     clip: tuple[Image.Image, ...] = field(default=(), repr=False)
-    resampled: bool = False
+    whole: bool = False
 
     @property
     def starts(self) -> tuple[int, ...]:
@@ -104,8 +105,11 @@ class ImageView:
     @property
     def no_grid(self) -> str:
         """Why there is no grid, for errors."""
-        if self.resampled:
-            return "the tokens of this image have no place in the picture: each is made of the whole of it (resampled)"
+        if self.whole:
+            return (
+                "the tokens of this image have no place in the picture (has_grid is False): each stands for all of it, "
+                "resampled or read by cross-attention"
+            )
         return "where in the picture the tokens of this image stand is not known for this model (has_grid is False)"
 
 

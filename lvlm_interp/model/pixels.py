@@ -628,12 +628,18 @@ FAMILIES: dict[str, tuple[Callable[[Source], Layout], Callable[[PretrainedConfig
 }
 """Model type (or model type/vision type) → how its pictures are cut, and patches along the side of a token.
 
-Every row is tested by painting. What has no row is `RESAMPLED`, or not known: its image processor runs with torchvision
-only, or convolutions make its tokens of more than a box (Chameleon, Emu 3, GOT-OCR 2).
+Every row is tested by painting. What has no row is one of `WHOLE`, or not known: its image processor runs with
+torchvision only, or convolutions make its tokens of more than a box (Chameleon, Emu 3, GOT-OCR 2).
 """
 
-RESAMPLED = frozenset(("aria", "blip-2", "deepseek_ocr2", "idefics", "idefics2", "instructblip", "instructblipvideo"))
-"""Models whose tokens are queries' answers (a Q-Former, a Perceiver): they have no place in the picture."""
+WHOLE = frozenset(
+    (
+        *("aria", "blip-2", "deepseek_ocr2", "idefics2", "instructblip", "instructblipvideo"),  # resampled
+        *("idefics", "mllama"),  # read by cross-attention
+    )
+)
+"""Models whose image tokens have no place in the picture: each answers a query (a Q-Former, a Perceiver), or stands for
+all that is read by cross-attention."""
 
 VIDEOS: dict[str, Callable[[Source], Film | None]] = {
     **dict.fromkeys(QWEN, _paired),

@@ -410,13 +410,13 @@ class HookedVLM:
         if views is not None:
             return views
         shares = _split(positions, len(shown), alike=not any(one.video for one in shown))
-        resampled = self.model.config.model_type in pixels.RESAMPLED
+        whole = self.model.config.model_type in pixels.WHOLE
         return tuple(
             ImageView(
                 rows,
                 picture=next(iter(one.pictures), None),
                 clip=one.pictures if one.video else (),
-                resampled=resampled,
+                whole=whole,
             )
             for rows, one in zip(shares, shown, strict=True)
         )
