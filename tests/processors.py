@@ -4,11 +4,14 @@ The towers are transformers' own, with random weights and the output of every at
 patch shows then changes the features that are made of it, and no others.
 """
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -16,20 +19,42 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.cohere_compass.image_processing_pil_cohere_compass import CohereCompassImageProcessorPil
+from transformers.models.cosmos3_edge.image_processing_pil_cosmos3_edge import Cosmos3EdgeImageProcessorPil
+from transformers.models.deepseek_vl.image_processing_pil_deepseek_vl import DeepseekVLImageProcessorPil
+from transformers.models.ernie4_5_vl_moe.image_processing_pil_ernie4_5_vl_moe import Ernie4_5_VLMoeImageProcessorPil
+from transformers.models.fuyu.image_processing_pil_fuyu import FuyuImageProcessorPil
+from transformers.models.fuyu.processing_fuyu import FuyuProcessor
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+from transformers.models.glm5_next.image_processing_pil_glm5_next import Glm5NextImageProcessorPil
+from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
+from transformers.models.glmga.image_processing_pil_glmga import GlmgaImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.granite_docling.image_processing_pil_granite_docling import GraniteDoclingImageProcessorPil
+from transformers.models.hunyuan_vl import image_processing_pil_hunyuan_vl
+from transformers.models.hunyuan_vl.image_processing_pil_hunyuan_vl import HunYuanVLImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
+from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import PaddleOCRVLImageProcessorPil
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+from transformers.models.video_llama_3.image_processing_pil_video_llama_3 import VideoLlama3ImageProcessorPil
+from transformers.models.video_llava.image_processing_video_llava import VideoLlavaImageProcessor
 
-SILENCED = re.compile(r"(attn|attention)\.(out_proj|o_proj|proj|projection_layer)\.")
-"""Output projections of attention in vision towers."""
+from tests.families import ALL, MODEL_TYPES, lively
+
+SILENCED = re.compile(r"(attn|attention|layers\.\d+\.conv)\.(out_proj|o_proj|proj|projection_layer)\.")
+"""Output projections of attention in vision towers, and of the layers of LFM3-VL that convolve in its place."""
 PATCH = 4
 TILE = 24
 WIDTH = 16  # of the vision towers
@@ -91,7 +116,7 @@ def by_tiles(model: nn.Module, made: Mapping[str, Tensor], pictures: int) -> lis
         else [1 + int(n) for n in made.pop("num_crops")]
     )
     features = model.get_image_features(**made).pooler_output
-    return [one.flatten(0, 1) for one in features.split(tiles)]
+    return [one.flatten(0, -2) for one in features.split(tiles)]
 
 
 def in_a_row(model: nn.Module, made: Mapping[str, Tensor], pictures: int) -> list[Tensor]:
@@ -99,12 +124,17 @@ def in_a_row(model: nn.Module, made: Mapping[str, Tensor], pictures: int) -> lis
     return list(torch.cat(list(model.get_image_features(**made).pooler_output)).chunk(pictures))
 
 
+def unchanged(processor: Any, given: list[Image.Image], made: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the image processor made is what the model takes."""
+    return made
+
+
 @dataclass(frozen=True)
 class Case:
     """One family's image processor and model.
 
     Attributes:
-        config: name of the model's config class, without "Config".
+        config: name of the model's config class, without "Config"; or a type of `tests.families`, from there.
         options: of that config.
         processor: the image processor's class.
         settings: of the image processor.
@@ -113,6 +143,7 @@ class Case:
             each resize after the first, since the filter is the nearest pixel. Of one resize, none.
         images_kwargs: what the family's processor adds to the image processor's settings.
         features: the method that makes image tokens.
+        finish: what the family's processor does to what its image processor made.
     """
 
     config: str
@@ -123,6 +154,7 @@ class Case:
     reach: float = 0.0
     images_kwargs: Mapping[str, Any] = field(default_factory=dict)
     features: Callable[[nn.Module, Mapping[str, Tensor], int], list[Tensor]] = by_image
+    finish: Callable[[Any, list[Image.Image], Mapping[str, Any]], Mapping[str, Any]] = unchanged
 
     @property
     def image_processor(self) -> Any:
@@ -407,13 +439,119 @@ LATER_QWEN = {"qwen3_vl_moe": "Qwen3VLMoe", "qwen3_5": "Qwen3_5", "qwen3_5_moe":
 CASES |= {name: replace(CASES["qwen3_vl"], config=config) for name, config in LATER_QWEN.items()}
 
 
+def of_families(
+    name: str, processor: type, settings: Mapping[str, Any], vision: Mapping[str, Any] | None = None, **more: Any
+) -> Case:
+    """The tiny model of a family that `tests.families` has, with small patches."""
+    options: dict[str, Any] = copy.deepcopy(dict(ALL[name].config))
+    options.get("vision_config", options).update({"patch_size": PATCH, **(vision or {})})
+    return Case(options.pop("model_type"), options, processor, settings, **more)
+
+
+class NearestHunYuan(HunYuanVLImageProcessorPil):
+    """The filter of its resize is bicubic, whatever it is told."""
+
+    def resize(self, *given: Any, **told: Any) -> Any:
+        nearest = SimpleNamespace(BICUBIC=NEAREST["resample"])
+        with mock.patch.object(image_processing_pil_hunyuan_vl, "PILImageResampling", nearest):
+            return super().resize(*given, **told)
+
+
+class CuttingFuyu(FuyuImageProcessorPil):
+    """It cuts arrays only, and its family's processor hands it tensors."""
+
+    def patchify_image(self, image: Tensor, patch_size: Any = None) -> Tensor:
+        return torch.from_numpy(super().patchify_image(image.numpy(), patch_size))
+
+
+def pieces(processor: Any, given: list[Image.Image], made: Mapping[str, Any]) -> dict[str, Any]:
+    """Fuyu's processor cuts what its image processor made into patches."""
+    own = SimpleNamespace(image_processor=processor, replace_image_token=lambda *told, **more: "")
+    made = FuyuProcessor._process_images(own, given, return_tensors="pt")[0]
+    return {"image_patches": made["image_patches"]}
+
+
+def in_pieces(model: nn.Module, made: Mapping[str, Tensor], pictures: int) -> list[Tensor]:
+    """Features of patches in a row; the images are of one size."""
+    return list(model.get_image_features(made["image_patches"]).last_hidden_state.chunk(pictures))
+
+
+MERGED = {"patch_size": PATCH, "merge_size": 2, "size": {"shortest_edge": 32**2, "longest_edge": 80**2}}
+SQUARE = {"size": {"height": TILE, "width": TILE}}
+TILES = dict(SQUARE, max_patches=6)
+PIXTRAL_64 = {"image_size": 64, "hidden_size": WIDTH, "head_dim": 8}
+SLICED = {"patch_size": PATCH, "scale_resolution": 48, "max_slice_nums": 6}
+GLM5 = {"patch_size": PATCH, "merge_size": 2, "min_image_tokens": 8, "max_image_tokens": 64}
+SOFT = {"patch_size": PATCH, "max_soft_tokens": 70, "pooling_kernel_size": 2}
+PAPER = {"size": {"height": 60, "width": 80}, "patch_size": {"height": PATCH, "width": PATCH}}
+IN_TILES = {"features": by_tiles, "images_kwargs": {"crop_to_patches": True}}
+IN_OVIS = dict(IN_TILES, features=in_a_row)
+PAGE = {"image_size": TILE, "scale_factor": 2}
+
+AS_QWEN = {  # their image processors make of a picture what Qwen-VL's does, or nearly
+    **dict.fromkeys(("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "qwen4_exp"), Qwen2VLImageProcessorPil),
+    **dict.fromkeys(("cosmos3_omni", "exaone4_5", "hyperclovax_vision_v2", "lfm3_vl"), Qwen2VLImageProcessorPil),
+    **dict.fromkeys(("glm4v", "glm4v_moe"), Glm4vImageProcessorPil),
+    **dict.fromkeys(("glm46v", "glm_ocr"), Glm46VImageProcessorPil),
+    "glmga": GlmgaImageProcessorPil,
+    "cosmos3_edge": Cosmos3EdgeImageProcessorPil,
+    "cohere_compass": CohereCompassImageProcessorPil,
+    "ernie4_5_vl_moe": Ernie4_5_VLMoeImageProcessorPil,
+    "paddleocr_vl": PaddleOCRVLImageProcessorPil,
+    "video_llama_3": VideoLlama3ImageProcessorPil,
+}
+CASES |= {name: of_families(name, processor, MERGED) for name, processor in AS_QWEN.items()}
+CASES |= {
+    "dots3_note": of_families("dots3_note", Qwen2VLImageProcessorPil, dict(MERGED, temporal_patch_size=1)),
+    "video_llama_3, unmerged": of_families("video_llama_3", VideoLlama3ImageProcessorPil, dict(MERGED, merge_size=1)),
+    "hunyuan_vl": of_families("hunyuan_vl", NearestHunYuan, MERGED, {"max_image_size": 64}),
+    "glm5_next": of_families("glm5_next", Glm5NextImageProcessorPil, GLM5),
+    "gemma4": of_families("gemma4", Gemma4ImageProcessorPil, SOFT, {"position_embedding_size": 64}),
+    "minicpmv4_6": of_families("minicpmv4_6", MiniCPMV4_6ImageProcessorPil, SLICED, features=in_a_row),
+    "minicpmv4_7": of_families("minicpmv4_7", MiniCPMV4_6ImageProcessorPil, SLICED, features=in_a_row),
+    **{
+        name: of_families(name, PixtralImageProcessorPil, CASES["mistral3"].settings, PIXTRAL_64)
+        for name in ("lighton_ocr", "mistral_large4")
+    },
+    "janus": of_families("janus", JanusImageProcessorPil, SQUARE, {"image_size": TILE}),
+    "deepseek_vl": of_families("deepseek_vl", DeepseekVLImageProcessorPil, SQUARE, {"image_size": TILE}),
+    "fuyu": of_families("fuyu", CuttingFuyu, PAPER, features=in_pieces, finish=pieces),
+    "aya_vision": of_families("aya_vision", GotOcr2ImageProcessorPil, TILES, {"image_size": TILE}, **IN_TILES),
+    "qianfan_ocr": of_families(
+        "qianfan_ocr",
+        GotOcr2ImageProcessorPil,
+        TILES,
+        {"image_size": [TILE, TILE], "patch_size": [PATCH, PATCH]},
+        **IN_TILES,
+    ),
+    "granite_docling": of_families("granite_docling", GraniteDoclingImageProcessorPil, TILES, PAGE, features=in_a_row),
+    "granite_docling, fine": of_families(
+        "granite_docling", GraniteDoclingImageProcessorPil, dict(TILES, fine_route=True), PAGE, features=in_a_row
+    ),
+    "ovis2": of_families("ovis2", Ovis2ImageProcessorPil, TILES, {"image_size": TILE, "hidden_stride": 2}, **IN_OVIS),
+    "ovis2, in its shape": of_families(
+        "ovis2", Ovis2ImageProcessorPil, dict(TILES, use_covering_area_grid=False), {"image_size": TILE}, **IN_OVIS
+    ),
+    "shieldgemma2": of_families(
+        "shieldgemma2", Gemma3ImageProcessorPil, SQUARE, {"image_size": TILE}, features=by_tiles
+    ),
+    "llava_next_video": replace(CASES["llava_next"], config="LlavaNextVideo"),
+    "video_llava": replace(CASES["llava, crop"], config="VideoLlava", processor=VideoLlavaImageProcessor),
+}
+
+
 @cache
 def tower(name: str) -> nn.Module:
     """The family's model with random weights, its vision attention silenced."""
     case = CASES[name]
     torch.manual_seed(0)
-    config = getattr(transformers, f"{case.config}Config")(**case.options)
-    model = getattr(transformers, f"{case.config}Model")._from_config(config, attn_implementation="eager").eval()
+    if case.config in MODEL_TYPES:
+        config = transformers.AutoConfig.for_model(case.config, **copy.deepcopy(dict(case.options)))
+        kind = getattr(transformers, MODEL_TYPES[case.config])
+        model = lively(kind._from_config(config, attn_implementation="eager")).base_model.eval()
+    else:
+        config = getattr(transformers, f"{case.config}Config")(**case.options)
+        model = getattr(transformers, f"{case.config}Model")._from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for path, weight in model.named_parameters():
             if "language_model" in path:
@@ -430,7 +568,8 @@ def processed(name: str, pictures: list[Image.Image]) -> dict[str, Tensor]:
     case = CASES[name]
     given = [pictures] if case.nested else pictures
     made = dict(case.image_processor(given, return_tensors="pt", **case.images_kwargs))
-    return {k: v for k, v in made.items() if k not in ("num_tiles", "rows", "cols")}
+    unused = ("num_tiles", "rows", "cols", "grids", "num_patches_per_image", "num_soft_tokens_per_image")
+    return {k: v for k, v in case.finish(case.image_processor, pictures, made).items() if k not in unused}
 
 
 @torch.no_grad()

@@ -74,7 +74,10 @@ def test_tokens_without_a_place(vlm):
     x = tiny_inputs(vlm)
     x = dataclasses.replace(x, images=(ImageView(x.images[0].positions),))
     assert not x.images[0].has_grid
-    with pytest.raises(ImageError, match="no place in the picture"):
+    with pytest.raises(ImageError, match="not known for this model"):
+        li.attribute(vlm, x)
+    x = dataclasses.replace(x, images=(ImageView(x.images[0].positions, whole=True),))
+    with pytest.raises(ImageError, match=r"no place in the picture.*resampled"):
         li.attribute(vlm, x)
 
 

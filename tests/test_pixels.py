@@ -11,7 +11,7 @@ import transformers
 from PIL import Image, ImageChops
 
 from lvlm_interp.model.inputs import Box, Shown
-from lvlm_interp.model.pixels import TokenMap, image_views, token_maps, video_maps
+from lvlm_interp.model.pixels import FAMILIES, TokenMap, image_views, token_maps, video_maps
 from tests.processors import CASES, PATCH, Processor, features, picture, processed, tower
 from tests.videos import FILMS, filmed
 
@@ -76,7 +76,7 @@ def problems(
     """Paints single tokens' boxes and says where the features that change are not those that the map names."""
     case, image = CASES[name], picture(size, seed)
     boxes = believed(list(maps(name, [image] * (1 + CASES[name].nested))[0].boxes))
-    reach = case.reach * max(size) / case.settings["size"].get("longest_edge", 1)
+    reach = case.reach * max(size) / case.settings.get("size", {}).get("longest_edge", 1)
     areas = {i: inside(box, reach) for i, box in enumerate(boxes) if box is not None}
     stride = strides(boxes, size)
     wide = [i for i, a in areas.items() if all(a[k + 2] - a[k] > stride[i][k] for k in (0, 1))]
@@ -132,6 +132,14 @@ def test_cells_are_a_grid_in_the_picture(name: str) -> None:
             assert here is not None and there is not None and here[1] < there[1] and here[0] == there[0]
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if not CASES[name].nested])
+def test_each_of_several_pictures_has_the_boxes_that_it_has_alone(name: str) -> None:
+    pictures = [picture((61, 133), 1), picture((150, 70), 2)]
+    found = maps(name, pictures)
+    assert [one.boxes for one in found] == [maps(name, [one])[0].boxes for one in pictures]
+    assert sum(len(one.boxes) for one in found) == sum(len(one) for one in features(name, pictures))
+
+
 FRAMES = 5  # an odd number: of pairs, the last is a frame twice
 
 
@@ -185,6 +193,13 @@ def test_views_split_the_tokens_of_several_images() -> None:
     assert blind is not None and [view.grid for view in blind] == [view.grid for view in seen]
     assert all(view.patches is None for view in blind)
     assert image_views(model, processor, shown, made, positions[1:]) is None
+
+
+def test_every_row_is_painted() -> None:
+    configs = [tower(name).config for name in CASES]
+    visions = [getattr(getattr(one, "vision_config", None), "model_type", None) for one in configs]
+    kinds = [(one.model_type, f"{one.model_type}/{vision}") for one, vision in zip(configs, visions, strict=True)]
+    assert {row if row in FAMILIES else kind for kind, row in kinds} == set(FAMILIES)
 
 
 def test_resampled_tokens_have_no_map() -> None:

@@ -167,7 +167,7 @@ def test_videos_without_a_map_are_hidden_too(name):
     assert (view.patches, view.frames, view.cells) == (None, None, None)
     found = check(vlm, x)
     assert found.ok, found.to_frame().to_string()
-    with pytest.raises(ImageError, match="no place in the picture"):
+    with pytest.raises(ImageError, match="not known for this model"):
         li.attribute(vlm, x)
 
 

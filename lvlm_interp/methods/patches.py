@@ -104,7 +104,7 @@ def attribute(
 
     Raises:
         InputError: no image, no answer, an unknown method, or no such frame.
-        ImageError: the image's tokens have no place in the picture.
+        ImageError: the image's tokens have no place in the picture, or it is not known.
         VisibilityError: `text` in a model where only `all` is possible.
     """
     x.need_image()
@@ -157,7 +157,7 @@ def _view(x: Inputs, image: int, frame: int | None = None) -> tuple[ImageView, I
         raise InputError(f"no image {image}: the prompt has {len(x.images)}, counted from 0")
     view = x.images[image]
     if view.cells is None:
-        raise ImageError("the tokens of this image have no place in the picture (has_grid is False)")
+        raise ImageError(view.no_grid)
     return view, view.cells if frame is None else view.cells_of(frame)
 
 

@@ -52,13 +52,16 @@ class ImageView:
             `positions`; None for a token without a place (a row's end, a resampled token), and None as a whole where
             the original image is not known.
         cells: the tokens of the one rectangular grid that a heatmap is drawn on, as indices into `positions`,
-            `[row, column]`; None where there is no grid. Where a family cuts an image into tiles, the tiles laid
-            together, not the thumbnail. Of a video, its first frame; `cells_of` gives those of the others.
+            `[row, column]`; None where there is no grid, and `no_grid` says why. Where a family cuts an image into
+            tiles, the tiles laid together, not the thumbnail. Of a video, its first frame; `cells_of` gives those of
+            the others.
         picture: the original image (of a video, its first frame), or None if only processed pixels were given.
         frames: of a video, the number of the frame that each token was made from, counted from 0, in the order of
             `positions`: of several neighbouring frames (Qwen-VL makes a token of two), the first. None for a token of
             no frame (a newline); None as a whole for a picture, or where it is not known.
         clip: the original frames of a video.
+        whole: whether each token stands for the whole picture, so that it has no place: resampled (a Q-Former, a
+            Perceiver), or a mark of what is read by cross-attention.
     """
 
     positions: Int[Tensor, " token"]
@@ -67,6 +70,7 @@ class ImageView:
     picture: Image.Image | None = field(default=None, repr=False)
     frames: tuple[int | None, ...] | None = None
     clip: tuple[Image.Image, ...] = field(default=(), repr=False)
+    whole: bool = False
 
     @property
     def starts(self) -> tuple[int, ...]:
@@ -91,12 +95,22 @@ class ImageView:
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """Rows and columns of the grid, or None where tokens have no place in the picture."""
+        """Rows and columns of the grid, or None where tokens have no place in the picture, or none that is known."""
         return None if self.cells is None else (self.cells.shape[0], self.cells.shape[1])
 
     @property
     def has_grid(self) -> bool:
         return self.cells is not None
+
+    @property
+    def no_grid(self) -> str:
+        """Why there is no grid, for errors."""
+        if self.whole:
+            return (
+                "the tokens of this image have no place in the picture (has_grid is False): each stands for all of it, "
+                "resampled or read by cross-attention"
+            )
+        return "where in the picture the tokens of this image stand is not known for this model (has_grid is False)"
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,8 @@ where there are such; the rest is tested against the processors and models thems
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -137,7 +139,8 @@ class Source:
         settings: what the image processor was told, by name.
         config: the model's.
         inputs: the model inputs.
-        step: pixels along a token's side, once processed.
+        patch: pixels along a patch's side, once processed.
+        merge: patches along a token's side.
         frames: of a video, the number of frames that the processor was given, if that is known.
     """
 
@@ -146,13 +149,20 @@ class Source:
     settings: Callable[[str], Any]
     config: PretrainedConfig
     inputs: Mapping[str, Tensor]
-    step: int
+    patch: int
+    merge: int
     frames: int | None = None
+
+    @property
+    def step(self) -> int:
+        """Pixels along a token's side, once processed."""
+        return self.patch * self.merge
 
     @property
     def processed(self) -> Size:
         """Width and height of what the vision tower is given: one picture, or one tile."""
-        return self.inputs["pixel_values"].shape[-1], self.inputs["pixel_values"].shape[-2]
+        pixels = next(self.inputs[name] for name in ("pixel_values", "pixel_values_images") if name in self.inputs)
+        return pixels.shape[-1], pixels.shape[-2]
 
 
 # --- one axis ---------------------------------------------------------------------------------------------------------
@@ -206,6 +216,17 @@ def _fixed(source: Source) -> Layout:
         for axis in (0, 1)
     )
     return Layout((Block(rows, columns, before),))
+
+
+def _boxed(source: Source) -> Layout:
+    """One picture, resized to fit into a square and laid in its middle (Janus)."""
+    delta, least = max(source.processed) / max(source.size), source.settings("min_size") or 0
+    now = [max(round(length * delta), least) for length in source.size]
+    columns, rows = (
+        _spans(side // source.step, source.step, length / new, -((side - new) // 2) * length / new)
+        for side, new, length in zip(source.processed, now, source.size, strict=True)
+    )
+    return Layout((Block(rows, columns),))
 
 
 def _stretched(rows: Span, columns: Span, source: Source) -> Block:
@@ -356,23 +377,136 @@ def _fitted(source: Source) -> Layout:
     return _mosaic(source, down, across)
 
 
-def _mosaic(source: Source, down: int, across: int) -> Layout:
+def _covering(source: Source) -> Layout:
+    """A thumbnail, then as few tiles as show nine tenths of the picture's area, or in its shape (Ovis 2)."""
+    from transformers.models.ovis2 import image_processing_pil_ovis2 as ovis2
+
+    most = source.settings("max_patches")
+    if not source.settings("crop_to_patches") or most <= 1:
+        return _mosaic(source, 1, 1)
+    size, tile = source.size[::-1], source.processed[::-1]
+    if source.settings("use_covering_area_grid"):
+        across, down = ovis2.get_min_tile_covering_grid(size, tile[0], most)
+    else:
+        across, down = ovis2.get_optimal_tiled_canvas(size, tile, source.settings("min_patches"), most)
+    return _mosaic(source, down, across, thumbnail_first=True)
+
+
+def _paged(source: Source) -> Layout:
+    """As InternVL, with bounds of its own, and four times the tokens on the fine of two ways (Granite Docling)."""
+    from transformers.models.granite_docling.image_processing_pil_granite_docling import get_page_tile_grid
+
+    if "tile_fine_mask" in source.inputs:
+        source = dataclasses.replace(source, merge=source.merge // 2)
+    if source.settings("max_patches") is None:
+        return _mosaic(source, 1, 1)
+    names = [n for n in inspect.signature(get_page_tile_grid).parameters if n not in ("height", "width")]
+    told = {name: source.settings(name) for name in names}
+    return _mosaic(source, *get_page_tile_grid(source.size[1], source.size[0], **told))
+
+
+def _mosaic(source: Source, down: int, across: int, thumbnail_first: bool = False) -> Layout:
     """The picture stretched over tiles, row by row, and a thumbnail behind them; one tile is the picture itself."""
     tile, step, (width, height) = source.processed, source.step, source.size
     rows = _tiles(down, tile[1], step, height / (down * tile[1]))
     columns = _tiles(across, tile[0], step, width / (across * tile[0]))
+    return _with_thumbnail(rows, columns, _whole(source), thumbnail_first)
+
+
+def _with_thumbnail(
+    rows: Sequence[tuple[Span, ...]], columns: Sequence[tuple[Span, ...]], thumbnail: Block, first: bool = False
+) -> Layout:
+    """Tiles, row by row, and a thumbnail before or behind them if there are several."""
     blocks = [Block(row, column) for row in rows for column in columns]
-    detail = tuple(tuple(range(r * across, (r + 1) * across)) for r in range(down))
+    numbers = np.arange(len(blocks)).reshape(len(rows), len(columns))
     if len(blocks) > 1:
-        blocks.append(_whole(source))
-    return Layout(tuple(blocks), detail)
+        blocks.insert(0 if first else len(blocks), thumbnail)
+        numbers += first
+    return Layout(tuple(blocks), tuple(map(tuple, numbers.tolist())))
+
+
+def _sliced(source: Source) -> Layout:
+    """The whole picture, and if it is large, slices of it, both at sizes of their own (MiniCPM-V 4.6)."""
+    from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil
+
+    if source.settings("scale_resolution") is None:
+        rows, columns = (int(n) // source.merge for n in source.inputs["target_sizes"][source.index])
+        return Layout((_even(rows, columns, source.size),))
+    cutter, size = MiniCPMV4_6ImageProcessorPil(), source.size[::-1]
+    told = {name: source.settings(name) for name in ("scale_resolution", "patch_size", "downsample_mode")}
+    most = source.settings("max_slice_nums") if source.settings("slice_mode") else 1
+    grid = cutter.get_sliced_grid(size, most, told["scale_resolution"])
+    rows, columns = (n // source.step for n in cutter.find_best_resize(size, **told, allow_upscale=grid is None))
+    whole = _even(rows, columns, source.size)
+    if grid is None:
+        return Layout((whole,))
+    counts = (n // source.step for n in cutter.get_refine_size(size, grid, **told, allow_upscale=True))
+    tall, wide = (
+        [_spans(count // n, 1, length / count, k * length / n) for k in range(n)]
+        for count, n, length in zip(counts, grid, size, strict=True)
+    )
+    return _with_thumbnail(tall, wide, whole, first=True)
 
 
 def _resized(source: Source) -> Layout:
     """The whole picture at a size of its own (Qwen-VL)."""
-    merge = source.config.vision_config.spatial_merge_size
+    return Layout((_even(*_grid(source), source.size),))
+
+
+def _grid(source: Source) -> tuple[int, int]:
+    """Rows and columns of tokens, as the model inputs tell them; VideoLLaMA 3's tell how patches are merged, too."""
+    told = source.inputs.get("image_merge_sizes")
+    merge = source.merge if told is None else int(told[source.index])
     rows, columns = (int(n) // merge for n in source.inputs["image_grid_thw"][source.index, 1:])
+    return rows, columns
+
+
+def _lined(source: Source) -> Layout:
+    """The same with a token at the end of each row, one before and one behind (HunYuan-VL)."""
+    return Layout((dataclasses.replace(_even(*_grid(source), source.size), before=1, row_end=1, after=1),))
+
+
+def _numbered(source: Source) -> Layout:
+    """The whole picture at a size of its own, told by the column and row of its last patch (Gemma 4)."""
+    columns, rows = (int(n + 1) // source.merge for n in source.inputs["image_position_ids"][source.index].amax(0))
     return Layout((_even(rows, columns, source.size),))
+
+
+def _cornered(source: Source) -> Layout:
+    """The whole picture at a size of its own, padded to whole tokens to the right and below (GLM-5 Next)."""
+    from transformers.models.glm5_next.image_processing_pil_glm5_next import Glm5NextImageProcessorPil
+
+    if not source.settings("do_resize"):
+        return _resized(source)
+    names = ("min_image_tokens", "max_image_tokens")
+    ones = np.ones((1, source.size[1], source.size[0]), np.uint8)
+    padded = Glm5NextImageProcessorPil().resize(
+        ones,
+        resample=0,
+        factor=source.step,
+        temporal_factor=source.settings("temporal_patch_size"),
+        **{name: source.settings(name) for name in names},
+    )[0]
+    return Layout((_laid(source, (int(padded.any(0).sum()), int(padded.any(1).sum())), padded.shape[::-1]),))
+
+
+def _fitting(source: Source) -> Layout:
+    """The picture as it is, or made smaller to fit, padded to whole tokens to the right and below (Fuyu)."""
+    most = source.settings("size")
+    if most is None:
+        return Layout((Block(),))  # patches alone do not tell how many stand in a row
+    scale = min(1.0, most["width"] / source.size[0], most["height"] / source.size[1])
+    now = (int(source.size[0] * scale), int(source.size[1] * scale))
+    return Layout((_laid(source, now, now),))
+
+
+def _laid(source: Source, now: Size, canvas: Size) -> Block:
+    """The whole picture at some size, top left on a canvas that is filled up to whole tokens."""
+    columns, rows = (
+        _spans(math.ceil(side / source.step), source.step, length / new)
+        for side, new, length in zip(canvas, now, source.size, strict=True)
+    )
+    return Block(rows, columns)
 
 
 def _even(rows: int, columns: int, size: Size) -> Block:
@@ -417,8 +551,7 @@ def _canvas(source: Source) -> Layout:
 def _paired(source: Source) -> Film | None:
     """Frames at a size of their own, several of which make one token (Qwen-VL); the last is repeated to fill up."""
     times, *sides = (int(n) for n in source.inputs["video_grid_thw"][source.index])
-    merge = _merged(source.config)
-    block = _even(sides[0] // merge, sides[1] // merge, source.size)
+    block = _even(sides[0] // source.merge, sides[1] // source.merge, source.size)
     return Film(Layout((block,)), times, source.config.vision_config.temporal_patch_size)
 
 
@@ -454,26 +587,59 @@ def _merged(config: PretrainedConfig) -> int:
     return config.vision_config.spatial_merge_size
 
 
+def _twice_merged(config: PretrainedConfig) -> int:
+    windows = 1 if config.downsample_mode == "4x" else 2  # merged once inside the vision tower
+    return windows * config.merge_kernel_size[0] ** config.merger_times
+
+
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+AS_QWEN = (
+    *("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "qwen4_exp", "cosmos3_omni", "cosmos3_edge", "exaone4_5"),
+    *("glm4v", "glm4v_moe", "glm46v", "glm_ocr", "glmga", "ernie4_5_vl_moe", "paddleocr_vl", "hyperclovax_vision_v2"),
+    *("cohere_compass", "dots3_note", "lfm3_vl"),
+)
 FAMILIES: dict[str, tuple[Callable[[Source], Layout], Callable[[PretrainedConfig], int]]] = {
     "llava": (_fixed, _one),
     "llava/pixtral": (_rows, _one),
     "vipllava": (_fixed, _one),
+    "video_llava": (_fixed, _one),
     "paligemma": (_fixed, _one),
     "gemma3": (_crops, _pooled),
+    "shieldgemma2": (_crops, _pooled),
+    "gemma4": (_numbered, lambda config: config.vision_config.pooling_kernel_size),
     "llava_next": (_anyres, _one),
+    "llava_next_video": (_anyres, _one),
     "llava_onevision": (_anyres, _one),
     "idefics3": (_split, lambda config: config.scale_factor),
     "smolvlm": (_split, lambda config: config.scale_factor),
-    "internvl": (_fitted, lambda config: round(1 / config.downsample_ratio)),
-    **dict.fromkeys(QWEN, (_resized, _merged)),
-    "mistral3": (_rows, lambda config: config.spatial_merge_size),
+    **dict.fromkeys(("internvl", "qianfan_ocr"), (_fitted, lambda config: round(1 / config.downsample_ratio))),
+    "aya_vision": (_fitted, lambda config: config.downsample_factor),
+    "granite_docling": (_paged, lambda config: config.vision_config.scale_factor),
+    "ovis2": (_covering, lambda config: config.vision_config.hidden_stride),
+    **dict.fromkeys(("minicpmv4_6", "minicpmv4_7"), (_sliced, _twice_merged)),
+    **dict.fromkeys((*QWEN, *AS_QWEN), (_resized, _merged)),
+    "video_llama_3": (_resized, _one),
+    "hunyuan_vl": (_lined, _merged),
+    "glm5_next": (_cornered, _merged),
+    **dict.fromkeys(("mistral3", "mistral_large4", "lighton_ocr"), (_rows, lambda config: config.spatial_merge_size)),
+    **dict.fromkeys(("janus", "deepseek_vl"), (_boxed, _one)),
+    "fuyu": (_fitting, _one),
     "mllama": (_canvas, _one),
 }
 """Model type (or model type/vision type) → how its pictures are cut, and patches along the side of a token.
 
-Models whose tokens are resampled (a Q-Former, a Perceiver) have no row: their tokens have no place in the picture.
+Every row is tested by painting. What has no row is one of `WHOLE`, or not known: its image processor runs with
+torchvision only, or convolutions make its tokens of more than a box (Chameleon, Emu 3, GOT-OCR 2).
 """
+
+WHOLE = frozenset(
+    (
+        *("aria", "blip-2", "deepseek_ocr2", "idefics2", "instructblip", "instructblipvideo"),  # resampled
+        *("idefics", "mllama"),  # read by cross-attention
+    )
+)
+"""Models whose image tokens have no place in the picture: each answers a query (a Q-Former, a Perceiver), or stands for
+all that is read by cross-attention."""
 
 VIDEOS: dict[str, Callable[[Source], Film | None]] = {
     **dict.fromkeys(QWEN, _paired),
@@ -496,21 +662,21 @@ def token_maps(
         model_inputs: what the processor made of them.
 
     Returns:
-        one map for each image, or None if the tokens of this family have no place in the picture. For Mllama the maps
-        are of its cross-attention states.
+        one map for each image, or None if the tokens of this family have no place in the picture, or it is not known.
+        For Mllama the maps are of its cross-attention states.
     """
     kind = config.model_type
     vision = getattr(getattr(config, "vision_config", None), "model_type", None)
     if (row := FAMILIES.get(f"{kind}/{vision}") or FAMILIES.get(kind)) is None:
         return None
     layout, merge = row
-    step, settings = _patch(config) * merge(config), _settings(processor)
-    sources = (Source(size, i, settings, config, model_inputs, step) for i, size in enumerate(sizes))
+    cut, settings = (_patch(config), merge(config)), _settings(processor)
+    sources = (Source(size, i, settings, config, model_inputs, *cut) for i, size in enumerate(sizes))
     return tuple(layout(source).token_map(source.size) for source in sources)
 
 
 def _patch(config: PretrainedConfig) -> int:
-    patch = config.vision_config.patch_size
+    patch = getattr(config, "vision_config", config).patch_size
     return patch if isinstance(patch, int) else patch[0]
 
 
@@ -533,10 +699,10 @@ def video_maps(
     """
     if (film := VIDEOS.get(config.model_type)) is None:
         return None
-    step = _patch(config) * FAMILIES[config.model_type][1](config)
+    cut = _patch(config), FAMILIES[config.model_type][1](config)
     counts, settings = frames or [None] * len(sizes), _settings(None)
     made = [
-        film(Source(size, i, settings, config, model_inputs, step, count))
+        film(Source(size, i, settings, config, model_inputs, *cut, count))
         for i, (size, count) in enumerate(zip(sizes, counts, strict=True))
     ]
     found = [one.token_map(size) for one, size in zip(made, sizes, strict=True) if one is not None]
@@ -555,8 +721,8 @@ def image_views(
     Without the original pictures, there are cells but no boxes, as far as the model inputs tell how pictures were cut.
 
     Returns:
-        None where tokens have no place in the picture, or where the prompt has another number of image tokens than the
-        maps: an unknown place is better than a wrong one.
+        None where tokens have no place in the picture, or none that is known, or where the prompt has another number of
+        image tokens than the maps: an unknown place is better than a wrong one.
     """
     maps = _maps(config, processor, shown, model_inputs)
     if maps is None or sum(counts := [len(one.boxes) for one in maps]) != len(positions):

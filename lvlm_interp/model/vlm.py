@@ -413,8 +413,14 @@ class HookedVLM:
         if views is not None:
             return views
         shares = _split(positions, len(shown), alike=not any(one.video for one in shown))
+        whole = self.model.config.model_type in pixels.WHOLE
         return tuple(
-            ImageView(rows, picture=next(iter(one.pictures), None), clip=one.pictures if one.video else ())
+            ImageView(
+                rows,
+                picture=next(iter(one.pictures), None),
+                clip=one.pictures if one.video else (),
+                whole=whole,
+            )
             for rows, one in zip(shares, shown, strict=True)
         )
 

@@ -74,10 +74,12 @@ def word_map(
         title: by default what is shown.
 
     Raises:
-        InputError: the image's tokens have no place, or were not read by this lens.
+        InputError: the image's tokens have no place that is known, or were not read by this lens.
     """
-    if view.patches is None or view.cells is None:
-        raise InputError("the tokens of this image have no place in the picture (has_grid is False)")
+    if view.cells is None:
+        raise InputError(view.no_grid)
+    if view.patches is None:
+        raise InputError("the original picture is not known; prepare the example with it")
     cells = view.cells.flatten().tolist()
     at = {p: n for n, p in enumerate(found.positions.tolist())}
     wanted = [int(view.positions[cell]) for cell in cells]
