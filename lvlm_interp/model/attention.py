@@ -60,6 +60,12 @@ def _chosen(mask: Tensor | None, indices: Tensor | None, key: Tensor) -> Tensor 
     return mask & ~left if mask.dtype == torch.bool else mask.masked_fill(left, torch.finfo(mask.dtype).min)
 
 
+def _changed(scores: Tensor, in_place: Callable[..., Tensor], anew: Callable[..., Tensor], by: Any) -> Tensor:
+    """The scores multiplied by or added to something; in place, where no graph needs what they were: they are large."""
+    promotes = isinstance(by, Tensor) and by.dtype != scores.dtype
+    return anew(scores, by) if scores.requires_grad or promotes else in_place(scores, by)
+
+
 def _pattern(scores: Float[Tensor, "b h n m"], options: dict[str, Any]) -> Float[Tensor, "b h n m"]:
     """The softmax of the scores; a sink is one score more for each row, whose share nobody reads."""
     sinks = options.get("sinks")
@@ -77,13 +83,14 @@ def _tapped(
     scaling = options.get("scaling")
     query, key, value = tap("rot_q", query), tap("rot_k", key), tap("v", value)
     keys, values = _repeat_heads(key, query.shape[1]), _repeat_heads(value, query.shape[1])
-    scores = torch.matmul(query, keys.transpose(2, 3)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = torch.matmul(query, keys.transpose(2, 3))
+    scores = _changed(scores, Tensor.mul_, torch.mul, query.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap := options.get("softcap"):
         scores = torch.tanh(scores / softcap) * softcap
     if (bias := options.get("position_bias")) is not None:
         scores = scores + bias
     if (added := _additive(mask, module, query, key, options.get("is_causal"))) is not None:
-        scores = scores + added
+        scores = _changed(scores, Tensor.add_, torch.add, added)
     scores = tap("attn_scores", scores)
     pattern = tap("pattern", _pattern(scores, options).to(query.dtype))
     z = tap("z", torch.matmul(pattern, values))
