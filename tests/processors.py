@@ -50,6 +50,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from transformers.models.video_llama_3.image_processing_pil_video_llama_3 import VideoLlama3ImageProcessorPil
 from transformers.models.video_llava.image_processing_video_llava import VideoLlavaImageProcessor
+from transformers.utils import is_torchvision_available
 
 from tests.families import ALL, MODEL_TYPES, lively
 
@@ -540,6 +541,49 @@ CASES |= {
 }
 
 
+def of_crops(model: nn.Module, made: Mapping[str, Tensor], pictures: int) -> list[Tensor]:
+    """Llama 4's features, which have no split by image; the images are of one size."""
+    features = model.get_image_features(made["pixel_values"].float()).last_hidden_state
+    return list(features.flatten(0, -2).chunk(pictures))
+
+
+WITH_TORCHVISION = {
+    *("molmo2", "lfm2_vl", "cohere2_vision", "llama4", "kimi_k25", "gemma4_unified", "nemotron_h_omni"),
+    *("muse_glimmer", "muse_spark"),
+}
+"""Their image processors run with torchvision only, and so do their cases."""
+if TORCHVISION := is_torchvision_available():
+    BUDGET = {"patch_size": PATCH, "max_image_tokens": 64, "merge_size": 2}
+    KIMI = {"patch_size": PATCH, "merge_size": 2, "max_patches": 200, "size": {"max_height": 30, "max_width": 30}}
+    LLAMA4 = {"image_size": TILE, "pixel_shuffle_ratio": 0.5}
+    NEMOTRON = {"patch_size": PATCH, "min_num_patches": 32, "max_num_patches": 256}
+    CROPS = dict(SQUARE, patch_size=PATCH, max_crops=4, overlap_margins=[1, 1])
+    LARGE = {"tile_size": TILE, "encoder_patch_size": PATCH, "min_image_tokens": 8, "max_image_tokens": 32}
+    CASES |= {
+        "molmo2": of_families("molmo2", transformers.Molmo2ImageProcessor, CROPS, {"image_size": [TILE, TILE]}),
+        "molmo2, uneven": of_families(
+            "molmo2",
+            transformers.Molmo2ImageProcessor,
+            dict(CROPS, size={"height": TILE + PATCH, "width": TILE + PATCH}),
+            {"image_size": [TILE + PATCH, TILE + PATCH]},
+        ),
+        "lfm2_vl": of_families("lfm2_vl", transformers.Lfm2VlImageProcessor, LARGE, features=in_a_row),
+        "cohere2_vision": of_families(
+            "cohere2_vision", transformers.Cohere2VisionImageProcessor, TILES, {"image_size": TILE}, features=by_tiles
+        ),
+        "llama4": of_families("llama4", transformers.Llama4ImageProcessor, TILES, LLAMA4, features=of_crops),
+        "kimi_k25": of_families("kimi_k25", transformers.Kimi_K25ImageProcessor, KIMI),
+        "gemma4_unified": of_families(
+            "gemma4_unified", transformers.Gemma4UnifiedImageProcessor, SOFT, {"mm_posemb_size": 64}
+        ),
+        "nemotron_h_omni": of_families(
+            "nemotron_h_omni", transformers.NemotronH_Omni_Reasoning_V3ImageProcessor, NEMOTRON
+        ),
+        "muse_glimmer": of_families("muse_glimmer", transformers.MuseGlimmerImageProcessor, BUDGET),
+        "muse_spark": of_families("muse_spark", transformers.MuseGlimmerImageProcessor, BUDGET),
+    }
+
+
 @cache
 def tower(name: str) -> nn.Module:
     """The family's model with random weights, its vision attention silenced."""
@@ -568,7 +612,15 @@ def processed(name: str, pictures: list[Image.Image]) -> dict[str, Tensor]:
     case = CASES[name]
     given = [pictures] if case.nested else pictures
     made = dict(case.image_processor(given, return_tensors="pt", **case.images_kwargs))
-    unused = ("num_tiles", "rows", "cols", "grids", "num_patches_per_image", "num_soft_tokens_per_image")
+    unused = (
+        "num_tiles",
+        "rows",
+        "cols",
+        "grids",
+        "num_patches_per_image",
+        "num_soft_tokens_per_image",
+        "aspect_ratios",
+    )
     return {k: v for k, v in case.finish(case.image_processor, pictures, made).items() if k not in unused}
 
 

@@ -377,6 +377,37 @@ def _fitted(source: Source) -> Layout:
     return _mosaic(source, down, across)
 
 
+def _least_stretched(source: Source) -> Layout:
+    """As InternVL, with the tiles that need the least stretching (Cohere 2 Vision)."""
+    if not source.settings("crop_to_patches"):
+        return _mosaic(source, 1, 1)
+    from transformers.models.cohere2_vision.image_processing_cohere2_vision import get_optimal_tiled_canvas
+
+    bounds = source.settings("min_patches"), source.settings("max_patches")
+    across, down = get_optimal_tiled_canvas(source.size[::-1], source.processed[::-1], *bounds)
+    return _mosaic(source, down, across)
+
+
+def _undistorted(source: Source) -> Layout:
+    """Tiles of a canvas on which the picture lies top left, and a thumbnail behind them (Llama 4)."""
+    if source.settings("max_patches") is None:
+        return _mosaic(source, 1, 1)
+    from transformers.image_utils import SizeDict
+    from transformers.models.llama4 import image_processing_llama4 as llama4
+
+    tile, most = source.processed[::-1], bool(source.settings("resize_to_max_canvas"))
+    known = llama4.find_supported_resolutions(source.settings("max_patches"), SizeDict(height=tile[0], width=tile[1]))
+    size = source.size[::-1]
+    canvas = [int(n) for n in llama4.get_best_fit(size, torch.as_tensor(known), most)]
+    room = canvas if most else [min(max(n, tile[0]), side) for n, side in zip(size, canvas, strict=True)]
+    now = llama4.get_max_res_without_distortion(size, room)
+    rows, columns = (
+        _tiles(side // one, one, source.step, length / max(int(new), 1))
+        for side, one, length, new in zip(canvas, tile, size, now, strict=True)
+    )
+    return _with_thumbnail(rows, columns, _whole(source))
+
+
 def _covering(source: Source) -> Layout:
     """A thumbnail, then as few tiles as show nine tenths of the picture's area, or in its shape (Ovis 2)."""
     from transformers.models.ovis2 import image_processing_pil_ovis2 as ovis2
@@ -390,6 +421,52 @@ def _covering(source: Source) -> Layout:
     else:
         across, down = ovis2.get_optimal_tiled_canvas(size, tile, source.settings("min_patches"), most)
     return _mosaic(source, down, across, thumbnail_first=True)
+
+
+def _overlapping(source: Source) -> Layout:
+    """A thumbnail, then crops that overlap, of which the patches in the middle are laid together (Molmo 2)."""
+    most = source.settings("max_crops")
+    if most is None:
+        return Layout((Block(),))  # the model inputs tell tokens, not patches, and the last may be half padding
+    from transformers.models.molmo2.image_processing_molmo2 import compute_crop_geometry
+
+    side, patch, pool = source.settings("size")["height"], source.patch, source.settings("pooling_size")
+    told = most, source.settings("overlap_margins"), side, patch
+    canvas = compute_crop_geometry(source.size[1], source.size[0], *told)[2:]
+    blocks = []
+    for sides in ((side, side), canvas):
+        of_axes = zip(sides, pool, source.size[::-1], strict=True)
+        rows, columns = (_pooled_spans(pixels // patch, one, length) for pixels, one, length in of_axes)
+        blocks.append(Block(rows, columns))
+    return Layout(tuple(blocks), ((1,),))
+
+
+def _pooled_spans(patches: int, pool: int, length: float) -> tuple[Span, ...]:
+    """Spans of several patches each, with padding on both sides where they do not come out even."""
+    count, scale = math.ceil(patches / pool), length / patches
+    return _spans(count, pool, scale, -((count * pool - patches) // 2) * scale)
+
+
+def _large_split(source: Source) -> Layout:
+    """The picture at a size of its own, behind tiles of it if it is large (LFM2-VL)."""
+    if source.settings("tile_size") is None:
+        rows, columns = (int(n) // source.merge for n in source.inputs["spatial_shapes"][source.index])
+        return Layout((_even(rows, columns, source.size),))
+    from transformers.models.lfm2_vl.image_processing_lfm2_vl import Lfm2VlImageProcessor
+
+    cutter, (width, height), settings = Lfm2VlImageProcessor(), source.size, source.settings
+    budget = {n: settings(n) for n in ("downsample_factor", "max_image_tokens", "encoder_patch_size")}
+    across, down = cutter.smart_resize(height, width, min_image_tokens=settings("min_image_tokens"), **budget)
+    whole = _even(down // source.step, across // source.step, source.size)
+    large = cutter._is_image_too_large(height, width, max_pixels_tolerance=settings("max_pixels_tolerance"), **budget)
+    bounds, side = (settings("min_tiles"), settings("max_tiles")), settings("tile_size")
+    if not large or not settings("do_image_splitting") or bounds == (1, 1):
+        return Layout((whole,))
+    across, down = cutter._get_grid_layout(height, width, *bounds, side)[:2]
+    tall = _tiles(down, side, source.step, height / (down * side))
+    wide = _tiles(across, side, source.step, width / (across * side))
+    laid = _with_thumbnail(tall, wide, whole)
+    return laid if settings("use_thumbnail") else Layout(laid.blocks[: down * across], laid.detail)
 
 
 def _paged(source: Source) -> Layout:
@@ -457,7 +534,8 @@ def _grid(source: Source) -> tuple[int, int]:
     """Rows and columns of tokens, as the model inputs tell them; VideoLLaMA 3's tell how patches are merged, too."""
     told = source.inputs.get("image_merge_sizes")
     merge = source.merge if told is None else int(told[source.index])
-    rows, columns = (int(n) // merge for n in source.inputs["image_grid_thw"][source.index, 1:])
+    grids = next(source.inputs[name] for name in ("image_grid_thw", "image_grid_hw") if name in source.inputs)
+    rows, columns = (int(n) // merge for n in grids[source.index, -2:])
     return rows, columns
 
 
@@ -488,6 +566,18 @@ def _cornered(source: Source) -> Layout:
         **{name: source.settings(name) for name in names},
     )[0]
     return Layout((_laid(source, (int(padded.any(0).sum()), int(padded.any(1).sum())), padded.shape[::-1]),))
+
+
+def _packed(source: Source) -> Layout:
+    """The same, never made larger (Kimi K2.5)."""
+    most = source.settings("size")
+    if most is None or not source.settings("do_resize"):
+        return _resized(source)
+    from transformers.models.kimi_k25.image_processing_kimi_k25 import navit_resize
+
+    told = source.patch, source.merge, source.settings("max_patches"), most["max_height"]
+    now, canvas = navit_resize(source.size[1], source.size[0], *told)
+    return Layout((_laid(source, now[::-1], canvas[::-1]),))
 
 
 def _fitting(source: Source) -> Layout:
@@ -607,18 +697,26 @@ FAMILIES: dict[str, tuple[Callable[[Source], Layout], Callable[[PretrainedConfig
     "gemma3": (_crops, _pooled),
     "shieldgemma2": (_crops, _pooled),
     "gemma4": (_numbered, lambda config: config.vision_config.pooling_kernel_size),
+    "gemma4_unified": (_numbered, _one),
     "llava_next": (_anyres, _one),
     "llava_next_video": (_anyres, _one),
     "llava_onevision": (_anyres, _one),
     "idefics3": (_split, lambda config: config.scale_factor),
     "smolvlm": (_split, lambda config: config.scale_factor),
     **dict.fromkeys(("internvl", "qianfan_ocr"), (_fitted, lambda config: round(1 / config.downsample_ratio))),
+    "molmo2": (_overlapping, _one),
+    "lfm2_vl": (_large_split, lambda config: config.downsample_factor),
+    "cohere2_vision": (_least_stretched, lambda config: config.downsample_factor),
+    "llama4": (_undistorted, lambda config: round(1 / config.vision_config.pixel_shuffle_ratio)),
     "aya_vision": (_fitted, lambda config: config.downsample_factor),
     "granite_docling": (_paged, lambda config: config.vision_config.scale_factor),
     "ovis2": (_covering, lambda config: config.vision_config.hidden_stride),
     **dict.fromkeys(("minicpmv4_6", "minicpmv4_7"), (_sliced, _twice_merged)),
     **dict.fromkeys((*QWEN, *AS_QWEN), (_resized, _merged)),
     "video_llama_3": (_resized, _one),
+    "kimi_k25": (_packed, lambda config: config.vision_config.merge_kernel_size[0]),
+    "nemotron_h_omni": (_resized, lambda config: round(1 / config.downsample_ratio)),
+    **dict.fromkeys(("muse_glimmer", "muse_spark"), (_resized, lambda config: config.vision_config.merge_size)),
     "hunyuan_vl": (_lined, _merged),
     "glm5_next": (_cornered, _merged),
     **dict.fromkeys(("mistral3", "mistral_large4", "lighton_ocr"), (_rows, lambda config: config.spatial_merge_size)),
@@ -628,8 +726,8 @@ FAMILIES: dict[str, tuple[Callable[[Source], Layout], Callable[[PretrainedConfig
 }
 """Model type (or model type/vision type) → how its pictures are cut, and patches along the side of a token.
 
-Every row is tested by painting. What has no row is one of `WHOLE`, or not known: its image processor runs with
-torchvision only, or convolutions make its tokens of more than a box (Chameleon, Emu 3, GOT-OCR 2).
+Every row is tested by painting, some of them where torchvision is installed. What has no row is one of `WHOLE`, or not
+known: convolutions make its tokens of more than a box (Chameleon, Emu 3, GOT-OCR 2, Step 3.7).
 """
 
 WHOLE = frozenset(
