@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import lvlm_interp as li  # noqa: E402
 from lvlm_interp.errors import ModelError  # noqa: E402
-from lvlm_interp.model import pixels  # noqa: E402
+from lvlm_interp.model import layouts  # noqa: E402
 from lvlm_interp.model.conformance import CHECKS, Conformance, check  # noqa: E402
 from lvlm_interp.model.families import FAMILIES  # noqa: E402
 from tests.families import ALL, FAILING, MODEL_TYPES, UNTRIED, WITH_TIMM, tiny_example, tiny_model  # noqa: E402
@@ -57,7 +57,7 @@ def row(name: str) -> tuple[bool, str]:
 
 def with_pixels(name: str, line: str) -> str:
     """The line with a second column: whether the boxes of image tokens are known. That is looked up, not measured."""
-    known = "whole" if name in pixels.WHOLE else "yes" if name in pixels.FAMILIES else "–"
+    known = "whole" if name in layouts.WHOLE else "yes" if name in layouts.FAMILIES else "–"
     return line.replace("` |", f"` | {known} |", 1)
 
 

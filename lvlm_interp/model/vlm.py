@@ -36,6 +36,7 @@ from lvlm_interp.model.inputs import (
     open_video,
     pixels_of,
 )
+from lvlm_interp.model.layouts import WHOLE
 from lvlm_interp.model.parts import (
     FINAL_NORM,
     MIXED_AT_LAST,
@@ -413,7 +414,7 @@ class HookedVLM:
         if views is not None:
             return views
         shares = _split(positions, len(shown), alike=not any(one.video for one in shown))
-        whole = self.model.config.model_type in pixels.WHOLE
+        whole = self.model.config.model_type in WHOLE
         return tuple(
             ImageView(
                 rows,
