@@ -18,10 +18,10 @@ from lvlm_interp.model.vlm import HookedVLM
 
 REFERENCE = "reference"
 INSTALLED = {  # packages that some processors need, and how to get them
-    "timm": "pip install timm",
     "torchvision": "install the release made for your torch "
     f"({torch.__version__}): pip install torchvision, or see https://pytorch.org/get-started/locally",
     "num2words": "pip install num2words",
+    "timm": "pip install timm",
 }
 
 
