@@ -5,7 +5,7 @@ import torch
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, ModelError, SiteError, VisibilityError
-from lvlm_interp.model import parts
+from lvlm_interp.model import attention, parts
 from tests.families import tiny_example, tiny_model
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -76,10 +76,10 @@ def test_what_a_block_scales_is_added_scaled():
     vlm = li.wrap(tiny_model("internvl"))
     x = tiny_example(vlm, "internvl")
     names = [f"vision.blocks.0.hook_{part}" for part in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")]
-    pre, attention, mid, mlp, post = (vlm.capture(x, names)[name] for name in names)
-    assert torch.allclose(pre + attention, mid, atol=1e-5) and torch.allclose(mid + mlp, post, atol=1e-5)
+    pre, attended, mid, mlp, post = (vlm.capture(x, names)[name] for name in names)
+    assert torch.allclose(pre + attended, mid, atol=1e-5) and torch.allclose(mid + mlp, post, atol=1e-5)
     halved = vlm.capture(x, names[2], edits={names[1]: lambda value: 0.5 * value})[names[2]]
-    assert torch.allclose(halved, pre + 0.5 * attention, atol=1e-5)
+    assert torch.allclose(halved, pre + 0.5 * attended, atol=1e-5)
     block = vlm.vision.encoder.layer[0]
     assert not torch.allclose(block.lambda_1, torch.ones(()), atol=0.1)  # the control: the scale makes a difference
 
@@ -87,8 +87,7 @@ def test_what_a_block_scales_is_added_scaled():
 def test_heads_recombine_to_attention_out(vlm):
     c = vlm.capture(tiny_inputs(vlm), ALL)
     for prefix, tower in (("", vlm.decoder), ("vision.", vlm.model.base_model.vision_tower)):
-        attention = parts.attention_of(parts.find_blocks(tower)[1])
-        project = parts.part(attention, parts.OUTPUT_PROJECTION)
+        project = parts.part(parts.attention_of(parts.find_blocks(tower)[1]), parts.OUTPUT_PROJECTION)
         z = c[f"{prefix}blocks.1.attn.hook_z"]
         assert torch.allclose(project(z.flatten(-2)), c[f"{prefix}blocks.1.hook_attn_out"], atol=1e-5)
 
@@ -100,6 +99,25 @@ def test_pattern_times_values_is_z(vlm):
     assert torch.allclose(pattern.sum(-1), torch.ones_like(pattern.sum(-1)))
     assert torch.allclose(c["blocks.2.attn.hook_attn_scores"].softmax(-1), pattern)
     assert pattern.triu(1).max() == 0
+
+
+def test_a_pattern_written_over_its_scores_is_the_same_pattern(vlm):
+    x = tiny_inputs(vlm)
+    patterns, scores = "*blocks.*.attn.hook_pattern", "*blocks.*.attn.hook_attn_scores"
+    alone, beside = vlm.capture(x, patterns), vlm.capture(x, [patterns, scores])
+    assert len(alone) > 4 and all(torch.equal(value, beside[name]) for name, value in alone.items())
+    assert all(value.amin() < 0 for name, value in beside.items() if name.endswith("scores"))  # those are kept
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 5, 7), (1, 2, 33, 1025), (3, 16, 130, 130)])
+def test_a_softmax_in_place_is_the_softmax(shape):
+    scores = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 9
+    scores[..., 1::3] = torch.finfo(torch.float32).min
+    anew, over = attention._softmax(scores, spent=False), attention._softmax(spent := scores.clone(), spent=True)
+    assert torch.equal(anew, over)
+    assert over.data_ptr() == spent.data_ptr() and anew.data_ptr() != scores.data_ptr()
+    halves = scores.clamp(-9, 9).half()
+    assert attention._softmax(halves, spent=True).data_ptr() != halves.data_ptr()
 
 
 def test_last_residual_through_readout_is_the_logits(vlm):

@@ -20,9 +20,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from lvlm_interp.errors import ModelError
 
-Tap = Callable[[str, Tensor], Tensor]
-"""Given the name of an intermediate (`rot_q`, `rot_k`, `v`, `attn_scores`, `pattern`, `z`) and its value, returns the
-value to go on with."""
+Tap = Mapping[str, Callable[[Tensor], Tensor]]
+"""By the name of an intermediate (`rot_q`, `rot_k`, `v`, `attn_scores`, `pattern`, `z`): what is given its value and
+returns the value to go on with."""
 
 PREFIX = "lvlm_interp_"
 _TAPS: WeakKeyDictionary[nn.Module, Tap] = WeakKeyDictionary()
@@ -66,22 +66,32 @@ def _changed(scores: Tensor, in_place: Callable[..., Tensor], anew: Callable[...
     return anew(scores, by) if scores.requires_grad or promotes else in_place(scores, by)
 
 
-def _pattern(scores: Float[Tensor, "b h n m"], options: dict[str, Any]) -> Float[Tensor, "b h n m"]:
+def _softmax(scores: Float[Tensor, "b h n m"], spent: bool) -> Float[Tensor, "b h n m"]:
+    """In float32; written over the scores where they are spent, on the one device whose kernel was tried so."""
+    over = spent and not scores.requires_grad and scores.dtype == torch.float32 and scores.device.type == "cpu"
+    return torch.softmax(scores, -1, dtype=torch.float32, out=scores if over else None)
+
+
+def _pattern(scores: Float[Tensor, "b h n m"], options: dict[str, Any], spent: bool) -> Float[Tensor, "b h n m"]:
     """The softmax of the scores; a sink is one score more for each row, whose share nobody reads."""
     sinks = options.get("sinks")
     if sinks is None and options.get("s_aux") is not None:  # one for each head
         sinks = options["s_aux"].view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
     if sinks is None:
-        return nn.functional.softmax(scores, dim=-1, dtype=torch.float32)
-    return nn.functional.softmax(torch.cat([scores, sinks], -1), dim=-1, dtype=torch.float32)[..., :-1]
+        return _softmax(scores, spent)
+    return _softmax(torch.cat([scores, sinks], -1), True)[..., :-1]
 
 
 def _tapped(
     module: nn.Module, tap: Tap, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
     """Eager attention, step by step as in `transformers`, each step handed to the tap (`[batch, head, …]`)."""
+
+    def seen(name: str, value: Tensor) -> Tensor:
+        return tap[name](value) if name in tap else value
+
     scaling = options.get("scaling")
-    query, key, value = tap("rot_q", query), tap("rot_k", key), tap("v", value)
+    query, key, value = seen("rot_q", query), seen("rot_k", key), seen("v", value)
     keys, values = _repeat_heads(key, query.shape[1]), _repeat_heads(value, query.shape[1])
     scores = torch.matmul(query, keys.transpose(2, 3))
     scores = _changed(scores, Tensor.mul_, torch.mul, query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -91,9 +101,9 @@ def _tapped(
         scores = scores + bias
     if (added := _additive(mask, module, query, key, options.get("is_causal"))) is not None:
         scores = _changed(scores, Tensor.add_, torch.add, added)
-    scores = tap("attn_scores", scores)
-    pattern = tap("pattern", _pattern(scores, options).to(query.dtype))
-    z = tap("z", torch.matmul(pattern, values))
+    scores = seen("attn_scores", scores)
+    pattern = seen("pattern", _pattern(scores, options, spent="attn_scores" not in tap).to(query.dtype))
+    z = seen("z", torch.matmul(pattern, values))
     return z.transpose(1, 2).contiguous(), pattern
 
 
@@ -106,13 +116,9 @@ def _attention(kernel: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         if tap is None and kernel != "eager":
             own = AttentionInterface._global_mapping[kernel]
             return own(module, query, key, value, attention_mask, **options)
-        return _tapped(module, tap or _pass, query, key, value, attention_mask, options)
+        return _tapped(module, tap or {}, query, key, value, attention_mask, options)
 
     return attention
-
-
-def _pass(name: str, value: Tensor) -> Tensor:
-    return value
 
 
 for _kernel in ("eager", "sdpa"):

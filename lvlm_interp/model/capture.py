@@ -6,6 +6,7 @@ A hook that never fired is an error that names its site: a silent gap would look
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from lvlm_interp.errors import SiteError
-from lvlm_interp.model.attention import Tap, tapped
+from lvlm_interp.model.attention import tapped
 from lvlm_interp.model.choice import Choice
 from lvlm_interp.model.sites import Site
 
@@ -73,7 +74,8 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
                 taps[site.module][site.part].append(_as_positions(noted, site.part))
             else:
                 stack.enter_context(_hooked(site, noted))
-        stack.enter_context(tapped(model, {module: _tap(parts) for module, parts in taps.items()}))
+        in_turn = {module: {part: _in_turn(some) for part, some in parts.items()} for module, parts in taps.items()}
+        stack.enter_context(tapped(model, in_turn))
         yield
     if silent := [site.name for site in visits if site.name not in fired]:
         raise SiteError(f"these sites did not fire in this forward pass: {silent}")
@@ -159,13 +161,8 @@ def _as_positions(visit: Visit, part: str) -> Visit:
     return lambda value: visit(value.transpose(1, 2)).transpose(1, 2)
 
 
-def _tap(parts: Mapping[str, list[Visit]]) -> Tap:
-    def tap(name: str, value: Tensor) -> Tensor:
-        for visit in parts.get(name, ()):
-            value = visit(value)
-        return value
-
-    return tap
+def _in_turn(visits: Sequence[Visit]) -> Visit:
+    return lambda value: functools.reduce(lambda given, visit: visit(given), visits, value)
 
 
 def _with_input(args: tuple[Any, ...], kwargs: dict[str, Any], change: Edit) -> tuple[Any, dict[str, Any]]:
