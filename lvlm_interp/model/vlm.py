@@ -7,66 +7,45 @@ import functools
 import hashlib
 import inspect
 import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lvlm_interp.errors import InputError, ModelError
-from lvlm_interp.model import families, pixels, prompt
+from lvlm_interp.model import families, prompt
+from lvlm_interp.model.anatomy import Anatomy
 from lvlm_interp.model.batch import Batch, batched
 from lvlm_interp.model.capture import Capture, Edit, recording, visiting
 from lvlm_interp.model.choice import Positions, Reduction, choose, depths_of, in_layers
-from lvlm_interp.model.families import Family
 from lvlm_interp.model.inputs import (
     VIDEO_PIXELS,
     Answer,
     ImageLike,
-    ImageView,
     Inputs,
     Role,
     Shown,
     VideoLike,
     open_image,
     open_video,
-    pixels_of,
 )
-from lvlm_interp.model.layouts import WHOLE
-from lvlm_interp.model.parts import (
-    FINAL_NORM,
-    MIXED_AT_LAST,
-    PROJECTOR,
-    attention_of,
-    axis_of_streams,
-    find_blocks,
-    names_in_forward,
-    owner_of,
-    part,
-    recurrent_of,
-)
-from lvlm_interp.model.readout import Behind, Mixing, Readout
-from lvlm_interp.model.sight import kinds_of
-from lvlm_interp.model.sites import Site, find_sites, match, missing_sites
+from lvlm_interp.model.sites import Site, match
+from lvlm_interp.model.views import find_views, shown_in
 from lvlm_interp.model.weights import all_fetched
 from lvlm_interp.results import Provenance
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Inputs with a row for each image.
-PER_IMAGE = ("image_grid_thw", "image_grid_hw", "image_grid_hws", "image_grids", "image_sizes", "spatial_shapes")
-# What logits are multiplied (1) or divided (-1) by. Configs name some that their model never applies.
-SCALES = {"logit_scale": 1, "output_multiplier": 1, "logits_scaling": -1, "logits_mup_width_multiplier": -1}
-SOFTCAP = "final_logit_softcapping"
 SAMPLED = 1024  # elements of each weight tensor that its fingerprint looks at
+OPEN = {"image": open_image, "video": open_video}
+"""What opens the parts of a message that are shown, by their type."""
 
 
-class HookedVLM:
+class HookedVLM(Anatomy):
     """A vision-language model whose inside can be read. Made by `load` or `wrap`; the model itself is never changed.
 
     Attributes:
@@ -79,136 +58,9 @@ class HookedVLM:
     def __init__(
         self, model: PreTrainedModel, processor: Any = None, name: str | None = None, revision: str | None = None
     ) -> None:
-        self.model, self.processor = model.eval(), processor
+        super().__init__(model, processor)
         self.name, self.revision = name or type(model).__name__, revision
-        self.family: Family = families.family_of(model.config)
         self.accepted = model.config.model_type in families.FAMILIES
-        self._need_decoder_only()
-        self.image_token_id  # noqa: B018  a model without images is refused at once
-
-    def _need_decoder_only(self) -> None:
-        """Raise unless the answer stands in one row with the prompt.
-
-        Raises:
-            ModelError: a model whose answer stands in a row of its own.
-        """
-        config = self.model.config
-        if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
-            raise ModelError(
-                f"this model of type {config.model_type!r} cannot be read: it is an encoder-decoder, whose answer is "
-                "read from an encoder by cross-attention. Models that continue a prompt can be read."
-            )
-
-    # --- parts ------------------------------------------------------------------------------------
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs go; weights that are kept elsewhere (a `device_map`) stand on no device until they are used."""
-        held = itertools.chain(self.model.parameters(), self.model.buffers())
-        return next((weight.device for weight in held if not weight.is_meta), torch.device("cpu"))
-
-    @functools.cached_property
-    def decoder(self) -> PreTrainedModel:
-        """The language model's transformer, without unembedding."""
-        found = self.model.get_decoder()
-        while (inner := found.get_decoder()) is not found:
-            found = inner
-        return found.model if hasattr(found, "lm_head") else found
-
-    @functools.cached_property
-    def blocks(self) -> list[nn.Module]:
-        """The decoder's transformer blocks, as they run."""
-        return find_blocks(self.decoder, self.vision)
-
-    @functools.cached_property
-    def attention_kinds(self) -> list[tuple[nn.Module, ...]]:
-        """The attention modules of the decoder, grouped by the masks that they get."""
-        attentions = [attention_of(block) for block in self.blocks]
-        return kinds_of(attentions, getattr(self.model.config.get_text_config(), "layer_types", None))
-
-    @functools.cached_property
-    def recurrent(self) -> tuple[nn.Module, ...]:
-        """What carries a state from position to position in the decoder: linear attention, short convolutions."""
-        return tuple(module for block in self.blocks for module in recurrent_of(block).values())
-
-    @functools.cached_property
-    def readout(self) -> Readout:
-        """Final norm and unembedding."""
-        norm, unembed = part(self.decoder, FINAL_NORM), self.model.get_output_embeddings()
-        if unembed is None and isinstance(language := owner_of(self.model, self.decoder), PreTrainedModel):
-            unembed = language.get_output_embeddings()  # some name it in the language model only
-        if norm is None or unembed is None:
-            raise ModelError(f"found no final norm or no unembedding in {type(self.model).__name__}")
-        if (mixer := part(self.decoder, MIXED_AT_LAST)) is not None:
-            norm = Mixing(mixer, norm, unembed.weight.shape[-1])
-        elif (axis := axis_of_streams(self.blocks[-1])) is not None:
-            norm = Behind(self.decoder, self.blocks[-1], axis, unembed.weight.shape[-1])
-        text, used = self.model.config.get_text_config(), names_in_forward(owner_of(self.model, unembed))
-        found = {k: v for k in (*SCALES, SOFTCAP) if k in used and (v := getattr(text, k, None)) is not None}
-        powers = {**SCALES, "logits_scaling": 1} if self.family.multiplied else SCALES
-        scale = math.prod(found[k] ** power for k, power in powers.items() if k in found)
-        never = torch.tensor(attrgetter(self.family.never)(self.model.base_model)) if self.family.never else None
-        return Readout(norm, unembed, scale, found.get(SOFTCAP), never)
-
-    @functools.cached_property
-    def _named(self) -> dict[str, Site]:
-        return find_sites(self.decoder, self.vision, self.projector)
-
-    @functools.cached_property
-    def missing(self) -> dict[str, str]:
-        """Places that cannot be captured in this model, with the reason."""
-        return missing_sites(self._named)
-
-    @functools.cached_property
-    def sites(self) -> dict[str, Site]:
-        """Every place that can be captured, by name."""
-        return {name: site for name, site in self._named.items() if name not in self.missing}
-
-    @functools.cached_property
-    def vision(self) -> nn.Module | None:
-        """The vision tower."""
-        if self.family.vision:
-            return attrgetter(self.family.vision)(self.model.base_model)
-        found = self.model.get_encoder(modality="image")
-        return None if found in (self.model, self.model.base_model, self.decoder) else found
-
-    @functools.cached_property
-    def projector(self) -> nn.Module | None:
-        """What maps the vision tower's features to embeddings of the language model."""
-        if self.family.projector:
-            return attrgetter(self.family.projector)(self.model.base_model)
-        return part(self.model.base_model, PROJECTOR) or (part(self.vision, PROJECTOR) if self.vision else None)
-
-    @functools.cached_property
-    def image_token_id(self) -> int:
-        """The id that stands for a piece of the image in a prompt.
-
-        Raises:
-            ModelError: neither the config nor the processor names one.
-        """
-        names = (self.family.image_token, "image_token_id", "image_token_index")
-        found = next((i for name in names if (i := getattr(self.model.config, name, None)) is not None), None)
-        found = getattr(self.processor, "image_token_id", None) if found is None else found
-        if found is None:
-            processor = "no processor was given" if self.processor is None else "its processor names none either"
-            raise ModelError(
-                f"models of type {self.model.config.model_type!r} cannot be read: the config names no image token "
-                f"(looked for {list(dict.fromkeys(names))}), and {processor}. "
-                f"These families are known: {sorted(families.FAMILIES)}."
-            )
-        return int(found)
-
-    @functools.cached_property
-    def video_token_id(self) -> int | None:
-        """The id that stands for a piece of a video, if it is another than that of images."""
-        names = ("video_token_id", "video_token_index")
-        found = next((i for name in names if (i := getattr(self.model.config, name, None)) is not None), None)
-        return None if found is None or found == self.image_token_id else int(found)
-
-    @property
-    def visual_token_ids(self) -> tuple[int, ...]:
-        """The ids that stand for a piece of an image or of a video."""
-        return tuple(i for i in (self.image_token_id, self.video_token_id) if i is not None)
 
     @functools.cached_property
     def prompter(self) -> prompt.Prompter:
@@ -296,7 +148,7 @@ class HookedVLM:
         for segment, (start, stop) in zip(encoded.segments, encoded.spans, strict=True):
             roles[start:stop] = [segment.role] * (stop - start)
             texts[segment.role] = texts.get(segment.role, "") + segment.text
-        views = self._views(model_inputs, shown)
+        views = find_views(self, model_inputs, shown)
         for position in (int(p) for view in views for p in view.positions):
             roles[position] = "image"
         x = Inputs(
@@ -336,7 +188,7 @@ class HookedVLM:
             if fill is not None:
                 given[name] = torch.cat([given[name][:, :start], torch.full_like(given[name][:, start:], fill)], 1)
         self._need_video(given)
-        views = self._views(given, self._shown_in(given))
+        views = find_views(self, given, shown_in(self, given))
         named = tuple(roles or self._plain_roles(ids, start))
         return self._accepted(Inputs(given, named, start, views, self.token_strings(ids), {}, self._fills(given)))
 
@@ -373,57 +225,6 @@ class HookedVLM:
                 f"models of type {self.model.config.model_type!r} take no {VIDEO_PIXELS}: they read no videos, or "
                 "their frames as images (pixel_values)"
             )
-
-    def _shown_in(self, model_inputs: Mapping[str, Any]) -> list[Shown]:
-        """What the pixels are of; where only tiles can be counted, they are taken for one image."""
-        videos = [Shown(video=True)] * len(model_inputs.get("video_grid_thw", model_inputs.get(VIDEO_PIXELS, ())))
-        for name in PER_IMAGE:
-            if name in model_inputs:
-                return [Shown()] * len(model_inputs[name]) + videos
-        values = next(iter(pixels_of(model_inputs, video=False).values()), None)
-        count = 0 if values is None else 1 if self.family.tiled or values.ndim != 4 else values.shape[0]
-        return [Shown()] * count + videos
-
-    def _views(self, model_inputs: Mapping[str, Tensor], shown: Sequence[Shown]) -> tuple[ImageView, ...]:
-        """Which positions belong to which image or video, and where in the picture they are, in the prompt's order.
-
-        Videos whose tokens are those of images (InternVL, SmolVLM) take their share of these.
-        """
-        ids = model_inputs["input_ids"][0].cpu()
-        own = ids == (-1 if self.video_token_id is None else self.video_token_id)
-        apart = bool(own.any())
-        views: list[ImageView] = []
-        for name, mine, of_video in (("image", ids == self.image_token_id, False), ("video", own, True)):
-            some = [one for one in shown if (one.video and apart) == of_video]
-            views += self._views_of(name, model_inputs, mine.nonzero().flatten(), some)
-        return tuple(sorted(views, key=lambda view: int(view.positions[0])))
-
-    def _views_of(
-        self, name: str, model_inputs: Mapping[str, Tensor], positions: Tensor, shown: Sequence[Shown]
-    ) -> tuple[ImageView, ...]:
-        """The views whose tokens stand at these positions."""
-        if len(positions) and not pixels_of(model_inputs):
-            raise InputError(
-                f"{len(positions)} {name} tokens but no pixels: give pixel_values=…, or a processor that makes them"
-            )
-        if not len(shown) or not len(positions):
-            if len(shown) or len(positions):
-                raise InputError(f"{len(shown)} {name}s but {len(positions)} {name} tokens in the prompt")
-            return ()
-        views = pixels.image_views(self.model.config, self.processor, shown, model_inputs, positions)
-        if views is not None:
-            return views
-        shares = _split(positions, len(shown), alike=not any(one.video for one in shown))
-        whole = self.model.config.model_type in WHOLE
-        return tuple(
-            ImageView(
-                rows,
-                picture=next(iter(one.pictures), None),
-                clip=one.pictures if one.video else (),
-                whole=whole,
-            )
-            for rows, one in zip(shares, shown, strict=True)
-        )
 
     def token_strings(self, ids: Iterable[int]) -> tuple[str, ...]:
         """What each token reads as on its own; `<5>` for id 5 where there is no tokenizer."""
@@ -563,24 +364,6 @@ class HookedVLM:
         return Capture({**found, "logits": logits}, choice)
 
 
-OPEN = {"image": open_image, "video": open_video}
-"""What opens the parts of a message that are shown, by their type."""
-
-
 def _shown(part: Mapping[str, Any]) -> Shown:
     video = part["type"] == "video"
     return Shown(tuple(part["video"]) if video else (part["image"],), video)
-
-
-def _split(positions: Tensor, images: int, alike: bool = True) -> tuple[Tensor, ...]:
-    """The image tokens of each image: runs of neighbours if there are as many as images, else equal shares if alike.
-
-    Raises:
-        InputError: neither tells which token belongs to which image.
-    """
-    breaks = (positions.diff() != 1).nonzero().flatten() + 1
-    if len(breaks) + 1 == images:
-        return tuple(positions.tensor_split(breaks))
-    if len(positions) % images or (images > 1 and not alike):
-        raise InputError(f"{len(positions)} image tokens do not divide among {images} images")
-    return tuple(positions.view(images, -1))

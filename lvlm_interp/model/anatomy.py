@@ -1,0 +1,174 @@
+"""Where the parts of a vision-language model are: asked of transformers, of the family's row, or found by name."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lvlm_interp.errors import ModelError
+from lvlm_interp.model import families
+from lvlm_interp.model.families import Family
+from lvlm_interp.model.parts import (
+    FINAL_NORM,
+    MIXED_AT_LAST,
+    PROJECTOR,
+    attention_of,
+    axis_of_streams,
+    find_blocks,
+    names_in_forward,
+    owner_of,
+    part,
+    recurrent_of,
+)
+from lvlm_interp.model.readout import Behind, Mixing, Readout
+from lvlm_interp.model.sight import kinds_of
+from lvlm_interp.model.sites import Site, find_sites, missing_sites
+
+# What logits are multiplied (1) or divided (-1) by. Configs name some that their model never applies.
+SCALES = {"logit_scale": 1, "output_multiplier": 1, "logits_scaling": -1, "logits_mup_width_multiplier": -1}
+SOFTCAP = "final_logit_softcapping"
+
+
+class Anatomy:
+    """The parts of a model, each looked for once, when it is first asked for.
+
+    Attributes:
+        model: the transformers model, in evaluation mode.
+        processor: its processor, or None.
+        family: what transformers does not say itself about models of this type.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: Any = None) -> None:
+        self.model, self.processor = model.eval(), processor
+        self.family: Family = families.family_of(model.config)
+        self._need_decoder_only()
+        self.image_token_id  # noqa: B018  a model without images is refused at once
+
+    def _need_decoder_only(self) -> None:
+        """Raise unless the answer stands in one row with the prompt.
+
+        Raises:
+            ModelError: a model whose answer stands in a row of its own.
+        """
+        config = self.model.config
+        if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
+            raise ModelError(
+                f"this model of type {config.model_type!r} cannot be read: it is an encoder-decoder, whose answer is "
+                "read from an encoder by cross-attention. Models that continue a prompt can be read."
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go; weights that are kept elsewhere (a `device_map`) stand on no device until they are used."""
+        held = itertools.chain(self.model.parameters(), self.model.buffers())
+        return next((weight.device for weight in held if not weight.is_meta), torch.device("cpu"))
+
+    @functools.cached_property
+    def decoder(self) -> PreTrainedModel:
+        """The language model's transformer, without unembedding."""
+        found = self.model.get_decoder()
+        while (inner := found.get_decoder()) is not found:
+            found = inner
+        return found.model if hasattr(found, "lm_head") else found
+
+    @functools.cached_property
+    def blocks(self) -> list[nn.Module]:
+        """The decoder's transformer blocks, as they run."""
+        return find_blocks(self.decoder, self.vision)
+
+    @functools.cached_property
+    def attention_kinds(self) -> list[tuple[nn.Module, ...]]:
+        """The attention modules of the decoder, grouped by the masks that they get."""
+        attentions = [attention_of(block) for block in self.blocks]
+        return kinds_of(attentions, getattr(self.model.config.get_text_config(), "layer_types", None))
+
+    @functools.cached_property
+    def recurrent(self) -> tuple[nn.Module, ...]:
+        """What carries a state from position to position in the decoder: linear attention, short convolutions."""
+        return tuple(module for block in self.blocks for module in recurrent_of(block).values())
+
+    @functools.cached_property
+    def readout(self) -> Readout:
+        """Final norm and unembedding."""
+        norm, unembed = part(self.decoder, FINAL_NORM), self.model.get_output_embeddings()
+        if unembed is None and isinstance(language := owner_of(self.model, self.decoder), PreTrainedModel):
+            unembed = language.get_output_embeddings()  # some name it in the language model only
+        if norm is None or unembed is None:
+            raise ModelError(f"found no final norm or no unembedding in {type(self.model).__name__}")
+        if (mixer := part(self.decoder, MIXED_AT_LAST)) is not None:
+            norm = Mixing(mixer, norm, unembed.weight.shape[-1])
+        elif (axis := axis_of_streams(self.blocks[-1])) is not None:
+            norm = Behind(self.decoder, self.blocks[-1], axis, unembed.weight.shape[-1])
+        text, used = self.model.config.get_text_config(), names_in_forward(owner_of(self.model, unembed))
+        found = {k: v for k in (*SCALES, SOFTCAP) if k in used and (v := getattr(text, k, None)) is not None}
+        powers = {**SCALES, "logits_scaling": 1} if self.family.multiplied else SCALES
+        scale = math.prod(found[k] ** power for k, power in powers.items() if k in found)
+        never = torch.tensor(attrgetter(self.family.never)(self.model.base_model)) if self.family.never else None
+        return Readout(norm, unembed, scale, found.get(SOFTCAP), never)
+
+    @functools.cached_property
+    def _named(self) -> dict[str, Site]:
+        return find_sites(self.decoder, self.vision, self.projector)
+
+    @functools.cached_property
+    def missing(self) -> dict[str, str]:
+        """Places that cannot be captured in this model, with the reason."""
+        return missing_sites(self._named)
+
+    @functools.cached_property
+    def sites(self) -> dict[str, Site]:
+        """Every place that can be captured, by name."""
+        return {name: site for name, site in self._named.items() if name not in self.missing}
+
+    @functools.cached_property
+    def vision(self) -> nn.Module | None:
+        """The vision tower."""
+        if self.family.vision:
+            return attrgetter(self.family.vision)(self.model.base_model)
+        found = self.model.get_encoder(modality="image")
+        return None if found in (self.model, self.model.base_model, self.decoder) else found
+
+    @functools.cached_property
+    def projector(self) -> nn.Module | None:
+        """What maps the vision tower's features to embeddings of the language model."""
+        if self.family.projector:
+            return attrgetter(self.family.projector)(self.model.base_model)
+        return part(self.model.base_model, PROJECTOR) or (part(self.vision, PROJECTOR) if self.vision else None)
+
+    @functools.cached_property
+    def image_token_id(self) -> int:
+        """The id that stands for a piece of the image in a prompt.
+
+        Raises:
+            ModelError: neither the config nor the processor names one.
+        """
+        names = (self.family.image_token, "image_token_id", "image_token_index")
+        found = next((i for name in names if (i := getattr(self.model.config, name, None)) is not None), None)
+        found = getattr(self.processor, "image_token_id", None) if found is None else found
+        if found is None:
+            processor = "no processor was given" if self.processor is None else "its processor names none either"
+            raise ModelError(
+                f"models of type {self.model.config.model_type!r} cannot be read: the config names no image token "
+                f"(looked for {list(dict.fromkeys(names))}), and {processor}. "
+                f"These families are known: {sorted(families.FAMILIES)}."
+            )
+        return int(found)
+
+    @functools.cached_property
+    def video_token_id(self) -> int | None:
+        """The id that stands for a piece of a video, if it is another than that of images."""
+        names = ("video_token_id", "video_token_index")
+        found = next((i for name in names if (i := getattr(self.model.config, name, None)) is not None), None)
+        return None if found is None or found == self.image_token_id else int(found)
+
+    @property
+    def visual_token_ids(self) -> tuple[int, ...]:
+        """The ids that stand for a piece of an image or of a video."""
+        return tuple(i for i in (self.image_token_id, self.video_token_id) if i is not None)
