@@ -12,6 +12,7 @@ from PIL import Image
 
 import lvlm_interp as li
 from lvlm_interp import cli
+from lvlm_interp.cli import explain
 from tests.made import made
 
 ASK = ["--question", "What color is the banana?"]
@@ -71,13 +72,15 @@ def test_demo_is_one_page_about_all_cases(run, tmp_path, monkeypatch):
     monkeypatch.setitem(vars(li), "diagnose", lambda vlm, image, question, **k: asked.append(question) or made())
     status, out, _ = run("demo", "--out", tmp_path / "demo")
     assert status == 0 and out.splitlines()[-1] == str(tmp_path / "demo" / "report.html")
-    assert asked == [case.question for case in cli.DEMO] and len(list((tmp_path / "demo").iterdir())) == len(asked) + 1
+    assert (
+        asked == [case.question for case in explain.DEMO] and len(list((tmp_path / "demo").iterdir())) == len(asked) + 1
+    )
 
 
 def test_demo_cases_can_be_drawn():
     from lvlm_interp.reference import make_scene
 
-    for case in cli.DEMO:
+    for case in explain.DEMO:
         assert make_scene(case.seed, objects=case.objects, colors=case.colors).items
 
 

@@ -315,7 +315,7 @@ def test_the_command_line(monkeypatch):
     from lvlm_interp import cli
 
     vlm, x = example()
-    monkeypatch.setattr(cli, "_load", lambda *_: vlm)
+    monkeypatch.setattr(cli.models, "open_model", lambda *_: vlm)
     monkeypatch.setattr(conformance, "_example", lambda _: x)
     good = CliRunner().invoke(cli.app, ["check", "some/model"])
     assert good.exit_code == 0 and all(name in good.output for name in CHECKS) and "FAILS" not in good.output

@@ -1,0 +1,65 @@
+"""The command line, a file for each kind of command; what they share is in `options` and `terminal`.
+
+Heavy imports stand inside the commands, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+import lvlm_interp as li
+from lvlm_interp.cli import explain, inside, models
+from lvlm_interp.cli.terminal import complain
+from lvlm_interp.errors import LvlmInterpError
+
+INTERRUPTED = 130  # what shells report after Ctrl-C
+
+app = typer.Typer(
+    name="lvlm-interp",
+    help="Did each word of a vision-language model's answer come from the prompt, the image, or what it knew already?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for commands in (explain, inside, models):
+    app.add_typer(commands.app)
+app.add_typer(models.reference, name="reference")
+
+
+def main() -> NoReturn:
+    """Run the command line: 0 done, 1 an error of the user's or the world's, 2 wrong usage, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter of an answer shows "?"
+    try:
+        app()
+        code: Any = 0
+    except SystemExit as end:
+        code = end.code
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except LvlmInterpError as error:
+        complain(f"error: {' '.join(str(error).split())}")
+        code = 1
+    if code == INTERRUPTED:
+        complain("interrupted")
+    sys.exit(code)
+
+
+def _version(asked: bool | None) -> None:
+    if asked:
+        print(f"lvlm-interp {li.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = None,
+) -> None:
+    pass

@@ -1,0 +1,120 @@
+"""Commands that read a model's inside: lens, direct attribution, probes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import lvlm_interp as li
+from lvlm_interp.cli.options import AskedOrTable, Force, Json, Model, OutDir, Verbose, asking, open_model
+from lvlm_interp.cli.terminal import complain, show
+from lvlm_interp.errors import InputError
+
+RESIDUALS = "blocks.*.hook_resid_post"
+
+app = typer.Typer()
+
+
+@app.command()
+@asking
+def lens(
+    asked: AskedOrTable,
+    target: Annotated[list[str] | None, typer.Option(help="A word to follow; may be repeated.")] = None,
+    layer: Annotated[list[int] | None, typer.Option(help="A layer, 0 for the embeddings; may be repeated.")] = None,
+    role: Annotated[
+        list[str] | None,
+        typer.Option(help="Positions of a role, image for example; by default where the answer is read."),
+    ] = None,
+    raw: Annotated[bool, typer.Option("--no-norm", help="Leave the final norm out (Jiang et al. 2024).")] = False,
+    as_json: Json = False,
+) -> None:
+    """What the model would say after each layer (logit lens), with the probability and rank of target words."""
+    vlm, examples = asked.open()
+    for x in examples:
+        positions: Any = role or [int(p) - 1 for p in x.answer_positions]
+        progress = sys.stderr.isatty() and asked.table is None
+        found = li.lens(vlm, x, layer, positions, target=target or (), norm=not raw, progress=progress)
+        show(found, as_json, x.answer)
+
+
+@app.command()
+@asking
+def direct(
+    asked: AskedOrTable,
+    target: Annotated[str | None, typer.Option(help="A token to explain, in the place of the answer's own.")] = None,
+    against: Annotated[str | None, typer.Option(help="A token whose logit is subtracted.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Each answer token's logit as a sum: what heads read from text and image, MLPs, embedding and biases."""
+    vlm, examples = asked.open()
+    for x in examples:
+        show(li.direct(vlm, x, target=target, against=against), as_json, x.answer)
+
+
+@app.command()
+def probe(
+    table: Annotated[Path, typer.Argument(help="A .csv or .jsonl with columns image, question and a label.")],
+    out: OutDir,
+    model: Model = "reference",
+    sites: Annotated[str, typer.Option(help="A glob of sites, such as 'blocks.*.attn.hook_z'.")] = RESIDUALS,
+    label: Annotated[
+        list[str] | None, typer.Option(help="The column to predict, 'label' by default; repeat it for points (x, y).")
+    ] = None,
+    group: Annotated[str, typer.Option(help="Rows of one group are held out together.")] = "image",
+    kind: Annotated[
+        str | None,
+        typer.Option("--type", help="A column that labels could be learnt by heart from."),
+    ] = None,
+    folds: Annotated[int, typer.Option(help="How many.")] = 5,
+    permutations: Annotated[int, typer.Option(help="For p-values; 0 for none.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Decides folds, controls, permutations and intervals.")] = 0,
+    store: Annotated[
+        Path | None, typer.Option(help="A directory that keeps features: a call that was cut off goes on from there.")
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """What linear probes read off every layer or head, over a table of examples; writes probes, scores and a figure."""
+    from lvlm_interp.report import export
+    from lvlm_interp.tables import read_examples
+
+    export.check(out, force)
+    frame, labels = read_examples(table), label or ["label"]
+    _need_columns(frame, table, [*labels, group, *([kind] if kind else [])], numbers=labels if len(labels) > 1 else [])
+    vlm, progress = open_model(model, Path(frame["image"][0]), verbose), sys.stderr.isatty()
+    told = [name for name in ("answer", "context", "system") if name in frame]
+    asked = (vlm.prepare(r.question, r.image, **{name: r[name] for name in told}) for _, r in frame.iterrows())
+    features = li.collect_features(vlm, asked, {"features": sites}, progress=progress, store=store)["features"]
+    found = li.fit_probes(
+        features.by_head,
+        frame[labels[0]] if len(labels) == 1 else frame[labels].to_numpy(float),
+        groups=frame[group],
+        types=frame[kind] if kind else None,
+        sites=features.sites,
+        folds=folds,
+        permutations=permutations,
+        seed=seed,
+        metadata=frame,
+        vlm=vlm,
+        progress=progress,
+    )
+    export.write_probes(found, out, force)
+    for note in found.notes:
+        complain(f"note: {note}")
+    show(found, as_json, f"{table}: {len(frame)} examples")
+
+
+def _need_columns(frame: Any, table: Path, names: list[str], numbers: list[str]) -> None:
+    """Raise unless the table has these columns, whole, and the points among them are numbers."""
+    for name in names:
+        if name not in frame:
+            raise InputError(f"{table} has no column {name!r}; it has {list(frame)}")
+        if frame[name].isna().any():
+            raise InputError(f"{table}: {name!r} is empty in row {int(frame[name].isna().to_numpy().argmax()) + 1}")
+    for name in numbers:
+        if frame[name].dtype.kind not in "fiu":
+            raise InputError(f"{table}: several labels are a point, but {name!r} holds no numbers")
