@@ -84,6 +84,9 @@ def test_probes_by_layer_and_head(probes):
     assert torch.allclose(shown, probes.of("accuracy")) and tuple(shown.shape) == (3, 2)
     marked = {(int(y), int(x)) for x, y in ax.collections[0].get_offsets()}
     assert (1, 1) in marked and len(marked) == int(probes.significant.sum())
+    strongest, color = probes.of("accuracy").argmax(), ax.collections[0].get_facecolors()
+    place = [(int(y) * 2 + int(x)) for x, y in ax.collections[0].get_offsets()].index(int(strongest))
+    assert color[place].tolist() == [1, 1, 1, 1]  # a dot on the darkest cell can be seen
     selective = inside.probe_map(probes, "selectivity").images[0].get_array().data
     assert torch.allclose(torch.tensor(selective).flatten(), probes.selectivity)
     with pytest.raises(InputError, match="no metric 'luck'"):

@@ -21,6 +21,7 @@ from lvlm_interp.report.palette import OPPOSES, SUPPORTS
 from lvlm_interp.report.pictures import faded
 
 SEQUENTIAL = "YlGnBu"
+DARK = 0.55  # of that scale; what is written on darker cells is white
 FEW_CELLS = 600  # with more, words in cells would not be read
 
 
@@ -40,7 +41,7 @@ def lens_grid(found: Lens, ax: Axes | None = None, *, words: bool | None = None,
     if words if words is not None else layers * positions <= FEW_CELLS:
         for (row, column), p in np.ndenumerate(chance):
             word = literal(found.top_words[row][column][0].strip() or "⏎")
-            color = "white" if p > 0.55 else INK
+            color = "white" if p > DARK else INK
             ax.text(column, row, word[:9], ha="center", va="center", fontsize=6.5, color=color)
     ax.set_xticks(range(positions), [literal(t.strip() or "⏎") for t in found.tokens], rotation=60, ha="right")
     every = max(1, layers // 16)
@@ -197,7 +198,8 @@ def probe_map(
     scale = Normalize(min(floor, float(np.nanmin(values))), max(floor + 1e-6, float(np.nanmax(values))))
     image = ax.imshow(values, cmap=SEQUENTIAL, norm=scale, aspect="auto", origin="lower")
     rows, columns = found.significant.view(values.shape).numpy().nonzero()
-    ax.scatter(columns, rows, s=5, color=INK, linewidths=0, label=f"q ≤ {found.alpha:g}")
+    dots = ["white" if dark else INK for dark in scale(values)[rows, columns] > DARK]
+    ax.scatter(columns, rows, s=5, color=dots, linewidths=0, label=f"q ≤ {found.alpha:g}")
     ax.set_xticks(range(values.shape[1]))
     ax.set(xlabel="head" if values.shape[1] > 1 else "", ylabel="block")
     ax.set_title(literal(title or f"{_plain(name)} of held-out probes (• q ≤ {found.alpha:g})"), fontsize=11, color=INK)
