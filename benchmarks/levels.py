@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--levels", nargs="+", choices=[*LEVELS, WORDS], default=[*LEVELS, WORDS])
     parser.add_argument("--features", type=Path, help="a folder that keeps features from run to run")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "levels.json")
+    parser.add_argument("--figure", type=Path, default=Path(__file__).parents[1] / "docs" / "images" / "levels.png")
     options = parser.parse_args()
     vlm, results = li.load("reference"), {}
     report: dict[str, Any] = {"examples": options.examples, "weights": vlm.fingerprint, "levels": {}}
@@ -107,7 +108,7 @@ def main() -> None:
         report["levels"][level] = {"layers": found, "heads": by_head(results[level]["heads"])}
         options.out.write_text(json.dumps(report, indent=2) + "\n")
         print(level, {k: v for k, v in found.items() if not isinstance(v, list) or len(v) < 5})
-    draw(results, options.out.with_suffix(".png"))
+    draw(results, options.figure)
 
 
 if __name__ == "__main__":
