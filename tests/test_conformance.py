@@ -222,7 +222,7 @@ def test_keys_that_a_sparse_layer_did_not_choose(name, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["chameleon", "dots3_note", "kimi_k25", "llama4", "mistral_large4", "molmo2", "step3p7"]
+    "name", ["chameleon", "dots3_note", "gemma4", "kimi_k25", "llama4", "mistral_large4", "molmo2", "step3p7"]
 )
 def test_what_is_computed_once_changes_no_number(name, monkeypatch):
     """Prefixes that are shared or kept, where layers keep other things than keys and values, or in other shapes."""

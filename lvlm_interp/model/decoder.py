@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from lvlm_interp.errors import InputError
 from lvlm_interp.model.capture import HIDDEN_STATES
@@ -129,9 +129,14 @@ def made_of(decoder: PreTrainedModel, name: str, ids: Int[Tensor, " row"]) -> Te
 
 
 def _in_pieces(decoder: PreTrainedModel) -> bool:
-    """Whether all that layers leave to later positions is a key and a value of each, which is what a `Prefix` holds."""
-    plain = (DynamicLayer, DynamicSlidingWindowLayer)
-    return all(type(layer) in plain for layer in DynamicCache(config=decoder.config).layers)
+    """Whether all that layers leave to later positions is a key and a value of each, which is what a `Prefix` holds.
+
+    The last layers may read those of layers before them (Gemma 4, Gemma 3n), and leave nothing themselves.
+    """
+    kinds = [type(layer) for layer in DynamicCache(config=decoder.config).layers]
+    while kinds and kinds[-1] is DummyLayer:
+        kinds.pop()
+    return {*kinds} <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 @torch.no_grad()
