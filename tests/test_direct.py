@@ -9,9 +9,12 @@ from lvlm_interp.methods import direct as module
 from lvlm_interp.model.frozen import frozen
 from tests.families import FAMILIES, tiny_example, tiny_model
 
+# Besides: a gate behind the heads; norms behind attention and MLP; tokens that are never said; keys of another layer;
+# values out of a latent state; blocks without attention, and of one kind only.
+OTHERS = ("step3p7", "exaone4_5", "chameleon", "gemma4", "kimi_k25", "qwen3_5", "lfm2_vl", "nemotron_h_omni")
 
-# Besides: a gate behind the heads; norms behind attention and MLP; tokens that are never said.
-@pytest.fixture(scope="module", params=[*FAMILIES, "step3p7", "exaone4_5", "chameleon"])
+
+@pytest.fixture(scope="module", params=[*FAMILIES, *OTHERS])
 def family(request):
     vlm = li.wrap(tiny_model(request.param))
     return vlm, tiny_example(vlm, request.param)
@@ -48,6 +51,22 @@ def test_sources_add_up_to_heads(family):
 def test_others_are_nothing_where_blocks_are_plain(llava):
     """All that a plain block writes is heads, MLP and biases."""
     assert li.direct(*llava).others.abs().max() < 1e-5
+
+
+def test_what_a_recurrent_layer_writes_is_of_no_head():
+    vlm = li.wrap(tiny_model("qwen3_5"))
+    x = tiny_example(vlm, "qwen3_5")
+    found = li.direct(vlm, x)
+    recurrent = [n for n in range(found.heads.shape[1]) if f"blocks.{n}.attn.hook_z" not in vlm.sites]
+    written = [float(found.others[:, n].abs().min()) for n in recurrent]
+    assert 0 < len(recurrent) < found.heads.shape[1] and min(written) > 1e-4
+    assert found.heads[:, recurrent].abs().max() == 0
+
+
+def test_several_residual_streams_are_refused():
+    vlm = li.wrap(tiny_model("qwen4_exp"))
+    with pytest.raises(SiteError, match="several residual streams"):
+        li.direct(vlm, tiny_example(vlm, "qwen4_exp"))
 
 
 def test_a_head_that_is_not_there_takes_its_part_with_it(llava):

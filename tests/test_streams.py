@@ -106,8 +106,8 @@ def test_scores_are_those_of_transformers(vlm, x):
     assert (found - expected).abs().max() < 5e-5 and (expected[0] - expected[1]).abs().max() > 0.1
 
 
-def test_layers_that_share_values_cannot_be_taken_apart(vlm, x):
-    with pytest.raises(SiteError, match="attention of block 2 cannot be taken apart"):
+def test_logits_are_no_sum_of_what_was_written_to_several_streams(vlm, x):
+    with pytest.raises(SiteError, match="several residual streams"):
         li.direct(vlm, x)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.model.frozen import frozen
 from lvlm_interp.model.inputs import Inputs
+from lvlm_interp.model.parts import ATTENTION, CROSS_ATTENTION, part
 from lvlm_interp.model.sites import Site, reads_z
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.model.weights import fetched
@@ -48,7 +49,8 @@ class DirectAttribution(Result):
             reads stands at no position of the prompt and is only in `heads`.
         mlps: `[answer, layer]`.
         biases: of attention's output and the norms after it, `[answer, layer]`.
-        others: what a block adds beyond its attention and MLP, and what comes between blocks, `[answer, layer]`.
+        others: what a block adds beyond its attention and MLP (all that a recurrent layer writes, which has no heads to
+            take it apart into), and what comes between blocks, `[answer, layer]`.
         bias: of the final norm and the unembedding, `[answer]`.
         softcap: what a cap of the logits takes away, `[answer]`.
     """
@@ -92,14 +94,14 @@ class DirectAttribution(Result):
         """One row an answer token: its logit, what heads read from each role, and the rest. The columns add up."""
         read = self.by_role().sum((1, 2))
         columns = {f"reads {name}": read[:, n].tolist() for n, name in enumerate(self.role_names)}
-        rest = (self.biases + self.others).sum(1) + self.bias
         return pd.DataFrame(
             {
                 "token": self.tokens,
                 **columns,
                 "mlps": self.mlps.sum(1).tolist(),
                 "embedding": self.embedding.tolist(),
-                "biases": rest.tolist(),
+                "biases": (self.biases.sum(1) + self.bias).tolist(),
+                "others": self.others.sum(1).tolist(),
                 "softcap": self.softcap.tolist(),
                 "logit": self.logit.tolist(),
             }
@@ -114,7 +116,8 @@ class DirectAttribution(Result):
         for layer, heads in enumerate(self.heads[token].tolist()):
             rows += [(f"L{layer}H{head}", layer, head, value) for head, value in enumerate(heads)]
             rows.append((f"MLP {layer}", layer, None, float(self.mlps[token, layer])))
-            rows.append((f"biases {layer}", layer, None, float((self.biases + self.others)[token, layer])))
+            rows.append((f"biases {layer}", layer, None, float(self.biases[token, layer])))
+            rows.append((f"others {layer}", layer, None, float(self.others[token, layer])))
         frame = pd.DataFrame(rows, columns=["component", "layer", "head", "logit"])
         frame = frame.astype({"layer": "Int64", "head": "Int64"})
         return frame.sort_values("logit", key=lambda column: -column.abs(), ignore_index=True)
@@ -247,21 +250,27 @@ def _bias_of(linear: nn.Module, width: int) -> Float[Tensor, " width"]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Block:
-    """What one block reads and writes at the rows of the answer.
+class _Attention:
+    """What the heads of one block read and write at the rows of the answer.
 
     `pattern` and `v` are None where the keys are no positions of the prompt (cross-attention).
     """
 
-    pre: Float[Tensor, "answer width"]
-    mid: Float[Tensor, "answer width"]
-    post: Float[Tensor, "answer width"]
-    attention: Float[Tensor, "answer width"]
     z: Float[Tensor, "answer head inner"]
     pattern: Float[Tensor, "head answer position"] | None
     v: Float[Tensor, "position kv_head inner"] | None
     site: Site
     after: nn.Module | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """The residual stream around one block at the rows of the answer, and its heads, if it has any."""
+
+    pre: Float[Tensor, "answer width"]
+    mid: Float[Tensor, "answer width"]
+    post: Float[Tensor, "answer width"]
+    attention: _Attention | None
 
 
 def _stream(vlm: HookedVLM, x: Inputs, rows: Int[Tensor, " answer"]) -> list[_Block]:
@@ -272,34 +281,61 @@ def _stream(vlm: HookedVLM, x: Inputs, rows: Int[Tensor, " answer"]) -> list[_Bl
     at_rows, whole = [], []
     for n, kind in enumerate(kinds):
         at_rows += [f"blocks.{n}.hook_{site}" for site in ("resid_pre", "resid_mid", "resid_post", "attn_out")]
-        at_rows += [f"blocks.{n}.{kind}.hook_{site}" for site in ("z", "pattern")]
+        at_rows += [f"blocks.{n}.{kind}.hook_{site}" for site in ("z", "pattern") if kind]
         whole += [f"blocks.{n}.attn.hook_v"] if kind == "attn" else []
     here = vlm.capture(x, [name for name in at_rows if name in vlm.sites], positions=rows)
+    _need_one_stream(vlm, here[f"blocks.{depth - 1}.hook_resid_post"].shape[-1])
     values = vlm.capture(x, whole)
     return [_block(vlm, f"blocks.{n}", kind, here, values) for n, kind in enumerate(kinds)]
 
 
-def _kind_of(vlm: HookedVLM, layer: int) -> str:
-    """Whether a block has self-attention or cross-attention whose pattern can be read."""
+def _need_one_stream(vlm: HookedVLM, width: int) -> None:
+    """Raise where blocks write to several residual streams, each of which gets a share of every part."""
+    read = vlm.readout.weight.shape[-1]
+    if width != read:
+        raise SiteError(
+            f"this model has several residual streams ({width} numbers at a position, of which the unembedding reads "
+            f"{read}), among which blocks mix what was written: logits are no sum of parts here"
+        )
+
+
+def _kind_of(vlm: HookedVLM, layer: int) -> str | None:
+    """Whether a block has self-attention or cross-attention whose pattern can be read; None if it has neither."""
     for kind in ("attn", "cross_attn"):
         if all(f"blocks.{layer}.{kind}.hook_{site}" in vlm.sites for site in ("z", "pattern", "v")):
             return kind
+    if part(vlm.blocks[layer], (*ATTENTION, *CROSS_ATTENTION)) is None:
+        return None
     why = next(
         (why for name, why in vlm.missing.items() if name.startswith(f"blocks.{layer}.")), "it has no such sites"
     )
     raise SiteError(f"the attention of block {layer} cannot be taken apart: {why}")
 
 
-def _block(vlm: HookedVLM, prefix: str, kind: str, here: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> _Block:
+def _block(
+    vlm: HookedVLM, prefix: str, kind: str | None, here: Mapping[str, Tensor], values: Mapping[str, Tensor]
+) -> _Block:
+    pre, post = (here[f"{prefix}.hook_{name}"][0] for name in ("resid_pre", "resid_post"))
+    middle = here.get(f"{prefix}.hook_resid_mid")
+    if middle is not None:
+        mid = middle[0]
+    elif kind is not None:
+        mid = pre + here[f"{prefix}.hook_attn_out"][0]  # attention and MLP side by side have no middle
+    elif f"{prefix}.hook_mlp_out" not in vlm.sites:
+        mid = post
+    else:
+        raise SiteError(
+            f"what {prefix} adds cannot be taken apart: it has an MLP, and nothing that tells where it begins"
+        )
+    return _Block(pre, mid, post, None if kind is None else _attention(vlm, prefix, kind, here, values))
+
+
+def _attention(
+    vlm: HookedVLM, prefix: str, kind: str, here: Mapping[str, Tensor], values: Mapping[str, Tensor]
+) -> _Attention:
     site, added = vlm.sites[f"{prefix}.{kind}.hook_z"], vlm.sites[f"{prefix}.hook_attn_out"].module
     inside, own = any(module is site.module for module in added.modules()), kind == "attn"
-    pre, post, wrote = (here[f"{prefix}.hook_{name}"][0] for name in ("resid_pre", "resid_post", "attn_out"))
-    middle = here.get(f"{prefix}.hook_resid_mid")
-    return _Block(
-        pre=pre,
-        mid=pre + wrote if middle is None else middle[0],  # attention and MLP side by side have no middle
-        post=post,
-        attention=wrote,
+    return _Attention(
         z=here[f"{prefix}.{kind}.hook_z"][0],
         pattern=here[f"{prefix}.attn.hook_pattern"][0] if own else None,
         v=values[f"{prefix}.attn.hook_v"][0] if own else None,
@@ -320,15 +356,37 @@ class _Layer:
 
 
 def _layer(number: int, block: _Block, direction: Float[Tensor, "answer width"], length: int) -> _Layer:
-    project = reads_z(block.site)
+    added, mlp = (block.mid - block.pre).double(), _dot(block.post.double() - block.mid.double(), direction)
+    if block.attention is None:
+        none, other = mlp.new_zeros(len(mlp), 0), _dot(added, direction)
+        return _Layer(none, none[..., None].expand(-1, -1, length), mlp, torch.zeros_like(mlp), other)
+    reads, constant = _reads(number, block.attention, added, direction)
+    by_head, bias = (block.attention.z.double() * reads).sum(-1).cpu(), constant.cpu()
+    return _Layer(
+        heads=by_head,
+        sources=_by_source(block.attention, reads, length).cpu(),
+        mlp=mlp,
+        bias=bias,
+        other=_dot(added, direction) - by_head.sum(1) - bias,
+    )
+
+
+def _reads(
+    number: int, attention: _Attention, added: Float[Tensor, "answer width"], direction: Float[Tensor, "answer width"]
+) -> tuple[Float[Tensor, "answer head inner"], Float[Tensor, " answer"]]:
+    """What the direction reads in each head's z, and what biases write along it, of attention and the norm after it.
+
+    Raises:
+        SiteError: what is added to the stream is not made of what the heads write.
+    """
+    project = reads_z(attention.site)
     if not isinstance(project, nn.Linear):
         raise SiteError(f"block {number} has no linear output projection that heads could be split through")
-    heads, inner = block.z.shape[1:]
     weight = fetched(project, "weight").double()
     bias = _bias_of(project, project.out_features).to(direction.device)
-    raw = block.z.flatten(1).double() @ weight.T + bias
-    norm = None if block.after is None else frozen(block.after, raw.to(block.pre.dtype))
-    wrote, added = raw if norm is None else norm(raw), (block.mid - block.pre).double()
+    raw = attention.z.flatten(1).double() @ weight.T + bias
+    norm = None if attention.after is None else frozen(attention.after, raw.to(attention.z.dtype))
+    wrote = raw if norm is None else norm(raw)
     gain = (added * wrote).sum() / (wrote * wrote).sum()  # 1, or a gate or multiplier that some families have
     if not (added - gain * wrote).norm() <= READ * added.norm():
         raise SiteError(
@@ -336,35 +394,26 @@ def _layer(number: int, block: _Block, direction: Float[Tensor, "answer width"],
             "so that it cannot be taken apart into heads"
         )
     into = gain * (direction if norm is None else norm.back(direction))
-    reads = torch.einsum("aw,whi->ahi", into, weight.view(-1, heads, inner))
-    by_head = (block.z.double() * reads).sum(-1)
     constant = into @ bias + (0 if norm is None else gain * (direction @ norm.bias))
-    attention = _dot(added, direction)
-    return _Layer(
-        heads=by_head.cpu(),
-        sources=_by_source(block, reads, length).cpu(),
-        mlp=_dot(block.post.double() - block.mid.double(), direction),
-        bias=constant.cpu(),
-        other=attention - by_head.sum(1).cpu() - constant.cpu(),
-    )
+    return torch.einsum("aw,whi->ahi", into, weight.view(-1, *attention.z.shape[1:])), constant
 
 
 def _by_source(
-    block: _Block, reads: Float[Tensor, "answer head inner"], length: int
+    attention: _Attention, reads: Float[Tensor, "answer head inner"], length: int
 ) -> Float[Tensor, "answer head position"]:
     """What each head read at each position, along the direction; values may be shared by several heads."""
-    if block.v is None or block.pattern is None:
+    if attention.v is None or attention.pattern is None:
         return reads.new_zeros(*reads.shape[:2], length)
-    values = block.v.double().repeat_interleave(reads.shape[1] // block.v.shape[1], 1)
-    pattern = block.pattern.double()
-    gate = _gate(block, torch.einsum("hak,khi->ahi", pattern, values))
+    values = attention.v.double().repeat_interleave(reads.shape[1] // attention.v.shape[1], 1)
+    pattern = attention.pattern.double()
+    gate = _gate(attention, torch.einsum("hak,khi->ahi", pattern, values))
     return torch.einsum("hak,khi,ahi->ahk", pattern, values, reads * gate)
 
 
-def _gate(block: _Block, read: Float[Tensor, "answer head inner"]) -> Float[Tensor, "answer head inner"]:
+def _gate(attention: _Attention, read: Float[Tensor, "answer head inner"]) -> Float[Tensor, "answer head inner"]:
     """What stands between what the heads read and what is projected: a factor for each number, 1 in most families."""
-    gated = block.site.read == "input"
-    return torch.where(read == 0, 0, block.z.double() / read) if gated else torch.ones_like(read)
+    gated = attention.site.read == "input"
+    return torch.where(read == 0, 0, attention.z.double() / read) if gated else torch.ones_like(read)
 
 
 def _between(stream: list[_Block], direction: Float[Tensor, "answer width"]) -> Float[Tensor, "answer layer"]:

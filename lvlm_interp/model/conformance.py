@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from lvlm_interp.model.vlm import HookedVLM
 
 HALF = (torch.bfloat16, torch.float16)
-VALUE_NORMS = ("v_norm",)  # norms of values after their projection (Gemma 4): `hook_v` stands before
 VISIBLE_CHANGE = 1e-3  # logits by which other pixels must change an answer that sees them
 
 
@@ -309,8 +308,7 @@ def _recombined(vlm: HookedVLM, site: Site, found: Any) -> float | None:
 def _read(site: Site, found: Any) -> float | None:
     """How far the values of one layer, weighted by its pattern, are from z; None where something stands between."""
     v, pattern, z = (found.get(site.name.replace("hook_z", f"hook_{name}")) for name in ("v", "pattern", "z"))
-    between = site.read == "input" or any(isinstance(getattr(site.module, n, None), nn.Module) for n in VALUE_NORMS)
-    if v is None or pattern is None or between:
+    if v is None or pattern is None or site.read == "input":  # a gate stands between
         return None
     values = v.reshape(len(pattern), -1, *v.shape[-2:]).repeat_interleave(pattern.shape[1] // v.shape[-2], 2)
     read = torch.einsum("bhqk,bkhi->bqhi", pattern, values).reshape(z.shape)

@@ -71,6 +71,7 @@ OUTPUT_PROJECTION = (
 )
 # What the code of attention speaks of where a gate stands between the heads and their output projection.
 GATING = {"sigmoid", "g_proj", "gate_proj"}
+VALUE_NORMS = ("v_norm",)  # of values, after their projection (Gemma 4)
 QKV = ("qkv", "qkv_proj", "query_key_value")
 HEAD_BY_HEAD = ("query_key_value",)  # q, k and v of the first head, then of the second (Persimmon, GPT-NeoX)
 FINAL_NORM = (

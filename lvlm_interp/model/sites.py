@@ -6,8 +6,8 @@ The names are TransformerLens's:
 |---|---|---|
 | `blocks.{i}.hook_resid_pre`, `hook_resid_mid`, `hook_resid_post` | residual stream | `[batch, position, width]` |
 | `blocks.{i}.hook_attn_out`, `hook_mlp_out` | what is added to it | `[batch, position, width]` |
-| `blocks.{i}.attn.hook_q`, `hook_k`, `hook_v`, `hook_z` | per head; q and k before the rotary embedding; z as it is \
-projected, after a gate where there is one | `[batch, position, head, head width]` |
+| `blocks.{i}.attn.hook_q`, `hook_k`, `hook_v`, `hook_z` | per head; q and k before the rotary embedding; v as it is \
+read; z as it is projected, after a gate where there is one | `[batch, position, head, head width]` |
 | `blocks.{i}.attn.hook_rot_q`, `hook_rot_k` | q and k as they meet | `[batch, position, head, head width]` |
 | `blocks.{i}.attn.hook_attn_scores`, `hook_pattern` | before and after the softmax | `[batch, head, row, key]` |
 | `blocks.{i}.linear_attn.hook_out`, `conv.hook_out`, `mixer.hook_out`, `ple.hook_out` | what is added by what carries \
@@ -47,6 +47,7 @@ from lvlm_interp.model.parts import (
     MLP,
     OUTPUT_PROJECTION,
     SCALES,
+    VALUE_NORMS,
     attends,
     attention_of,
     axis_of_streams,
@@ -120,7 +121,12 @@ def _added(name: str, module: nn.Module, block: nn.Module) -> Site:
 
 
 def _attention_sites(prefix: str, attention: nn.Module) -> Iterator[Site]:
-    for letter, found in projections(attention).items():
+    projected = projections(attention)
+    # What is read may be normed, made of a latent state (DeepSeek), or another layer's (Gemma 4).
+    if part(attention, VALUE_NORMS) or ("v" not in projected and uses_interface(attention)):
+        projected.pop("v", None)
+        yield Site(f"{prefix}.hook_v", attention, "attention", part="v")
+    for letter, found in projected.items():
         yield Site(
             f"{prefix}.hook_{letter}", found.module, "output", heads=found.heads, span=found.span, inner=found.inner
         )

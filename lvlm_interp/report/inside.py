@@ -127,7 +127,7 @@ def component_bars(
     """
     _need_token(found.tokens, token)
     frame = found.components(token)
-    names = [*frame["component"][:most], f"{max(0, len(frame) - most)} others"]
+    names = [*frame["component"][:most], f"the other {max(0, len(frame) - most)}"]
     values = np.array([*frame["logit"][:most], frame["logit"][most:].sum()])
     ax = _axes(ax, 6.4, 1.2 + 0.26 * len(names))
     ax.barh(np.arange(len(names)), values, height=0.65, color=np.where(values >= 0, SUPPORTS, OPPOSES))
