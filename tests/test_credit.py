@@ -7,11 +7,13 @@ import math
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, VisibilityError
 from lvlm_interp.methods import credit as module
 from lvlm_interp.methods.words import by_word, split_words
+from tests import saved
 from tests.test_score import naive
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -194,6 +196,25 @@ def test_results_survive_a_file(vlm, tmp_path):
 def test_what_cannot_be_is_refused(vlm, options, error, message):
     with pytest.raises(error, match=message):
         inspect.unwrap(module.credit)(vlm, tiny_inputs(vlm), **options)  # without the tests' own type checks
+
+
+def test_words_of_a_tokenizer_that_drops_blanks(monkeypatch):
+    """Llama 2's tokenizer reads a token that begins with a blank without it if the token stands alone."""
+    monkeypatch.setattr(saved, "tokenizer", saved.llama_tokenizer)
+    vlm = li.wrap(tiny_llava(), saved.processor("llava"))
+    x = vlm.prepare("what", Image.new("RGB", (28, 28), "red"), answer="a red cat")
+    assert "".join(x.answer_tokens) == " a red cat"
+    split = li.credit(vlm, x, unit="word", against=["blue"], word=1)
+    assert split.tokens == ("a", "red", "cat") and split.alternatives[1] == (" blue",)
+    ids = x.answer_ids.tolist()
+    other = vlm.answered(x, "a blue cat").answer_ids.tolist()[1:5]  # ▁b l u e, as it stands in an answer
+    visible = module.coalitions(x, split.roles, ("template",))
+    y = x.with_answer([*ids[:1], *other], [""] * 5, "")
+    seen = torch.cat([visible[:, : x.answer_start], torch.ones(len(visible), 5, dtype=torch.bool)], 1)
+    logprobs = naive(vlm, y, seen).double().log_softmax(-1)
+    blue = logprobs.gather(-1, y.answer_ids.expand(len(seen), -1)[..., None])[:, 1:, 0].sum(1)
+    red = naive(vlm, x, visible).double().log_softmax(-1)[:, range(1, 4), ids[1:4]].sum(1)
+    assert torch.allclose(split.odds[1], red - blue, atol=1e-4)
 
 
 # --- on the reference model ------------------------------------------------------------------------

@@ -395,8 +395,8 @@ def _likely(
 def _given(vlm: HookedVLM, x: Inputs, part: Word, against: Sequence[str], unit: Unit) -> _Rivals:
     """Given words; where the unit is the token, their first tokens decide."""
     own = x.answer_ids[part.start : part.stop].tolist()
-    blank = " " if vlm.token_strings(own)[0].startswith(" ") else ""
-    others = [vlm.answered(x, blank + text.strip()).answer_ids.tolist() for text in against]
+    blank = vlm.token_strings(own)[0].startswith(" ")
+    others = [_ids_of(vlm, text.strip(), blank) for text in against]
     if unit == "token":
         others = [ids[:1] for ids in others]
     if not others or own in others:
@@ -405,6 +405,15 @@ def _given(vlm: HookedVLM, x: Inputs, part: Word, against: Sequence[str], unit: 
             + (" (words that begin with the same token need unit='word')" if unit == "token" else "")
         )
     return _Rivals(part, others)
+
+
+def _ids_of(vlm: HookedVLM, word: str, blank: bool) -> list[int]:
+    """A word as tokens, alone or behind a blank; which of the two a tokenizer takes a text's beginning for differs."""
+    ids = vlm.prompter.answer_ids((), word)
+    if not blank:
+        return ids
+    before, both = (vlm.prompter.answer_ids((), text) for text in ("a", f"a {word}"))
+    return both[len(before) :] if both[: len(before)] == before else vlm.prompter.answer_ids((), f" {word}")
 
 
 def _spelt_out(
