@@ -1,5 +1,7 @@
 """CAL's contrast is the two-pass computation in plain transformers, and a hidden image leaks nothing."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -114,6 +116,15 @@ def test_names_that_are_not_known(vlm):
         li.contrast(vlm, text)
 
 
+def test_side_by_side_none_takes_the_place_of_another(vlm):
+    with pytest.raises(InputError, match="different names"):
+        li.contrast(vlm, tiny_inputs(vlm), [counterfactuals.noise(10), counterfactuals.noise(900)])
+    with pytest.raises(InputError, match="different names"):
+        li.contrast(vlm, tiny_inputs(vlm), [])
+    named = [dataclasses.replace(counterfactuals.noise(n), name=f"noise {n}") for n in (10, 900)]
+    assert list(li.contrast(vlm, tiny_inputs(vlm), named)) == ["noise 10", "noise 900"]
+
+
 # --- pictures, on the reference model --------------------------------------------------------------
 
 
@@ -149,6 +160,8 @@ def test_black_box_blackens_its_box_only(pictures):
     assert torch.equal(before[:, outside], after[:, outside])
     with pytest.raises(ImageError, match="does not lie in the image"):
         pictures(counterfactuals.black_box((100, 0, 120, 10)))
+    with pytest.raises(InputError, match="no image 1: the prompt has 1"):
+        pictures(counterfactuals.black_box((0, 0, 10, 10), image=1))
 
 
 def test_crop_and_swap(pictures, purple_banana):
