@@ -143,11 +143,14 @@ def test_keeping_is_what_credit_with_keep_gives(vlm, kept):
     x = tiny_inputs(vlm)
     split, again = li.credit(vlm, x).keeping(*kept), li.credit(vlm, x, ("template", *kept))
     assert split.roles == again.roles and split.kept == again.kept
+    assert split.provenance.parameters == again.provenance.parameters
     assert torch.allclose(split.full, again.full, atol=1e-5)
     if "question" in kept and len(kept) == 1:
         pd.testing.assert_frame_equal(split.to_frame(), again.to_frame(), atol=1e-5)
     with pytest.raises(VisibilityError, match="no credit here"):
         split.keeping(*kept)
+    with pytest.raises(VisibilityError, match="'prior' has no credit here"):
+        split.keeping("prior")
 
 
 def test_tokens_of_a_word_add_up_under_full(vlm):
@@ -164,6 +167,12 @@ def test_groups(vlm):
     assert frame[["prior", "image", "text"]].sum(axis=1).to_numpy() == pytest.approx(frame["total"].to_numpy())
     with pytest.raises(VisibilityError, match="cannot group"):
         split.group(text=("questions",))
+    for groups in ({"a": ("image", "context"), "b": ("image",)}, {"a": ("image", "image")}):
+        with pytest.raises(VisibilityError, match=r"\['image'\] would count twice"):
+            split.group(**groups)
+    with pytest.raises(VisibilityError, match="named 'total'"):
+        split.group(total=("image",))
+    assert split.group(image=("image", "system"))["image"].tolist() == (split.image + split.system).tolist()
 
 
 def test_interactions_are_reported(vlm):
@@ -191,6 +200,7 @@ def test_results_survive_a_file(vlm, tmp_path):
         ({"alternatives": 200}, InputError, "alternatives is between 1 and 199"),
         ({"keep": ("answers",)}, VisibilityError, "no role 'answers'"),
         ({"against": ["x"], "word": 99}, InputError, "no word 99"),
+        ({"against": "Red"}, InputError, r"give \['Red'\]"),
     ],
 )
 def test_what_cannot_be_is_refused(vlm, options, error, message):
