@@ -8,7 +8,7 @@ import torch
 import lvlm_interp as li
 from lvlm_interp import counterfactuals
 from lvlm_interp.errors import ImageError, InputError
-from lvlm_interp.methods.contrast import cal_weights, token_classes
+from lvlm_interp.methods.contrast import _hellinger, cal_weights, token_classes
 from tests.tiny import tiny_inputs, tiny_llava
 
 
@@ -40,6 +40,15 @@ def test_delta_is_the_two_pass_computation(vlm):
     assert torch.allclose(found.hellinger, (1 - (p * q).sqrt().sum(-1)).sqrt(), atol=1e-3)
     nats = (p.log() - q.log()).gather(-1, x.answer_ids[:, None])[:, 0]
     assert torch.allclose(found.delta_nats, nats, atol=1e-5)
+
+
+def test_small_distances_are_not_lost_to_rounding():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(8, 50_000, generator=generator) * 3
+    b = a + torch.randn(8, 50_000, generator=generator) * 1e-3
+    p, q = a.double().softmax(-1), b.double().softmax(-1)
+    expected = ((p.sqrt() - q.sqrt()).square().sum(-1) / 2).sqrt()
+    assert torch.allclose(_hellinger(a, b).double(), expected, rtol=1e-3, atol=0)
 
 
 def test_delta_on_the_reference_model(reference, purple_banana):

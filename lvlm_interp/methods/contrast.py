@@ -221,6 +221,6 @@ def _compared(
 def _hellinger(
     a: Float[Tensor, "answer vocabulary"], b: Float[Tensor, "answer vocabulary"]
 ) -> Float[Tensor, " answer"]:
-    """√(1 − Σ √(p·q)), from logits."""
-    overlap = ((a.log_softmax(-1) + b.log_softmax(-1)) / 2).logsumexp(-1).exp()
-    return (1 - overlap).clamp(min=0).sqrt()
+    """√(½ Σ (√p − √q)²), from logits: 1 − Σ √(p·q) would lose what is small to rounding."""
+    roots = [(logits.log_softmax(-1) / 2).exp() for logits in (a, b)]
+    return ((roots[0] - roots[1]).square().sum(-1) / 2).sqrt()
