@@ -87,11 +87,12 @@ def test_differences_are_differences(llava):
 
 
 @pytest.mark.parametrize("against", [None, 3])
-def test_half_precision_rounds_the_logit_and_is_no_misreading(against):
-    vlm = li.wrap(tiny_model("llava", dtype=torch.bfloat16))
+@pytest.mark.parametrize("family", ["llava", "gemma3"])
+def test_half_precision_rounds_the_logit_and_is_no_misreading(family, against):
+    vlm = li.wrap(tiny_model(family, dtype=torch.bfloat16))
     for seed in range(8):
-        found = li.direct(vlm, tiny_example(vlm, "llava", seed=seed), against=against)
-        assert torch.allclose(found.total, found.logit, atol=0.03)
+        found = li.direct(vlm, tiny_example(vlm, family, seed=seed), against=against)
+        assert torch.allclose(found.total, found.logit, atol=0.06)
 
 
 def test_frames_add_up(llava):

@@ -213,7 +213,7 @@ def _dot(written: Float[Tensor, "answer *more width"], direction: Float[Tensor, 
 class _Out:
     """The direction that the logit reads in the residual stream `[answer, width]`, and what is not in the stream.
 
-    `rounding` is by how much the model's own number type may have rounded the logit.
+    `rounding` is by how much the model's own number type may have rounded the logit, and what the logit is summed from.
     """
 
     direction: Float[Tensor, "answer width"]
@@ -240,7 +240,8 @@ def _readout(
     eps, logits = torch.finfo(logits.dtype).eps, logits.double()
     own = logits.gather(1, ids[:, None])[:, 0]
     subtracted = torch.zeros_like(own) if other is None else logits[:, other]
-    logit, rounding = own - subtracted, eps * (own.abs() + subtracted.abs())
+    summed = (direction * last.double()).norm(dim=-1)  # errors of its terms have no common sign
+    logit, rounding = own - subtracted, eps * (own.abs() + subtracted.abs() + summed)
     capped = logit.cpu() - raw if readout.softcap else torch.zeros_like(raw)
     return _Out(direction, logit.cpu(), bias.cpu(), capped, rounding.cpu())
 
