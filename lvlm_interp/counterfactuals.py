@@ -102,6 +102,8 @@ def black_box(box: tuple[float, float, float, float], image: int = 0) -> Counter
 
     def change(vlm: HookedVLM, x: Inputs, generator: torch.Generator) -> Inputs:
         pictures = [[p.copy() for p in some] for some in _pictures(x)]
+        if image not in range(len(pictures)):
+            raise InputError(f"no image {image}: the prompt has {len(pictures)}, counted from 0")
         left, top, right, bottom = box
         for picture in pictures[image]:
             if not (0 <= left < right <= picture.width and 0 <= top < bottom <= picture.height):

@@ -59,6 +59,20 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def llama_tokenizer() -> PreTrainedTokenizerFast:
+    """As those of Llama 2: `▁` is a blank, every text begins with one, and decoding drops it. A word begins with a
+    token of two characters, its blank and a letter."""
+    pieces = ["▁", *string.ascii_letters, *":.?\n", *(f"▁{c}" for c in string.ascii_letters)]
+    known = SPECIAL | {piece: 4 + n for n, piece in enumerate(pieces)}
+    made = Tokenizer(models.BPE(known, [("▁", c) for c in string.ascii_letters], unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    made.add_special_tokens(list(SPECIAL))
+    names = {name: token for token, others in NAMED.items() for name in others}
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, **named, extra_special_tokens=names)
+
+
 @dataclass(frozen=True)
 class Saved:
     """How the processor of a family is made, and what its template writes for an image and for a video."""

@@ -1,12 +1,14 @@
 """CAL's contrast is the two-pass computation in plain transformers, and a hidden image leaks nothing."""
 
+import dataclasses
+
 import pytest
 import torch
 
 import lvlm_interp as li
 from lvlm_interp import counterfactuals
 from lvlm_interp.errors import ImageError, InputError
-from lvlm_interp.methods.contrast import cal_weights, token_classes
+from lvlm_interp.methods.contrast import _hellinger, cal_weights, token_classes
 from tests.tiny import tiny_inputs, tiny_llava
 
 
@@ -38,6 +40,15 @@ def test_delta_is_the_two_pass_computation(vlm):
     assert torch.allclose(found.hellinger, (1 - (p * q).sqrt().sum(-1)).sqrt(), atol=1e-3)
     nats = (p.log() - q.log()).gather(-1, x.answer_ids[:, None])[:, 0]
     assert torch.allclose(found.delta_nats, nats, atol=1e-5)
+
+
+def test_small_distances_are_not_lost_to_rounding():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(8, 50_000, generator=generator) * 3
+    b = a + torch.randn(8, 50_000, generator=generator) * 1e-3
+    p, q = a.double().softmax(-1), b.double().softmax(-1)
+    expected = ((p.sqrt() - q.sqrt()).square().sum(-1) / 2).sqrt()
+    assert torch.allclose(_hellinger(a, b).double(), expected, rtol=1e-3, atol=0)
 
 
 def test_delta_on_the_reference_model(reference, purple_banana):
@@ -114,6 +125,15 @@ def test_names_that_are_not_known(vlm):
         li.contrast(vlm, text)
 
 
+def test_side_by_side_none_takes_the_place_of_another(vlm):
+    with pytest.raises(InputError, match="different names"):
+        li.contrast(vlm, tiny_inputs(vlm), [counterfactuals.noise(10), counterfactuals.noise(900)])
+    with pytest.raises(InputError, match="different names"):
+        li.contrast(vlm, tiny_inputs(vlm), [])
+    named = [dataclasses.replace(counterfactuals.noise(n), name=f"noise {n}") for n in (10, 900)]
+    assert list(li.contrast(vlm, tiny_inputs(vlm), named)) == ["noise 10", "noise 900"]
+
+
 # --- pictures, on the reference model --------------------------------------------------------------
 
 
@@ -149,6 +169,8 @@ def test_black_box_blackens_its_box_only(pictures):
     assert torch.equal(before[:, outside], after[:, outside])
     with pytest.raises(ImageError, match="does not lie in the image"):
         pictures(counterfactuals.black_box((100, 0, 120, 10)))
+    with pytest.raises(InputError, match="no image 1: the prompt has 1"):
+        pictures(counterfactuals.black_box((0, 0, 10, 10), image=1))
 
 
 def test_crop_and_swap(pictures, purple_banana):

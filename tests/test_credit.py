@@ -7,11 +7,13 @@ import math
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, VisibilityError
 from lvlm_interp.methods import credit as module
 from lvlm_interp.methods.words import by_word, split_words
+from tests import saved
 from tests.test_score import naive
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -141,11 +143,14 @@ def test_keeping_is_what_credit_with_keep_gives(vlm, kept):
     x = tiny_inputs(vlm)
     split, again = li.credit(vlm, x).keeping(*kept), li.credit(vlm, x, ("template", *kept))
     assert split.roles == again.roles and split.kept == again.kept
+    assert split.provenance.parameters == again.provenance.parameters
     assert torch.allclose(split.full, again.full, atol=1e-5)
     if "question" in kept and len(kept) == 1:
         pd.testing.assert_frame_equal(split.to_frame(), again.to_frame(), atol=1e-5)
     with pytest.raises(VisibilityError, match="no credit here"):
         split.keeping(*kept)
+    with pytest.raises(VisibilityError, match="'prior' has no credit here"):
+        split.keeping("prior")
 
 
 def test_tokens_of_a_word_add_up_under_full(vlm):
@@ -162,6 +167,12 @@ def test_groups(vlm):
     assert frame[["prior", "image", "text"]].sum(axis=1).to_numpy() == pytest.approx(frame["total"].to_numpy())
     with pytest.raises(VisibilityError, match="cannot group"):
         split.group(text=("questions",))
+    for groups in ({"a": ("image", "context"), "b": ("image",)}, {"a": ("image", "image")}):
+        with pytest.raises(VisibilityError, match=r"\['image'\] would count twice"):
+            split.group(**groups)
+    with pytest.raises(VisibilityError, match="named 'total'"):
+        split.group(total=("image",))
+    assert split.group(image=("image", "system"))["image"].tolist() == (split.image + split.system).tolist()
 
 
 def test_interactions_are_reported(vlm):
@@ -189,11 +200,31 @@ def test_results_survive_a_file(vlm, tmp_path):
         ({"alternatives": 200}, InputError, "alternatives is between 1 and 199"),
         ({"keep": ("answers",)}, VisibilityError, "no role 'answers'"),
         ({"against": ["x"], "word": 99}, InputError, "no word 99"),
+        ({"against": "Red"}, InputError, r"give \['Red'\]"),
     ],
 )
 def test_what_cannot_be_is_refused(vlm, options, error, message):
     with pytest.raises(error, match=message):
         inspect.unwrap(module.credit)(vlm, tiny_inputs(vlm), **options)  # without the tests' own type checks
+
+
+def test_words_of_a_tokenizer_that_drops_blanks(monkeypatch):
+    """Llama 2's tokenizer reads a token that begins with a blank without it if the token stands alone."""
+    monkeypatch.setattr(saved, "tokenizer", saved.llama_tokenizer)
+    vlm = li.wrap(tiny_llava(), saved.processor("llava"))
+    x = vlm.prepare("what", Image.new("RGB", (28, 28), "red"), answer="a red cat")
+    assert "".join(x.answer_tokens) == " a red cat"
+    split = li.credit(vlm, x, unit="word", against=["blue"], word=1)
+    assert split.tokens == ("a", "red", "cat") and split.alternatives[1] == (" blue",)
+    ids = x.answer_ids.tolist()
+    other = vlm.answered(x, "a blue cat").answer_ids.tolist()[1:5]  # ▁b l u e, as it stands in an answer
+    visible = module.coalitions(x, split.roles, ("template",))
+    y = x.with_answer([*ids[:1], *other], [""] * 5, "")
+    seen = torch.cat([visible[:, : x.answer_start], torch.ones(len(visible), 5, dtype=torch.bool)], 1)
+    logprobs = naive(vlm, y, seen).double().log_softmax(-1)
+    blue = logprobs.gather(-1, y.answer_ids.expand(len(seen), -1)[..., None])[:, 1:, 0].sum(1)
+    red = naive(vlm, x, visible).double().log_softmax(-1)[:, range(1, 4), ids[1:4]].sum(1)
+    assert torch.allclose(split.odds[1], red - blue, atol=1e-4)
 
 
 # --- on the reference model ------------------------------------------------------------------------

@@ -105,6 +105,15 @@ def test_differences_are_differences(llava):
     assert torch.allclose(both.total, both.logit, atol=1e-4)
 
 
+@pytest.mark.parametrize("against", [None, 3])
+@pytest.mark.parametrize("family", ["llava", "gemma3"])
+def test_half_precision_rounds_the_logit_and_is_no_misreading(family, against):
+    vlm = li.wrap(tiny_model(family, dtype=torch.bfloat16))
+    for seed in range(8):
+        found = li.direct(vlm, tiny_example(vlm, family, seed=seed), against=against)
+        assert torch.allclose(found.total, found.logit, atol=0.06)
+
+
 def test_frames_add_up(llava):
     found = li.direct(*llava)
     frame = found.to_frame()

@@ -58,6 +58,10 @@ def test_words_on_the_picture(reference, purple_banana):
     elsewhere = li.lens(reference, purple_banana, [-1], positions="question")
     with pytest.raises(InputError, match="did not read position"):
         inside.word_map(elsewhere, view)
+    with pytest.raises(InputError, match=r"no layer number 10 of the 2 that this lens read, \(10, 30\)"):
+        inside.word_map(found, view, 10)
+    with pytest.raises(InputError, match="112, 112"):
+        inside.word_map(found, view, picture=view.picture.resize((50, 50)))
 
 
 def test_what_cannot_be_drawn(vlm, x):

@@ -34,6 +34,12 @@ def test_values_are_what_hiding_one_patch_costs(vlm, hide_from, image):
         odds = (p / (1 - p)).log()
         assert torch.allclose(found.values[:, n // 2, n % 2].double(), odds[0] - odds[1], atol=1e-4)
     assert found.values.abs().max() > 1e-3
+    whole = x.hidden()
+    whole[x.images[image].positions] = False  # this image, and not the other
+    both = naive(vlm, x, torch.stack([x.hidden(), whole]), hide_from).double().softmax(-1)
+    p = both.gather(-1, x.answer_ids.expand(2, -1)[..., None])[..., 0]
+    odds = (p / (1 - p)).log()
+    assert torch.allclose(found.image_total.double(), odds[0] - odds[1], atol=1e-4)
 
 
 def test_peak_and_frame(vlm):

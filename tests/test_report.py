@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import errno
+import inspect
 import io
 import json
 import math
@@ -251,6 +252,9 @@ def test_heatmap_is_over_the_picture_and_checks_it():
         figures.heatmap(patches, picture=Image.new("RGB", (61, 40)))
     with pytest.raises(InputError, match="no token 1"):
         figures.heatmap(patches, 1)
+    assert figures.heatmap(patches).get_xlabel() == "pixels of the original image"
+    unknown = made_map(("cat",), torch.zeros, size=(3, 2))  # as `attribute` makes it of processed pixels
+    assert figures.heatmap(unknown).get_xlabel() == "patches"
 
 
 def test_a_faded_picture_has_no_colours_of_its_own():
@@ -288,6 +292,8 @@ def test_contrast_bars_and_given_axes():
     given = figures.contrast_bars(contrast).figure.add_subplot()
     assert figures.contrast_bars(contrast, given, quantity="delta") is given and "logits" in given.get_xlabel()
     pixels(given)
+    with pytest.raises(InputError, match="got 'hellinger'"):
+        inspect.unwrap(figures.contrast_bars)(contrast, quantity="hellinger")  # without the tests' own type checks
 
 
 # --- the page -------------------------------------------------------------------------------------

@@ -84,6 +84,16 @@ def test_it_resumes_where_it_was_cut(vlm, examples, tmp_path, monkeypatch):
     assert torch.equal(whole.weight, resumed.weight)
     with pytest.raises(InputError, match=r"another fitting: \['rate'\]"):
         li.fit_tuned_lens(vlm, examples, dataclasses.replace(short, rate=1.0), checkpoint=path)
+    with pytest.raises(InputError, match=r"another fitting: \['examples'\]"):
+        li.fit_tuned_lens(vlm, examples[::-1], short, checkpoint=path)
+    path.write_bytes(b"cut")
+    with pytest.raises(InputError, match=r"lens.safetensors is no checkpoint"):
+        li.fit_tuned_lens(vlm, examples, short, checkpoint=path)
+
+
+def test_one_example_held_out_has_no_interval(vlm, examples):
+    found = li.fit_tuned_lens(vlm, examples[:4], dataclasses.replace(HOW, steps=1))
+    assert found.gain_low.isnan().all() and found.gain_high.isnan().all() and found.tuned_kl.isfinite().all()
 
 
 def test_another_model_is_refused(fitted, tmp_path):

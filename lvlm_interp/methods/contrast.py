@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lvlm_interp.counterfactuals import Counterfactual, applied, named
+from lvlm_interp.errors import InputError
 from lvlm_interp.model.decoder import DecoderInputs
 from lvlm_interp.model.inputs import Inputs
 from lvlm_interp.model.score import Scores, score
@@ -157,11 +158,17 @@ def contrast(
         `Contrast`; for a list, `Contrasts`.
 
     Raises:
-        InputError: there is no image or no answer, or a name that is not known.
+        InputError: there is no image or no answer, a name that is not known or that stands twice, or an empty list.
     """
     x.need_image()
     x.need_answer()
     chosen = [named(one) for one in (without if isinstance(without, (list, tuple)) else [without])]
+    names = [c.name for c in chosen]
+    if not chosen or len(set(names)) < len(names):
+        raise InputError(
+            f"the counterfactuals side by side need different names, got {names}; dataclasses.replace(one, name=…) "
+            "gives another"
+        )
     scored = _scored(vlm, x, chosen, seed, given)
     found = {c.name: _compared(vlm, x, c, *scored[c.name], threshold, seed) for c in chosen}
     return Contrasts(found) if isinstance(without, (list, tuple)) else found[chosen[0].name]
@@ -214,6 +221,6 @@ def _compared(
 def _hellinger(
     a: Float[Tensor, "answer vocabulary"], b: Float[Tensor, "answer vocabulary"]
 ) -> Float[Tensor, " answer"]:
-    """√(1 − Σ √(p·q)), from logits."""
-    overlap = ((a.log_softmax(-1) + b.log_softmax(-1)) / 2).logsumexp(-1).exp()
-    return (1 - overlap).clamp(min=0).sqrt()
+    """√(½ Σ (√p − √q)²), from logits: 1 − Σ √(p·q) would lose what is small to rounding."""
+    roots = [(logits.log_softmax(-1) / 2).exp() for logits in (a, b)]
+    return ((roots[0] - roots[1]).square().sum(-1) / 2).sqrt()

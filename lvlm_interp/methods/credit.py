@@ -94,9 +94,12 @@ class CreditSplit(Result):
         """
         if role in ("prior", "total"):
             return self.prior if role == "prior" else self.total
+        self._need(role)
+        return self.credits[:, self.roles.index(role)]
+
+    def _need(self, role: str) -> None:
         if role not in self.roles:
             raise VisibilityError(f"{role!r} has no credit here; the players are {list(self.roles)}")
-        return self.credits[:, self.roles.index(role)]
 
     @property
     def question(self) -> Float[Tensor, " answer"]:
@@ -130,11 +133,14 @@ class CreditSplit(Result):
     def keeping(self, *roles: str) -> CreditSplit:
         """The split in which these roles are always visible, as `credit(…, keep=…)` gives it; no model is run.
 
+        The alternatives stay: with `keep=`, roles other than the question may lead to others.
+
         Raises:
             VisibilityError: a role that is not among the players.
         """
         for role in roles:
-            self.of(role)
+            self._need(role)
+        about, kept = self.provenance, _kept((*self.kept, *roles))
         always = sum(1 << i for i, role in enumerate(self.roles) if role in roles)
         columns = [s for s in range(1 << len(self.roles)) if s & always == always]
         return dataclasses.replace(
@@ -142,7 +148,8 @@ class CreditSplit(Result):
             roles=tuple(role for role in self.roles if role not in roles),
             odds=self.odds[:, columns],
             full=self.full[:, columns],
-            kept=_kept((*self.kept, *roles)),
+            kept=kept,
+            provenance=dataclasses.replace(about, parameters={**about.parameters, "keep": list(kept)}),
         )
 
     def with_value(self, value: Value) -> CreditSplit:
@@ -153,15 +160,22 @@ class CreditSplit(Result):
         """Credits added up: `group(text=("question", "context", "system"))` gives text / image / prior.
 
         Roles that are in no group stay as they are; roles that are not present count 0.
+
+        Raises:
+            VisibilityError: an unknown role, one that is grouped twice, or a group named like another column.
         """
         frame = self.to_frame()
-        for name, members in groups.items():
-            unknown = [m for m in members if m not in (*CREDITED, "prior")]
-            if unknown:
-                raise VisibilityError(f"cannot group {unknown}; roles are {[*CREDITED, 'prior']}")
-            inside = [m for m in members if m in frame]
-            frame.insert(len(frame.columns) - 1, name, frame[inside].sum(axis=1))
-            frame = frame.drop(columns=inside)
+        grouped = [member for members in groups.values() for member in members]
+        if unknown := [m for m in grouped if m not in (*CREDITED, "prior")]:
+            raise VisibilityError(f"cannot group {unknown}; roles are {[*CREDITED, 'prior']}")
+        if twice := [m for m in dict.fromkeys(grouped) if grouped.count(m) > 1]:
+            raise VisibilityError(f"{twice} would count twice: give each role to one group, once")
+        sums = {name: frame[[m for m in members if m in frame]].sum(axis=1) for name, members in groups.items()}
+        frame = frame.drop(columns=[m for m in grouped if m in frame])
+        if taken := [name for name in sums if name in frame]:
+            raise VisibilityError(f"no group can be named {taken[0]!r}: that is another column")
+        for name, values in sums.items():
+            frame.insert(len(frame.columns) - 1, name, values)
         return frame
 
     def to_frame(self) -> pd.DataFrame:
@@ -244,6 +258,8 @@ def credit(
     visible = coalitions(x, players, _kept(keep))
     asked = _asking(players)
     words = split_words(x.answer_tokens)
+    if isinstance(against, str):
+        raise InputError(f"against is a list of words, got the text {against!r}; give [{against!r}]")
     if against is not None and not 0 <= word < len(words):
         raise InputError(f"the answer has {len(words)} words; there is no word {word}")
     if unit not in ("token", "word"):
@@ -395,8 +411,8 @@ def _likely(
 def _given(vlm: HookedVLM, x: Inputs, part: Word, against: Sequence[str], unit: Unit) -> _Rivals:
     """Given words; where the unit is the token, their first tokens decide."""
     own = x.answer_ids[part.start : part.stop].tolist()
-    blank = " " if vlm.token_strings(own)[0].startswith(" ") else ""
-    others = [vlm.answered(x, blank + text.strip()).answer_ids.tolist() for text in against]
+    blank = vlm.token_strings(own)[0].startswith(" ")
+    others = [_ids_of(vlm, text.strip(), blank) for text in against]
     if unit == "token":
         others = [ids[:1] for ids in others]
     if not others or own in others:
@@ -405,6 +421,15 @@ def _given(vlm: HookedVLM, x: Inputs, part: Word, against: Sequence[str], unit: 
             + (" (words that begin with the same token need unit='word')" if unit == "token" else "")
         )
     return _Rivals(part, others)
+
+
+def _ids_of(vlm: HookedVLM, word: str, blank: bool) -> list[int]:
+    """A word as tokens, alone or behind a blank; which of the two a tokenizer takes a text's beginning for differs."""
+    ids = vlm.prompter.answer_ids((), word)
+    if not blank:
+        return ids
+    before, both = (vlm.prompter.answer_ids((), text) for text in ("a", f"a {word}"))
+    return both[len(before) :] if both[: len(before)] == before else vlm.prompter.answer_ids((), f" {word}")
 
 
 def _spelt_out(

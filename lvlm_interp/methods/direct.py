@@ -72,7 +72,7 @@ class DirectAttribution(Result):
 
     @property
     def total(self) -> Float[Tensor, " answer"]:
-        """The sum of all parts; equals `logit`."""
+        """The sum of all parts; equals `logit`, to the rounding of the model's number type."""
         layers = self.heads.sum(2) + self.mlps + self.biases + self.others
         return self.embedding + layers.sum(1) + self.bias + self.softcap
 
@@ -167,7 +167,7 @@ def direct(
         softcap=out.softcap,
         provenance=vlm.provenance("direct logit attribution", target=target, against=against),
     )
-    return _closing(found)
+    return _closing(found, out.rounding)
 
 
 def _side_by_side(layers: list[Float[Tensor, "answer _ *position"]]) -> Float[Tensor, "answer layer head *position"]:
@@ -177,10 +177,10 @@ def _side_by_side(layers: list[Float[Tensor, "answer _ *position"]]) -> Float[Te
     return torch.stack([nn.functional.pad(layer, (0, 0) * (layer.ndim - 2) + (0, n)) for layer, n in fewer], 1)
 
 
-def _closing(found: DirectAttribution) -> DirectAttribution:
+def _closing(found: DirectAttribution, rounding: Float[Tensor, " answer"]) -> DirectAttribution:
     """The promises: the parts add up to the logit, and the sources of a head to the head."""
     size = found.heads.abs().sum((1, 2)) + found.mlps.abs().sum(1) + found.embedding.abs()
-    gap = ((found.total - found.logit).abs() / size.clamp(min=1)).max()
+    gap = (((found.total - found.logit).abs() - rounding) / size.clamp(min=1)).max()
     if not gap <= TOLERANCE:
         raise SiteError(f"the parts miss the logit by {float(gap):.1e} of their size: this model is not read rightly")
     read = found.sources.abs().sum(-1)  # cross-attention reads no position
@@ -214,12 +214,16 @@ def _dot(written: Float[Tensor, "answer *more width"], direction: Float[Tensor, 
 
 @dataclass(frozen=True, eq=False)
 class _Out:
-    """The direction that the logit reads in the residual stream `[answer, width]`, and what is not in the stream."""
+    """The direction that the logit reads in the residual stream `[answer, width]`, and what is not in the stream.
+
+    `rounding` is by how much the model's own number type may have rounded the logit, and what the logit is summed from.
+    """
 
     direction: Float[Tensor, "answer width"]
     logit: Float[Tensor, " answer"]
     bias: Float[Tensor, " answer"]
     softcap: Float[Tensor, " answer"]
+    rounding: Float[Tensor, " answer"]
 
 
 def _readout(
@@ -235,10 +239,14 @@ def _readout(
     bias = row @ norm.bias + constant
     direction = norm.back(row)
     raw = _dot(last, direction) + bias.cpu()
-    logits = readout(last).double()
-    logit = logits.gather(1, ids[:, None])[:, 0] - (0 if other is None else logits[:, other])
+    logits = readout(last)
+    eps, logits = torch.finfo(logits.dtype).eps, logits.double()
+    own = logits.gather(1, ids[:, None])[:, 0]
+    subtracted = torch.zeros_like(own) if other is None else logits[:, other]
+    summed = (direction * last.double()).norm(dim=-1)  # errors of its terms have no common sign
+    logit, rounding = own - subtracted, eps * (own.abs() + subtracted.abs() + summed)
     capped = logit.cpu() - raw if readout.softcap else torch.zeros_like(raw)
-    return _Out(direction, logit.cpu(), bias.cpu(), capped)
+    return _Out(direction, logit.cpu(), bias.cpu(), capped, rounding.cpu())
 
 
 def _bias_of(linear: nn.Module, width: int) -> Float[Tensor, " width"]:

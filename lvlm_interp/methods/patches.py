@@ -34,10 +34,11 @@ class PatchMap(Result):
         values: log-odds of the token with everything seen, minus those without this patch, nats,
             `[answer, row, column]`; positive where the patch speaks for the token. Odds p / (1 − p) rather than p,
             since a token that is nearly certain stays nearly certain whatever single patch is hidden.
-        image_total: the same for the whole image, nats, `[answer]`. Patches overlap in what they tell, so `values`
-            does not add up to it.
-        boxes: (left, top, right, bottom) of every patch in pixels of the original image, `[row, column, 4]`.
-        size: width and height of the original image in pixels.
+        image_total: the same for the whole of this image, nats, `[answer]`. Patches overlap in what they tell, so
+            `values` does not add up to it.
+        boxes: (left, top, right, bottom) of every patch in pixels of the original image, `[row, column, 4]`; in patches
+            where only processed pixels were given.
+        size: width and height of the original image, in the same unit.
         hide_from: who lost sight of the patch: `text` rows only, or `all` rows.
     """
 
@@ -114,7 +115,7 @@ def attribute(
     hide_from = hide_from or ("all" if vlm.recurrent else "text")
     view, cells = _view(x, image, frame)
     visible = x.hidden().repeat(cells.numel() + 2, 1)
-    visible[1] = x.hidden("image")
+    visible[1, view.positions] = False
     for row, tokens in zip(visible[2:], hidden_together(view, cells, frame), strict=True):
         row[view.positions[tokens]] = False
     odds = score(vlm, x, visible, hide_from, progress, given).logodds

@@ -9,6 +9,7 @@ Image positions hold something else than text positions, so each kind has transl
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,8 @@ class TunedLens(Result):
             was learnt, `[kind, layer, width, width]` and `[kind, layer, width]`. Kinds are `text`, `image`.
         tuned_kl, plain_kl: mean KL(final ‖ lens) over held-out positions, with and without translators, nats,
             `[kind, layer]`.
-        gain_low, gain_high: 95% interval of the mean of their difference plain − tuned, a bootstrap over examples.
+        gain_low, gain_high: 95% interval of the mean of their difference plain − tuned, a bootstrap over examples; NaN
+            where only one was held out.
         steps: how many steps were taken.
     """
 
@@ -121,7 +123,7 @@ def fit_tuned_lens(
         progress: show a progress bar.
 
     Raises:
-        InputError: fewer than two examples, or a checkpoint of another model or fitting.
+        InputError: fewer than two examples, or a checkpoint of another model, fitting or examples.
         OutputError: the checkpoint cannot be written.
     """
     how = fitting or Fitting()
@@ -131,7 +133,9 @@ def fit_tuned_lens(
     path = None if checkpoint is None else Path(checkpoint)
     with torch.inference_mode(False):
         train = _gathered(vlm, examples[:split], how, progress)
-        weight, bias = _fitted(vlm, train, how, path, progress)
+        described = {"weights": vlm.fingerprint, "examples": _digest(examples[:split])}
+        described |= {k: str(v) for k, v in dataclasses.asdict(how).items()}
+        weight, bias = _fitted(vlm, train, how, path, described, progress)
         held = _gathered(vlm, examples[split:], how, progress)
         measured = [_measured(vlm, held[kind], weight[n], bias[n], how) for n, kind in enumerate(KINDS)]
     columns = {name: torch.stack([m[name] for m in measured]) for name in measured[0]}
@@ -172,15 +176,20 @@ def _together(parts: Sequence[tuple[Tensor, int]]) -> _Gathered:
 
 
 def _fitted(
-    vlm: HookedVLM, data: Mapping[Kind, _Gathered], how: Fitting, path: Path | None, progress: bool
+    vlm: HookedVLM,
+    data: Mapping[Kind, _Gathered],
+    how: Fitting,
+    path: Path | None,
+    described: Mapping[str, str],
+    progress: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Weights and biases after all steps."""
+    """Weights and biases after all steps; `described` is what a checkpoint must be of."""
     layers, width = data["text"].states.shape[0] - 1, data["text"].states.shape[2]
     device = data["text"].states.device
     weight = nn.Parameter(torch.zeros(len(KINDS), layers, width, width, device=device))
     bias = nn.Parameter(torch.zeros(len(KINDS), layers, width, device=device))
     optimizer = torch.optim.Adam([weight, bias], lr=how.rate)
-    done = _resumed(vlm, weight, bias, optimizer, how, path)
+    done = _resumed(weight, bias, optimizer, described, path)
     with tqdm(total=how.steps, initial=done, desc="tuned lens", disable=not progress, leave=False) as bar:
         for step in range(done, how.steps):
             optimizer.param_groups[0]["lr"] = how.rate * (1 - step / how.steps)
@@ -191,7 +200,7 @@ def _fitted(
             optimizer.step()
             bar.update()
             if path is not None and ((step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == how.steps):
-                _kept(vlm, weight, bias, optimizer, how, step + 1, path)
+                _kept(weight, bias, optimizer, described, step + 1, path)
     return weight.detach(), bias.detach()
 
 
@@ -237,8 +246,13 @@ def _measured(vlm: HookedVLM, held: _Gathered, weight: Tensor, bias: Tensor, how
 def _interval(
     gain: Float[Tensor, "layer position"], example: Float[Tensor, " position"], seed: int
 ) -> tuple[Float[Tensor, " layer"], Float[Tensor, " layer"]]:
-    """Percentile interval of the mean; whole examples are drawn, since positions of one tell the same."""
+    """Percentile interval of the mean; whole examples are drawn, since positions of one tell the same.
+
+    NaN of one example, which cannot differ from itself.
+    """
     groups = [gain[:, example == number] for number in example.unique()]
+    if len(groups) < 2:
+        return torch.full_like(gain[:, 0], torch.nan), torch.full_like(gain[:, 0], torch.nan)
     sums, counts = torch.stack([g.sum(1) for g in groups]), torch.tensor([float(g.shape[1]) for g in groups])
     drawn = torch.randint(len(groups), (RESAMPLES, len(groups)), generator=torch.Generator().manual_seed(seed))
     means = sums[drawn].sum(1) / counts[drawn].sum(1, keepdim=True)
@@ -249,12 +263,22 @@ def _interval(
 # --- checkpoints ----------------------------------------------------------------------------------
 
 
-def _described(vlm: HookedVLM, how: Fitting) -> dict[str, str]:
-    return {"weights": vlm.fingerprint, **{k: str(v) for k, v in dataclasses.asdict(how).items()}}
+def _digest(examples: Sequence[Inputs]) -> str:
+    """A hash of all that the model is called with."""
+    digest = hashlib.sha256()
+    for x in examples:
+        for name, value in sorted(x.model_inputs.items()):
+            digest.update(f"{name}{tuple(value.shape)}".encode() + value.double().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _kept(
-    vlm: HookedVLM, weight: Tensor, bias: Tensor, optimizer: torch.optim.Adam, how: Fitting, step: int, path: Path
+    weight: Tensor,
+    bias: Tensor,
+    optimizer: torch.optim.Adam,
+    described: Mapping[str, str],
+    step: int,
+    path: Path,
 ) -> None:
     """All that the next step needs, in one safetensors file, replaced whole."""
     from safetensors.torch import save_file
@@ -264,7 +288,7 @@ def _kept(
         tensors.update({f"{name}/{k}": v for k, v in optimizer.state[parameter].items()})
     partial = path.with_suffix(".partial")
     try:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"step": str(step), **_described(vlm, how)})
+        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"step": str(step), **described})
         os.replace(partial, path)
     except Exception as error:  # safetensors raises its own kinds for a full disk or a missing folder
         raise OutputError(f"could not write the checkpoint {path}: {error}") from error
@@ -272,18 +296,21 @@ def _kept(
 
 @torch.no_grad()
 def _resumed(
-    vlm: HookedVLM, weight: Tensor, bias: Tensor, optimizer: torch.optim.Adam, how: Fitting, path: Path | None
+    weight: Tensor, bias: Tensor, optimizer: torch.optim.Adam, described: Mapping[str, str], path: Path | None
 ) -> int:
     """Put back what a checkpoint holds; the number of steps done."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     if path is None or not path.exists():
         return 0
-    with safe_open(str(path), "pt") as file:
-        header = file.metadata() or {}
-        if differing := [k for k, v in _described(vlm, how).items() if header.get(k) != v]:
-            raise InputError(f"{path} is a checkpoint of another fitting: {differing} differ; choose another file")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(str(path), "pt", str(weight.device)) as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} is no checkpoint that can be read ({error}); choose another file") from error
+    if differing := [k for k, v in described.items() if header.get(k) != v]:
+        raise InputError(f"{path} is a checkpoint of another fitting: {differing} differ; choose another file")
     for name, parameter in (("weight", weight), ("bias", bias)):
         parameter.copy_(tensors[name])
         optimizer.state[parameter] = {k.split("/")[1]: v for k, v in tensors.items() if k.startswith(f"{name}/")}

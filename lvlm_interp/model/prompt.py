@@ -105,6 +105,11 @@ class Prompter:
             return full[len(prompt) : stop]
         return self._plain(answer)
 
+    def read(self, token: int) -> str:
+        """What a token reads as behind other text: Llama's tokenizers drop the blank that a text begins with."""
+        once, twice = self.tokenizer.decode([token]), self.tokenizer.decode([token, token])
+        return twice[len(once) :] if twice.startswith(once) else once
+
     def pixels(self, shown: Sequence[Any]) -> dict[str, Tensor]:
         """What the processor makes of the pictures and videos (lists of frames) of one prompt, as it would in it."""
         parts = [{"type": (kind := "video" if isinstance(one, list) else "image"), kind: one} for one in shown]

@@ -227,10 +227,10 @@ class HookedVLM(Anatomy):
             )
 
     def token_strings(self, ids: Iterable[int]) -> tuple[str, ...]:
-        """What each token reads as on its own; `<5>` for id 5 where there is no tokenizer."""
+        """What each token reads as behind other text, blank included; `<5>` for id 5 where there is no tokenizer."""
         if self.processor is None:
             return tuple(f"<{i}>" for i in ids)
-        return tuple(self.prompter.tokenizer.decode([i]) for i in ids)
+        return tuple(self.prompter.read(i) for i in ids)
 
     def batch(self, examples: Sequence[Inputs]) -> Batch:
         """Examples side by side, padded on the left, for `run` and `capture`; each row computes what it does alone.

@@ -188,10 +188,10 @@ class Diagnosis(Result):
     def to_frame(self) -> pd.DataFrame:
         """One row a word.
 
-        Columns: `word`; nats of `prior`, each role and `total` by `odds`, and by `full` as `full_prior`, …;
-        `delta_nats`, `with_logprob`, `without_logprob` (sums over its tokens); `class`; `source` (what most of it came
-        from); and of the patch that supports it most `peak_nats` and, in pixels, `peak_left`, `peak_top`, `peak_right`,
-        `peak_bottom`.
+        Columns: `word`; nats of `prior`, each role and `total` by `odds`, and by `full` as `full_prior`, …; of the odds
+        once the question is asked `asked_prior` and `asked_image`; `delta_nats`, `with_logprob`, `without_logprob`
+        (sums over its tokens); `class`; `source` (what most of it came from); and of the patch that supports it most
+        `peak_nats` and, in pixels, `peak_left`, `peak_top`, `peak_right`, `peak_bottom`.
         """
         return pd.DataFrame([_row(report) for report in self.reports])
 

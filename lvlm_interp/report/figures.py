@@ -71,7 +71,9 @@ def heatmap(
     ax.add_collection(_tiles(boxes, values, scale))
     if mark_peak and values.max() > 0:
         ax.add_patch(_outline(boxes[int(values.argmax())]))
-    ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xlabel="pixels of the original image")
+    in_patches = (height, width) == patch_map.values.shape[1:]  # the original picture is not known
+    unit = "patches" if in_patches else "pixels of the original image"
+    ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xlabel=unit)
     ax.set_title(literal(title or f"“{patch_map.tokens[token]}”"), fontsize=11, color=INK)
     _quiet(ax)
     if colorbar:
@@ -122,6 +124,8 @@ def contrast_bars(
         title: names the counterfactual by default.
     """
     ax = _axes(ax, 7.0, 1.4 + 0.36 * len(contrast.tokens))
+    if quantity not in ("delta_nats", "delta"):
+        raise InputError(f"quantity is 'delta_nats' or 'delta', got {quantity!r}")
     values = getattr(contrast, quantity).numpy()
     rows = np.arange(len(values))
     ax.barh(rows, values, height=0.62, color=[CLASS_COLORS[kind] for kind in contrast.classes])

@@ -40,9 +40,9 @@ def lens_grid(found: Lens, ax: Axes | None = None, *, words: bool | None = None,
     image = ax.imshow(chance, cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto", origin="lower")
     if words if words is not None else layers * positions <= FEW_CELLS:
         for (row, column), p in np.ndenumerate(chance):
-            word = literal(found.top_words[row][column][0].strip() or "⏎")
+            word = literal(found.top_words[row][column][0].strip()[:9] or "⏎")
             color = "white" if p > DARK else INK
-            ax.text(column, row, word[:9], ha="center", va="center", fontsize=6.5, color=color)
+            ax.text(column, row, word, ha="center", va="center", fontsize=6.5, color=color)
     ax.set_xticks(range(positions), [literal(t.strip() or "⏎") for t in found.tokens], rotation=60, ha="right")
     every = max(1, layers // 16)
     ax.set_yticks(range(0, layers, every), [str(n) for n in found.layers[::every]])
@@ -75,12 +75,17 @@ def word_map(
         title: by default what is shown.
 
     Raises:
-        InputError: the image's tokens have no place that is known, or were not read by this lens.
+        InputError: the image's tokens have no place that is known, or were not read by this lens; no such layer; a
+            picture of another size.
     """
     if view.cells is None:
         raise InputError(view.no_grid)
-    if view.patches is None:
+    if view.patches is None or view.picture is None:
         raise InputError("the original picture is not known; prepare the example with it")
+    if picture is not None and picture.size != view.picture.size:
+        raise InputError(f"the lens read an image of {view.picture.size} pixels, this picture has {picture.size}")
+    if not -len(found.layers) <= layer < len(found.layers):
+        raise InputError(f"no layer number {layer} of the {len(found.layers)} that this lens read, {found.layers}")
     cells = view.cells.flatten().tolist()
     at = {p: n for n, p in enumerate(found.positions.tolist())}
     wanted = [int(view.positions[cell]) for cell in cells]
@@ -100,11 +105,9 @@ def word_map(
         left, top, right, bottom = box
         ax.add_patch(Rectangle((left, top), right - left, bottom - top, color=color.to_rgba(p, alpha=0.75), lw=0))
         if target is None:
-            word = literal(found.top_words[index][row][0].strip() or "⏎")
+            word = literal(found.top_words[index][row][0].strip()[:9] or "⏎")
             size = min(7.0, 64 / columns)
-            ax.text(
-                (left + right) / 2, (top + bottom) / 2, word[:9], ha="center", va="center", fontsize=size, color=INK
-            )
+            ax.text((left + right) / 2, (top + bottom) / 2, word, ha="center", va="center", fontsize=size, color=INK)
     shown = f"probability of “{target}”" if target else "likeliest word of each patch"
     ax.set_title(literal(title or f"{shown}, after {number} blocks"), fontsize=11, color=INK, loc="left")
     ax.set(xlabel="pixels of the original image", aspect="equal")
