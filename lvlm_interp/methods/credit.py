@@ -21,7 +21,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pandas as pd
@@ -303,32 +303,34 @@ def _each(
 ) -> list[_Found]:
     """Both values of every part of the answer; `against` has the given alternatives by the part's first token."""
     scored = score_answers(vlm, x, visible, [x.answer_ids], given=given)[0]
-    first = [_logprobs(vlm, scored.hidden[:, part.start]) for part in parts]
     rivals = []
-    for part, logprobs in zip(parts, first, strict=True):
+    for part in parts:
+        logprobs = _logprobs(vlm, scored.hidden[:, part.start])
         if part.start in against:
-            rivals.append(_given(vlm, x, part, against[part.start], unit))
+            one = _given(vlm, x, part, against[part.start], unit)
         else:
             likely = _likely(logprobs, asked, int(x.answer_ids[part.start]), count).tolist()
-            rivals.append(_Rivals(part, [[token] for token in likely], unit == "word" and part.is_content))
+            one = _Rivals(part, [[token] for token in likely], unit == "word" and part.is_content)
+        # not the whole vocabulary of every part at once: with a long answer that would be gigabytes
+        begun = {ids[0]: logprobs[:, ids[0]].clone() for ids in one.ids}
+        rivals.append(dataclasses.replace(one, begun=begun))
     spelt = _spelt_out(vlm, x, visible[-1:], given, rivals)
     others = _rest(vlm, x, visible, given, spelt)
     own = [scored.logprob[:, part.start : part.stop].double().sum(1) for part in parts]
-    return [_found(vlm, *row) for row in zip(own, first, spelt, others, strict=True)]
+    return [_found(vlm, *row) for row in zip(own, spelt, others, strict=True)]
 
 
 def _found(
     vlm: HookedVLM,
     own: Float[Tensor, " coalition"],
-    first: Float[Tensor, "coalition vocabulary"],
     rivals: _Rivals,
     rest: Float[Tensor, "coalition alternative"],
 ) -> _Found:
     """Both values of one part: its log-probability against those of its rivals, the first token and what follows."""
-    others = first[:, [ids[0] for ids in rivals.ids]] + rest
+    others = torch.stack([rivals.begun[ids[0]] for ids in rivals.ids], 1) + rest
     length = rivals.part.stop - rivals.part.start
     names = tuple("".join(vlm.token_strings(ids)) for ids in rivals.ids)
-    return _Found(own - _log_mean(others), own + length * math.log(first.shape[1]), names)
+    return _Found(own - _log_mean(others), own + length * math.log(vlm.readout.vocabulary), names)
 
 
 def _kept(keep: Sequence[str]) -> tuple[str, ...]:
@@ -378,11 +380,15 @@ def _log_mean(logprobs: Float[Tensor, "coalition alternative"]) -> Float[Tensor,
 
 @dataclass(frozen=True)
 class _Rivals:
-    """What a part of the answer is compared with: token ids of each, and whether they are still to be spelt out."""
+    """What a part of the answer is compared with: token ids of each, and whether they are still to be spelt out.
+
+    `begun` has the log-probability of their first tokens under every coalition.
+    """
 
     part: Word
     ids: list[list[int]]
     unfinished: bool = False
+    begun: Mapping[int, Float[Tensor, " coalition"]] = field(default_factory=dict)
 
 
 def _logprobs(vlm: HookedVLM, hidden: Float[Tensor, "coalition width"]) -> Float[Tensor, "coalition vocabulary"]:
@@ -471,7 +477,7 @@ def _distinct(
     own = x.answer_ids[rivals.part.start : rivals.part.stop].tolist()
     texts = ["".join(vlm.token_strings(ids)).strip().casefold() for ids in (own, *words)]
     kept = [ids for n, ids in enumerate(words, 1) if texts[n] not in texts[:n]]
-    return _Rivals(rivals.part, kept or words[:1])
+    return dataclasses.replace(rivals, ids=kept or words[:1], unfinished=False)
 
 
 def _rest(
