@@ -196,6 +196,28 @@ def test_what_was_taken_down_for_another_example_is_refused(vlm):
     li.contrast(vlm, tiny_inputs(vlm, (9, 9)), given=given)  # another answer is fine
 
 
+def test_a_prompt_that_goes_on_beyond_what_was_taken_down_is_another(vlm):
+    """What stands there was filled in; a later turn of the same chat begins alike."""
+    first = tiny_inputs(vlm, answer=())
+    given, x = decoder_inputs(vlm, first), tiny_inputs(vlm, (7, 8, 9, 10))
+    roles = (*first.roles, "context", "template", "answer", "answer")
+    later = dataclasses.replace(x, answer_start=first.length + 2, roles=roles)
+    with pytest.raises(InputError, match="another example"):
+        li.score(vlm, later, later.hidden()[None], given=given)
+
+
+def test_what_was_taken_down_with_another_mask_or_model_is_refused(vlm):
+    x = tiny_inputs(vlm)
+    given, mask = decoder_inputs(vlm, x), torch.ones_like(x.input_ids)
+    mask[0, 1] = 0
+    with pytest.raises(InputError, match="another example"):
+        li.score(vlm, x.with_model_inputs(attention_mask=mask), x.hidden()[None], given=given)
+    with pytest.raises(InputError, match="another model"):
+        li.score(li.wrap(tiny_llava(seed=5)), x, x.hidden()[None], given=given)
+    same = li.wrap(vlm.model)  # the same model, opened again
+    assert torch.equal(li.score(same, x, x.hidden()[None], given=given).logit, li.score(vlm, x, x.hidden()[None]).logit)
+
+
 def test_padding_is_never_seen(vlm):
     x = tiny_inputs(vlm)
     mask = torch.ones_like(x.input_ids)

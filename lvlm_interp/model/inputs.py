@@ -232,10 +232,14 @@ class Inputs:
         """The model inputs that have an axis of positions, their second."""
         return tuple(k for k, v in self.model_inputs.items() if k in self.fills or v.shape == self.input_ids.shape)
 
+    def first(self, count: int) -> dict[str, Tensor]:
+        """The model inputs without the positions behind the first ones."""
+        along = self.along
+        return {k: v[:, :count] if k in along else v for k, v in self.model_inputs.items()}
+
     def prompt_inputs(self) -> dict[str, Tensor]:
         """The model inputs without the answer's positions."""
-        along = self.along
-        return {k: v[:, : self.answer_start] if k in along else v for k, v in self.model_inputs.items()}
+        return self.first(self.answer_start)
 
     def with_answer(self, ids: Sequence[int], tokens: Sequence[str], text: str) -> Inputs:
         """The same prompt followed by this answer."""
