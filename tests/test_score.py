@@ -228,6 +228,17 @@ def test_padding_is_never_seen(vlm):
     assert torch.allclose(li.score(vlm, padded, x.hidden()[None]).logit, li.score(vlm, x, without[None]).logit)
 
 
+def test_position_ids_that_are_given_go_on_in_the_answer(vlm):
+    """As a left-padding tokenizer's user would give them."""
+    x = tiny_inputs(vlm)
+    padded = {k: torch.cat([v.new_zeros(1, 2), v], 1) for k, v in x.model_inputs.items() if k in x.along}
+    given = {**x.model_inputs, **padded, "position_ids": (padded["attention_mask"].cumsum(1) - 1).clamp(min=0)}
+    longer = vlm.inputs(answer_start=x.answer_start + 2, roles=["template"] * 2 + list(x.roles), **given)
+    expected = vlm.run(x)[0, x.answer_positions - 1]
+    assert torch.allclose(vlm.run(longer)[0, longer.answer_positions - 1], expected, atol=1e-5)
+    assert torch.allclose(li.score(vlm, longer, longer.hidden()[None]).logits(0), expected, atol=1e-5)
+
+
 def test_memory_that_runs_out_makes_packs_smaller(vlm, monkeypatch):
     x, calls = tiny_inputs(vlm), []
     visible = random_coalitions(x, 12)

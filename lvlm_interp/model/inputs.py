@@ -126,7 +126,7 @@ class Inputs:
         texts: what the user wrote, by role.
         fills: model inputs that run along the positions, and what an answer's positions get in them: a number, or None
             for what the last position of the prompt has. Those shaped like `input_ids` need not be named: masks get 1,
-            others 0.
+            position ids count on, others get 0.
     """
 
     model_inputs: Mapping[str, Tensor]
@@ -252,6 +252,8 @@ class Inputs:
             last = value[:, -1:].expand(-1, len(ids), *value.shape[2:])
             fill = self.fills.get(name, 1 if name == "attention_mask" else 0)
             tail = last if fill is None else torch.full_like(last, fill)
+            if name == "position_ids":
+                tail = last + torch.arange(1, len(ids) + 1, device=last.device)
             changed[name] = torch.cat([value, added.to(value.device) if name == "input_ids" else tail], 1)
         answered: list[Role] = ["answer"] * len(ids)
         return dataclasses.replace(
