@@ -435,3 +435,22 @@ def test_edits_take_globs(sdpa):
     edited = sdpa.capture(x, heads, edits={heads: torch.zeros_like})
     assert all(value.abs().max() == 0 for name, value in edited.items() if name != "logits")
     assert len(edited) == 4
+
+
+@pytest.mark.parametrize("site", ["blocks.1.hook_mlp_out", "blocks.1.attn.hook_pattern", "projector.hook_out"])
+def test_an_edit_returns_a_tensor_of_the_same_shape(vlm, site):
+    """Torch takes a hook that returns nothing for one that leaves the output alone, and stretches what is smaller."""
+    x = tiny_inputs(vlm)
+    before = hooks_of(vlm.model)
+    for wrong, found in ((lambda value: None, "NoneType"), (lambda value: value.mean(1, keepdim=True), r"\(1, 1, ")):
+        for recorded in ("blocks.0.hook_resid_pre", site):
+            with pytest.raises(SiteError, match=rf"an edit of '{site}' returns the value to go on with.*gave {found}"):
+                vlm.capture(x, recorded, edits={site: wrong})
+    assert hooks_of(vlm.model) == before
+
+
+def test_a_site_has_one_edit(sdpa):
+    """One of two would be lost."""
+    edits = {"blocks.*.hook_mlp_out": torch.zeros_like, "blocks.1.hook_mlp_out": lambda value: 2 * value}
+    with pytest.raises(SiteError, match=r"'blocks\.1\.hook_mlp_out', which another edit means too"):
+        sdpa.capture(tiny_inputs(sdpa), POST, edits=edits)

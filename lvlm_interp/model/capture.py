@@ -63,7 +63,8 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
     """Within the `with`, each site's value passes through its visit, which returns the value to go on with.
 
     Raises:
-        SiteError: on leaving without another error, if a site did not fire.
+        SiteError: a visit returns no tensor of the value's shape; on leaving without another error, if a site did not
+            fire.
     """
     fired: set[str] = set()
     taps: dict[nn.Module, dict[str, list[Visit]]] = defaultdict(lambda: defaultdict(list))
@@ -99,7 +100,7 @@ def recording(
 
     def visit(site: Site) -> Visit:
         def record(value: Tensor) -> Tensor:
-            value = edits[site](value) if site in edits else value
+            value = _passed(site.name, edits[site], value) if site in edits else value
             piece, value = choice.taken(site.name, value)
             pieces[site.name].append(piece)
             versions[site.name] += piece._version
@@ -149,9 +150,18 @@ def _joined(name: str, pieces: list[Tensor]) -> Tensor:
 def _noting(name: str, visit: Visit, fired: set[str]) -> Visit:
     def noted(value: Tensor) -> Tensor:
         fired.add(name)
-        return visit(value)
+        return _passed(name, visit, value)
 
     return noted
+
+
+def _passed(name: str, visit: Visit, value: Tensor) -> Tensor:
+    """What a visit returns; torch would drop a missing tensor, and stretch one of another shape."""
+    seen = visit(value)
+    if not isinstance(seen, Tensor) or seen.shape != value.shape:
+        found = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
+        raise SiteError(f"an edit of {name!r} returns the value to go on with, {tuple(value.shape)}; it gave {found}")
+    return seen
 
 
 def _as_positions(visit: Visit, part: str) -> Visit:
