@@ -284,7 +284,10 @@ class HookedVLM(Anatomy):
 
         Raises:
             InputError: the image tokens of the prompt do not match the features of the image.
+            ModelError: the model was put in training mode.
         """
+        if self.model.training:
+            raise ModelError("the model is in training mode, where dropout changes every number: call model.eval()")
         try:
             return self.model(**model_inputs, use_cache=False).logits
         except ValueError as error:
