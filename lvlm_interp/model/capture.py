@@ -25,6 +25,8 @@ from lvlm_interp.model.sites import Site
 
 HIDDEN_STATES = ("hidden_states", "hidden_state", "x")  # what modules call their input
 TOKENS = "input_ids"  # or this, in calls of a projector that embeds some tokens as well (Gemma 3n): no site is meant
+# Its hooks keep hidden states (those of a tower that the projector reads), from the first pass on and for good.
+KEEPING = "transformers.utils.output_capturing"
 Edit = Callable[[Tensor], Tensor]
 Visit = Callable[[Tensor], Tensor]
 
@@ -228,7 +230,9 @@ def _hooked(site: Site, visit: Visit) -> Iterator[None]:
     if site.read == "input":
         handle = site.module.register_forward_pre_hook(before, with_kwargs=True)
     else:
-        handle = site.module.register_forward_hook(after, with_kwargs=True)
+        # Ahead of transformers' hooks, but behind anybody else's.
+        ahead = all(hook.__module__ == KEEPING for hook in site.module._forward_hooks.values())
+        handle = site.module.register_forward_hook(after, with_kwargs=True, prepend=ahead)
     try:
         yield
     finally:
