@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lvlm_interp as li
-from lvlm_interp.errors import InputError
+from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.model.batch import batched
 from tests.families import ANSWER, FAMILIES, tiny_example, tiny_model
 
@@ -88,6 +88,36 @@ def test_contrast_and_credit_of_a_padded_example(family):
     assert torch.allclose(alone.delta, behind.delta, atol=1e-5)
     one, other = li.credit(vlm, x), li.credit(vlm, longer)
     assert one.roles == other.roles and torch.allclose(one.credits, other.credits, atol=1e-5)
+
+
+def test_parts_of_a_batch_are_whole_or_refused():
+    """What was chosen from or reduced has no padding to cut away; heads are no positions."""
+    vlm = li.wrap(tiny_model("llava"))
+    batch, sites = vlm.batch(short_and_long(vlm, "llava")), ["blocks.0.hook_resid_post", "blocks.0.attn.hook_pattern"]
+    resid, pattern = (vlm.capture(batch, sites)[name] for name in sites)
+    assert torch.equal(batch.of(-1, resid), resid[1:]) and torch.equal(batch.pattern_of(-1, pattern), pattern[1:])
+    chosen, rows = (vlm.capture(batch, sites, positions=[-3, -2, -1])[name] for name in sites)
+    for value in (chosen, pattern, resid.mean(1)):
+        with pytest.raises(InputError, match="positions of this batch"):
+            batch.of(0, value)
+    with pytest.raises(InputError, match="positions of this batch"):
+        batch.pattern_of(0, rows)
+
+
+def test_padding_is_not_chosen_and_takes_no_part_in_a_mean():
+    vlm = li.wrap(tiny_model("llava"))
+    examples, site = short_and_long(vlm, "llava"), "blocks.0.hook_resid_post"
+    batch = vlm.batch(examples)
+    with pytest.raises(SiteError, match=f"{site} would take the padding into the mean"):
+        vlm.capture(batch, site, reduce="mean")
+    with pytest.raises(InputError, match=r"\[0\] are padding in some examples"):
+        vlm.capture(batch, site, positions=[0])
+    last = vlm.capture(batch, site, positions=[-2, -1], reduce="mean")[site]
+    alone = torch.cat([vlm.capture(x, site, positions=[-2, -1], reduce="mean")[site] for x in examples])
+    assert torch.allclose(last, alone, atol=1e-5)
+    same = vlm.capture(vlm.batch([examples[0]] * 2), site, reduce="mean")[site]  # no padding, nothing to refuse
+    assert torch.allclose(same[1:], vlm.capture(examples[0], site, reduce="mean")[site], atol=1e-5)
+    assert len(vlm.capture(batch, "vision.blocks.0.hook_resid_post", reduce="mean")) == 2
 
 
 def test_roles_of_a_batch():

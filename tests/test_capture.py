@@ -139,6 +139,28 @@ def test_edits_reach_the_output(vlm, site):
     assert torch.allclose(kept["logits"], plain, atol=1e-5)
 
 
+def test_an_edit_reaches_what_the_projector_reads():
+    """LLaVA reads a layer of its tower by hooks of transformers, which stay from the first pass on."""
+    vlm = li.wrap(tiny_llava())
+    x, site, out = tiny_inputs(vlm), "vision.blocks.0.hook_resid_post", "projector.hook_out"
+    vlm.model.requires_grad_(False)
+    first, second = (vlm.capture(x, out, edits={site: torch.zeros_like}) for _ in range(2))
+    assert torch.equal(first[out], second[out]) and torch.equal(first["logits"], second["logits"])
+    assert (second[out] - vlm.capture(x, out)[out]).abs().max() > 0.1
+    found = vlm.capture(x, site, grad=True)
+    assert torch.autograd.grad(found["logits"][0, -1, 7], found[site])[0].abs().max() > 1e-3
+
+
+def test_hooks_of_others_come_first(vlm):
+    """What is recorded is what the model goes on with."""
+    x, site = tiny_inputs(vlm), "blocks.0.hook_resid_post"
+    handle = vlm.decoder.layers[0].register_forward_hook(lambda module, args, output: 2 * output)
+    found = vlm.capture(x, [site, "blocks.1.hook_resid_pre"])
+    handle.remove()
+    assert torch.equal(found[site], found["blocks.1.hook_resid_pre"])
+    assert torch.allclose(found[site], 2 * vlm.capture(x, site)[site], atol=1e-5)
+
+
 def test_zeroing_a_head_is_zeroing_its_columns(vlm):
     x = tiny_inputs(vlm)
 
@@ -226,7 +248,9 @@ POST, PATTERN, K, Z = (
 
 @pytest.fixture(scope="module")
 def sdpa():
-    return li.wrap(tiny_llava("sdpa"))
+    opened = li.wrap(tiny_llava("sdpa"))
+    opened.run(tiny_inputs(opened))  # from their first pass on, models have hooks of transformers
+    return opened
 
 
 @pytest.mark.parametrize(
@@ -435,3 +459,37 @@ def test_edits_take_globs(sdpa):
     edited = sdpa.capture(x, heads, edits={heads: torch.zeros_like})
     assert all(value.abs().max() == 0 for name, value in edited.items() if name != "logits")
     assert len(edited) == 4
+
+
+@pytest.mark.parametrize("site", ["blocks.1.hook_mlp_out", "blocks.1.attn.hook_pattern", "projector.hook_out"])
+def test_an_edit_returns_a_tensor_of_the_same_shape(vlm, site):
+    """Torch takes a hook that returns nothing for one that leaves the output alone, and stretches what is smaller."""
+    x = tiny_inputs(vlm)
+    before = hooks_of(vlm.model)
+    for wrong, found in ((lambda value: None, "NoneType"), (lambda value: value.mean(1, keepdim=True), r"\(1, 1, ")):
+        for recorded in ("blocks.0.hook_resid_pre", site):
+            with pytest.raises(SiteError, match=rf"an edit of '{site}' returns the value to go on with.*gave {found}"):
+                vlm.capture(x, recorded, edits={site: wrong})
+    assert hooks_of(vlm.model) == before
+
+
+def test_a_site_has_one_edit(sdpa):
+    """One of two would be lost."""
+    edits = {"blocks.*.hook_mlp_out": torch.zeros_like, "blocks.1.hook_mlp_out": lambda value: 2 * value}
+    with pytest.raises(SiteError, match=r"'blocks\.1\.hook_mlp_out', which another edit means too"):
+        sdpa.capture(tiny_inputs(sdpa), POST, edits=edits)
+
+
+def test_a_model_in_training_mode_is_refused():
+    """Its dropout would make every number another each time."""
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    for layer in vlm.decoder.layers:
+        layer.self_attn.attention_dropout = 0.5
+    scored = li.score(vlm, x, x.hidden()[None]).logit
+    vlm.model.train()
+    for ask in (lambda: vlm.run(x), lambda: vlm.capture(x, POST), lambda: li.score(vlm, x, x.hidden()[None])):
+        with pytest.raises(ModelError, match=r"training mode.*model\.eval"):
+            ask()
+    vlm.model.eval()
+    assert torch.equal(li.score(vlm, x, x.hidden()[None]).logit, scored)

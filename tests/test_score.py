@@ -196,6 +196,28 @@ def test_what_was_taken_down_for_another_example_is_refused(vlm):
     li.contrast(vlm, tiny_inputs(vlm, (9, 9)), given=given)  # another answer is fine
 
 
+def test_a_prompt_that_goes_on_beyond_what_was_taken_down_is_another(vlm):
+    """What stands there was filled in; a later turn of the same chat begins alike."""
+    first = tiny_inputs(vlm, answer=())
+    given, x = decoder_inputs(vlm, first), tiny_inputs(vlm, (7, 8, 9, 10))
+    roles = (*first.roles, "context", "template", "answer", "answer")
+    later = dataclasses.replace(x, answer_start=first.length + 2, roles=roles)
+    with pytest.raises(InputError, match="another example"):
+        li.score(vlm, later, later.hidden()[None], given=given)
+
+
+def test_what_was_taken_down_with_another_mask_or_model_is_refused(vlm):
+    x = tiny_inputs(vlm)
+    given, mask = decoder_inputs(vlm, x), torch.ones_like(x.input_ids)
+    mask[0, 1] = 0
+    with pytest.raises(InputError, match="another example"):
+        li.score(vlm, x.with_model_inputs(attention_mask=mask), x.hidden()[None], given=given)
+    with pytest.raises(InputError, match="another model"):
+        li.score(li.wrap(tiny_llava(seed=5)), x, x.hidden()[None], given=given)
+    same = li.wrap(vlm.model)  # the same model, opened again
+    assert torch.equal(li.score(same, x, x.hidden()[None], given=given).logit, li.score(vlm, x, x.hidden()[None]).logit)
+
+
 def test_padding_is_never_seen(vlm):
     x = tiny_inputs(vlm)
     mask = torch.ones_like(x.input_ids)
@@ -204,6 +226,17 @@ def test_padding_is_never_seen(vlm):
     without = x.hidden()
     without[1] = False
     assert torch.allclose(li.score(vlm, padded, x.hidden()[None]).logit, li.score(vlm, x, without[None]).logit)
+
+
+def test_position_ids_that_are_given_go_on_in_the_answer(vlm):
+    """As a left-padding tokenizer's user would give them."""
+    x = tiny_inputs(vlm)
+    padded = {k: torch.cat([v.new_zeros(1, 2), v], 1) for k, v in x.model_inputs.items() if k in x.along}
+    given = {**x.model_inputs, **padded, "position_ids": (padded["attention_mask"].cumsum(1) - 1).clamp(min=0)}
+    longer = vlm.inputs(answer_start=x.answer_start + 2, roles=["template"] * 2 + list(x.roles), **given)
+    expected = vlm.run(x)[0, x.answer_positions - 1]
+    assert torch.allclose(vlm.run(longer)[0, longer.answer_positions - 1], expected, atol=1e-5)
+    assert torch.allclose(li.score(vlm, longer, longer.hidden()[None]).logits(0), expected, atol=1e-5)
 
 
 def test_memory_that_runs_out_makes_packs_smaller(vlm, monkeypatch):

@@ -74,15 +74,27 @@ class Batch:
         """One example's part of a captured value, without the padding: what capturing the example alone gives.
 
         Attention patterns `[batch, head, row, key]` have positions in their last two axes: see `pattern_of`.
+
+        Raises:
+            InputError: the value does not have all positions of the batch, so there is no padding to leave out.
         """
-        return value[number : number + 1, self.length - self.examples[number].length :]
+        self._need_all(value, 1)
+        return value[number, self.length - self.examples[number].length :][None]
 
     def pattern_of(
         self, number: int, value: Shaped[Tensor, "batch head row key"]
     ) -> Shaped[Tensor, "1 head own_row own_key"]:
         """As `of`, for patterns and scores of attention."""
+        self._need_all(value, 2, 3)
         first = self.length - self.examples[number].length
-        return value[number : number + 1, :, first:, first:]
+        return value[number, :, first:, first:][None]
+
+    def _need_all(self, value: Tensor, *axes: int) -> None:
+        if any(value.shape[axis : axis + 1] != (self.length,) for axis in axes):
+            raise InputError(
+                f"a value of shape {tuple(value.shape)} does not have the {self.length} positions of this batch: "
+                "capture it without positions= and reduce=, or index its first axis"
+            )
 
 
 def batched(examples: Sequence[Inputs], pad_token_id: int = 0) -> Batch:

@@ -25,6 +25,8 @@ from lvlm_interp.model.sites import Site
 
 HIDDEN_STATES = ("hidden_states", "hidden_state", "x")  # what modules call their input
 TOKENS = "input_ids"  # or this, in calls of a projector that embeds some tokens as well (Gemma 3n): no site is meant
+# Its hooks keep hidden states (those of a tower that the projector reads), from the first pass on and for good.
+KEEPING = "transformers.utils.output_capturing"
 Edit = Callable[[Tensor], Tensor]
 Visit = Callable[[Tensor], Tensor]
 
@@ -63,7 +65,8 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
     """Within the `with`, each site's value passes through its visit, which returns the value to go on with.
 
     Raises:
-        SiteError: on leaving without another error, if a site did not fire.
+        SiteError: a visit returns no tensor of the value's shape; on leaving without another error, if a site did not
+            fire.
     """
     fired: set[str] = set()
     taps: dict[nn.Module, dict[str, list[Visit]]] = defaultdict(lambda: defaultdict(list))
@@ -99,7 +102,7 @@ def recording(
 
     def visit(site: Site) -> Visit:
         def record(value: Tensor) -> Tensor:
-            value = edits[site](value) if site in edits else value
+            value = _passed(site.name, edits[site], value) if site in edits else value
             piece, value = choice.taken(site.name, value)
             pieces[site.name].append(piece)
             versions[site.name] += piece._version
@@ -149,9 +152,18 @@ def _joined(name: str, pieces: list[Tensor]) -> Tensor:
 def _noting(name: str, visit: Visit, fired: set[str]) -> Visit:
     def noted(value: Tensor) -> Tensor:
         fired.add(name)
-        return visit(value)
+        return _passed(name, visit, value)
 
     return noted
+
+
+def _passed(name: str, visit: Visit, value: Tensor) -> Tensor:
+    """What a visit returns; torch would drop a missing tensor, and stretch one of another shape."""
+    seen = visit(value)
+    if not isinstance(seen, Tensor) or seen.shape != value.shape:
+        found = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
+        raise SiteError(f"an edit of {name!r} returns the value to go on with, {tuple(value.shape)}; it gave {found}")
+    return seen
 
 
 def _as_positions(visit: Visit, part: str) -> Visit:
@@ -218,7 +230,9 @@ def _hooked(site: Site, visit: Visit) -> Iterator[None]:
     if site.read == "input":
         handle = site.module.register_forward_pre_hook(before, with_kwargs=True)
     else:
-        handle = site.module.register_forward_hook(after, with_kwargs=True)
+        # Ahead of transformers' hooks, but behind anybody else's.
+        ahead = all(hook.__module__ == KEEPING for hook in site.module._forward_hooks.values())
+        handle = site.module.register_forward_hook(after, with_kwargs=True, prepend=ahead)
     try:
         yield
     finally:

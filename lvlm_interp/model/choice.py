@@ -135,6 +135,8 @@ def choose(
         raise InputError(
             f"reduce={reduce!r} is not known; these are: None, {', '.join(map(repr, get_args(Reduction)))}"
         )
+    if isinstance(x, Batch) and positions is None and reduce == "mean" and not x.real.all():
+        _refuse(sites, lambda name: not _off_the_prompt(name), "would take the padding into the mean")
     if positions is not None:
         _refuse(sites, _off_the_prompt, "have positions of their own, so positions= cannot choose among them")
     if heads is not None:
@@ -186,7 +188,13 @@ def indices(x: Inputs | Batch, positions: Positions) -> Int[Tensor, " position"]
         raise InputError(f"no position of this example is in {asked!r}; it has the roles {list(x.present)}")
     if int(found.min()) < -x.length or int(found.max()) >= x.length:
         raise InputError(f"positions {found.tolist()} do not all lie in an example of {x.length} (0 to {x.length - 1})")
-    return found % x.length
+    found = found % x.length
+    if isinstance(x, Batch) and not x.real[:, found].all():
+        raise InputError(
+            f"some of the positions {found.tolist()} are padding in some examples of this batch (they are counted from "
+            "its left end): choose them by negative index, from the end, or capture the examples one by one"
+        )
+    return found
 
 
 def _head_indices(heads: Iterable[int]) -> Int[Tensor, " head"]:

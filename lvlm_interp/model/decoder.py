@@ -67,6 +67,7 @@ class DecoderInputs:
         kept: keys and values of the prompt with nothing hidden, once a call has computed them: later calls go on from
             there. None keeps nothing.
         source: the example that they were taken down for.
+        decoder: what they are given to.
     """
 
     embeds: Float[Tensor, "row width"]
@@ -78,23 +79,20 @@ class DecoderInputs:
     index: Int[Tensor, " row"]
     kept: list[Prefix] | None = None
     source: Inputs | None = None
+    decoder: PreTrainedModel | None = None
 
-    def need(self, x: Inputs) -> None:
-        """Raise unless these were taken down for the prompt and the pictures of `x`.
+    def need(self, vlm: HookedVLM, x: Inputs) -> None:
+        """Raise unless these were taken down for this model, and the prompt and the pictures of `x`.
 
         Raises:
-            InputError: they are of another example.
+            InputError: they are of another model or example.
         """
+        if self.decoder is not None and self.decoder is not vlm.decoder:
+            raise InputError("given= holds decoder_inputs of another model; take them down for this one")
         if self.source is None:
             return
-        own, length = self.source.model_inputs, min(x.answer_start, self.source.length)
-        pictures = own.keys() - set(self.source.along)
-        same = torch.equal(own["input_ids"][:, :length], x.input_ids[:, :length]) and all(
-            x.model_inputs.get(name) is own[name]
-            or (name in x.model_inputs and torch.equal(x.model_inputs[name], own[name]))
-            for name in pictures
-        )
-        if not same:
+        own, asked = (y.first(x.answer_start) for y in (self.source, x))
+        if own.keys() != asked.keys() or not all(v is own[k] or torch.equal(v, own[k]) for k, v in asked.items()):
             raise InputError("given= holds decoder_inputs of another example; take them down for this one")
 
     def extras_of(self, rows: Int[Tensor, " some"]) -> dict[str, Any]:
@@ -179,5 +177,14 @@ def decoder_inputs(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: i
     kept: list[Prefix] | None = [] if keep_prompt else None
     positions = positions.reshape(-1, embeds.shape[1])
     return DecoderInputs(
-        embeds[0], positions, longer.where("image"), extras, of_tokens, sight, torch.arange(longer.length), kept, x
+        embeds=embeds[0],
+        positions=positions,
+        image=longer.where("image"),
+        extras=extras,
+        of_tokens=of_tokens,
+        sight=sight,
+        index=torch.arange(longer.length),
+        kept=kept,
+        source=x,
+        decoder=vlm.decoder,
     )

@@ -126,7 +126,7 @@ class Inputs:
         texts: what the user wrote, by role.
         fills: model inputs that run along the positions, and what an answer's positions get in them: a number, or None
             for what the last position of the prompt has. Those shaped like `input_ids` need not be named: masks get 1,
-            others 0.
+            position ids count on, others get 0.
     """
 
     model_inputs: Mapping[str, Tensor]
@@ -232,10 +232,14 @@ class Inputs:
         """The model inputs that have an axis of positions, their second."""
         return tuple(k for k, v in self.model_inputs.items() if k in self.fills or v.shape == self.input_ids.shape)
 
+    def first(self, count: int) -> dict[str, Tensor]:
+        """The model inputs without the positions behind the first ones."""
+        along = self.along
+        return {k: v[:, :count] if k in along else v for k, v in self.model_inputs.items()}
+
     def prompt_inputs(self) -> dict[str, Tensor]:
         """The model inputs without the answer's positions."""
-        along = self.along
-        return {k: v[:, : self.answer_start] if k in along else v for k, v in self.model_inputs.items()}
+        return self.first(self.answer_start)
 
     def with_answer(self, ids: Sequence[int], tokens: Sequence[str], text: str) -> Inputs:
         """The same prompt followed by this answer."""
@@ -248,6 +252,8 @@ class Inputs:
             last = value[:, -1:].expand(-1, len(ids), *value.shape[2:])
             fill = self.fills.get(name, 1 if name == "attention_mask" else 0)
             tail = last if fill is None else torch.full_like(last, fill)
+            if name == "position_ids":
+                tail = last + torch.arange(1, len(ids) + 1, device=last.device)
             changed[name] = torch.cat([value, added.to(value.device) if name == "input_ids" else tail], 1)
         answered: list[Role] = ["answer"] * len(ids)
         return dataclasses.replace(

@@ -122,7 +122,7 @@ def score_answers(
         raise VisibilityError("an answer to score has no tokens")
     _check(x, visible, hide_from)
     if given is not None:
-        given.need(x)
+        given.need(vlm, x)
     longest = max(map(len, answers))
     if given is None or start + longest > given.positions.shape[1]:
         given = decoder_inputs(vlm, x, room=max(ROOM, longest))

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lvlm_interp.errors import InputError, ModelError
+from lvlm_interp.errors import InputError, ModelError, SiteError
 from lvlm_interp.model import families, prompt
 from lvlm_interp.model.anatomy import Anatomy
 from lvlm_interp.model.batch import Batch, batched
@@ -284,7 +284,10 @@ class HookedVLM(Anatomy):
 
         Raises:
             InputError: the image tokens of the prompt do not match the features of the image.
+            ModelError: the model was put in training mode.
         """
+        if self.model.training:
+            raise ModelError("the model is in training mode, where dropout changes every number: call model.eval()")
         try:
             return self.model(**model_inputs, use_cache=False).logits
         except ValueError as error:
@@ -346,7 +349,8 @@ class HookedVLM(Anatomy):
 
         Raises:
             SiteError: a name matches nothing, a site did not fire or was written over, a layer or head that is not
-                there, or positions or heads asked of a site that has none to choose among.
+                there, positions or heads asked of a site that has none to choose among, two edits of one site, or an
+                edit that returns no tensor of the value's shape.
             InputError: positions out of range, an unknown reduction, or image tokens that do not match the image.
             VisibilityError: an unknown role.
         """
@@ -354,7 +358,12 @@ class HookedVLM(Anatomy):
         if layers is not None:
             chosen = in_layers(chosen, depths_of(self.sites.values()), layers)
         choice = choose(x, chosen, positions, heads, reduce, dtype, device, grad)
-        changes = {site: edit for name, edit in (edits or {}).items() for site in match(self.sites, name, self.missing)}
+        changes: dict[Site, Edit] = {}
+        for name, edit in (edits or {}).items():
+            changed = match(self.sites, name, self.missing)
+            if twice := [site.name for site in changed if site in changes]:
+                raise SiteError(f"{name!r} means {twice[0]!r}, which another edit means too; give it one")
+            changes.update(dict.fromkeys(changed, edit))
         with (
             torch.inference_mode(False),
             torch.set_grad_enabled(grad),
