@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from lvlm_interp import wrap
 from lvlm_interp.errors import InputError, LvlmInterpError, OutputError, SiteError
 from lvlm_interp.methods import probe, probe_validate, statistics
-from lvlm_interp.methods.estimators import Probe
+from lvlm_interp.methods.estimators import PointProbe, Probe
 from lvlm_interp.methods.features import collect_features, stack_features
 from lvlm_interp.methods.probe import ProbeResult, fit_probes
 from lvlm_interp.methods.probe_fit import BINARY, GAUSSIAN, MULTINOMIAL, Problem, Space, held_out_r2, solve
@@ -127,9 +127,9 @@ def test_auroc_compares_within_folds_only():
 
 
 def test_point_scores_are_those_of_scikit_learn():
-    truth, predicted = drawn(50, 2) * 30, drawn(1, 50, 2, seed=1) * 30
+    truth, predicted = drawn(50, 2) * 30 + 1e5, drawn(1, 50, 2, seed=1) * 30 + 1e5
     found = statistics.point_scores(truth, predicted, torch.ones(1, 50))
-    assert found["r2"].item() == pytest.approx(metrics.r2_score(truth, predicted[0]), abs=1e-5)
+    assert found["r2"].item() == pytest.approx(metrics.r2_score(truth.double(), predicted[0].double()), abs=1e-4)
     distance = np.linalg.norm(truth - predicted[0], axis=1).mean()
     assert found["pixel_error"].item() == pytest.approx(distance, rel=1e-5)
 
@@ -371,6 +371,23 @@ def test_points_are_read_off():
     assert list(found.examples(1))[-2:] == ["label_1", "predicted_1"]
 
 
+@pytest.mark.parametrize(("unit", "zero"), [([1e-6, 1e-6], 0), ([1e3, 1e-4], 0), ([1, 1], 1e4)])
+def test_points_are_read_off_in_any_unit(unit, zero):
+    x, unit = drawn(150, 3, 6), torch.tensor(unit)
+    points = x[:, 1, :2] + drawn(150, 2, seed=5) / 2
+    plain = fit_probes(x, points, permutations=49, bootstrap=50)
+    found = fit_probes(x, points * unit + zero, permutations=49, bootstrap=50)
+    for name in ("p", "l2"):
+        assert torch.equal(getattr(found, name), getattr(plain, name))
+    for name in ("values", "low", "high"):
+        assert torch.allclose(getattr(found, name)[0], getattr(plain, name)[0], atol=1e-3)
+    assert torch.allclose(found.coef[1] / unit, plain.coef[1], atol=1e-3)
+    assert torch.allclose((found.intercept[1] - zero) / unit, plain.intercept[1], atol=2e-3)
+    assert torch.allclose((found.margins[1] - zero) / unit, plain.margins[1], atol=2e-3)
+    single = PointProbe(l2=float(plain.l2[1]), tolerance=1e-5).fit(x[:, 1], points * unit + zero)
+    assert (single.coef_.T / unit.numpy()).flatten() == pytest.approx(plain.coef[1].flatten().numpy(), abs=1e-3)
+
+
 def test_layers_and_heads_keep_their_shape():
     x, y = labelled(sites=6, holds=(5,))
     flat, shaped = fit_probes(x, y, **QUICK), fit_probes(x.view(120, 2, 3, 5), y, **QUICK)
@@ -482,6 +499,7 @@ X, Y = labelled()
     [
         (X, Y * 0, {}, "at least two classes"),
         (X, drawn(120) * 0 + 0.5, {"task": "regress"}, "all labels are equal"),
+        (X, torch.stack([drawn(120), torch.ones(120)], 1), {}, "output 1 are equal"),
         (X, torch.full((120,), torch.nan), {}, "120 labels are NaN"),
         (X[:4], Y[:4], {"folds": 5}, "from 2 to 4 folds"),
         (X, Y, {"folds": 1}, "from 2 to 120 folds"),

@@ -235,7 +235,7 @@ def fit_probes(
         bootstrap: samples for intervals; none with 0.
         confidence: of the intervals.
         alpha: false discovery rate over sites.
-        tolerance: largest component of the gradient at the end of a fit.
+        tolerance: largest component of the gradient at the end of a fit, values in the unit of their spread.
         seed: decides folds, control labels, permutations and samples.
         metadata: a frame with a row for each example, kept in the result.
         vlm: the model that features come from, for the result's provenance.
@@ -375,14 +375,14 @@ def _judged(found: Fitted, plan: Plan, weights: statistics.Samples, confidence: 
 
 
 def _truth_of(task: Task, targets: Float[Tensor, "example output"]) -> Tensor:
-    return targets if task.kind == "regress" else task.predicted(targets - 0.5)
+    return task.margins(targets) if task.kind == "regress" else task.predicted(targets - 0.5)
 
 
 def _uninformed(plan: Plan) -> Float[Tensor, "1 example output"]:
     """Margins that say nothing of the example: those of the majority class, or of the mean."""
     means = plan.targets[:, 0].mean(0).expand(1, len(plan.fold), -1)
     if plan.task.kind == "regress":
-        return means
+        return plan.task.margins(means)
     return means.logit() if plan.task.likelihood is BINARY else means.log()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -46,12 +47,29 @@ class Task:
             return GAUSSIAN
         return BINARY if len(self.classes) == 2 else MULTINOMIAL
 
+    @cached_property
+    def spread(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the values; 0 and 1 for classes.
+
+        Values are fitted in this unit: a fit must not depend on whether they are in metres or miles, from which zero.
+        """
+        if self.kind == "classify":
+            return torch.tensor(0.0), torch.tensor(1.0)
+        deviation, mean = torch.std_mean(self.truth.double(), 0, correction=0)
+        return mean, torch.where(deviation > 0, deviation, 1.0)
+
     def targets(self, truth: Tensor) -> Float[Tensor, "*example output"]:
-        """What margins are fitted to: 0 or 1, one-hot, or the values themselves."""
+        """What margins are fitted to: 0 or 1, one-hot, or the values in the unit of their spread."""
         if self.kind == "regress":
-            return truth
+            mean, deviation = self.spread
+            return ((truth - mean) / deviation).to(truth.dtype)
         hot = torch.nn.functional.one_hot(truth, len(self.classes)).to(torch.get_default_dtype())
         return hot[..., 1:] if len(self.classes) == 2 else hot
+
+    def margins(self, fitted: Float[Tensor, "*example output"]) -> Float[Tensor, "*example output"]:
+        """What was fitted to `targets`, in the unit of the labels."""
+        mean, deviation = self.spread
+        return (fitted * deviation + mean).to(fitted.dtype)
 
     def probabilities(self, margins: Float[Tensor, "*example output"]) -> Float[Tensor, "*example class"]:
         means = self.likelihood.mean(margins)
@@ -90,8 +108,9 @@ def task_of(labels: Any, kind: Kind | Literal["auto"] = "auto") -> Task:
     points = values.ndim == 2 or (kind == "auto" and type_of_target(values).startswith("continuous"))
     if kind == "regress" or (kind == "auto" and points):
         truth = torch.as_tensor(values.reshape(len(values), -1), dtype=torch.get_default_dtype())
-        if (truth == truth[:1]).all():
-            raise InputError("all labels are equal: there is nothing to predict")
+        if (same := (truth == truth[:1]).all(0)).any():
+            which = "" if len(same) == 1 else f" of output {int(same.int().argmax())}"
+            raise InputError(f"all labels{which} are equal: there is nothing to predict")
         return Task("regress", tuple(range(truth.shape[1])), truth)
     classes, numbers = np.unique(values, return_inverse=True)
     if len(classes) < 2:

@@ -98,7 +98,8 @@ def point_scores(
     """R² (mean over outputs) and the mean distance between truth and prediction in every sample."""
     share = weights / weights.sum(1, keepdim=True)
     missed = truth - predicted
-    spread = share @ truth.square() - (share @ truth).square()
+    around = truth - truth.mean(0)  # squares of values far from 0 would leave their spread to rounding
+    spread = share @ around.square() - (share @ around).square()
     squares = torch.einsum("seo,be->sbo", missed.square(), share)
     return {"r2": (1 - squares / spread).mean(-1), "pixel_error": missed.norm(dim=-1) @ share.T}
 
