@@ -511,6 +511,18 @@ X, Y = labelled()
         (X, Y, {"groups": [1]}, "120 examples but 1 groups"),
         (X, Y, {"types": [1]}, "120 examples but 1 types"),
         (X, Y, {"metadata": pd.DataFrame({"a": [1]})}, "120 examples but 1 metadata"),
+        (X, Y, {"folds": [0, 1]}, "120 examples but 2 folds"),
+        (X, ["a", None] * 60, {}, "60 labels are NaN or infinite, or missing"),
+        (X, ["a", "b", float("nan")] * 40, {}, "40 labels are"),
+        (X, Y, {"groups": ["a", "b", None, "c", "d", "e"] * 20}, "20 groups are"),
+        (X, Y, {"types": ["a", "b", "c", None] * 30}, "30 types are"),
+        (X, ["a", "b"] * 60, {"task": "regress"}, "'a' are no numbers"),
+        (X, drawn(120, 2), {"task": "classify"}, "one for each example"),
+        (X, [[1.0], [1.0, 2.0]] * 60, {}, "not all of one shape"),
+        (X, Y, {"confidence": 95}, "a share between 0 and 1, got 95"),
+        (X, Y, {"alpha": 5}, "a share between 0 and 1, got 5"),
+        (X, Y, {"permutations": -1}, "0 for none, got -1"),
+        (X, Y, {"seed": -1}, "from 0 to"),
         (X, Y, {"sites": ["a", "b"]}, "6 sites need as many"),
         (X, Y, {"l2": 0.0}, "above 0"),
         (X[:, 0], Y, {}, "features are"),
@@ -532,6 +544,23 @@ def test_constant_features_are_harmless_and_noted():
     assert "constant features, which get coefficient 0, at 0 (5), 3 (1)" in found.notes
     with pytest.raises(InputError, match="no direction"):
         found.direction(0)
+
+
+def test_a_site_that_tells_nothing_has_p_1_whatever_rounding_does():
+    x = torch.zeros(300, 1, 3)
+    for seed in range(5):
+        y = torch.randint(3, (300,), generator=torch.Generator().manual_seed(seed))
+        assert fit_probes(x, y, permutations=50, bootstrap=0, l2=1.0, seed=seed).p.item() == 1
+
+
+def test_sure_answers_keep_their_order():
+    truth, margins = torch.tensor([0, 0, 1, 1]), torch.tensor([[[20.0], [21.0], [22.0], [23.0]]])
+    task, ones = probe.task_of(truth), torch.ones(1, 4)
+    assert task.scores(margins, truth, ones, torch.zeros(4, dtype=torch.long))["auroc"].item() == 1
+
+
+def test_nested_lists_are_features():
+    assert torch.equal(fit_probes(X.tolist(), Y, **QUICK).values, fit_probes(X, Y, **QUICK).values)
 
 
 def test_separable_classes_have_a_finite_answer_and_a_note():
@@ -557,6 +586,9 @@ def test_too_few_permutations_are_noted():
         ([True, False, True], "classify", (False, True)),
         ([0.5, 1.0, 1.7], "regress", (0,)),
         (torch.tensor([[1, 2], [3, 4]]), "regress", (0, 1)),
+        (torch.tensor([0.5, 1.0, 1.75], dtype=torch.bfloat16), "regress", (0,)),
+        (pd.Series([10, 2, 10], dtype=object), "classify", (2, 10)),
+        (pd.Series([0.5, 1.0, 1.7], dtype="Float64"), "regress", (0,)),
     ],
 )
 def test_labels_of_all_kinds(labels, kind, classes):
