@@ -22,6 +22,7 @@ from lvlm_interp.methods.estimators import PointProbe, Probe
 from lvlm_interp.methods.features import collect_features, stack_features
 from lvlm_interp.methods.probe import ProbeResult, fit_probes
 from lvlm_interp.methods.probe_fit import BINARY, GAUSSIAN, MULTINOMIAL, Problem, Space, held_out_r2, solve
+from tests.families import tiny_example, tiny_model
 from tests.tiny import tiny_inputs, tiny_llava
 
 QUICK = {"permutations": 0, "bootstrap": 0, "l2": 1.0}
@@ -430,8 +431,19 @@ def test_captures_become_features():
         stack_features([vlm.capture(tiny_inputs(vlm), sites)])
     with pytest.raises(InputError, match="different widths"):
         stack_features([vlm.capture(tiny_inputs(vlm), ["*.hook_z", "blocks.0.hook_resid_post"], reduce="last")])
+    with pytest.raises(InputError, match="a number for each key"):
+        stack_features([vlm.capture(tiny_inputs(vlm), "*.hook_pattern", reduce="last")])
     with pytest.raises(InputError, match="no captures"):
         stack_features([])
+
+
+def test_heads_of_cross_attention_become_features():
+    vlm = wrap(tiny_model("mllama"))
+    x = tiny_example(vlm, "mllama")
+    found = collect_features(vlm, [x, x], {"heads": "blocks.*.cross_attn.hook_z"})["heads"]
+    assert found.by_head.shape == (2, 2, 4, 8) and found.sites[5] == "blocks.3.cross_attn.hook_z.1"
+    alone = vlm.capture(x, "blocks.3.cross_attn.hook_z", reduce="last")["blocks.3.cross_attn.hook_z"]
+    assert torch.allclose(found.values[0, 5], alone[0, 1], atol=1e-5)
 
 
 def test_features_are_those_of_each_example_alone():
