@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -17,7 +19,7 @@ def read_examples(path: str | Path) -> pd.DataFrame:
     """Read a table of examples.
 
     The columns `image` (a path, from the table's own folder) and `question` must be there; `answer`, `context` and
-    `system` may be. All other columns, such as a label and a group, ride along.
+    `system` may be: texts, taken letter for letter. All other columns, such as a label and a group, ride along.
 
     Args:
         path: a `.csv`, or a `.jsonl` with an object on each line.
@@ -38,7 +40,8 @@ def read_examples(path: str | Path) -> pd.DataFrame:
     for name in REQUIRED:
         if (empty := frame[name].isna()).any():
             raise InputError(f"{file}: {name!r} is empty in row {int(empty.to_numpy().argmax()) + 1}")
-    frame["image"] = [str(file.parent / name) for name in frame["image"].astype(str)]
+        frame[name] = frame[name].astype(str)
+    frame["image"] = [str(file.parent / name) for name in frame["image"]]
     if lost := [name for name in frame["image"].unique() if not Path(name).is_file()]:
         more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
         raise InputError(f"{file} names pictures that are not there: {', '.join(lost[:SHOWN])}{more}")
@@ -55,6 +58,29 @@ def _read(file: Path) -> pd.DataFrame:
     if not file.is_file():
         raise InputError(f"no table at {str(file)!r}")
     try:
-        return pd.read_csv(file) if file.suffix == ".csv" else pd.read_json(file, lines=True)
-    except (ValueError, UnicodeDecodeError, OSError) as error:
+        frame, texts = _csv(file) if file.suffix == ".csv" else _jsonl(file)
+        return frame.assign(**{name: texts[name] for name in (*REQUIRED, *OPTIONAL) if name in texts})
+    except (ValueError, OSError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
+
+
+def _csv(file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table as pandas understands it, and as it is written: "007" and "None" are answers, not 7 and nothing."""
+    return pd.read_csv(file), pd.read_csv(file, dtype=str, keep_default_na=False, na_values=[""])
+
+
+def _jsonl(file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The table with a type for each column, and with the values as they are written."""
+    with file.open(encoding="utf-8-sig") as lines:
+        rows = [_object(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    return pd.DataFrame(rows), pd.DataFrame(rows, dtype=object)
+
+
+def _object(number: int, line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number} is no JSON, {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"line {number} is no object")
+    return found

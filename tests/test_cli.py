@@ -262,7 +262,9 @@ def test_probe(run, table, tmp_path):
     status, out, err = run("probe", table, *options, *heads, "--out", tmp_path / "out", "--json")
     assert status == 0 and "permutations" in err
     found = li.ProbeResult.load(tmp_path / "out" / "probes.safetensors")
-    assert json.loads(out)["sites"] == list(found.sites) and found.site_shape == (11, 9)
+    told = json.loads(out, parse_constant=pytest.fail)
+    assert told["sites"] == list(found.sites) and found.site_shape == (11, 9)
+    assert told["control"] == [None] * 99  # there is none without types, and no NaN in JSON
     assert found.classes == ("banana", "cat") and list(found.metadata["thing"]) == ["cat", "banana"] * 6
     assert {f.name for f in (tmp_path / "out").iterdir()} == {"probes.safetensors", "probes.csv", "probes.png"}
     status, out, _ = run("probe", table, *options, "--label", "x", "--label", "y", "--out", tmp_path / "xy")
@@ -271,6 +273,12 @@ def test_probe(run, table, tmp_path):
     assert status == 1 and one_line(err) and "no column 'mood'" in err
     status, _, err = run("probe", table, "--label", "x", "--label", "thing", "--out", tmp_path / "no")
     assert status == 1 and one_line(err) and "'thing' holds no numbers" in err
+
+
+def test_probe_finds_bad_folds_before_the_model_is_opened(run, table, tmp_path, monkeypatch):
+    monkeypatch.setitem(vars(li), "load", lambda name: pytest.fail("the model was opened"))
+    status, _, err = run("probe", table, "--label", "thing", "--folds", "13", "--out", tmp_path / "no")
+    assert status == 1 and one_line(err) and "from 2 to 12 folds" in err
 
 
 @pytest.mark.usefixtures("loaded")

@@ -18,10 +18,11 @@ from sklearn.preprocessing import StandardScaler
 from lvlm_interp import wrap
 from lvlm_interp.errors import InputError, LvlmInterpError, OutputError, SiteError
 from lvlm_interp.methods import probe, probe_validate, statistics
-from lvlm_interp.methods.estimators import Probe
+from lvlm_interp.methods.estimators import PointProbe, Probe
 from lvlm_interp.methods.features import collect_features, stack_features
 from lvlm_interp.methods.probe import ProbeResult, fit_probes
 from lvlm_interp.methods.probe_fit import BINARY, GAUSSIAN, MULTINOMIAL, Problem, Space, held_out_r2, solve
+from tests.families import tiny_example, tiny_model
 from tests.tiny import tiny_inputs, tiny_llava
 
 QUICK = {"permutations": 0, "bootstrap": 0, "l2": 1.0}
@@ -127,9 +128,9 @@ def test_auroc_compares_within_folds_only():
 
 
 def test_point_scores_are_those_of_scikit_learn():
-    truth, predicted = drawn(50, 2) * 30, drawn(1, 50, 2, seed=1) * 30
+    truth, predicted = drawn(50, 2) * 30 + 1e5, drawn(1, 50, 2, seed=1) * 30 + 1e5
     found = statistics.point_scores(truth, predicted, torch.ones(1, 50))
-    assert found["r2"].item() == pytest.approx(metrics.r2_score(truth, predicted[0]), abs=1e-5)
+    assert found["r2"].item() == pytest.approx(metrics.r2_score(truth.double(), predicted[0].double()), abs=1e-4)
     distance = np.linalg.norm(truth - predicted[0], axis=1).mean()
     assert found["pixel_error"].item() == pytest.approx(distance, rel=1e-5)
 
@@ -371,6 +372,23 @@ def test_points_are_read_off():
     assert list(found.examples(1))[-2:] == ["label_1", "predicted_1"]
 
 
+@pytest.mark.parametrize(("unit", "zero"), [([1e-6, 1e-6], 0), ([1e3, 1e-4], 0), ([1, 1], 1e4)])
+def test_points_are_read_off_in_any_unit(unit, zero):
+    x, unit = drawn(150, 3, 6), torch.tensor(unit)
+    points = x[:, 1, :2] + drawn(150, 2, seed=5) / 2
+    plain = fit_probes(x, points, permutations=49, bootstrap=50)
+    found = fit_probes(x, points * unit + zero, permutations=49, bootstrap=50)
+    for name in ("p", "l2"):
+        assert torch.equal(getattr(found, name), getattr(plain, name))
+    for name in ("values", "low", "high"):
+        assert torch.allclose(getattr(found, name)[0], getattr(plain, name)[0], atol=1e-3)
+    assert torch.allclose(found.coef[1] / unit, plain.coef[1], atol=1e-3)
+    assert torch.allclose((found.intercept[1] - zero) / unit, plain.intercept[1], atol=2e-3)
+    assert torch.allclose((found.margins[1] - zero) / unit, plain.margins[1], atol=2e-3)
+    single = PointProbe(l2=float(plain.l2[1]), tolerance=1e-5).fit(x[:, 1], points * unit + zero)
+    assert (single.coef_.T / unit.numpy()).flatten() == pytest.approx(plain.coef[1].flatten().numpy(), abs=1e-3)
+
+
 def test_layers_and_heads_keep_their_shape():
     x, y = labelled(sites=6, holds=(5,))
     flat, shaped = fit_probes(x, y, **QUICK), fit_probes(x.view(120, 2, 3, 5), y, **QUICK)
@@ -413,8 +431,19 @@ def test_captures_become_features():
         stack_features([vlm.capture(tiny_inputs(vlm), sites)])
     with pytest.raises(InputError, match="different widths"):
         stack_features([vlm.capture(tiny_inputs(vlm), ["*.hook_z", "blocks.0.hook_resid_post"], reduce="last")])
+    with pytest.raises(InputError, match="a number for each key"):
+        stack_features([vlm.capture(tiny_inputs(vlm), "*.hook_pattern", reduce="last")])
     with pytest.raises(InputError, match="no captures"):
         stack_features([])
+
+
+def test_heads_of_cross_attention_become_features():
+    vlm = wrap(tiny_model("mllama"))
+    x = tiny_example(vlm, "mllama")
+    found = collect_features(vlm, [x, x], {"heads": "blocks.*.cross_attn.hook_z"})["heads"]
+    assert found.by_head.shape == (2, 2, 4, 8) and found.sites[5] == "blocks.3.cross_attn.hook_z.1"
+    alone = vlm.capture(x, "blocks.3.cross_attn.hook_z", reduce="last")["blocks.3.cross_attn.hook_z"]
+    assert torch.allclose(found.values[0, 5], alone[0, 1], atol=1e-5)
 
 
 def test_features_are_those_of_each_example_alone():
@@ -482,6 +511,7 @@ X, Y = labelled()
     [
         (X, Y * 0, {}, "at least two classes"),
         (X, drawn(120) * 0 + 0.5, {"task": "regress"}, "all labels are equal"),
+        (X, torch.stack([drawn(120), torch.ones(120)], 1), {}, "output 1 are equal"),
         (X, torch.full((120,), torch.nan), {}, "120 labels are NaN"),
         (X[:4], Y[:4], {"folds": 5}, "from 2 to 4 folds"),
         (X, Y, {"folds": 1}, "from 2 to 120 folds"),
@@ -493,6 +523,18 @@ X, Y = labelled()
         (X, Y, {"groups": [1]}, "120 examples but 1 groups"),
         (X, Y, {"types": [1]}, "120 examples but 1 types"),
         (X, Y, {"metadata": pd.DataFrame({"a": [1]})}, "120 examples but 1 metadata"),
+        (X, Y, {"folds": [0, 1]}, "120 examples but 2 folds"),
+        (X, ["a", None] * 60, {}, "60 labels are NaN or infinite, or missing"),
+        (X, ["a", "b", float("nan")] * 40, {}, "40 labels are"),
+        (X, Y, {"groups": ["a", "b", None, "c", "d", "e"] * 20}, "20 groups are"),
+        (X, Y, {"types": ["a", "b", "c", None] * 30}, "30 types are"),
+        (X, ["a", "b"] * 60, {"task": "regress"}, "'a' are no numbers"),
+        (X, drawn(120, 2), {"task": "classify"}, "one for each example"),
+        (X, [[1.0], [1.0, 2.0]] * 60, {}, "not all of one shape"),
+        (X, Y, {"confidence": 95}, "a share between 0 and 1, got 95"),
+        (X, Y, {"alpha": 5}, "a share between 0 and 1, got 5"),
+        (X, Y, {"permutations": -1}, "0 for none, got -1"),
+        (X, Y, {"seed": -1}, "from 0 to"),
         (X, Y, {"sites": ["a", "b"]}, "6 sites need as many"),
         (X, Y, {"l2": 0.0}, "above 0"),
         (X[:, 0], Y, {}, "features are"),
@@ -514,6 +556,23 @@ def test_constant_features_are_harmless_and_noted():
     assert "constant features, which get coefficient 0, at 0 (5), 3 (1)" in found.notes
     with pytest.raises(InputError, match="no direction"):
         found.direction(0)
+
+
+def test_a_site_that_tells_nothing_has_p_1_whatever_rounding_does():
+    x = torch.zeros(300, 1, 3)
+    for seed in range(5):
+        y = torch.randint(3, (300,), generator=torch.Generator().manual_seed(seed))
+        assert fit_probes(x, y, permutations=50, bootstrap=0, l2=1.0, seed=seed).p.item() == 1
+
+
+def test_sure_answers_keep_their_order():
+    truth, margins = torch.tensor([0, 0, 1, 1]), torch.tensor([[[20.0], [21.0], [22.0], [23.0]]])
+    task, ones = probe.task_of(truth), torch.ones(1, 4)
+    assert task.scores(margins, truth, ones, torch.zeros(4, dtype=torch.long))["auroc"].item() == 1
+
+
+def test_nested_lists_are_features():
+    assert torch.equal(fit_probes(X.tolist(), Y, **QUICK).values, fit_probes(X, Y, **QUICK).values)
 
 
 def test_separable_classes_have_a_finite_answer_and_a_note():
@@ -539,6 +598,9 @@ def test_too_few_permutations_are_noted():
         ([True, False, True], "classify", (False, True)),
         ([0.5, 1.0, 1.7], "regress", (0,)),
         (torch.tensor([[1, 2], [3, 4]]), "regress", (0, 1)),
+        (torch.tensor([0.5, 1.0, 1.75], dtype=torch.bfloat16), "regress", (0,)),
+        (pd.Series([10, 2, 10], dtype=object), "classify", (2, 10)),
+        (pd.Series([0.5, 1.0, 1.7], dtype="Float64"), "regress", (0,)),
     ],
 )
 def test_labels_of_all_kinds(labels, kind, classes):

@@ -1,5 +1,7 @@
 """A table of examples is read whole, or refused with what is wrong."""
 
+import json
+
 import pytest
 from PIL import Image
 
@@ -24,6 +26,24 @@ def test_csv_and_jsonl_give_the_same(folder):
         assert frame["answer"].tolist() == [None, "There"] and frame["label"].tolist() == ["yes", "no"]
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_texts_are_taken_letter_for_letter(folder, name):
+    texts = ["007", "None", "NA", "3", "1.50", "true", None]
+    csv = "image,question,answer,label\n" + "".join(f"a.png,{i},{text or ''},{i}\n" for i, text in enumerate(texts))
+    rows = [{"image": "a.png", "question": str(i), "answer": text, "label": i} for i, text in enumerate(texts)]
+    (folder / name).write_text(csv if name == "t.csv" else "\n".join(map(json.dumps, rows)))
+    frame = read_examples(folder / name)
+    assert frame["answer"].tolist() == texts and frame["question"].tolist() == list("0123456")
+    assert frame["label"].dtype == int
+
+
+def test_numbers_of_json_are_texts_where_texts_belong(folder):
+    rows = [{"image": "a.png", "question": 1, "answer": 3}, {"image": "a.png", "question": 2, "answer": None}]
+    (folder / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    frame = read_examples(folder / "t.jsonl")
+    assert frame["answer"].tolist() == ["3", None] and frame["question"].tolist() == ["1", "2"]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -31,6 +51,8 @@ def test_csv_and_jsonl_give_the_same(folder):
         ("none.csv", None, "no table at"),
         ("t.csv", "", "cannot be read"),
         ("t.jsonl", "{broken", "cannot be read"),
+        ("t.jsonl", "1", "cannot be read: line 1 is no object"),
+        ("t.jsonl", "\n\n{", "cannot be read: line 3 is no JSON"),
         ("t.csv", "image,label\na.png,yes\n", "no column 'question'; it has .*label"),
         ("t.csv", "image,question\n", "holds no examples"),
         ("t.csv", "image,question\na.png,What?\na.png,\n", "'question' is empty in row 2"),

@@ -79,19 +79,22 @@ def probe(
     verbose: Verbose = False,
 ) -> None:
     """What linear probes read off every layer or head, over a table of examples; writes probes, scores and a figure."""
+    from lvlm_interp.methods.probe_task import make_folds, numbered, task_of
     from lvlm_interp.report import export
     from lvlm_interp.tables import read_examples
 
     export.check(out, force)
     frame, labels = read_examples(table), label or ["label"]
     _need_columns(frame, table, [*labels, group, *([kind] if kind else [])], numbers=labels if len(labels) > 1 else [])
+    predicted = frame[labels[0]] if len(labels) == 1 else frame[labels].to_numpy(float)
+    make_folds(task_of(predicted), numbered(frame[group]), folds, seed)  # what fails is found before features take time
     vlm, progress = open_model(model, Path(frame["image"][0]), verbose), sys.stderr.isatty()
     told = [name for name in ("answer", "context", "system") if name in frame]
     asked = (vlm.prepare(r.question, r.image, **{name: r[name] for name in told}) for _, r in frame.iterrows())
     features = li.collect_features(vlm, asked, {"features": sites}, progress=progress, store=store)["features"]
     found = li.fit_probes(
         features.by_head,
-        frame[labels[0]] if len(labels) == 1 else frame[labels].to_numpy(float),
+        predicted,
         groups=frame[group],
         types=frame[kind] if kind else None,
         sites=features.sites,

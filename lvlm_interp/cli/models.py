@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
 from lvlm_interp.cli.options import Json, Verbose, open_model
-from lvlm_interp.cli.terminal import output, working
+from lvlm_interp.cli.terminal import output, print_json, working
 
 app = typer.Typer()
 reference = typer.Typer(help="The small model that ships: build it, find it, remove it.", no_args_is_help=True)
@@ -28,7 +27,7 @@ def check(
     with working(f"Checking {model!r}", verbose):
         found = conform(vlm)
     if as_json:
-        print(json.dumps({**found.to_dict(), "ok": found.ok}, ensure_ascii=False))
+        print_json({**found.to_dict(), "ok": found.ok})
     else:
         frame = found.to_frame()
         frame["ok"] = frame["ok"].map({True: "holds", False: "FAILS"})

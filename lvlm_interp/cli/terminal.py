@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -54,10 +55,23 @@ def output() -> Console:
     return Console(width=None if sys.stdout.isatty() else WIDE)
 
 
+def print_json(value: Any) -> None:
+    """A line of JSON; what is no number is null, since JSON has no NaN."""
+    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def show(result: Result, as_json: bool, title: str) -> None:
     """A result as a table, or as JSON."""
     if as_json:
-        print(json.dumps({"answer": title, **result.to_dict()}, ensure_ascii=False))
+        print_json({"answer": title, **result.to_dict()})
         return
     from lvlm_interp.report.terminal import frame_table
 

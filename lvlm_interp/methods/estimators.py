@@ -30,7 +30,8 @@ class _Linear(BaseEstimator):
         (strength,) = strengths(self.l2)
         weights = solve(problem, features.new_full((1,), strength), tolerance=self.tolerance)
         coef, intercept = space.leave(weights)
-        self.coef_, self.intercept_ = coef[0, :, 0].T.numpy(), intercept[0, 0].numpy()
+        coef = (coef[0, :, 0] * task.spread[1]).to(features.dtype)
+        self.coef_, self.intercept_ = coef.T.numpy(), task.margins(intercept[0, 0]).numpy()
 
     def _margins(self, x: Any) -> np.ndarray:
         check_is_fitted(self, "coef_")

@@ -114,7 +114,7 @@ def stack_features(captures: Iterable[Mapping[str, Tensor]]) -> Stacked:
     out.
 
     Raises:
-        InputError: no captures, or a site that keeps more than one position.
+        InputError: no captures, a site that keeps more than one position, or attention patterns.
     """
     rows: list[Tensor] = []
     names: tuple[str, ...] = ()
@@ -130,7 +130,11 @@ def stack_features(captures: Iterable[Mapping[str, Tensor]]) -> Stacked:
 def _row(values: Mapping[str, Tensor]) -> Float[Tensor, "example site dim"]:
     """`[batch, dim]` or `[batch, head, dim]` of each site, side by side."""
     for name, value in values.items():
-        if value.ndim != (3 if ".attn.hook_" in name else 2):
+        if name.endswith(("hook_pattern", "hook_attn_scores")):
+            raise InputError(
+                f"{name} has a number for each key, of which examples have more or fewer: no vector to probe"
+            )
+        if value.ndim != (3 if "attn.hook_" in name else 2):
             raise InputError(
                 f"{name} keeps {tuple(value.shape)}, not one vector: capture it with reduce='last' or 'mean'"
             )

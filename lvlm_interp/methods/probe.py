@@ -11,7 +11,7 @@ That a probe reads something off a site shows that it is there, not that the mod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -142,7 +142,7 @@ class ProbeResult(Result):
         return made
 
     def predict(self, features: Any, site: str | int) -> np.ndarray:
-        """Labels for features `[example, dim]` of one site."""
+        """Classes `[example]`, or values `[example, output]`, for features `[example, dim]` of one site."""
         return self.probe(site).predict(_matrix(features))
 
     def direction(self, site: str | int, label: Label | None = None) -> Float[Tensor, " dim"]:
@@ -235,7 +235,7 @@ def fit_probes(
         bootstrap: samples for intervals; none with 0.
         confidence: of the intervals.
         alpha: false discovery rate over sites.
-        tolerance: largest component of the gradient at the end of a fit.
+        tolerance: largest component of the gradient at the end of a fit, values in the unit of their spread.
         seed: decides folds, control labels, permutations and samples.
         metadata: a frame with a row for each example, kept in the result.
         vlm: the model that features come from, for the result's provenance.
@@ -243,16 +243,21 @@ def fit_probes(
 
     Raises:
         InputError: features, labels, groups, types or folds that do not fit together; NaN features (the site is named);
-            one class only; too few examples for the folds; an l2 that is not above 0.
+            one class only; too few examples for the folds; an l2, share or count out of its range.
     """
+    features = features if hasattr(features, "shape") else np.asarray(features)
     shape, names = _checked_shape(features, sites)
+    _check_numbers(
+        {"confidence": confidence, "alpha": alpha}, {"permutations": permutations, "bootstrap": bootstrap}, seed
+    )
     wanted = task_of(labels, task)
     count = shape[0]
-    for what, given in (("labels", wanted.truth), ("groups", groups), ("types", types), ("metadata", metadata)):
-        if given is not None and len(given) != count:
+    columns = {"labels": wanted.truth, "groups": groups, "types": types, "folds": folds, "metadata": metadata}
+    for what, given in columns.items():
+        if isinstance(given, Sized) and len(given) != count:
             raise InputError(f"{count} examples but {len(given)} {what}")
     grouped = numbered(groups) if groups is not None else torch.arange(count)
-    fold = make_folds(wanted, grouped, folds, seed) if isinstance(folds, int) else numbered(folds)
+    fold = numbered(folds, "folds") if isinstance(folds, Sized) else make_folds(wanted, grouped, folds, seed)
     check_folds(wanted, grouped, fold)
     generator = torch.Generator().manual_seed(seed)
     chosen = strengths(l2)
@@ -306,13 +311,24 @@ def fit_probes(
 
 
 def _checked_shape(features: Any, sites: Sequence[str] | None) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    shape = tuple(getattr(features, "shape", None) or np.shape(features))
+    shape = tuple(features.shape)
     if len(shape) not in (3, 4) or 0 in shape:
         raise InputError(f"features are [example, site, dim] or [example, layer, head, dim], none empty; got {shape}")
     names = tuple(sites) if sites is not None else tuple(".".join(map(str, i)) for i in np.ndindex(shape[1:-1]))
     if len(names) != np.prod(shape[1:-1]) or len(set(names)) != len(names):
         raise InputError(f"{int(np.prod(shape[1:-1]))} sites need as many different names, got {len(set(names))}")
     return shape, names
+
+
+def _check_numbers(shares: Mapping[str, float], counts: Mapping[str, int], seed: int) -> None:
+    for name, share in shares.items():
+        if not 0 < share < 1:
+            raise InputError(f"{name} is a share between 0 and 1, got {share}")
+    for name, count in counts.items():
+        if count < 0:
+            raise InputError(f"{name} is how many, 0 for none, got {count}")
+    if not 0 <= seed < 2**32 - 1:
+        raise InputError(f"a seed is a number from 0 to {2**32 - 2}, got {seed}")
 
 
 def _blocks(features: Any, shape: tuple[int, ...], names: tuple[str, ...]) -> Iterator[Any]:
@@ -344,7 +360,7 @@ def _targets(task: Task, types: Column | None, generator: torch.Generator) -> Fl
     """The real targets, then `CONTROLS` in which every type has the label of an example drawn at random."""
     truths = [task.truth]
     if types is not None:
-        numbers = numbered(types)
+        numbers = numbered(types, "types")
         for _ in range(CONTROLS):
             drawn = torch.randint(len(numbers), (int(numbers.max()) + 1,), generator=generator)
             truths.append(task.truth[drawn[numbers]])
@@ -375,14 +391,14 @@ def _judged(found: Fitted, plan: Plan, weights: statistics.Samples, confidence: 
 
 
 def _truth_of(task: Task, targets: Float[Tensor, "example output"]) -> Tensor:
-    return targets if task.kind == "regress" else task.predicted(targets - 0.5)
+    return task.margins(targets) if task.kind == "regress" else task.predicted(targets - 0.5)
 
 
 def _uninformed(plan: Plan) -> Float[Tensor, "1 example output"]:
     """Margins that say nothing of the example: those of the majority class, or of the mean."""
     means = plan.targets[:, 0].mean(0).expand(1, len(plan.fold), -1)
     if plan.task.kind == "regress":
-        return means
+        return plan.task.margins(means)
     return means.logit() if plan.task.likelihood is BINARY else means.log()
 
 

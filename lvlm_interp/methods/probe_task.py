@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -46,12 +47,29 @@ class Task:
             return GAUSSIAN
         return BINARY if len(self.classes) == 2 else MULTINOMIAL
 
+    @cached_property
+    def spread(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the values; 0 and 1 for classes.
+
+        Values are fitted in this unit: a fit must not depend on whether they are in metres or miles, from which zero.
+        """
+        if self.kind == "classify":
+            return torch.tensor(0.0), torch.tensor(1.0)
+        deviation, mean = torch.std_mean(self.truth.double(), 0, correction=0)
+        return mean, torch.where(deviation > 0, deviation, 1.0)
+
     def targets(self, truth: Tensor) -> Float[Tensor, "*example output"]:
-        """What margins are fitted to: 0 or 1, one-hot, or the values themselves."""
+        """What margins are fitted to: 0 or 1, one-hot, or the values in the unit of their spread."""
         if self.kind == "regress":
-            return truth
+            mean, deviation = self.spread
+            return ((truth - mean) / deviation).to(truth.dtype)
         hot = torch.nn.functional.one_hot(truth, len(self.classes)).to(torch.get_default_dtype())
         return hot[..., 1:] if len(self.classes) == 2 else hot
+
+    def margins(self, fitted: Float[Tensor, "*example output"]) -> Float[Tensor, "*example output"]:
+        """What was fitted to `targets`, in the unit of the labels."""
+        mean, deviation = self.spread
+        return (fitted * deviation + mean).to(fitted.dtype)
 
     def probabilities(self, margins: Float[Tensor, "*example output"]) -> Float[Tensor, "*example class"]:
         means = self.likelihood.mean(margins)
@@ -72,7 +90,7 @@ class Task:
     ) -> dict[str, statistics.Scores]:
         if self.kind == "regress":
             return statistics.point_scores(truth, margins.to(weights.dtype), weights)
-        probabilities = self.probabilities(margins.to(weights.dtype))
+        probabilities = self.probabilities(margins.double())  # of two that are sure, one is surer
         return statistics.class_scores(truth, self.predicted(margins), probabilities, weights, fold)
 
 
@@ -80,18 +98,21 @@ def task_of(labels: Any, kind: Kind | Literal["auto"] = "auto") -> Task:
     """Strings, integers and whole floats are classes; other floats, and rows of numbers, are values.
 
     Raises:
-        InputError: one class only, or labels that are not finite.
+        InputError: one class only, labels that are missing or not finite, or not what such a task predicts.
     """
-    values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise InputError(f"{int((~np.isfinite(values)).sum())} labels are NaN or infinite")
-    if values.dtype == object:
-        values = values.astype(str)
+    values = _plain(labels, "labels")
+    if kind not in ("auto", "classify", "regress"):
+        raise InputError(f"no task {kind!r}; there are 'auto', 'classify' and 'regress'")
+    if values.ndim > (1 if kind == "classify" else 2):
+        raise InputError(f"labels of shape {values.shape}: give one for each example, or rows of numbers to regress")
     points = values.ndim == 2 or (kind == "auto" and type_of_target(values).startswith("continuous"))
     if kind == "regress" or (kind == "auto" and points):
-        truth = torch.as_tensor(values.reshape(len(values), -1), dtype=torch.get_default_dtype())
-        if (truth == truth[:1]).all():
-            raise InputError("all labels are equal: there is nothing to predict")
+        if values.dtype.kind not in "biuf":
+            raise InputError(f"labels such as {str(values.flat[0])!r} are no numbers, which a regression needs")
+        truth = torch.tensor(values.reshape(len(values), -1), dtype=torch.get_default_dtype())
+        if (same := (truth == truth[:1]).all(0)).any():
+            which = "" if len(same) == 1 else f" of output {int(same.int().argmax())}"
+            raise InputError(f"all labels{which} are equal: there is nothing to predict")
         return Task("regress", tuple(range(truth.shape[1])), truth)
     classes, numbers = np.unique(values, return_inverse=True)
     if len(classes) < 2:
@@ -168,7 +189,29 @@ def inner_folds(
     return tuple(found)
 
 
-def numbered(given: Column) -> Int[Tensor, " example"]:
-    """Equal things get equal numbers, from 0."""
-    values = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
-    return torch.from_numpy(np.unique(values, return_inverse=True)[1].reshape(len(values)))
+def numbered(given: Column, what: str = "groups") -> Int[Tensor, " example"]:
+    """Equal things get equal numbers, from 0.
+
+    Raises:
+        InputError: some are missing, or not one is given for each example.
+    """
+    values = _plain(given, what)
+    if not values.ndim:
+        raise InputError(f"{what} {given!r}: give one for each example")
+    return torch.from_numpy(np.unique(values, axis=0, return_inverse=True)[1].reshape(len(values)))
+
+
+def _plain(given: Any, what: str) -> np.ndarray:
+    """Numbers, truth values or strings, none of them missing: NumPy would make a class `"None"` of what is."""
+    if isinstance(given, Tensor):
+        given = given.detach().cpu()
+        given = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
+    try:
+        as_given = np.asarray(given, object)
+        values = np.array(as_given.tolist()) if np.asarray(given).dtype == object else np.asarray(given)
+    except ValueError as error:
+        raise InputError(f"{what} are not all of one shape: {error}") from error
+    missing = ~np.isfinite(values) if values.dtype.kind == "f" else pd.isna(as_given)
+    if missing.any():
+        raise InputError(f"{int(missing.sum())} {what} are NaN or infinite, or missing")
+    return values.astype(str) if values.dtype == object else values

@@ -113,10 +113,10 @@ def fit_block(x: Float[Tensor, "site example dim"], plan: Plan, orders: Int[Tens
     if plan.task.kind == "classify":
         separable = (fits == plan.task.truth).all(1)
     return Fitted(
-        coef[:, :, 0],
-        intercept[:, 0],
+        (coef[:, :, 0] * plan.task.spread[1]).to(x.dtype),
+        plan.task.margins(intercept[:, 0]),
         chosen,
-        margins,
+        plan.task.margins(margins),
         held_out_r2(x, plan.targets[:, 0].to(x.dtype), orders, plan.fold, SHRINKAGE, plan.standardize),
         separable,
         (x == x[:, :1]).all(1).sum(1),
