@@ -139,9 +139,7 @@ def noise(step: int = 500) -> Counterfactual:
     kept = float(torch.cumprod(1 - beta, 0)[step])
 
     def change(vlm: HookedVLM, x: Inputs, generator: torch.Generator) -> Inputs:
-        drawn = {k: torch.randn(v.shape, generator=generator).to(v) for k, v in x.pixels.items()}
-        noisy = {k: math.sqrt(kept) * v + math.sqrt(1 - kept) * drawn[k] for k, v in x.pixels.items()}
-        return x.with_model_inputs(**noisy)
+        return x.with_noise(kept, generator)
 
     return Counterfactual("noise", change, {"step": step})
 

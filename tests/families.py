@@ -439,6 +439,31 @@ LATENT = {
 ONE = {"pixel_values": (1, 3, 28, 28)}
 WIDER = {"pixel_values": (1, 3, 56, 56)}
 SIZED = {**WIDER, "image_sizes": torch.tensor([[56, 56]])}
+KOSMOS = {
+    "embed_dim": 32,
+    "ffn_dim": 64,
+    "layers": 3,
+    "attention_heads": 4,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def kosmos_mask(ids: Tensor) -> dict[str, Tensor]:
+    """1 at image tokens, and as the processor has it -1 at what stands around them."""
+    around = (ids == BEGIN) | (ids == END)
+    return {"image_embeds_position_mask": (ids == IMAGE).long() - around.long()}
+
+
+def placed_patches(rows: int, columns: int, width: int) -> Tensor:
+    """Patches that begin with their row and column, counted from 1; the last one is padding."""
+    places = torch.cartesian_prod(torch.arange(1.0, rows + 1), torch.arange(1.0, columns + 1))
+    pixels = torch.randn(rows * columns, width, generator=torch.Generator().manual_seed(1))
+    return nn.functional.pad(torch.cat([places, pixels], 1), (0, 0, 0, 1))[None]
+
 
 OTHERS: dict[str, Tiny] = {
     "vipllava": Tiny(
@@ -1538,6 +1563,37 @@ OTHERS: dict[str, Tiny] = {
         around=((BEGIN,), (BEGIN,)),
         more=lambda ids: {"image_attention_mask": ((ids == IMAGE).cumsum(1) > 0).long()[..., None]},
     ),
+    "kosmos-2": Tiny(
+        {
+            "model_type": "kosmos-2",
+            "text_config": KOSMOS,
+            "vision_config": dict(SEEING),
+            "latent_query_num": 4,
+        },
+        ONE,
+        tokens=4,
+        around=((BEGIN,), (END,)),
+        image_name=None,
+        more=lambda ids: {"image_embeds_position_mask": (ids == IMAGE).long()},
+    ),
+    "kosmos-2.5": Tiny(
+        {
+            "model_type": "kosmos-2.5",
+            "text_config": KOSMOS,
+            "vision_config": {
+                **{k: v for k, v in SEEING.items() if k not in ("image_size", "patch_size")},
+                "head_dim": 8,
+                "patch_embed_hidden_size": 12,
+                "max_num_patches": 16,
+            },
+            "latent_query_num": 4,
+        },
+        {"flattened_patches": placed_patches(2, 3, 12)},
+        tokens=4,
+        around=((BEGIN,), (END,)),
+        image_name=None,
+        more=kosmos_mask,
+    ),
     "blip": Tiny(
         {
             "model_type": "blip",
@@ -1918,11 +1974,6 @@ FAILING: dict[str, str] = {
 TIMM = "its vision tower is built by timm, which is not installed here"
 UNTRIED: dict[str, str] = {
     **dict.fromkeys(WITH_TIMM.keys() - ALL.keys(), TIMM),
-    **dict.fromkeys(
-        ("kosmos-2", "kosmos-2.5"),
-        "its config names no image token: a mask among its inputs says where the image stands; and its decoder scales "
-        "the embeddings and adds positions to them itself, which answers would lack",
-    ),
     "mistral4": "a language model alone, which takes no image",
     "pi0": "it gives a robot's actions by flow matching, not tokens",
 }

@@ -100,6 +100,13 @@ def test_gemma_norms_count_their_weight_from_one(lens):
         cache.stack_head_results()
 
 
+def test_heads_behind_a_norm_are_no_sum(lens):
+    kosmos = li.wrap(tiny_model("kosmos-2"))
+    cache = lens.as_activation_cache(kosmos, kosmos.capture(tiny_example(kosmos, "kosmos-2"), FOR_ANALYSIS))
+    with pytest.raises(ModelError, match="no attention output that splits by head"):
+        cache.stack_head_results()
+
+
 def test_positions_may_be_chosen(lens, vlm, x, captured):
     some = lens.as_activation_cache(vlm, vlm.capture(x, FOR_ANALYSIS, positions="answer"))
     assert torch.allclose(some.decompose_resid().sum(0), captured[LAST][:, -3:], atol=1e-5)

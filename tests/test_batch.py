@@ -60,6 +60,19 @@ def test_a_batch_without_its_mask_is_another(family):
     assert (batch.of(1, vlm.run(batch))[:, -1] - vlm.run(examples[0])[:, -1]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["kosmos-2", "kosmos-2.5"])
+def test_padding_that_is_no_position(name):
+    """Kosmos counts positions by the tokens that are not padding, whatever the mask says."""
+    vlm = li.wrap(tiny_model(name))
+    short, other = tiny_example(vlm, name), tiny_example(vlm, name, seed=2)
+    long = other.with_answer([*ANSWER, *range(11, 17)], ["<11>"] * (len(ANSWER) + 6), "longer")
+    alone, batch = vlm.run(short), vlm.batch([short, long])
+    assert torch.allclose(batch.of(0, vlm.run(batch)), alone, atol=1e-5)
+    assert not torch.allclose(batch.of(0, vlm.run(batched([short, long], 2))), alone, atol=1e-2)  # the control
+    longer = padded(vlm, short, 3)
+    assert torch.allclose(li.contrast(vlm, longer).delta, li.contrast(vlm, short).delta, atol=1e-5)
+
+
 def test_patterns_of_a_row():
     vlm = li.wrap(tiny_model("llava"))
     examples = short_and_long(vlm, "llava")

@@ -8,10 +8,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, ModelError, SiteError
-from lvlm_interp.model import attention, conformance, decoder, families, parts, plan, runner, sites
+from lvlm_interp.model import attention, conformance, decoder, families, parts, plan, runner
 from lvlm_interp.model.conformance import CHECKS, check
 from lvlm_interp.model.decoder import decoder_inputs
 from lvlm_interp.model.sites import Site
+from lvlm_interp.model.vlm import HookedVLM
 from tests.families import ALL, FAILING, UNTRIED, text, tiny_example, tiny_model
 from tools import models_table
 
@@ -184,7 +185,7 @@ def test_the_reference_model_in_half_precision():
 
 def test_heads_that_do_not_recombine(monkeypatch):
     vlm, x = example()
-    monkeypatch.setattr(sites, "OUTPUT_PROJECTION", ("q_proj",))
+    monkeypatch.setattr(parts, "OUTPUT_PROJECTION", ("q_proj",))
     assert failed(vlm, x) == ["sites"]
 
 
@@ -197,6 +198,25 @@ def test_values_of_other_heads(monkeypatch):
 def test_a_gate_between_heads_and_their_projection(monkeypatch):
     monkeypatch.setattr(parts, "GATING", set())
     assert failed(*example("muse_glimmer")) == ["sites"]
+
+
+def test_a_norm_between_heads_and_their_projection(monkeypatch):
+    monkeypatch.setattr(parts, "INNER_NORM", ())
+    assert failed(*example("kosmos-2")) == ["sites"]
+
+
+@pytest.mark.parametrize("name", ["kosmos-2", "kosmos-2.5"])
+def test_positions_counted_from_nought(name, monkeypatch):
+    """Kosmos counts them from beyond the id of its padding token."""
+    monkeypatch.setattr(HookedVLM, "uncounted", None)
+    assert failed(*example(name)) == ["positions"]
+
+
+def test_masks_that_a_decoder_makes_itself(monkeypatch):
+    """Kosmos-2 takes one of padding only; the checks that give it another cannot be carried out."""
+    vlm, x = example("kosmos-2")
+    vlm.family = dataclasses.replace(vlm.family, own_masks=False)
+    assert {"leak", "positions"} <= set(failed(vlm, x))
 
 
 def test_logits_scaled_the_wrong_way(monkeypatch):
@@ -222,7 +242,19 @@ def test_keys_that_a_sparse_layer_did_not_choose(name, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["chameleon", "dots3_note", "gemma4", "kimi_k25", "llama4", "mistral_large4", "molmo2", "step3p7"]
+    "name",
+    [
+        "chameleon",
+        "dots3_note",
+        "gemma4",
+        "kimi_k25",
+        "kosmos-2",
+        "kosmos-2.5",
+        "llama4",
+        "mistral_large4",
+        "molmo2",
+        "step3p7",
+    ],
 )
 def test_what_is_computed_once_changes_no_number(name, monkeypatch):
     """Prefixes that are shared or kept, where layers keep other things than keys and values, or in other shapes."""

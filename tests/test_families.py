@@ -7,14 +7,16 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
+from transformers.models.kosmos2_5.image_processing_pil_kosmos2_5 import Kosmos2_5ImageProcessorPil
 
 import lvlm_interp as li
 from lvlm_interp.errors import ImageError, InputError, ModelError, SiteError, VisibilityError
 from lvlm_interp.methods.credit import coalitions
 from lvlm_interp.model.decoder import decoder_inputs
 from tests.families import FAMILIES, IMAGE, OTHERS, tiny_example, tiny_model
-from tests.saved import tokenizer
+from tests.saved import TILE, tokenizer
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
@@ -294,6 +296,87 @@ def test_an_image_behind_gates():
     assert torch.allclose(li.score(vlm, x, x.hidden()[None], given=given).logits()[0], seen, atol=2e-5)
 
 
+KOSMOS_TYPES = ("kosmos-2", "kosmos-2.5")
+
+
+def with_kosmos_processor(name, dtype=torch.float32):
+    """Its own: it writes the image's tokens itself, with ids of ordinary words."""
+    row, made = OTHERS[name], tokenizer()
+    if name == "kosmos-2":
+        processor = transformers.Kosmos2Processor(CLIPImageProcessorPil(**TILE), made, num_patch_index_tokens=2)
+    else:
+        made.add_tokens(["<md>", "</image>"])
+        made.boi_token, made.eoi_token, made.image_token = "<image>", "</image>", "<s>"
+        processor = transformers.Kosmos2_5Processor(
+            Kosmos2_5ImageProcessorPil(patch_size={"height": 2, "width": 2}), made
+        )
+        processor.images_kwargs = {**processor.images_kwargs, "max_patches": 16}
+    processor.num_image_tokens = 4
+    config = {**row.config, "text_config": {**row.config["text_config"], "vocab_size": len(made)}}
+    rows = {name: dataclasses.replace(row, config=config)}
+    return li.wrap(tiny_model(name, dtype=dtype, rows=rows), processor)
+
+
+@pytest.mark.parametrize("name", KOSMOS_TYPES)
+def test_an_image_that_a_mask_marks(name):
+    """Its tokens have ids that words have too; positions are counted from beyond the padding token."""
+    vlm = with_kosmos_processor(name)
+    x = vlm.prepare("What is it?", noisy_picture(), answer="A cat")
+    image = x.where("image")
+    assert image.sum() == 4 and torch.equal(image, x.model_inputs["image_embeds_position_mask"][0] == 1)
+    assert x.images[0].whole and li.check(vlm, x).ok
+    said = x.with_answer(x.input_ids[0, image].tolist(), [""] * 4, "")  # the same ids are words in an answer
+    assert said.where("image").sum() == 4 and said.where("answer").sum() == 4
+    own = torch.arange(x.length + 4)[None] + 1
+    for y in (x, said):
+        visible = torch.stack([y.hidden(), y.hidden("image"), y.hidden("question")])
+        given = [{"attention_mask": row[None].long(), "position_ids": own[:, : y.length]} for row in visible]
+        expected = [vlm.model(**{**y.model_inputs, **g}).logits[0, y.answer_positions - 1] for g in given]
+        assert (li.score(vlm, y, visible).logits() - torch.stack(expected)).abs().max() < 2e-5
+        assert (expected[0] - expected[1]).abs().max() > 0.01
+    answer = vlm.generate(x, 4)
+    assert vlm.run(vlm.answered(x, answer))[0, x.answer_start - 1 : -1].argmax(-1).tolist() == list(answer.ids)
+
+
+@pytest.mark.parametrize("name", KOSMOS_TYPES)
+def test_other_pictures_where_a_mask_marks_the_image(name):
+    vlm = with_kosmos_processor(name)
+    x = vlm.prepare("What is it?", noisy_picture(), answer="A cat")
+    for without in ("hidden", "blank", "noise"):
+        assert li.contrast(vlm, x, without=without).delta.abs().max() > 1e-3
+    half = with_kosmos_processor(name, torch.bfloat16)
+    assert li.contrast(half, half.prepare("What is it?", noisy_picture(), answer="A cat")).delta.isfinite().all()
+
+
+def test_noise_leaves_patches_where_they_stand():
+    """Kosmos-2.5's begin with their row and column; those of padding are all 0."""
+    x = tiny_example(li.wrap(tiny_model("kosmos-2.5")), "kosmos-2.5")
+    own, noisy = (y.model_inputs["flattened_patches"] for y in (x, x.with_noise(0.5, torch.Generator().manual_seed(0))))
+    assert torch.equal(noisy[..., :2], own[..., :2]) and noisy[0, -1].abs().max() == own[0, -1].abs().max() == 0
+    assert ((noisy - own)[0, :-1, 2:] != 0).all()
+
+
+@pytest.mark.parametrize("name", KOSMOS_TYPES)
+def test_a_mask_that_does_not_fit_the_image(name):
+    vlm, x = of(name)
+    pixels = {k: v for k, v in x.model_inputs.items() if k not in x.along}
+    with pytest.raises(InputError, match=r"1 images but 0 image tokens.*give image_embeds_position_mask=…"):
+        vlm.inputs(x.input_ids, x.answer_start, **pixels)
+    mask = x.model_inputs["image_embeds_position_mask"].clone()
+    mask[0, x.images[0].positions[0]] = 0
+    y = vlm.inputs(x.input_ids, x.answer_start, image_embeds_position_mask=mask, **pixels)
+    for run in (vlm.run, lambda y: li.contrast(vlm, y)):
+        with pytest.raises(InputError, match="3 image tokens"):
+            run(y)
+
+
+def test_a_norm_between_heads_and_their_projection():
+    """Kosmos-2's runs over all heads at once: what is added is no sum over heads."""
+    vlm, x = of("kosmos-2")
+    with pytest.raises(SiteError, match="no linear output projection that heads could be split through"):
+        li.direct(vlm, x)
+
+
 def test_cross_attention_beside_the_blocks():
     """Idefics keeps its layers of cross-attention in a list of their own, and a vision tower of as many blocks as the
     language model's inside its decoder: blocks are those of the residual stream, as they run."""
@@ -303,6 +386,10 @@ def test_cross_attention_beside_the_blocks():
     assert depth == 6 and [f"blocks.{i}.cross_attn.hook_z" in found for i in range(6)] == [True, False, False] * 2
     for i in range(depth - 1):
         assert torch.equal(found[f"blocks.{i}.hook_resid_post"], found[f"blocks.{i + 1}.hook_resid_pre"])
+
+
+def noisy_picture():
+    return Image.effect_noise((40, 30), 90).convert("RGB")
 
 
 # --- bad input ------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from lvlm_interp.errors import InputError, ModelError, SiteError
 from lvlm_interp.model.capture import Capture
-from lvlm_interp.model.parts import OUTPUT_PROJECTION, attention_of, find_blocks, head_width, part
+from lvlm_interp.model.parts import attention_of, find_blocks, head_width, output_of
 from lvlm_interp.model.vlm import HookedVLM
 
 FIRST = "blocks.0.hook_resid_pre"
@@ -148,9 +148,9 @@ class _Heads:
     @property
     def W_O(self) -> Float[Tensor, "head head_width width"]:
         attention = attention_of(self._block)
-        project: Any = part(attention, OUTPUT_PROJECTION) if attention is not None else None
+        project: Any = output_of(attention) if attention is not None else None
         width = head_width(attention) if attention is not None else None
-        if attention is None or project is None or width is None:
+        if attention is None or not hasattr(project, "weight") or width is None:
             raise ModelError(f"{type(self._block).__name__} has no attention output that splits by head")
         if self._added is None or attention not in self._added.modules():
             raise ModelError(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lvlm_interp.errors import ModelError
@@ -143,12 +145,14 @@ class Anatomy:
         return part(self.model.base_model, PROJECTOR) or (part(self.vision, PROJECTOR) if self.vision else None)
 
     @functools.cached_property
-    def image_token_id(self) -> int:
-        """The id that stands for a piece of the image in a prompt.
+    def image_token_id(self) -> int | None:
+        """The id that stands for a piece of the image in a prompt; None where a model input marks these positions.
 
         Raises:
             ModelError: neither the config nor the processor names one.
         """
+        if self.family.image_mask:
+            return None
         names = (self.family.image_token, "image_token_id", "image_token_index")
         found = next((i for name in names if (i := getattr(self.model.config, name, None)) is not None), None)
         found = getattr(self.processor, "image_token_id", None) if found is None else found
@@ -172,3 +176,15 @@ class Anatomy:
     def visual_token_ids(self) -> tuple[int, ...]:
         """The ids that stand for a piece of an image or of a video."""
         return tuple(i for i in (self.image_token_id, self.video_token_id) if i is not None)
+
+    def visual_in(self, model_inputs: Mapping[str, Any]) -> Bool[Tensor, "batch position"]:
+        """Which positions of a prompt stand for a piece of an image or of a video."""
+        ids = model_inputs["input_ids"]
+        marked = model_inputs.get(self.family.image_mask) if self.family.image_mask else None
+        known = torch.tensor(self.visual_token_ids, dtype=ids.dtype, device=ids.device)
+        return torch.isin(ids, known) if marked is None else marked == 1
+
+    @functools.cached_property
+    def uncounted(self) -> int | None:
+        """The padding token, where positions are counted from beyond its id and it has none itself."""
+        return getattr(getattr(self.decoder, "embed_positions", None), "padding_idx", None)

@@ -136,7 +136,7 @@ def _example(vlm: HookedVLM) -> Inputs:
 
 
 def _with_some_answer(vlm: HookedVLM, x: Inputs) -> Inputs:
-    ids = [i for i in x.input_ids[0].tolist() if i not in vlm.visual_token_ids][:-4:-1]
+    ids = x.input_ids[0, ~vlm.visual_in(x.model_inputs)[0]].tolist()[:-4:-1]
     return x.with_answer(ids, vlm.token_strings(ids), "")
 
 
@@ -165,9 +165,7 @@ def _gap(a: Tensor, b: Tensor) -> float:
 
 def _other_pixels(x: Inputs) -> Inputs:
     """The same example with noise for pixels."""
-    generator = torch.Generator().manual_seed(2026)
-    drawn = {k: torch.randn(v.shape, generator=generator).to(v) for k, v in x.pixels.items()}
-    return x.with_model_inputs(**drawn)
+    return x.with_noise(0.0, torch.Generator().manual_seed(2026))
 
 
 # --- the checks -----------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ ROW_AXIS = {
     "visual_pos_masks": 1,
     "vision_mask": 1,
     "image_attention_mask": 1,
+    "image_embeds_position_mask": 1,
     "cross_attention_mask": 2,
     "full_text_row_masked_out_mask": 2,
 }
@@ -37,6 +38,7 @@ ROW_AXIS = {
 OF_TOKENS = {"per_layer_inputs": "get_per_layer_inputs", "ple_input_ids": None}
 # One for each layer, with a row for each image token; and the argument that says where image tokens are.
 IMAGE_ROWS = {"deepstack_visual_embeds": "visual_pos_masks", "deepstack_features": "vision_mask"}
+LAID_OVER = "image_embeds"  # what a decoder lays over the embeddings of image tokens itself, before it scales them
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +139,14 @@ def _in_pieces(decoder: PreTrainedModel) -> bool:
     return {*kinds} <= {DynamicLayer, DynamicSlidingWindowLayer}
 
 
+def _counted(ids: Int[Tensor, " row"], uncounted: int | None) -> Int[Tensor, " row"]:
+    """The position ids of a decoder that is given none."""
+    if uncounted is None:
+        return torch.arange(len(ids))
+    counts = ids != uncounted
+    return counts.cumsum(0) * counts + uncounted
+
+
 @torch.no_grad()
 def decoder_inputs(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: int = ROOM) -> DecoderInputs:
     """Run the model up to its decoder: the vision tower and projector are computed once for all coalitions.
@@ -145,7 +155,7 @@ def decoder_inputs(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: i
     where one prompt is scored many times, at the price of that memory. Their prompts may be longer than the first one's
     (a part of the answer) or a beginning of it; answers may be longer than that of `x` by `room`.
     """
-    filler = next(i for i in reversed(x.input_ids[0].tolist()) if i not in vlm.visual_token_ids)
+    filler = int(x.input_ids[0, ~vlm.visual_in(x.model_inputs)[0]][-1])
     ids = [*x.answer_ids.tolist(), *[filler] * room]
     longer = x.with_answer(ids, [""] * len(ids), "")
     called, entered, sight = look(
@@ -154,6 +164,7 @@ def decoder_inputs(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: i
     recurrent = bool(vlm.recurrent or sight.unmasked)
     whole = bool(vlm.family.carriers) or recurrent or not _in_pieces(vlm.decoder)
     sight = dataclasses.replace(sight, whole=whole, recurrent=recurrent)
+    laid = called.pop(LAID_OVER, None)
     own = [name for name, value in called.items() if value is longer.model_inputs.get(name, ...)]
     if not vlm.family.gates and any(called[name].is_floating_point() for name in own):
         # The decoder takes the pictures itself: what it makes of them and of the tokens is what its first block gets.
@@ -161,9 +172,11 @@ def decoder_inputs(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: i
         called["inputs_embeds"] = next(entered[name] for name in HIDDEN_STATES if name in entered)
     embeds, ids_called = called.pop("inputs_embeds", None), called.pop("input_ids", None)
     embeds = vlm.decoder.get_input_embeddings()(ids_called) if embeds is None else embeds
+    if laid is not None:
+        embeds[vlm.visual_in(longer.model_inputs)] = laid.flatten(0, 1).to(embeds.dtype)
     positions = called.pop("position_ids", None)
     if positions is None:
-        positions = torch.arange(embeds.shape[1], device=embeds.device)
+        positions = _counted(longer.input_ids[0], vlm.uncounted).to(embeds.device)
     dropped = (
         "attention_mask",
         "past_key_values",

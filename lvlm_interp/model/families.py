@@ -21,13 +21,16 @@ class Family:
         vision: attribute path of the vision tower inside the base model, where `get_encoder("image")` does not find it.
         projector: attribute path of what maps its features to embeddings, where its name is not a usual one.
         image_token: the config's name of the id of image tokens, where it is not `image_token_id`.
+        image_mask: the model input that is 1 at image tokens, where no id of theirs tells them from words.
         carriers: arguments of the decoder that bring the image to it where its tokens do not: hidden by leaving them
             out. Elsewhere the image is hidden by hiding its positions.
         image_inputs: the model inputs that bring such an image; without them the model runs without one.
         gates: arguments of the model and of its decoder that say which rows read the image, where it does not run
             without one: hidden by setting them to zero.
+        own_masks: the decoder makes its masks of padding alone; others can be given to its attention only.
         fills: model inputs that run along the positions and what an answer gets in them; see `Inputs.fills`.
         tiled: the first axis of the pixels counts tiles, not images.
+        cast: the model takes pixels of the type of its weights only.
         multiplied: the config's `logits_scaling` multiplies the logits; elsewhere it divides them.
         never: attribute path of the ids of tokens that the model never says, inside the base model.
         note: what a user should know about the family.
@@ -37,17 +40,24 @@ class Family:
     vision: str | None = None
     projector: str | None = None
     image_token: str = "image_token_id"
+    image_mask: str | None = None
     carriers: tuple[str, ...] = ()
     image_inputs: tuple[str, ...] = ()
     gates: tuple[str, ...] = ()
+    own_masks: bool = False
     fills: Mapping[str, int | None] = field(default_factory=dict)
     tiled: bool = False
+    cast: bool = False
     multiplied: bool = False
     never: str | None = None
     note: str = ""
 
 
 USER = "USER: {image}\n{question} ASSISTANT:"
+CHAT = (
+    "<md>A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+    "detailed, and polite answers to the user's questions. USER: {question} ASSISTANT:"
+)
 READS_QUESTION = "the Q-Former reads the question too, so image tokens carry some of it"
 FORGETS = "while it writes, a word sees the prompt and a window of the words before it; scored at once, it sees all"
 STAGES = "no sites inside its vision tower, whose stages are maps of channels and no residual stream"
@@ -146,6 +156,19 @@ FAMILIES: dict[str, Family] = {
     "deepseek_ocr2": Family(vision="vision_tower.vision_encoder"),
     "muse_glimmer": Family(projector="perception_emb_norm"),
     "muse_spark": Family(projector="perception_emb_norm"),
+    "kosmos-2": Family(
+        prompt="Question: {question} Answer:",
+        projector="image_to_text_projection",
+        image_mask="image_embeds_position_mask",
+        own_masks=True,
+    ),
+    "kosmos-2.5": Family(
+        prompt=CHAT,
+        projector="image_to_text_projection",
+        image_mask="image_embeds_position_mask",
+        cast=True,
+        note="no heads inside its vision tower, which computes attention by itself",
+    ),
     "unlimited_ocr": Family(vision="vision_tower.vision_encoder", note=FORGETS),
     **dict.fromkeys(("fast_vlm", "gemma3n"), Family(note=STAGES)),
     **dict.fromkeys(PLAIN, Family()),

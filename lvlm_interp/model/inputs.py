@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ Box = tuple[float, float, float, float]
 ImageLike = Image.Image | str | Path
 VideoLike = Sequence[Any] | np.ndarray | Tensor
 """Frames: PIL images, paths or arrays `[height, width, 3]` of bytes; or one array of them all, `[frame, …]`."""
+# Inputs whose patches begin with numbers that are no pixels, and how many: where a patch stands, all 0 in padding.
+PLACES = {"flattened_patches": 2}
 VIDEO_PIXELS = "pixel_values_videos"  # what models call the pixels of videos, where these have an input of their own
 
 
@@ -226,6 +229,17 @@ class Inputs:
                 shape = None if found is None else tuple(found.shape)
                 raise InputError(f"model input {name!r} has shape {shape}; got {tuple(value.shape)}")
         return dataclasses.replace(self, model_inputs={**self.model_inputs, **changed})
+
+    def with_noise(self, kept: float, generator: torch.Generator) -> Inputs:
+        """The same example with noise on its pixels, √kept·x + √(1−kept)·ε; where patches stand is left as it is."""
+        noisy = {}
+        for name, value in self.pixels.items():
+            drawn = torch.randn(value.shape, generator=generator).to(value)
+            noisy[name] = math.sqrt(kept) * value + math.sqrt(1 - kept) * drawn
+            if first := PLACES.get(name):
+                places, patch = value[..., :first], noisy[name][..., first:]
+                noisy[name] = torch.cat([places, patch * (places[..., :1] != 0)], -1)
+        return self.with_model_inputs(**noisy)
 
     @property
     def along(self) -> tuple[str, ...]:

@@ -555,6 +555,7 @@ known: convolutions make its tokens of more than a box (Chameleon, Emu 3, GOT-OC
 WHOLE = frozenset(
     (
         *("aria", "blip-2", "deepseek_ocr2", "idefics2", "instructblip", "instructblipvideo"),  # resampled
+        *("kosmos-2", "kosmos-2.5"),  # as well
         *("idefics", "mllama"),  # read by cross-attention
     )
 )

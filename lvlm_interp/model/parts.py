@@ -21,6 +21,7 @@ MLP = ("mlp", "feed_forward", "feedforward", "ffn", "block_sparse_moe", "moe", "
 BEFORE_MLP = (
     "pre_feedforward_layernorm",
     "pre_mlp_layernorm",
+    "pre_mlp_layer_norm",
     "layer_norm2",
     "norm2",
     "ln_2",
@@ -69,6 +70,7 @@ OUTPUT_PROJECTION = (
     "attn_out",
     "c_proj",
 )
+INNER_NORM = ("inner_attn_ln",)  # between the heads and their output projection (Kosmos-2)
 # What the code of attention speaks of where a gate stands between the heads and their output projection.
 GATING = {"sigmoid", "g_proj", "gate_proj"}
 VALUE_NORMS = ("v_norm",)  # of values, after their projection (Gemma 4)
@@ -165,8 +167,12 @@ def recurrent_of(block: nn.Module) -> dict[str, nn.Module]:
 
 
 def uses_interface(attention: nn.Module) -> bool:
-    """Whether a module computes attention through transformers' `AttentionInterface`, where it can be seen."""
-    return "ALL_ATTENTION_FUNCTIONS" in names_in_forward(attention)
+    """Whether a module computes attention through transformers' `AttentionInterface`, where it can be seen.
+
+    Kosmos-2.5's vision tower looks for a kernel among the attributes of its table, and never finds one there.
+    """
+    names = names_in_forward(attention)
+    return "ALL_ATTENTION_FUNCTIONS" in names and ("get_interface" in names or "getattr" not in names)
 
 
 def names_in_forward(module: nn.Module) -> set[str]:
@@ -218,6 +224,12 @@ def gated_output(attention: nn.Module) -> nn.Linear | None:
     """The output projection, where a gate stands before it: z is then what it reads, not what the heads read."""
     out = part(attention, OUTPUT_PROJECTION)
     return out if isinstance(out, nn.Linear) and GATING & names_in_forward(attention) else None
+
+
+def output_of(attention: nn.Module) -> nn.Module | None:
+    """What the heads go into: their output projection, behind a norm where there is one."""
+    norm, project = part(attention, INNER_NORM), part(attention, OUTPUT_PROJECTION)
+    return nn.Sequential(norm, project) if norm and project else project
 
 
 def head_width(attention: nn.Module) -> int | None:

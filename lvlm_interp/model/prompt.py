@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.model.families import Family
-from lvlm_interp.model.inputs import Role
+from lvlm_interp.model.inputs import Role, pixels_of
 
 Message = dict[str, Any]
 PLACEHOLDERS = ("X", "Q", "k", "7")
@@ -116,7 +116,7 @@ class Prompter:
         made = self._process([{"role": "user", "content": [*parts, {"type": "text", "text": PLACEHOLDERS[0]}]}])
         readers = (getattr(self.processor, f"{kind}_processor", None) for kind in ("image", "video"))
         names = {name for reader in readers for name in getattr(reader, "model_input_names", ())}
-        return {k: v for k, v in made.items() if k in names and isinstance(v, Tensor)}
+        return {k: v for k, v in made.items() if isinstance(v, Tensor) and (k in names or k in pixels_of(made))}
 
     def _guarded(self, messages: Sequence[Message]) -> list[Message]:
         """Markers inside the user's text must stay text: a placeholder stands for such a text while templates work."""

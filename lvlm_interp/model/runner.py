@@ -119,7 +119,7 @@ class Runner:
 
     def _forward(self, pack: list[Run], prefix: Prefix) -> tuple[list[Tensor], DynamicCache | None]:
         """One forward pass over the rows that the sequences of a pack have beyond the prefix: what each one reads."""
-        done, given, device = len(prefix.rows), self.given, self.given.embeds.device
+        done, given, device, direct = len(prefix.rows), self.given, self.given.embeds.device, self.vlm.family.own_masks
         numbers, nodes = tree(pack, done, given.cut_before)
         rows = torch.tensor(numbers, device=device)
         whole = self._whole(pack)
@@ -128,12 +128,12 @@ class Runner:
             cache.update(keys, values, layer)  # type: ignore[union-attr]
         positions = given.positions[:, given.index.to(device)[rows]]
         masks = [self._mask(pack, prefix, nodes, len(rows), kind) for kind in given.sight.kinds]
-        pairs = () if given.sight.causal else zip(given.sight.kinds, masks, strict=True)
+        pairs = () if given.sight.causal and not direct else zip(given.sight.kinds, masks, strict=True)
         with masking({m: mask for kind, mask in pairs if mask is not None for m in kind.modules}):
             out = self.vlm.decoder(
                 inputs_embeds=given.embeds[rows][None],
                 position_ids=positions if len(positions) == 1 else positions[:, None],
-                attention_mask=masks[0] if masks else None,
+                attention_mask=masks[0] if masks and not direct else None,
                 past_key_values=cache,
                 use_cache=cache is not None,
                 **given.extras_of(rows),

@@ -7,7 +7,8 @@ The names are TransformerLens's:
 | `blocks.{i}.hook_resid_pre`, `hook_resid_mid`, `hook_resid_post` | residual stream | `[batch, position, width]` |
 | `blocks.{i}.hook_attn_out`, `hook_mlp_out` | what is added to it | `[batch, position, width]` |
 | `blocks.{i}.attn.hook_q`, `hook_k`, `hook_v`, `hook_z` | per head; q and k before the rotary embedding; v as it is \
-read; z as it is projected, after a gate where there is one | `[batch, position, head, head width]` |
+read; z as it is projected, after a gate where there is one (before a norm, in Kosmos-2) | \
+`[batch, position, head, head width]` |
 | `blocks.{i}.attn.hook_rot_q`, `hook_rot_k` | q and k as they meet | `[batch, position, head, head width]` |
 | `blocks.{i}.attn.hook_attn_scores`, `hook_pattern` | before and after the softmax | `[batch, head, row, key]` |
 | `blocks.{i}.linear_attn.hook_out`, `conv.hook_out`, `mixer.hook_out`, `ple.hook_out` | what is added by what carries \
@@ -45,7 +46,6 @@ from lvlm_interp.model.parts import (
     MIXED_FOR_MLP,
     MIXER,
     MLP,
-    OUTPUT_PROJECTION,
     SCALES,
     VALUE_NORMS,
     attends,
@@ -56,6 +56,7 @@ from lvlm_interp.model.parts import (
     head_width,
     norm_of,
     norms_of_outputs,
+    output_of,
     part,
     projections,
     recurrent_of,
@@ -139,8 +140,8 @@ def _attention_sites(prefix: str, attention: nn.Module) -> Iterator[Site]:
 
 
 def reads_z(site: Site) -> nn.Module | None:
-    """The output projection that the z of a site goes into."""
-    return site.module if site.read == "input" else part(site.module, OUTPUT_PROJECTION)
+    """The output projection that the z of a site goes into, behind a norm where there is one."""
+    return site.module if site.read == "input" else output_of(site.module)
 
 
 def find_sites(decoder: nn.Module, vision: nn.Module | None, projector: nn.Module | None) -> dict[str, Site]:

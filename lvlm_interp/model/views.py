@@ -39,9 +39,10 @@ def find_views(anatomy: Anatomy, model_inputs: Mapping[str, Tensor], shown: Sequ
     """
     ids, video = model_inputs["input_ids"][0].cpu(), anatomy.video_token_id
     own = ids == (-1 if video is None else video)
+    of_images = anatomy.visual_in(model_inputs)[0].cpu() & ~own
     apart = bool(own.any())
     views: list[ImageView] = []
-    for name, mine, of_video in (("image", ids == anatomy.image_token_id, False), ("video", own, True)):
+    for name, mine, of_video in (("image", of_images, False), ("video", own, True)):
         some = [one for one in shown if (one.video and apart) == of_video]
         views += _views_of(anatomy, name, model_inputs, mine.nonzero().flatten(), some)
     return tuple(sorted(views, key=lambda view: int(view.positions[0])))
@@ -61,7 +62,9 @@ def _views_of(
         )
     if not len(shown) or not len(positions):
         if len(shown) or len(positions):
-            raise InputError(f"{len(shown)} {name}s but {len(positions)} {name} tokens in the prompt")
+            marks = anatomy.family.image_mask
+            hint = f": give {marks}=…, which is 1 where they stand" if marks and marks not in model_inputs else ""
+            raise InputError(f"{len(shown)} {name}s but {len(positions)} {name} tokens in the prompt{hint}")
         return ()
     config = anatomy.model.config
     views = pixels.image_views(config, anatomy.processor, shown, model_inputs, positions)

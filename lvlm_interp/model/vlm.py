@@ -31,6 +31,7 @@ from lvlm_interp.model.inputs import (
     VideoLike,
     open_image,
     open_video,
+    pixels_of,
 )
 from lvlm_interp.model.sites import Site, match
 from lvlm_interp.model.views import find_views, shown_in
@@ -142,6 +143,8 @@ class HookedVLM(Anatomy):
         encoded = self.prompter.encode(messages)
         shown = [_shown(part) for m in messages for part in m["content"] if part["type"] in OPEN]
         model_inputs = {k: v.to(self.device) for k, v in encoded.model_inputs.items() if isinstance(v, Tensor)}
+        if self.family.cast:
+            model_inputs |= {k: v.to(self.model.dtype) for k, v in pixels_of(model_inputs).items()}
         ids = model_inputs["input_ids"][0].tolist()
         roles: list[Role] = ["template"] * len(ids)
         texts: dict[str, str] = {}
@@ -189,7 +192,7 @@ class HookedVLM(Anatomy):
                 given[name] = torch.cat([given[name][:, :start], torch.full_like(given[name][:, start:], fill)], 1)
         self._need_video(given)
         views = find_views(self, given, shown_in(self, given))
-        named = tuple(roles or self._plain_roles(ids, start))
+        named = tuple(roles or self._plain_roles(ids, self.visual_in(given)[0].tolist(), start))
         return self._accepted(Inputs(given, named, start, views, self.token_strings(ids), {}, self._fills(given)))
 
     def _accepted(self, x: Inputs) -> Inputs:
@@ -208,11 +211,13 @@ class HookedVLM(Anatomy):
     def _fills(self, model_inputs: Mapping[str, Any]) -> dict[str, int | None]:
         return {k: v for k, v in self.family.fills.items() if k in model_inputs}
 
-    def _plain_roles(self, ids: Sequence[int], start: int) -> list[Role]:
+    def _plain_roles(self, ids: Sequence[int], visual: Sequence[bool], start: int) -> list[Role]:
         text = self.model.config.get_text_config()
         special = {getattr(text, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")}
-        image = self.visual_token_ids
-        roles: list[Role] = ["image" if i in image else "template" if i in special else "question" for i in ids[:start]]
+        roles: list[Role] = [
+            "image" if shown else "template" if i in special else "question"
+            for i, shown in zip(ids[:start], visual[:start], strict=True)
+        ]
         if roles and roles[-1] == "question":
             roles[-1] = "template"
         answer: list[Role] = ["answer"] * (len(ids) - start)
@@ -238,12 +243,12 @@ class HookedVLM(Anatomy):
         Raises:
             InputError: no example, or examples of which only some have an image.
         """
-        return batched(examples, self._stops()[0])
+        return batched(examples, self._stops()[0] if self.uncounted is None else self.uncounted)
 
     def with_pictures(self, x: Inputs, pictures: Sequence[Image | list[Image]]) -> Inputs:
         """The same example with other pictures of the same size in the place of its own; of a video, its frames."""
         processed = self.prompter.pixels(pictures)
-        changed = {k: v.to(self.device) for k, v in processed.items() if k in x.model_inputs}
+        changed = {k: v.to(x.model_inputs[k]) for k, v in processed.items() if k in x.model_inputs}
         return x.with_model_inputs(**changed)
 
     # --- running ----------------------------------------------------------------------------------
@@ -290,10 +295,10 @@ class HookedVLM(Anatomy):
             raise ModelError("the model is in training mode, where dropout changes every number: call model.eval()")
         try:
             return self.model(**model_inputs, use_cache=False).logits
-        except ValueError as error:
-            if "match" not in str(error):
+        except (ValueError, RuntimeError) as error:
+            if ("match" if isinstance(error, ValueError) else "shape mismatch") not in str(error):
                 raise
-            count = sum(int((model_inputs["input_ids"] == i).sum()) for i in self.visual_token_ids)
+            count = int(self.visual_in(model_inputs).sum())
             raise InputError(
                 f"the prompt has {count} image tokens, and the image gives another number of features "
                 f"({error}). Was the prompt cut, or made for another image? Prepare it with its own processor."
