@@ -161,10 +161,10 @@ def need_sum(before, parts, after):
     assert moved.abs().max() < (1e-5 if width == before.shape[-1] else 1e-2)
 
 
-def test_layers_without_attention_cannot_be_taken_apart(qwen):
-    vlm, x = qwen
-    with pytest.raises(SiteError, match="attention of block 0 cannot be taken apart"):
-        li.direct(vlm, x)
+def test_attention_that_cannot_be_seen_cannot_be_taken_apart():
+    vlm = li.wrap(tiny_model("glm5_next"))
+    with pytest.raises(SiteError, match="attention of block 0 cannot be taken apart.*computes attention by itself"):
+        li.direct(vlm, tiny_example(vlm, "glm5_next"))
 
 
 def test_direct_attribution_through_a_gate(monkeypatch):
