@@ -163,7 +163,7 @@ def need_sum(before, parts, after):
 
 def test_attention_that_cannot_be_seen_cannot_be_taken_apart():
     vlm = li.wrap(tiny_model("glm5_next"))
-    with pytest.raises(SiteError, match="attention of block 0 cannot be taken apart.*computes attention by itself"):
+    with pytest.raises(SiteError, match=r"attention of block 0 cannot be taken apart.*computes attention by itself"):
         li.direct(vlm, tiny_example(vlm, "glm5_next"))
 
 
