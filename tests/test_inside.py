@@ -1,5 +1,7 @@
 """Figures of lenses and direct attribution show the numbers that they are given."""
 
+import dataclasses
+
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -95,6 +97,19 @@ def test_probes_by_layer_and_head(probes):
     assert torch.allclose(torch.tensor(selective).flatten(), probes.selectivity)
     with pytest.raises(InputError, match="no metric 'luck'"):
         inside.probe_map(probes, "luck")
+
+
+def test_rows_are_named_after_their_blocks(probes):
+    """Where sites were chosen, their rows are not their blocks; and features without names have neither."""
+    named = dataclasses.replace(
+        probes, sites=tuple(f"blocks.{layer}.attn.hook_z.{head}" for layer in (10, 20, 30) for head in (0, 1))
+    )
+    for result, label, first in ((named, "block", "10"), (probes, "site", "0")):
+        ax = inside.probe_map(result)
+        assert ax.get_ylabel() == label and ax.yaxis.get_major_formatter()(0, None) == first
+    layers = dataclasses.replace(probes, sites=tuple(f"blocks.{n}.hook_resid_post" for n in (3, 5, 6, 7, 9, 11)))
+    ax = inside.probe_layers({"layers": layers})
+    assert ax.get_xlabel() == "block" and list(ax.lines[0].get_xdata()) == [3, 5, 6, 7, 9, 11]
 
 
 def test_probes_by_layer(probes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from lvlm_interp.errors import InputError
@@ -204,7 +206,10 @@ def probe_map(
     dots = ["white" if dark else INK for dark in scale(values)[rows, columns] > DARK]
     ax.scatter(columns, rows, s=5, color=dots, linewidths=0, label=f"q ≤ {found.alpha:g}")
     ax.set_xticks(range(values.shape[1]))
-    ax.set(xlabel="head" if values.shape[1] > 1 else "", ylabel="block")
+    numbers, unit = _rows_of(found, len(values))
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_formatter(lambda row, _: str(numbers[int(row)]) if 0 <= row < len(numbers) else "")
+    ax.set(xlabel="head" if values.shape[1] > 1 else "", ylabel=unit)
     ax.set_title(literal(title or f"{_plain(name)} of held-out probes (• q ≤ {found.alpha:g})"), fontsize=11, color=INK)
     _quiet(ax)
     _bar(ax, image, _plain(name) + (", pixels" if name == "pixel_error" else ""))
@@ -234,7 +239,7 @@ def probe_layers(
     ax = _axes(ax, 6.4, 3.6)
     name = metric or next(iter(found.values())).metrics[0]
     for number, (label, result) in enumerate(found.items()):
-        color, layers = f"C{number}", range(len(result.sites))
+        (layers, unit), color = _rows_of(result, len(result.sites)), f"C{number}"
         if name == "selectivity":
             ax.plot(layers, result.selectivity, color=color, label=label)
             continue
@@ -242,13 +247,20 @@ def probe_layers(
         ax.plot(layers, result.values[row], color=color, label=label)
         ax.fill_between(layers, result.low[row], result.high[row], color=color, alpha=0.2, linewidth=0)
         ax.axhline(float(result.baseline[row]), color=color, linestyle=":", linewidth=0.9)
-    ax.set(xlabel="block", ylabel=_plain(name) + (", pixels" if name == "pixel_error" else ""))
+    ax.set(xlabel=unit, ylabel=_plain(name) + (", pixels" if name == "pixel_error" else ""))
     ax.set_title(
         title or f"{_plain(name).capitalize()} of probes on held-out examples", fontsize=11, color=INK, loc="left"
     )
     ax.legend(frameon=False, fontsize=9)
     _quiet(ax)
     return ax
+
+
+def _rows_of(found: ProbeResult, count: int) -> tuple[list[int], str]:
+    """The numbers of the blocks that rows of sites are in, where their names tell; else the rows' own."""
+    firsts = found.sites[:: len(found.sites) // count]
+    blocks = [int(told[1]) for name in firsts if (told := re.search(r"\bblocks\.(\d+)\.", name))]
+    return (blocks, "block") if len(blocks) == len({*blocks}) == count else (list(range(count)), "site")
 
 
 def _plain(metric: str) -> str:
