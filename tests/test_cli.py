@@ -118,6 +118,8 @@ def test_heatmap(run, picture, tmp_path):
     out = tmp_path / "where.png"
     status, printed, _ = run("heatmap", "--image", picture, *ASK, "--answer", "Purple.", "--out", out)
     assert status == 0 and printed.splitlines()[-1] == str(out) and Image.open(out).format == "PNG"
+    status, _, err = run("heatmap", "--image", picture, *ASK, "--out", tmp_path / "nowhere" / "where.png")
+    assert status == 1 and one_line(err) and "there is no directory" in err
     status, _, err = run("heatmap", "--image", picture, *ASK, "--out", out)
     assert status == 1 and one_line(err)
     status, _, err = run(
