@@ -125,5 +125,15 @@ def test_what_cannot_be_read(llava):
         li.lens(vlm, x, vocabulary="image")
     with pytest.raises(InputError, match="between 1 and"):
         li.lens(vlm, x, k=0)
+    with pytest.raises(InputError, match="read the same"):
+        li.lens(vlm, x, target=[7, 7])
     with pytest.raises(InputError, match="was not a target"):
         li.lens(vlm, x, 1).of("banana")
+
+
+def test_no_more_words_than_a_part_of_the_vocabulary_has():
+    vlm = li.wrap(tiny_model("chameleon"))
+    x, codes = tiny_example(vlm, "chameleon"), int(module.visual_codes(vlm).sum())
+    assert li.lens(vlm, x, vocabulary="image", k=codes).top_logprobs.isfinite().all()
+    with pytest.raises(InputError, match=f"between 1 and the vocabulary's {codes}"):
+        li.lens(vlm, x, vocabulary="image", k=codes + 1)

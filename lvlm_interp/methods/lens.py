@@ -137,8 +137,8 @@ def lens(
         progress: show a progress bar.
 
     Raises:
-        InputError: a lens fitted on another model, a target that tokenises to nothing or is not in the vocabulary, k
-            beyond the vocabulary, a part of the vocabulary that is empty.
+        InputError: a lens fitted on another model, a target that tokenises to nothing or is not in the vocabulary,
+            targets that read the same, k beyond the (part of the) vocabulary, a part of it that is empty.
         SiteError: a layer that the model does not have.
     """
     chosen, at = _layers(vlm, layers), indices(x, range(x.length) if positions is None else positions)
@@ -150,9 +150,12 @@ def lens(
     words = (target,) if isinstance(target, (str, int)) else tuple(target)
     asked = [_pieces(vlm, word, pieces) for word in words]
     names = tuple(vlm.token_strings([w])[0] if isinstance(w, int) else w for w in words)
+    if len({*names}) < len(names):
+        raise InputError(f"some of the targets {list(names)} read the same: ask for them one at a time")
     allowed, size = _allowed(vlm, vocabulary), vlm.readout.vocabulary
-    if not 1 <= k <= size:
-        raise InputError(f"k is between 1 and the vocabulary's {size}, got {k}")
+    most = size if allowed is None else int(allowed.sum())
+    if not 1 <= k <= most:
+        raise InputError(f"k is between 1 and the vocabulary's {most}, got {k}")
     rows = max(1, LOGITS_AT_ONCE // size)
     found: list[list[_Read]] = [[] for _ in chosen]
     with tqdm(total=len(chosen) * len(at), desc="lens", disable=not progress, leave=False) as bar:
