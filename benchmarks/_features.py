@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 import lvlm_interp as li
-from lvlm_interp.methods.features import Features
+from lvlm_interp.probes.features import Features
 from lvlm_interp.reference import questions
 
 SITES = {"layers": "blocks.*.hook_resid_post", "heads": "blocks.*.attn.hook_z"}

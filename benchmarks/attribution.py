@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 import lvlm_interp as li
-from lvlm_interp.methods.words import split_words
+from lvlm_interp.inputs.words import split_words
 from lvlm_interp.reference import make_scene
 from lvlm_interp.reference.scenes import Item
 

@@ -25,7 +25,7 @@ from nnsight import NNsight
 import lvlm_interp as li
 from lvlm_interp.adapters.transformer_lens import as_bridge
 from lvlm_interp.errors import ModelError
-from lvlm_interp.model.batch import Batch
+from lvlm_interp.inputs.batch import Batch
 
 RESIDUALS = ["blocks.*.hook_resid_*"]
 PATTERNS = ["blocks.*.attn.hook_pattern", "blocks.*.attn.hook_z"]

@@ -16,7 +16,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import lvlm_interp as li
-from lvlm_interp.methods.credit import coalitions
+from lvlm_interp.attribution.credit import coalitions
 
 IMAGE_TOKEN, IMAGE_TOKENS, TEXT_TOKENS, ANSWER = 3000, 576, 64, 8
 
@@ -91,9 +91,9 @@ def main() -> None:
     options = parser.parse_args()
     vlm = li.wrap(model())
     x = example(vlm)
-    pair = torch.stack([x.hidden(), x.hidden("image")])
+    pair = torch.stack([x.everything, x.hidden("image")])
     four = coalitions(x, ("question", "image"), ("template",))
-    patches = x.hidden().repeat(IMAGE_TOKENS, 1)
+    patches = x.everything.repeat(IMAGE_TOKENS, 1)
     patches[torch.arange(IMAGE_TOKENS), x.images[0].positions] = False
     sample = patches[:: IMAGE_TOKENS // 8]  # the naive way is timed on 8 patches and counted 72 times
 

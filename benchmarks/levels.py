@@ -16,7 +16,7 @@ from _features import WORDS, examples, features
 from matplotlib.figure import Figure
 
 import lvlm_interp as li
-from lvlm_interp.methods.probe import L2
+from lvlm_interp.probes.probe import L2
 from lvlm_interp.reference.questions import LEVELS
 from lvlm_interp.report import inside
 

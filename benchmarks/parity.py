@@ -66,8 +66,8 @@ def leak(vlm: li.HookedVLM, x: li.Inputs) -> dict[str, float]:
 @torch.no_grad()
 def one_pass(vlm: li.HookedVLM, x: li.Inputs) -> torch.Tensor:
     """CAL's Δ by the engine, in the model's own precision."""
-    scores = li.score(vlm, x, torch.stack([x.hidden(), x.hidden("image")]))
-    logits = vlm.readout.logits(scores.hidden).gather(-1, x.answer_ids.expand(2, -1)[..., None])[..., 0]
+    scores = li.score(vlm, x, torch.stack([x.everything, x.hidden("image")]))
+    logits = vlm.readout.logits(scores.states).gather(-1, x.answer_ids.expand(2, -1)[..., None])[..., 0]
     return logits[0] - logits[1]
 
 

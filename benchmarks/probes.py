@@ -19,9 +19,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 import lvlm_interp as li
-from lvlm_interp.methods.probe import BLOCK
-from lvlm_interp.methods.probe_fit import Problem, Space, solve
-from lvlm_interp.methods.probe_task import task_of
+from lvlm_interp.probes.fit import Problem, Space, solve
+from lvlm_interp.probes.probe import BLOCK
+from lvlm_interp.probes.task import task_of
 from lvlm_interp.reference.questions import LEVELS
 
 

@@ -2,10 +2,10 @@
 
 import torch
 
-from lvlm_interp.methods.contrast import Contrast, cal_weights, token_classes
-from lvlm_interp.methods.credit import CreditSplit
-from lvlm_interp.methods.patches import PatchMap
-from lvlm_interp.methods.words import split_words
+from lvlm_interp.attribution.credit import CreditSplit
+from lvlm_interp.attribution.occlusion import PatchMap
+from lvlm_interp.counterfactuals.contrast import Contrast, cal_weights, token_classes
+from lvlm_interp.inputs.words import split_words
 from lvlm_interp.report.diagnosis import Diagnosis
 from lvlm_interp.results import Provenance
 

@@ -251,8 +251,8 @@ JUST_SHORT_ENOUGH = "def f():\n    '''Doc.\n" + "\n" * 40 + "    '''\n" + "    x
 BROKEN = {
     "upwards": (
         wrong_way_imports,
-        {"model/vlm.py": "import os\nfrom lvlm_interp.methods.credit import credit\n"},
-        ["model/vlm.py:2: model must not import lvlm_interp.methods.credit.credit"],
+        {"model/vlm.py": "import os\nfrom lvlm_interp.attribution.credit import credit\n"},
+        ["model/vlm.py:2: model must not import lvlm_interp.attribution.credit.credit"],
     ),
     "upwards, relative": (
         wrong_way_imports,
@@ -281,8 +281,8 @@ BROKEN = {
     ),
     "sideways": (
         wrong_way_imports,
-        {"adapters/captum.py": "import lvlm_interp.methods.credit\n"},
-        ["adapters/captum.py:1: adapters must not import lvlm_interp.methods.credit"],
+        {"adapters/captum.py": "import lvlm_interp.attribution.credit\n"},
+        ["adapters/captum.py:1: adapters must not import lvlm_interp.attribution.credit"],
     ),
     "a public name": (
         wrong_way_imports,
@@ -323,7 +323,7 @@ BROKEN = {
 }
 
 SOUND = {
-    "downwards": (wrong_way_imports, {"methods/credit.py": "from lvlm_interp.model.score import score\n"}),
+    "downwards": (wrong_way_imports, {"methods/credit.py": "from lvlm_interp.engine.score import score\n"}),
     "beside": (wrong_way_imports, {"methods/credit.py": "from .contrast import contrast\n"}),
     "others": (wrong_way_imports, {"errors.py": "import cli\nfrom report import page\n"}),
     "the reference model, in a function": (

@@ -7,7 +7,7 @@ import torch
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, SiteError
-from lvlm_interp.model.batch import batched
+from lvlm_interp.inputs.batch import batched
 from tests.families import ANSWER, FAMILIES, tiny_example, tiny_model
 
 SIZES = {

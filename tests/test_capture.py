@@ -486,10 +486,10 @@ def test_a_model_in_training_mode_is_refused():
     x = tiny_inputs(vlm)
     for layer in vlm.decoder.layers:
         layer.self_attn.attention_dropout = 0.5
-    scored = li.score(vlm, x, x.hidden()[None]).logit
+    scored = li.score(vlm, x, x.everything[None]).logit
     vlm.model.train()
-    for ask in (lambda: vlm.run(x), lambda: vlm.capture(x, POST), lambda: li.score(vlm, x, x.hidden()[None])):
+    for ask in (lambda: vlm.run(x), lambda: vlm.capture(x, POST), lambda: li.score(vlm, x, x.everything[None])):
         with pytest.raises(ModelError, match=r"training mode.*model\.eval"):
             ask()
     vlm.model.eval()
-    assert torch.equal(li.score(vlm, x, x.hidden()[None]).logit, scored)
+    assert torch.equal(li.score(vlm, x, x.everything[None]).logit, scored)

@@ -7,7 +7,7 @@ import torch
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError
-from lvlm_interp.model.conformance import CHECKS, check
+from lvlm_interp.opening.conformance import CHECKS, check
 from tests.families import tiny_model
 from tests.saved import SAVED, save
 

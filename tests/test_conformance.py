@@ -7,12 +7,15 @@ import torch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import lvlm_interp as li
+from lvlm_interp.engine import decoder, packed, plan
+from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.errors import InputError, ModelError, SiteError
-from lvlm_interp.model import attention, conformance, decoder, families, parts, plan, runner
-from lvlm_interp.model.conformance import CHECKS, check
-from lvlm_interp.model.decoder import decoder_inputs
+from lvlm_interp.families import table as families
+from lvlm_interp.model import attention, parts
 from lvlm_interp.model.sites import Site
 from lvlm_interp.model.vlm import HookedVLM
+from lvlm_interp.opening import conformance
+from lvlm_interp.opening.conformance import CHECKS, check
 from tests.families import ALL, FAILING, UNTRIED, text, tiny_example, tiny_model
 from tools import models_table
 
@@ -259,14 +262,14 @@ def test_keys_that_a_sparse_layer_did_not_choose(name, monkeypatch):
 def test_what_is_computed_once_changes_no_number(name, monkeypatch):
     """Prefixes that are shared or kept, where layers keep other things than keys and values, or in other shapes."""
     monkeypatch.setattr(plan, "LOOKAHEAD", 1)
-    monkeypatch.setattr(runner, "WORTH_SHARING", 1)
+    monkeypatch.setattr(packed, "WORTH_SHARING", 1)
     vlm, x = example(name)
-    visible = x.hidden().repeat(3, 1)
+    visible = x.everything.repeat(3, 1)
     visible[1:, x.images[0].positions[:2]] = ~torch.eye(2, dtype=torch.bool)
     expected = torch.stack([conformance.masked_pass(vlm, x, row) for row in visible])
-    given = decoder_inputs(vlm, x, keep_prompt=True)
+    given = run_to_decoder(vlm, x, keep_prompt=True)
     for handed in (None, given, given):
-        found = li.score(vlm, x, visible, given=handed).logits()
+        found = li.score(vlm, x, visible, decoder_inputs=handed).logits()
         assert (found - expected).abs().max() < conformance._limit(expected)
     assert (expected[0] - expected[1]).abs().max() > 1e-2
 

@@ -7,8 +7,8 @@ import torch
 
 import lvlm_interp as li
 from lvlm_interp import counterfactuals
+from lvlm_interp.counterfactuals.contrast import _hellinger, cal_weights, token_classes
 from lvlm_interp.errors import ImageError, InputError
-from lvlm_interp.methods.contrast import _hellinger, cal_weights, token_classes
 from tests.tiny import tiny_inputs, tiny_llava
 
 

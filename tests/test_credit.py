@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 import lvlm_interp as li
+from lvlm_interp.attribution import credit as module
 from lvlm_interp.errors import InputError, VisibilityError
-from lvlm_interp.methods import credit as module
-from lvlm_interp.methods.words import by_word, split_words
+from lvlm_interp.inputs.words import by_word, split_words
 from tests import saved
 from tests.test_score import naive
 from tests.tiny import tiny_inputs, tiny_llava

@@ -5,8 +5,8 @@ import torch
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, ModelError, SiteError
-from lvlm_interp.methods import direct as module
-from lvlm_interp.model.frozen import frozen
+from lvlm_interp.inside import direct as module
+from lvlm_interp.inside.frozen import frozen
 from tests.families import FAMILIES, tiny_example, tiny_model
 
 # Besides: a gate behind the heads; norms behind attention and MLP; tokens that are never said; keys of another layer;

@@ -81,8 +81,8 @@ def test_names_on_a_page_exist(page):
 
 
 def test_a_name_that_does_not_exist_is_found():
-    text = "`li.load`, `lvlm_interp.reference.train`, `li.lode`, `lvlm_interp.methods.contrast.contrasted`"
-    assert unknown_names(text) == ["li.lode", "lvlm_interp.methods.contrast.contrasted"]
+    text = "`li.load`, `lvlm_interp.reference.train`, `li.lode`, `lvlm_interp.counterfactuals.contrast.contrasted`"
+    assert unknown_names(text) == ["li.lode", "lvlm_interp.counterfactuals.contrast.contrasted"]
 
 
 @pytest.mark.parametrize("line", sorted({line for p in PAGES for line in COMMAND.findall(p.read_text("utf-8"))}))

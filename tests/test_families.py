@@ -12,9 +12,9 @@ from transformers.models.idefics.image_processing_pil_idefics import IdeficsImag
 from transformers.models.kosmos2_5.image_processing_pil_kosmos2_5 import Kosmos2_5ImageProcessorPil
 
 import lvlm_interp as li
+from lvlm_interp.attribution.credit import coalitions
+from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.errors import ImageError, InputError, ModelError, SiteError, VisibilityError
-from lvlm_interp.methods.credit import coalitions
-from lvlm_interp.model.decoder import decoder_inputs
 from tests.families import FAMILIES, IMAGE, OTHERS, tiny_example, tiny_model
 from tests.saved import TILE, tokenizer
 
@@ -50,7 +50,7 @@ def some_coalitions(name, x):
     random |= x.where("answer", "template")
     if name == "mllama":  # its one image token stands for all of the image
         random[:, x.where("image")] = torch.tensor([True, False, True, False])[:, None]
-    return torch.stack([x.hidden(), x.hidden("image"), x.hidden("question"), x.hidden("image", "question"), *random])
+    return torch.stack([x.everything, x.hidden("image"), x.hidden("question"), x.hidden("image", "question"), *random])
 
 
 def test_scores_are_those_of_transformers(family):
@@ -87,7 +87,7 @@ def hidden_from_text(vlm, x, visible):
 def some_patches_hidden(x):
     """One image token hidden, all but one, one together with the question, and any of the rest."""
     image = x.where("image").nonzero().flatten()
-    visible = x.hidden().repeat(3, 1)
+    visible = x.everything.repeat(3, 1)
     visible[0, image[0]] = visible[1, image[:-1]] = visible[2, image[len(image) // 2]] = False
     visible[2] &= x.hidden("question")
     return torch.cat([visible, some_coalitions("", x)])
@@ -106,7 +106,7 @@ def test_hiding_from_text_is_a_matter_of_the_familys_own_masks(family):
 
 def test_contrast_and_credit_are_those_of_transformers(family):
     name, vlm, x = family
-    seen, unseen = (in_transformers(name, vlm, x, row) for row in (x.hidden(), x.hidden("image")))
+    seen, unseen = (in_transformers(name, vlm, x, row) for row in (x.everything, x.hidden("image")))
     labels = x.answer_ids[:, None]
     delta = (seen.gather(-1, labels) - unseen.gather(-1, labels))[:, 0]
     assert torch.allclose(li.contrast(vlm, x).delta, delta, atol=2e-5) and delta.abs().max() > 0.1
@@ -136,22 +136,22 @@ def test_attribution_is_that_of_transformers(family):
         return chosen - logits.scatter(-1, x.answer_ids[:, None], -torch.inf).logsumexp(-1)
 
     token = int(view.cells[0, 0])
-    without = x.hidden()
+    without = x.everything
     without[view.positions[token]] = False
-    assert torch.allclose(found.values[:, 0, 0].double(), odds(x.hidden()) - odds(without), atol=5e-5)
+    assert torch.allclose(found.values[:, 0, 0].double(), odds(x.everything) - odds(without), atol=5e-5)
 
 
 def test_longer_answers_and_several_at_once(family):
     """What is appended gets the positions, masks and type ids that an answer has."""
-    from lvlm_interp.model.score import score_answers
+    from lvlm_interp.engine.score import score_answers
 
     name, vlm, x = family
     answers = [torch.tensor(ids) for ids in ([5], [7, 8, 10], list(range(10, 22)))]
-    visible = torch.stack([x.hidden(), x.hidden("image")])
-    scored = score_answers(vlm, x, visible, answers, given=decoder_inputs(vlm, x, keep_prompt=True))
+    visible = torch.stack([x.everything, x.hidden("image")])
+    scored = score_answers(vlm, x, visible, answers, decoder_inputs=run_to_decoder(vlm, x, keep_prompt=True))
     for ids, scores in zip(answers, scored, strict=True):
         y = x.with_answer(ids.tolist(), [""] * len(ids), "")
-        for n, row in enumerate((y.hidden(), y.hidden("image"))):
+        for n, row in enumerate((y.everything, y.hidden("image"))):
             assert (scores.logits(n) - in_transformers(name, vlm, y, row)).abs().max() < 2e-5
 
 
@@ -266,7 +266,7 @@ def test_cross_attention_hides_all_images_or_none():
         k: v for k, v in x.model_inputs.items() if k not in ("input_ids", "attention_mask", "cross_attention_mask")
     }
     two = vlm.inputs(ids, x.answer_start + 1, cross_attention_mask=torch.cat([mask[:, :1], mask], 1), **given)
-    partly = two.hidden()
+    partly = two.everything
     partly[0] = False
     with pytest.raises(VisibilityError, match="only all together"):
         li.score(vlm, two, partly[None])
@@ -289,11 +289,11 @@ def test_an_image_behind_gates():
     shut = {**x.model_inputs, "image_attention_mask": torch.zeros_like(x.model_inputs["image_attention_mask"])}
     shut |= {"attention_mask": x.hidden("image")[None].long(), "position_ids": torch.arange(x.length)[None]}
     expected = vlm.model(**shut).logits[0, x.answer_positions - 1]
-    seen, hidden = li.score(vlm, x, torch.stack([x.hidden(), x.hidden("image")])).logits()
+    seen, hidden = li.score(vlm, x, torch.stack([x.everything, x.hidden("image")])).logits()
     assert (hidden - expected).abs().max() < 2e-5 and (seen - expected).abs().max() > 0.1
     longer = vlm.prepare("What is it?", Image.new("RGB", (40, 30), "red"), answer="A cat is in it")
-    given = decoder_inputs(vlm, longer)  # of the same prompt, with another answer
-    assert torch.allclose(li.score(vlm, x, x.hidden()[None], given=given).logits()[0], seen, atol=2e-5)
+    given = run_to_decoder(vlm, longer)  # of the same prompt, with another answer
+    assert torch.allclose(li.score(vlm, x, x.everything[None], decoder_inputs=given).logits()[0], seen, atol=2e-5)
 
 
 KOSMOS_TYPES = ("kosmos-2", "kosmos-2.5")
@@ -329,7 +329,7 @@ def test_an_image_that_a_mask_marks(name):
     assert said.where("image").sum() == 4 and said.where("answer").sum() == 4
     own = torch.arange(x.length + 4)[None] + 1
     for y in (x, said):
-        visible = torch.stack([y.hidden(), y.hidden("image"), y.hidden("question")])
+        visible = torch.stack([y.everything, y.hidden("image"), y.hidden("question")])
         given = [{"attention_mask": row[None].long(), "position_ids": own[:, : y.length]} for row in visible]
         expected = [vlm.model(**{**y.model_inputs, **g}).logits[0, y.answer_positions - 1] for g in given]
         assert (li.score(vlm, y, visible).logits() - torch.stack(expected)).abs().max() < 2e-5

@@ -6,7 +6,7 @@ import zarr
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError
-from lvlm_interp.methods.feature_store import OnDisk
+from lvlm_interp.probes.store import OnDisk
 from tests.tiny import tiny_inputs, tiny_llava
 
 SITES = {"heads": "blocks.*.attn.hook_z", "stream": "blocks.*.hook_resid_post"}

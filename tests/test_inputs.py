@@ -10,7 +10,8 @@ from PIL import Image
 
 import lvlm_interp as li
 from lvlm_interp.errors import ImageError, InputError, ModelError, VisibilityError
-from lvlm_interp.model.inputs import Inputs, open_image
+from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.inputs.media import open_image
 from lvlm_interp.reference import make_scene
 from tests.tiny import IMAGE_TOKEN, tiny_inputs, tiny_llava
 

@@ -5,7 +5,7 @@ import torch
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, SiteError
-from lvlm_interp.methods import lens as module
+from lvlm_interp.inside import lens as module
 from tests.families import FAMILIES, tiny_example, tiny_model
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import lvlm_interp as li
 from lvlm_interp.counterfactuals import swap
 from lvlm_interp.errors import ModelError
-from lvlm_interp.model.conformance import check
+from lvlm_interp.opening.conformance import check
 from tests.families import tiny_model
 from tests.saved import SAVED, WITH_VIDEO, save, tokenizer
 

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 import lvlm_interp as li
+from lvlm_interp.attribution.occlusion import hidden_together
 from lvlm_interp.errors import ImageError, InputError
-from lvlm_interp.methods.patches import hidden_together
-from lvlm_interp.methods.words import Word, split_words
-from lvlm_interp.model.inputs import ImageView
+from lvlm_interp.inputs.view import ImageView
+from lvlm_interp.inputs.words import Word, split_words
 from tests.test_score import naive
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -27,16 +27,16 @@ def test_values_are_what_hiding_one_patch_costs(vlm, hide_from, image):
     x = tiny_inputs(vlm, images=2)
     found = li.attribute(vlm, x, hide_from=hide_from, image=image)
     for n, position in enumerate(x.images[image].positions):
-        without = x.hidden()
+        without = x.everything
         without[position] = False
-        both = naive(vlm, x, torch.stack([x.hidden(), without]), hide_from).double().softmax(-1)
+        both = naive(vlm, x, torch.stack([x.everything, without]), hide_from).double().softmax(-1)
         p = both.gather(-1, x.answer_ids.expand(2, -1)[..., None])[..., 0]
         odds = (p / (1 - p)).log()
         assert torch.allclose(found.values[:, n // 2, n % 2].double(), odds[0] - odds[1], atol=1e-4)
     assert found.values.abs().max() > 1e-3
-    whole = x.hidden()
+    whole = x.everything
     whole[x.images[image].positions] = False  # this image, and not the other
-    both = naive(vlm, x, torch.stack([x.hidden(), whole]), hide_from).double().softmax(-1)
+    both = naive(vlm, x, torch.stack([x.everything, whole]), hide_from).double().softmax(-1)
     p = both.gather(-1, x.answer_ids.expand(2, -1)[..., None])[..., 0]
     odds = (p / (1 - p)).log()
     assert torch.allclose(found.image_total.double(), odds[0] - odds[1], atol=1e-4)
@@ -96,7 +96,7 @@ def test_a_thumbnail_is_hidden_with_the_cell_that_it_shows(vlm):
     assert hidden_together(view, view.cells) == [[0, 2], [1]]
     found = li.attribute(vlm, dataclasses.replace(x, images=(view,)))
     assert found.boxes.tolist() == [[list(boxes[0]), list(boxes[1])]] and found.size == (20, 10)
-    visible = x.hidden().repeat(3, 1)
+    visible = x.everything.repeat(3, 1)
     visible[1, positions[[0, 2]]] = False
     visible[2, positions[0]] = False
     p = naive(vlm, x, visible, "text").double().softmax(-1).gather(-1, x.answer_ids.expand(3, -1)[..., None])[..., 0]

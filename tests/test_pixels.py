@@ -10,10 +10,10 @@ import torch
 import transformers
 from PIL import Image, ImageChops
 
-from lvlm_interp.model.blocks import TokenMap
-from lvlm_interp.model.inputs import Box, Shown
-from lvlm_interp.model.layouts import FAMILIES
-from lvlm_interp.model.pixels import image_views, token_maps, video_maps
+from lvlm_interp.families.grids import TokenMap
+from lvlm_interp.families.layouts import FAMILIES
+from lvlm_interp.families.maps import image_views, token_maps, video_maps
+from lvlm_interp.inputs.view import Box, Shown
 from tests.processors import (
     CASES,
     PATCH,

@@ -17,11 +17,11 @@ from sklearn.preprocessing import StandardScaler
 
 from lvlm_interp import wrap
 from lvlm_interp.errors import InputError, LvlmInterpError, OutputError, SiteError
-from lvlm_interp.methods import probe, probe_validate, statistics
-from lvlm_interp.methods.estimators import PointProbe, Probe
-from lvlm_interp.methods.features import collect_features, stack_features
-from lvlm_interp.methods.probe import ProbeResult, fit_probes
-from lvlm_interp.methods.probe_fit import BINARY, GAUSSIAN, MULTINOMIAL, Problem, Space, held_out_r2, solve
+from lvlm_interp.probes import probe, statistics, validate
+from lvlm_interp.probes.estimators import PointProbe, Probe
+from lvlm_interp.probes.features import collect_features, stack_features
+from lvlm_interp.probes.fit import BINARY, GAUSSIAN, MULTINOMIAL, Problem, Space, held_out_r2, solve
+from lvlm_interp.probes.probe import ProbeResult, fit_probes
 from tests.families import tiny_example, tiny_model
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -165,7 +165,7 @@ def p_values(x, y, fold, groups, orders=None, count=99, seed=0):
     orders = (
         statistics.exchanges(fold, groups, count, torch.Generator().manual_seed(seed)) if orders is None else orders
     )
-    return statistics.permutation_p(held_out_r2(x, y, orders, fold, probe_validate.SHRINKAGE))
+    return statistics.permutation_p(held_out_r2(x, y, orders, fold, validate.SHRINKAGE))
 
 
 def p_of_held_out_labels_only(x, y, fold, count=99):
@@ -241,25 +241,25 @@ def test_what_a_fold_holds_out_teaches_nothing():
 
 
 def test_leaking_standardisation_is_caught(monkeypatch):
-    cross_validated, of = probe_validate.cross_validated, Space.of
+    cross_validated, of = validate.cross_validated, Space.of
 
     def leaky(x, plan):
-        monkeypatch.setattr(probe_validate.Space, "of", lambda part, standardize: of(x, standardize))
+        monkeypatch.setattr(validate.Space, "of", lambda part, standardize: of(x, standardize))
         return cross_validated(x, plan)
 
-    monkeypatch.setattr(probe_validate, "cross_validated", leaky)
+    monkeypatch.setattr(validate, "cross_validated", leaky)
     assert leaks()
 
 
 def test_leaking_choice_of_l2_is_caught(monkeypatch):
-    cross_validated, validated = probe_validate.cross_validated, probe_validate.validated
+    cross_validated, validated = validate.cross_validated, validate.validated
 
     def leaky(x, plan):
         targets = plan.targets[:, :1]
-        monkeypatch.setattr(probe_validate, "validated", lambda *_: validated(x, targets, plan.fold, plan))
+        monkeypatch.setattr(validate, "validated", lambda *_: validated(x, targets, plan.fold, plan))
         return cross_validated(x, plan)
 
-    monkeypatch.setattr(probe_validate, "cross_validated", leaky)
+    monkeypatch.setattr(validate, "cross_validated", leaky)
     assert leaks()
 
 
@@ -476,7 +476,7 @@ def test_estimators_keep_the_conventions(name):
     """scikit-learn's own checks, in a process without our type checks: they hand in wrong types on purpose."""
     code = (
         "from sklearn.utils.estimator_checks import check_estimator\n"
-        f"from lvlm_interp.methods.probe import {name}\n"
+        f"from lvlm_interp.probes.probe import {name}\n"
         f"print(len(check_estimator({name}())))"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)

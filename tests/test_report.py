@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 import lvlm_interp as li
+from lvlm_interp.attribution.credit import shares
 from lvlm_interp.errors import ImageError, InputError, OutputError
-from lvlm_interp.methods.credit import shares
-from lvlm_interp.model.inputs import Answer
+from lvlm_interp.inputs.example import Answer
 from lvlm_interp.report import diagnosis as diagnosing
 from lvlm_interp.report import explorer, export, figures, pictures, sentences
 from lvlm_interp.report.palette import SUPPORTS

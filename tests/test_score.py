@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import lvlm_interp as li
+from lvlm_interp.engine import packed, plan
+from lvlm_interp.engine.decoder import run_to_decoder
+from lvlm_interp.engine.score import score_answers
 from lvlm_interp.errors import InputError, VisibilityError
-from lvlm_interp.model import plan, runner
-from lvlm_interp.model.decoder import decoder_inputs
-from lvlm_interp.model.score import score_answers
 from tests.tiny import PATCHES, tiny_inputs, tiny_llava
 
 
@@ -40,7 +40,7 @@ def random_coalitions(x, count, seed=0):
 
 
 def one_patch_each(x):
-    visible = x.hidden().repeat(len(x.images[0].positions), 1)
+    visible = x.everything.repeat(len(x.images[0].positions), 1)
     visible[torch.arange(len(visible)), x.images[0].positions] = False
     return visible
 
@@ -48,7 +48,7 @@ def one_patch_each(x):
 @pytest.mark.parametrize("hide_from", ["all", "text"])
 def test_equals_one_masked_forward_per_coalition(vlm, hide_from):
     x = tiny_inputs(vlm)
-    visible = torch.cat([random_coalitions(x, 24), one_patch_each(x), x.hidden()[None], x.hidden("image")[None]])
+    visible = torch.cat([random_coalitions(x, 24), one_patch_each(x), x.everything[None], x.hidden("image")[None]])
     scores, expected = li.score(vlm, x, visible, hide_from), naive(vlm, x, visible, hide_from)
     assert torch.allclose(scores.logits(), expected, atol=1e-5)
     label = expected.log_softmax(-1).gather(-1, x.answer_ids.expand(len(visible), -1)[..., None])[..., 0]
@@ -64,8 +64,8 @@ def test_sharing_and_packing_change_no_number(vlm, hide_from, monkeypatch):
     expected = naive(vlm, x, visible, hide_from)
     for lookahead, worth, rows in ((1, 1, 512), (2, 3, 20), (4, 1, 1), (32, 10**9, 512)):
         monkeypatch.setattr(plan, "LOOKAHEAD", lookahead)
-        monkeypatch.setattr(runner, "WORTH_SHARING", worth)
-        monkeypatch.setattr(runner, "ROWS_AT_ONCE", rows)
+        monkeypatch.setattr(packed, "WORTH_SHARING", worth)
+        monkeypatch.setattr(packed, "ROWS_AT_ONCE", rows)
         assert torch.allclose(li.score(vlm, x, visible, hide_from).logits(), expected, atol=1e-5)
 
 
@@ -82,7 +82,7 @@ def test_no_pass_holds_more_rows_than_it_may(vlm, hide_from, monkeypatch):
     monkeypatch.setattr(vlm.decoder, "forward", counted)
     li.score(vlm, x, visible, hide_from)
     at_once = max(sizes)
-    monkeypatch.setattr(runner, "ROWS_AT_ONCE", x.length)
+    monkeypatch.setattr(packed, "ROWS_AT_ONCE", x.length)
     li.score(vlm, x, visible, hide_from)
     assert max(sizes[len(sizes) // 2 :]) <= x.length < at_once
 
@@ -102,8 +102,8 @@ def test_hidden_rows_are_not_computed_and_prefixes_are_shared(vlm, monkeypatch):
     twice = torch.stack([x.hidden("image")] * 2)
     assert li.score(vlm, x, twice).rows == x.length - PATCHES - 1  # equal coalitions are one
     monkeypatch.setattr(plan, "LOOKAHEAD", 1)
-    monkeypatch.setattr(runner, "WORTH_SHARING", 1)
-    question = torch.stack([x.hidden(), x.hidden("question")])
+    monkeypatch.setattr(packed, "WORTH_SHARING", 1)
+    question = torch.stack([x.everything, x.hidden("question")])
     behind = x.length - 1 - x.roles.index("question")  # rows that differ, and those that only stand behind them
     assert li.score(vlm, x, question).rows == x.length - 1 + behind - 3
 
@@ -113,7 +113,7 @@ def test_another_image_behind_the_mask_changes_nothing(vlm):
     other = x.with_model_inputs(pixel_values=torch.randn_like(x.model_inputs["pixel_values"]))
     hidden = x.hidden("image")[None]
     assert torch.equal(li.score(vlm, x, hidden).logit, li.score(vlm, other, hidden).logit)
-    assert not torch.equal(li.score(vlm, x, x.hidden()[None]).logit, li.score(vlm, other, x.hidden()[None]).logit)
+    assert not torch.equal(li.score(vlm, x, x.everything[None]).logit, li.score(vlm, other, x.everything[None]).logit)
 
 
 def test_visible_text_keeps_its_positions(vlm):
@@ -122,7 +122,7 @@ def test_visible_text_keeps_its_positions(vlm):
     keep = ~x.where("image")
     closed = vlm.inputs(x.input_ids[:, keep], x.answer_start - PATCHES)
     gap = li.score(vlm, x, x.hidden("image")[None]).logit
-    assert (gap - li.score(vlm, closed, closed.hidden()[None]).logit).abs().max() > 1e-3
+    assert (gap - li.score(vlm, closed, closed.everything[None]).logit).abs().max() > 1e-3
 
 
 def test_several_answers_are_scored_as_each_alone(vlm):
@@ -138,12 +138,15 @@ def test_several_answers_are_scored_as_each_alone(vlm):
 def test_later_calls_go_on_from_what_was_computed(vlm, monkeypatch):
     """The same decoder inputs handed in again: fewer rows, the same numbers, also for a longer prompt."""
     monkeypatch.setattr(plan, "LOOKAHEAD", 1)
-    monkeypatch.setattr(runner, "WORTH_SHARING", 1)
+    monkeypatch.setattr(packed, "WORTH_SHARING", 1)
     x = tiny_inputs(vlm)
-    given, visible = decoder_inputs(vlm, x, keep_prompt=True), torch.cat([x.hidden()[None], random_coalitions(x, 4)])
+    given, visible = (
+        run_to_decoder(vlm, x, keep_prompt=True),
+        torch.cat([x.everything[None], random_coalitions(x, 4)]),
+    )
     answers = [torch.tensor(ids) for ids in ([5, 6], [7, 8], [9, 10])]
-    first = score_answers(vlm, x, visible, answers, given=given)
-    again = score_answers(vlm, x, visible, answers, given=given)
+    first = score_answers(vlm, x, visible, answers, decoder_inputs=given)
+    again = score_answers(vlm, x, visible, answers, decoder_inputs=given)
     assert again[0].rows < first[0].rows and given.kept
     longer = dataclasses.replace(
         x,
@@ -151,7 +154,7 @@ def test_later_calls_go_on_from_what_was_computed(vlm, monkeypatch):
         roles=x.roles[:-1],
         answer_start=x.length - 1,
     )
-    behind = score_answers(vlm, longer, visible[:, :-1], answers, given=given)
+    behind = score_answers(vlm, longer, visible[:, :-1], answers, decoder_inputs=given)
     for ids, *found in zip(answers, first, again, behind, strict=True):
         short = tiny_inputs(vlm, tuple(ids.tolist()))
         long = tiny_inputs(vlm, (7, 8, *ids.tolist()))
@@ -164,58 +167,61 @@ def test_later_calls_go_on_from_what_was_computed(vlm, monkeypatch):
 @pytest.mark.parametrize("hide_from", ["all", "text"])
 def test_a_prompt_kept_by_one_call_serves_the_others(vlm, hide_from, monkeypatch):
     """Also those that hide parts of it, and those in which image rows see what is hidden from text."""
-    monkeypatch.setattr(runner, "WORTH_SHARING", 1)
+    monkeypatch.setattr(packed, "WORTH_SHARING", 1)
     x = tiny_inputs(vlm)
     visible = torch.cat([one_patch_each(x), random_coalitions(x, 6)])
-    given = decoder_inputs(vlm, x, keep_prompt=True)
-    li.score(vlm, x, x.hidden()[None], given=given)
+    given = run_to_decoder(vlm, x, keep_prompt=True)
+    li.score(vlm, x, x.everything[None], decoder_inputs=given)
     assert [len(prompt.rows) for prompt in given.kept] == [x.answer_start]
-    found = li.score(vlm, x, visible, hide_from, given=given)
+    found = li.score(vlm, x, visible, hide_from, decoder_inputs=given)
     assert torch.allclose(found.logits(), naive(vlm, x, visible, hide_from), atol=1e-5)
-    assert li.score(vlm, x, x.hidden()[None], given=given).rows == len(x.answer_ids)
+    assert li.score(vlm, x, x.everything[None], decoder_inputs=given).rows == len(x.answer_ids)
 
 
 def test_methods_share_what_is_computed(vlm):
     x = tiny_inputs(vlm)
-    given = decoder_inputs(vlm, x, keep_prompt=True)
+    given = run_to_decoder(vlm, x, keep_prompt=True)
     for method, number in ((li.contrast, "delta"), (li.credit, "full"), (li.attribute, "values")):
-        alone, shared = getattr(method(vlm, x), number), getattr(method(vlm, x, given=given), number)
+        alone, shared = getattr(method(vlm, x), number), getattr(method(vlm, x, decoder_inputs=given), number)
         assert torch.allclose(alone, shared, atol=2e-5), method
 
 
 def test_what_was_taken_down_for_another_example_is_refused(vlm):
     """Without the check its numbers would be returned as those of this one."""
     x = tiny_inputs(vlm)
-    given = decoder_inputs(vlm, x)
+    given = run_to_decoder(vlm, x)
     other = x.with_model_inputs(pixel_values=torch.randn_like(x.model_inputs["pixel_values"]))
     ids = x.input_ids.clone()
     ids[0, 0] += 1
     for y in (other, x.with_model_inputs(input_ids=ids)):
         with pytest.raises(InputError, match="another example"):
-            li.contrast(vlm, y, given=given)
-    li.contrast(vlm, tiny_inputs(vlm, (9, 9)), given=given)  # another answer is fine
+            li.contrast(vlm, y, decoder_inputs=given)
+    li.contrast(vlm, tiny_inputs(vlm, (9, 9)), decoder_inputs=given)  # another answer is fine
 
 
 def test_a_prompt_that_goes_on_beyond_what_was_taken_down_is_another(vlm):
     """What stands there was filled in; a later turn of the same chat begins alike."""
     first = tiny_inputs(vlm, answer=())
-    given, x = decoder_inputs(vlm, first), tiny_inputs(vlm, (7, 8, 9, 10))
+    given, x = run_to_decoder(vlm, first), tiny_inputs(vlm, (7, 8, 9, 10))
     roles = (*first.roles, "context", "template", "answer", "answer")
     later = dataclasses.replace(x, answer_start=first.length + 2, roles=roles)
     with pytest.raises(InputError, match="another example"):
-        li.score(vlm, later, later.hidden()[None], given=given)
+        li.score(vlm, later, later.everything[None], decoder_inputs=given)
 
 
 def test_what_was_taken_down_with_another_mask_or_model_is_refused(vlm):
     x = tiny_inputs(vlm)
-    given, mask = decoder_inputs(vlm, x), torch.ones_like(x.input_ids)
+    given, mask = run_to_decoder(vlm, x), torch.ones_like(x.input_ids)
     mask[0, 1] = 0
     with pytest.raises(InputError, match="another example"):
-        li.score(vlm, x.with_model_inputs(attention_mask=mask), x.hidden()[None], given=given)
+        li.score(vlm, x.with_model_inputs(attention_mask=mask), x.everything[None], decoder_inputs=given)
     with pytest.raises(InputError, match="another model"):
-        li.score(li.wrap(tiny_llava(seed=5)), x, x.hidden()[None], given=given)
+        li.score(li.wrap(tiny_llava(seed=5)), x, x.everything[None], decoder_inputs=given)
     same = li.wrap(vlm.model)  # the same model, opened again
-    assert torch.equal(li.score(same, x, x.hidden()[None], given=given).logit, li.score(vlm, x, x.hidden()[None]).logit)
+    assert torch.equal(
+        li.score(same, x, x.everything[None], decoder_inputs=given).logit,
+        li.score(vlm, x, x.everything[None]).logit,
+    )
 
 
 def test_padding_is_never_seen(vlm):
@@ -223,9 +229,9 @@ def test_padding_is_never_seen(vlm):
     mask = torch.ones_like(x.input_ids)
     mask[0, 1] = 0
     padded = dataclasses.replace(x, model_inputs={**x.model_inputs, "attention_mask": mask})
-    without = x.hidden()
+    without = x.everything
     without[1] = False
-    assert torch.allclose(li.score(vlm, padded, x.hidden()[None]).logit, li.score(vlm, x, without[None]).logit)
+    assert torch.allclose(li.score(vlm, padded, x.everything[None]).logit, li.score(vlm, x, without[None]).logit)
 
 
 def test_position_ids_that_are_given_go_on_in_the_answer(vlm):
@@ -236,14 +242,14 @@ def test_position_ids_that_are_given_go_on_in_the_answer(vlm):
     longer = vlm.inputs(answer_start=x.answer_start + 2, roles=["template"] * 2 + list(x.roles), **given)
     expected = vlm.run(x)[0, x.answer_positions - 1]
     assert torch.allclose(vlm.run(longer)[0, longer.answer_positions - 1], expected, atol=1e-5)
-    assert torch.allclose(li.score(vlm, longer, longer.hidden()[None]).logits(0), expected, atol=1e-5)
+    assert torch.allclose(li.score(vlm, longer, longer.everything[None]).logits(0), expected, atol=1e-5)
 
 
 def test_memory_that_runs_out_makes_packs_smaller(vlm, monkeypatch):
     x, calls = tiny_inputs(vlm), []
     visible = random_coalitions(x, 12)
     expected = li.score(vlm, x, visible).logit
-    forward = runner.Runner._forward
+    forward = packed.Runner._forward
 
     def short_of_memory(self, pack, prefix):
         calls.append(len(pack))
@@ -251,7 +257,7 @@ def test_memory_that_runs_out_makes_packs_smaller(vlm, monkeypatch):
             raise torch.OutOfMemoryError("out of memory")
         return forward(self, pack, prefix)
 
-    monkeypatch.setattr(runner.Runner, "_forward", short_of_memory)
+    monkeypatch.setattr(packed.Runner, "_forward", short_of_memory)
     assert torch.allclose(li.score(vlm, x, visible).logit, expected, atol=1e-5)
     assert max(calls) > 2 >= calls[-1]
 
@@ -269,13 +275,13 @@ def test_memory_that_runs_out_makes_packs_smaller(vlm, monkeypatch):
 def test_matrices_that_do_not_fit_are_refused(vlm, change, message):
     x = tiny_inputs(vlm)
     with pytest.raises(VisibilityError, match=message):
-        li.score(vlm, x, change(x.hidden()[None], x))
+        li.score(vlm, x, change(x.everything[None], x))
 
 
 def test_there_must_be_an_answer(vlm):
     x = tiny_inputs(vlm, answer=())
     with pytest.raises(InputError, match="no answer"):
-        li.score(vlm, x, x.hidden()[None])
+        li.score(vlm, x, x.everything[None])
 
 
 def test_float64_agrees_to_float64(vlm):
@@ -283,6 +289,6 @@ def test_float64_agrees_to_float64(vlm):
     double = li.wrap(tiny_llava(dtype=torch.float64))
     x = tiny_inputs(double)
     visible = random_coalitions(x, 8)
-    hidden = li.score(double, x, visible).hidden
+    states = li.score(double, x, visible).states
     exact = naive(double, x, visible)
-    assert torch.allclose(double.readout.logits(hidden), exact, atol=1e-10)
+    assert torch.allclose(double.readout.logits(states), exact, atol=1e-10)

@@ -14,9 +14,9 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.gemma3n import modeling_gemma3n
 
 import lvlm_interp as li
+from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.errors import SiteError
 from lvlm_interp.model import parts
-from lvlm_interp.model.decoder import decoder_inputs
 from tests.families import ALL, WITH_TIMM, tiny_example, tiny_model
 from tools import models_table
 
@@ -94,7 +94,7 @@ def test_edits_and_gradients_of_streams(vlm, x):
 def test_scores_are_those_of_transformers(vlm, x):
     """Layers that take keys and values of others, sliding windows, and embeddings layer by layer, rows dropped."""
     visible = torch.rand(4, x.length, generator=torch.Generator().manual_seed(0)) < 0.6
-    visible = torch.cat([torch.stack([x.hidden(), x.hidden("image")]), visible | x.where("answer", "template")])
+    visible = torch.cat([torch.stack([x.everything, x.hidden("image")]), visible | x.where("answer", "template")])
     given = {**x.model_inputs, "position_ids": torch.arange(x.length)[None]}
     expected = torch.stack(
         [
@@ -113,7 +113,7 @@ def test_logits_are_no_sum_of_what_was_written_to_several_streams(vlm, x):
 
 def test_a_projector_that_embeds_tokens_too(vlm, x):
     """It is called once with the ids of the prompt, and again with what the tower made of the picture."""
-    image, given = x.where("image"), decoder_inputs(vlm, x).embeds[: x.length]
+    image, given = x.where("image"), run_to_decoder(vlm, x).embeds[: x.length]
     assert torch.equal(vlm.capture(x, "projector.hook_out")["projector.hook_out"][0], given[image])
     blank = vlm.capture(x, "blocks.0.hook_resid_pre", edits={"projector.hook_out": torch.zeros_like})
     embeds = blank["blocks.0.hook_resid_pre"][0, :, :WIDTH]

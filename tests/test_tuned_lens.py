@@ -7,7 +7,7 @@ import torch
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError
-from lvlm_interp.methods import tuned_lens as module
+from lvlm_interp.inside import tuned_lens as module
 from tests.families import tiny_example, tiny_model
 
 HOW = li.Fitting(steps=60, positions=24, rate=2e-2, from_each=4)

@@ -11,8 +11,8 @@ from PIL import Image
 import lvlm_interp as li
 from lvlm_interp.counterfactuals import black_box, swap
 from lvlm_interp.errors import ImageError, InputError
-from lvlm_interp.model.conformance import check
-from lvlm_interp.model.inputs import open_video
+from lvlm_interp.inputs.media import open_video
+from lvlm_interp.opening.conformance import check
 from tests.families import ANSWER, BEGIN, END, IMAGE, QUESTION, tiny_example, tiny_model
 from tests.saved import VIDEO, processor, save
 from tests.videos import CLIPS, GRID, PICTURES, READERS, clip_example, without_torchvision
@@ -74,9 +74,9 @@ def test_scores_are_those_of_transformers(family, picture):
     if picture and name not in PICTURES:
         pytest.skip("frames are pictures here")
     x = clip_example(vlm, name, picture=picture)
-    frame = x.hidden()
+    frame = x.everything
     frame[x.images[-1].positions[: len(x.images[-1].positions) // 2]] = False
-    visible = torch.stack([x.hidden(), x.hidden("image"), x.hidden("question"), frame])
+    visible = torch.stack([x.everything, x.hidden("image"), x.hidden("question"), frame])
     found = li.score(vlm, x, visible).logits()
     expected = torch.stack([oracle(vlm, x, row) for row in visible])
     assert (found - expected).abs().max() < 2e-5
@@ -112,11 +112,11 @@ def test_other_frames_behind_the_mask_change_nothing(family):
     rows[-(len(rows) // times) :] += 1.0
     y = x.with_model_inputs(**{pixels: changed})
     of_last = [frame == view.starts[-1] for frame in view.frames] if view.frames else [i > 7 for i in range(12)]
-    last = x.hidden()
+    last = x.everything
     last[view.positions[torch.tensor(of_last)]] = False
-    first = x.hidden()
+    first = x.everything
     first[view.positions[~torch.tensor(of_last)]] = False
-    for visible, same in ((x.hidden("image"), True), (last, True), (x.hidden(), False), (first, False)):
+    for visible, same in ((x.hidden("image"), True), (last, True), (x.everything, False), (first, False)):
         here, there = (li.score(vlm, one, visible[None]).logits() for one in (x, y))
         assert torch.equal(here, there) if same else (here - there).abs().max() > 0.01
 
@@ -261,9 +261,9 @@ def test_where_in_a_video(opened):
     assert everywhere.values.shape[1:] == view.grid and everywhere.size == SIZE
     assert not torch.equal(everywhere.values, last.values)
     assert torch.equal(everywhere.boxes, last.boxes) and last.provenance.parameters["frame"] == 4
-    seen = li.score(vlm, x, x.hidden()[None], "text").logodds[0]
+    seen = li.score(vlm, x, x.everything[None], "text").logodds[0]
     for found, starts in ((everywhere, view.starts), (last, view.starts[-1:])):
-        hidden = x.hidden()
+        hidden = x.everything
         for start in starts:
             hidden[view.positions[view.cells_of(start)[-1, -1]]] = False
         odds = li.score(vlm, x, hidden[None], "text").logodds[0]

@@ -19,7 +19,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from transformers.video_processing_utils import VideoProcessorMixin
 from transformers.video_utils import make_batched_metadata, make_batched_videos
 
-from lvlm_interp.model.layouts import VIDEOS
+from lvlm_interp.families.layouts import VIDEOS
 from tests import processors
 from tests.families import ANSWER, BEGIN, END, IMAGE, QUESTION, TILES
 from tests.saved import ONEVISION, QWEN_SIZES, SMOL, VIDEO, WHOLE, processor

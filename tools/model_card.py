@@ -1,6 +1,6 @@
 """Write measured numbers into the model card, so that none is typed in by hand.
 
-    python -m lvlm_interp.reference.evaluate --out lvlm_interp/reference/scores.json
+    python benchmarks/reference.py --out lvlm_interp/reference/scores.json
     cp RUN/curve.jsonl lvlm_interp/reference/ && python tools/model_card.py
 
 The curve is what training wrote; the scores are those of the shipped adapter.

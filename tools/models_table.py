@@ -21,9 +21,9 @@ sys.path.insert(0, str(ROOT))
 
 import lvlm_interp as li  # noqa: E402
 from lvlm_interp.errors import ModelError  # noqa: E402
-from lvlm_interp.model import layouts  # noqa: E402
-from lvlm_interp.model.conformance import CHECKS, Conformance, check  # noqa: E402
-from lvlm_interp.model.families import FAMILIES  # noqa: E402
+from lvlm_interp.families import layouts  # noqa: E402
+from lvlm_interp.families.table import FAMILIES  # noqa: E402
+from lvlm_interp.opening.conformance import CHECKS, Conformance, check  # noqa: E402
 from tests.families import ALL, FAILING, MODEL_TYPES, UNTRIED, WITH_TIMM, tiny_example, tiny_model  # noqa: E402
 
 PAGE = ROOT / "docs" / "models.md"

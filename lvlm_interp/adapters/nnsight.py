@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import itertools
+from typing import Any
 
-from nnsight import NNsight
 from transformers import PreTrainedModel
 
 from lvlm_interp.model.vlm import HookedVLM
 
 
-def traced(vlm: HookedVLM) -> NNsight:
+def traced(vlm: HookedVLM) -> Any:
     """The model under nnsight, as `vlm.nnsight` gives it.
 
         with vlm.nnsight.trace(**x.model_inputs):
@@ -22,6 +22,8 @@ def traced(vlm: HookedVLM) -> NNsight:
     own, which hold the same parameters and buffers: no weight is copied, a weight that changes changes in both, and
     `vlm.model` stays as it is. Move a model to its device, and choose its attention, before using this.
     """
+    from nnsight import NNsight  # slow to import
+
     return NNsight(_twin(vlm.model))
 
 

@@ -134,7 +134,7 @@ def heatmap(
         raise OutputError(f"{out} exists; give another file, or --force to replace it")
     if not out.parent.is_dir():
         raise OutputError(f"there is no directory {out.parent} to write {out.name} to")
-    from lvlm_interp.methods.words import split_words
+    from lvlm_interp.inputs.words import split_words
     from lvlm_interp.report.export import save_heatmap
     from lvlm_interp.report.terminal import frame_table, peaks
 

@@ -79,7 +79,7 @@ def probe(
     verbose: Verbose = False,
 ) -> None:
     """What linear probes read off every layer or head, over a table of examples; writes probes, scores and a figure."""
-    from lvlm_interp.methods.probe_task import make_folds, numbered, task_of
+    from lvlm_interp.probes.task import make_folds, numbered, task_of
     from lvlm_interp.report import export
     from lvlm_interp.tables import read_examples
 

@@ -20,7 +20,7 @@ def check(
     verbose: Verbose = False,
 ) -> None:
     """Whether a model is read truly: five checks, and what to do where one fails. Status 0 only if all hold."""
-    from lvlm_interp.model.conformance import check as conform
+    from lvlm_interp.opening.conformance import check as conform
     from lvlm_interp.report.terminal import frame_table
 
     vlm = open_model(model, None, verbose)

@@ -111,7 +111,7 @@ def asking(command: Callable[..., None]) -> Callable[..., None]:
 def open_model(model: str, image: Path | None, verbose: bool) -> Any:
     """The model; a bad image is found before the model takes its time."""
     if image is not None:
-        from lvlm_interp.model.inputs import open_image
+        from lvlm_interp.inputs.media import open_image
 
         open_image(image)
     with working(f"Opening {model!r} (the first time, the reference model is fetched and built)", verbose):

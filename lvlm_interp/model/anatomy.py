@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lvlm_interp.errors import ModelError
-from lvlm_interp.model import families
-from lvlm_interp.model.families import Family
+from lvlm_interp.families import table as families
+from lvlm_interp.families.table import Family
 from lvlm_interp.model.parts import (
     FINAL_NORM,
     MIXED_AT_LAST,
@@ -30,7 +31,6 @@ from lvlm_interp.model.parts import (
     recurrent_of,
 )
 from lvlm_interp.model.readout import Behind, Mixing, Readout
-from lvlm_interp.model.sight import kinds_of
 from lvlm_interp.model.sites import Site, find_sites, missing_sites
 
 # What logits are multiplied (1) or divided (-1) by. Configs name some that their model never applies.
@@ -89,7 +89,7 @@ class Anatomy:
     def attention_kinds(self) -> list[tuple[nn.Module, ...]]:
         """The attention modules of the decoder, grouped by the masks that they get."""
         attentions = [attention_of(block) for block in self.blocks]
-        return kinds_of(attentions, getattr(self.model.config.get_text_config(), "layer_types", None))
+        return _by_kind(attentions, getattr(self.model.config.get_text_config(), "layer_types", None))
 
     @functools.cached_property
     def recurrent(self) -> tuple[nn.Module, ...]:
@@ -188,3 +188,12 @@ class Anatomy:
     def uncounted(self) -> int | None:
         """The padding token, where positions are counted from beyond its id and it has none itself."""
         return getattr(getattr(self.decoder, "embed_positions", None), "padding_idx", None)
+
+
+def _by_kind(attentions: Sequence[nn.Module | None], layer_types: Sequence[str] | None) -> list[tuple[nn.Module, ...]]:
+    """The attention modules of the decoder, grouped by what transformers calls the type of their layer."""
+    groups: dict[str, list[nn.Module]] = defaultdict(list)
+    for n, attention in enumerate(attentions):
+        if attention is not None:
+            groups[layer_types[n] if layer_types and n < len(layer_types) else ""].append(attention)
+    return [tuple(group) for group in groups.values()]

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, SiteError
-from lvlm_interp.model.batch import Batch
-from lvlm_interp.model.inputs import Inputs
+from lvlm_interp.inputs.batch import Batch
+from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.sites import Site
 
 Reduction = Literal["mean", "last"]

@@ -9,10 +9,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lvlm_interp.errors import InputError
-from lvlm_interp.model import pixels
+from lvlm_interp.families import maps as pixels
+from lvlm_interp.families.layouts import WHOLE
+from lvlm_interp.inputs.example import VIDEO_PIXELS, pixels_of
+from lvlm_interp.inputs.view import ImageView, Shown
 from lvlm_interp.model.anatomy import Anatomy
-from lvlm_interp.model.inputs import VIDEO_PIXELS, ImageView, Shown, pixels_of
-from lvlm_interp.model.layouts import WHOLE
 
 # Inputs with a row for each image.
 PER_IMAGE = ("image_grid_thw", "image_grid_hw", "image_grid_hws", "image_grids", "image_sizes", "spatial_shapes")

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import inspect
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,23 +16,27 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lvlm_interp.errors import InputError, ModelError, SiteError
-from lvlm_interp.model import families, prompt
-from lvlm_interp.model.anatomy import Anatomy
-from lvlm_interp.model.batch import Batch, batched
-from lvlm_interp.model.capture import Capture, Edit, recording, visiting
-from lvlm_interp.model.choice import Positions, Reduction, choose, depths_of, in_layers
-from lvlm_interp.model.inputs import (
+from lvlm_interp.families import table as families
+from lvlm_interp.inputs import prompt
+from lvlm_interp.inputs.batch import Batch, batched
+from lvlm_interp.inputs.example import (
     VIDEO_PIXELS,
     Answer,
-    ImageLike,
     Inputs,
     Role,
-    Shown,
+    pixels_of,
+)
+from lvlm_interp.inputs.media import (
+    ImageLike,
     VideoLike,
     open_image,
     open_video,
-    pixels_of,
 )
+from lvlm_interp.inputs.view import Shown
+from lvlm_interp.model.anatomy import Anatomy
+from lvlm_interp.model.capture import Capture, Edit, recording
+from lvlm_interp.model.choice import Positions, Reduction, choose, depths_of, in_layers
+from lvlm_interp.model.hooks import visiting
 from lvlm_interp.model.sites import Site, match
 from lvlm_interp.model.views import find_views, shown_in
 from lvlm_interp.model.weights import all_fetched
@@ -57,11 +61,18 @@ class HookedVLM(Anatomy):
     """
 
     def __init__(
-        self, model: PreTrainedModel, processor: Any = None, name: str | None = None, revision: str | None = None
+        self,
+        model: PreTrainedModel,
+        processor: Any = None,
+        name: str | None = None,
+        revision: str | None = None,
+        first_check: Callable[[HookedVLM, Inputs], None] | None = None,
+        tracer: Callable[[HookedVLM], Any] | None = None,
     ) -> None:
         super().__init__(model, processor)
         self.name, self.revision = name or type(model).__name__, revision
         self.accepted = model.config.model_type in families.FAMILIES
+        self._first_check, self._tracer = first_check, tracer
 
     @functools.cached_property
     def prompter(self) -> prompt.Prompter:
@@ -70,7 +81,7 @@ class HookedVLM(Anatomy):
                 "this model was wrapped without a processor, which text and images need: "
                 "wrap(model, processor), or use vlm.inputs(input_ids=…) for tensors that are processed already"
             )
-        return prompt.Prompter(self.processor, self.family)
+        return prompt.Prompter(self.processor, self.family.prompt)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -201,10 +212,8 @@ class HookedVLM(Anatomy):
         Raises:
             ModelError: names the check that failed.
         """
-        if not self.accepted and x.images:
-            from lvlm_interp.model.conformance import check
-
-            check(self, x).need()
+        if self._first_check and not self.accepted and x.images:
+            self._first_check(self, x)
             self.accepted = True
         return x
 
@@ -307,9 +316,9 @@ class HookedVLM(Anatomy):
     @functools.cached_property
     def nnsight(self) -> Any:
         """The same weights under nnsight: `with vlm.nnsight.trace(**x.model_inputs): …`; see `adapters.nnsight`."""
-        from lvlm_interp.adapters.nnsight import traced
-
-        return traced(self)
+        if self._tracer is None:
+            raise ModelError("this model was made without nnsight: open it with load() or wrap()")
+        return self._tracer(self)
 
     def visiting(self, visits: Mapping[Site, Edit]) -> contextlib.AbstractContextManager[None]:
         """Within the `with`, each site's value passes through its visit."""

@@ -1,4 +1,4 @@
-"""How good the reference model is on scenes that it has not seen: `python -m lvlm_interp.reference.evaluate`.
+"""How good the reference model is on scenes that it has not seen.
 
 Each question alone, greedy, right to the last token; the same questions with the image hidden, and what a blind guess
 (the most frequent answer of each kind) gets.
@@ -6,28 +6,20 @@ Each question alone, greedy, right to the last token; the same questions with th
 
 from __future__ import annotations
 
-import argparse
-import functools
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from tqdm.auto import tqdm
 
-from lvlm_interp.model.inputs import Inputs
-from lvlm_interp.model.score import score
+from lvlm_interp.engine.score import score
+from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.reference.architecture import END
-from lvlm_interp.reference.scenes import HELD_OUT_STYLE, Question, Scene, Style, make_scenes
+from lvlm_interp.reference.scenes import Question, Scene
 
 if TYPE_CHECKING:
     from lvlm_interp.model.vlm import HookedVLM
-
-AT_ONCE = 10  # scenes of one task
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,7 @@ def greedy_is_right(vlm: HookedVLM, x: Inputs) -> tuple[bool, bool]:
     """
     end = vlm.prompter.tokenizer.convert_tokens_to_ids(END)
     whole = x.with_answer([*x.answer_ids.tolist(), end], [*x.answer_tokens, END], x.answer)
-    logits = score(vlm, whole, torch.stack([whole.hidden(), whole.hidden("image")])).logits()
+    logits = score(vlm, whole, torch.stack([whole.everything, whole.hidden("image")])).logits()
     seen, blind = (logits.argmax(-1).cpu() == whole.answer_ids.cpu()).all(1).tolist()
     return seen, blind
 
@@ -82,56 +74,3 @@ def summary(asked: Sequence[Asked]) -> dict[str, dict[str, float]]:
         }
         for kind, group in sorted(groups.items())
     }
-
-
-@functools.cache
-def _opened(model: str) -> HookedVLM:
-    """The model, opened once in each worker; two workers of one thread do more than one of two."""
-    from lvlm_interp.model.opening import load
-
-    torch.set_num_threads(1)
-    return load(model)
-
-
-def _some(task: tuple[str, int, int, Style | None]) -> list[Asked]:
-    model, count, seed, style = task
-    return list(ask(_opened(model), make_scenes(count, seed, style)))
-
-
-def evaluate(
-    model: str, count: int, seed: int = 0, style: Style | None = None, workers: int = 2
-) -> dict[str, dict[str, float]]:
-    """The summary over the scenes of seeds `seed` … `seed + count - 1`, in the trained styles or in one style."""
-    tasks = [(model, min(AT_ONCE, seed + count - first), first, style) for first in range(seed, seed + count, AT_ONCE)]
-    with get_context("spawn").Pool(workers) as pool:
-        name = f"{AT_ONCE} scenes each ({style or 'trained styles'})"
-        found = list(tqdm(pool.imap(_some, tasks), total=len(tasks), desc=name))
-    return summary([one for some in found for one in some])
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    from lvlm_interp.model.opening import load
-
-    parser = argparse.ArgumentParser(description="Held-out scores of the reference model.")
-    parser.add_argument("--scenes", type=int, default=500)
-    parser.add_argument("--unseen", type=int, default=100, help="scenes in the style that was not trained on")
-    parser.add_argument("--seed", type=int, default=0, help="first scene; training never used seeds below 1000000")
-    parser.add_argument("--model", default="reference")
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
-    parser.add_argument("--out", type=Path, help="write the scores as JSON")
-    options = parser.parse_args(arguments)
-    vlm = load(options.model)
-    found = {
-        "trained styles": evaluate(options.model, options.scenes, options.seed, None, options.workers),
-        f"unseen style ({HELD_OUT_STYLE})": evaluate(
-            options.model, options.unseen, options.seed, HELD_OUT_STYLE, options.workers
-        ),
-    }
-    text = json.dumps({"model": vlm.name, "weights": vlm.fingerprint, "seed": options.seed, **found}, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
-
-
-if __name__ == "__main__":
-    main()

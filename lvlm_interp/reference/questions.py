@@ -15,7 +15,7 @@ from lvlm_interp.errors import SceneError
 from lvlm_interp.reference.scenes import COLORS, RECOLORABLE, Scene, Style, make_scene, nouns, with_article
 
 if TYPE_CHECKING:
-    from lvlm_interp.model.inputs import Inputs
+    from lvlm_interp.inputs.example import Inputs
     from lvlm_interp.model.vlm import HookedVLM
 
 Level = Literal["presence", "object", "attribute", "relation"]

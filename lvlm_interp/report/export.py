@@ -20,9 +20,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lvlm_interp.attribution.occlusion import PatchMap
 from lvlm_interp.errors import OutputError
-from lvlm_interp.methods.patches import PatchMap
-from lvlm_interp.methods.probe import ProbeResult
+from lvlm_interp.probes.probe import ProbeResult
 from lvlm_interp.report import explorer, figures, inside
 from lvlm_interp.report.diagnosis import Diagnosis
 

@@ -19,10 +19,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.transforms import ScaledTranslation
 from PIL import Image
 
+from lvlm_interp.attribution.credit import CreditSplit
+from lvlm_interp.attribution.occlusion import PatchMap
+from lvlm_interp.counterfactuals.contrast import Contrast
 from lvlm_interp.errors import InputError
-from lvlm_interp.methods.contrast import Contrast
-from lvlm_interp.methods.credit import CreditSplit
-from lvlm_interp.methods.patches import PatchMap
 from lvlm_interp.report.palette import FAINT, OPACITY, OPPOSES, SOURCES, SUPPORTS
 from lvlm_interp.report.pictures import faded
 

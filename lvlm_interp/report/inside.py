@@ -14,10 +14,10 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from lvlm_interp.errors import InputError
-from lvlm_interp.methods.direct import DirectAttribution
-from lvlm_interp.methods.lens import Lens
-from lvlm_interp.methods.probe import ProbeResult
-from lvlm_interp.model.inputs import ImageView
+from lvlm_interp.inputs.view import ImageView
+from lvlm_interp.inside.direct import DirectAttribution
+from lvlm_interp.inside.lens import Lens
+from lvlm_interp.probes.probe import ProbeResult
 from lvlm_interp.report.figures import INK, _axes, _quiet, diverging, literal
 from lvlm_interp.report.palette import OPPOSES, SUPPORTS
 from lvlm_interp.report.pictures import faded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lvlm_interp.model.inputs import Box
+from lvlm_interp.inputs.view import Box
 from lvlm_interp.report.palette import FAINT, SOURCES
 
 AGAINST = -1.0  # nats of credit from which a source is said to speak against a word

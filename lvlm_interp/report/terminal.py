@@ -8,7 +8,7 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from lvlm_interp.methods.patches import PatchMap
+from lvlm_interp.attribution.occlusion import PatchMap
 from lvlm_interp.report.diagnosis import Diagnosis, WordReport
 from lvlm_interp.report.sentences import box_text, grouped, percent, signed
 

@@ -1,0 +1,1 @@
+"""Which of what the model was given an answer is owed to, and where in the picture."""

@@ -1,0 +1,226 @@
+"""CAL's contrast: what the answer's logits owe to the image.
+
+Xiao et al., "Seeing the Image: Prioritizing Visual Correlation by Contrastive Alignment", NeurIPS 2024
+(arXiv 2405.17871). Δ_j = o_j(y_j | image, x, y_<j) − o_j(y_j | no image, x, y_<j), in raw logits of the label token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, overload
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lvlm_interp.counterfactuals.pictures import Counterfactual, applied, named
+from lvlm_interp.engine.decoder import DecoderInputs
+from lvlm_interp.engine.score import Scores, score
+from lvlm_interp.errors import InputError
+from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.vlm import HookedVLM
+from lvlm_interp.results import Result
+
+TokenClass = Literal["correlated", "irrelevant", "contradictory"]
+
+
+@dataclass(frozen=True)
+class Contrast(Result):
+    """The answer with and without the image, token by token (all tensors `[answer]`).
+
+    Attributes:
+        tokens: the answer tokens as text.
+        with_logit, without_logit: raw logits of the label token.
+        delta: CAL's Δ = with − without, raw logits.
+        with_logprob, without_logprob: log-probabilities, nats.
+        delta_nats: their difference, nats: how many times more likely the image makes the token is e^delta_nats.
+        hellinger: Hellinger distance of the two whole distributions, 0 (same) … 1 (disjoint).
+        weights: CAL's training weights: Δ clamped to [1, 5], then averaged over 3 neighbours.
+        classes: `correlated` if delta_nats ≥ threshold, `contradictory` if ≤ −threshold, else `irrelevant`.
+        without: the counterfactual's name.
+    """
+
+    tokens: tuple[str, ...]
+    with_logit: Float[Tensor, " answer"]
+    without_logit: Float[Tensor, " answer"]
+    delta: Float[Tensor, " answer"]
+    with_logprob: Float[Tensor, " answer"]
+    without_logprob: Float[Tensor, " answer"]
+    delta_nats: Float[Tensor, " answer"]
+    hellinger: Float[Tensor, " answer"]
+    weights: Float[Tensor, " answer"]
+    classes: tuple[TokenClass, ...]
+    without: str = "hidden"
+
+    def to_frame(self) -> pd.DataFrame:
+        numbers = ("with_logit", "without_logit", "delta", "delta_nats", "hellinger", "weights")
+        columns = {name: getattr(self, name).tolist() for name in numbers}
+        return pd.DataFrame({"token": self.tokens, **columns, "classes": self.classes})
+
+    def _repr_html_(self) -> str:
+        return self.to_frame().style.format(precision=3, escape="html").to_html()
+
+
+@dataclass(frozen=True)
+class Contrasts(Mapping[str, Contrast]):
+    """Several counterfactuals side by side: name → `Contrast`."""
+
+    each: Mapping[str, Contrast] = field(repr=False)
+
+    def __getitem__(self, name: str) -> Contrast:
+        return self.each[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.each)
+
+    def __len__(self) -> int:
+        return len(self.each)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each counterfactual and token."""
+        return pd.concat([c.to_frame().assign(without=name) for name, c in self.items()], ignore_index=True)
+
+    def table(self, column: str = "delta_nats") -> pd.DataFrame:
+        """Tokens down, counterfactuals across."""
+        frames = {name: c.to_frame()[column] for name, c in self.items()}
+        return pd.DataFrame(frames).set_axis(next(iter(self.values())).tokens)
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html(float_format="{:.3f}".format)
+
+
+def cal_weights(
+    delta: Float[Tensor, "*batch answer"], low: float = 1.0, high: float = 5.0, window: int = 3
+) -> Float[Tensor, "*batch answer"]:
+    """CAL's training weights of one answer: clamp Δ to [α, β], average over W neighbours (section 3.2, code).
+
+    Padding does not count in the average (`count_include_pad=False`).
+    """
+    pool = nn.AvgPool1d(window, stride=1, padding=window // 2, count_include_pad=False)
+    clamped = delta.clamp(low, high)
+    return pool(clamped.reshape(-1, 1, delta.shape[-1])).reshape(delta.shape)
+
+
+def token_classes(delta_nats: Float[Tensor, " answer"], threshold: float = 1.0) -> tuple[TokenClass, ...]:
+    """The paper's three kinds of token. Its text gives no thresholds; ours is one nat either way, adjustable.
+
+    Nats rather than logits decide, since an offset that all logits share changes no probability.
+    """
+    return tuple(
+        "correlated" if d >= threshold else "contradictory" if d <= -threshold else "irrelevant"
+        for d in delta_nats.tolist()
+    )
+
+
+@overload
+def contrast(
+    vlm: HookedVLM,
+    x: Inputs,
+    without: str | Counterfactual = ...,
+    *,
+    threshold: float = ...,
+    seed: int = ...,
+    decoder_inputs: DecoderInputs | None = ...,
+) -> Contrast: ...
+@overload
+def contrast(
+    vlm: HookedVLM,
+    x: Inputs,
+    without: list[str] | list[Counterfactual] | tuple[str | Counterfactual, ...],
+    *,
+    threshold: float = ...,
+    seed: int = ...,
+    decoder_inputs: DecoderInputs | None = ...,
+) -> Contrasts: ...
+def contrast(
+    vlm: HookedVLM,
+    x: Inputs,
+    without: Any = "hidden",
+    *,
+    threshold: float = 1.0,
+    seed: int = 0,
+    decoder_inputs: DecoderInputs | None = None,
+) -> Any:
+    """Compare the answer with and without the image.
+
+    Args:
+        vlm: the model.
+        x: an example with an image and an answer.
+        without: a counterfactual or its name (`hidden`, CAL's, by default; `dropped`, `blank`, `blur`, `noise`, `crop`,
+            or one of `lvlm_interp.counterfactuals`), or a list of them.
+        threshold: nats from which a token counts as correlated or contradictory.
+        seed: decides what is random in a counterfactual.
+        decoder_inputs: of the example (`run_to_decoder`), if it is scored by several methods.
+
+    Returns:
+        `Contrast`; for a list, `Contrasts`.
+
+    Raises:
+        InputError: there is no image or no answer, a name that is not known or that stands twice, or an empty list.
+    """
+    x.need_image()
+    x.need_answer()
+    chosen = [named(one) for one in (without if isinstance(without, (list, tuple)) else [without])]
+    names = [c.name for c in chosen]
+    if not chosen or len(set(names)) < len(names):
+        raise InputError(
+            f"the counterfactuals side by side need different names, got {names}; dataclasses.replace(one, name=…) "
+            "gives another"
+        )
+    scored = _scored(vlm, x, chosen, seed, decoder_inputs)
+    found = {c.name: _compared(vlm, x, c, *scored[c.name], threshold, seed) for c in chosen}
+    return Contrasts(found) if isinstance(without, (list, tuple)) else found[chosen[0].name]
+
+
+def _scored(
+    vlm: HookedVLM, x: Inputs, chosen: Sequence[Counterfactual], seed: int, decoder_inputs: DecoderInputs | None
+) -> dict[str, tuple[tuple[Scores, int], tuple[Scores, int]]]:
+    """For each counterfactual, where the scores with and without it are: (scores, row of them)."""
+    both = score(vlm, x, torch.stack([x.everything, x.hidden("image")]), decoder_inputs=decoder_inputs)
+    found = {}
+    for counterfactual in chosen:
+        other = (both, 1)
+        if counterfactual.change is not None:
+            changed = applied(counterfactual, vlm, x, seed)
+            other = (score(vlm, changed, changed.everything[None]), 0)
+        found[counterfactual.name] = ((both, 0), other)
+    return found
+
+
+def _compared(
+    vlm: HookedVLM,
+    x: Inputs,
+    counterfactual: Counterfactual,
+    seen: tuple[Scores, int],
+    unseen: tuple[Scores, int],
+    threshold: float,
+    seed: int,
+) -> Contrast:
+    (a, i), (b, j) = seen, unseen
+    delta, delta_nats = a.logit[i] - b.logit[j], a.logprob[i] - b.logprob[j]
+    parameters = {"without": counterfactual.name, **counterfactual.parameters, "threshold": threshold}
+    return Contrast(
+        tokens=x.answer_tokens,
+        with_logit=a.logit[i],
+        without_logit=b.logit[j],
+        delta=delta,
+        with_logprob=a.logprob[i],
+        without_logprob=b.logprob[j],
+        delta_nats=delta_nats,
+        hellinger=_hellinger(a.logits(i), b.logits(j)).cpu(),
+        weights=cal_weights(delta),
+        classes=token_classes(delta_nats, threshold),
+        without=counterfactual.name,
+        provenance=vlm.provenance("contrast", seed, **parameters),
+    )
+
+
+@torch.no_grad()
+def _hellinger(
+    a: Float[Tensor, "answer vocabulary"], b: Float[Tensor, "answer vocabulary"]
+) -> Float[Tensor, " answer"]:
+    """√(½ Σ (√p − √q)²), from logits: 1 − Σ √(p·q) would lose what is small to rounding."""
+    roots = [(logits.log_softmax(-1) / 2).exp() for logits in (a, b)]
+    return ((roots[0] - roots[1]).square().sum(-1) / 2).sqrt()

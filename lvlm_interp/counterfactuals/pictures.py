@@ -1,0 +1,221 @@
+"""Other pictures in the place of the image: functions Inputs → Inputs. A variant is data handed to one function.
+
+What hides image *tokens* is a coalition (`model.score`); what stands here changes *pixels*, or drops the image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFilter, ImageStat
+
+from lvlm_interp.errors import ImageError, InputError
+from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.inputs.media import ImageLike, open_image
+from lvlm_interp.model.vlm import HookedVLM
+
+Picture = Image.Image
+Change = Callable[[HookedVLM, Inputs, torch.Generator], Inputs]
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """What the answer is compared with.
+
+    Attributes:
+        name: for tables and figures.
+        change: makes the other example; None hides the image's tokens instead (CAL's way).
+        parameters: what decides it, for provenance.
+    """
+
+    name: str
+    change: Change | None = field(repr=False)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+def hidden() -> Counterfactual:
+    """CAL's: image tokens keep their slots and positions, nobody sees them (Xiao et al. 2024, code)."""
+    return Counterfactual("hidden", None)
+
+
+def dropped() -> Counterfactual:
+    """A text-only prompt: image tokens are taken out and later positions close up."""
+
+    def change(vlm: HookedVLM, x: Inputs, generator: torch.Generator) -> Inputs:
+        keep = ~x.where("image")
+        shape = x.input_ids.shape
+        kept = {k: v[:, keep.to(v.device)] for k, v in x.model_inputs.items() if v.shape == shape}
+        roles = tuple(role for role in x.roles if role != "image")
+        tokens = tuple(token for token, k in zip(x.tokens, keep.tolist(), strict=True) if k)
+        start = x.answer_start - int((~keep).sum())
+        return dataclasses.replace(x, model_inputs=kept, roles=roles, answer_start=start, images=(), tokens=tokens)
+
+    return Counterfactual("dropped", change)
+
+
+def blank() -> Counterfactual:
+    """Every picture in its own mean colour."""
+
+    def one(picture: Picture, generator: torch.Generator) -> Picture:
+        mean = tuple(round(c) for c in ImageStat.Stat(picture).mean)
+        return Image.new("RGB", picture.size, mean)
+
+    return Counterfactual("blank", _on_pictures(one))
+
+
+def blur(radius: float = 0.1) -> Counterfactual:
+    """Gaussian blur; `radius` is the standard deviation as a share of the longer side."""
+
+    def one(picture: Picture, generator: torch.Generator) -> Picture:
+        return picture.filter(ImageFilter.GaussianBlur(radius * max(picture.size)))
+
+    return Counterfactual("blur", _on_pictures(one), {"radius": radius})
+
+
+def crop(scale: tuple[float, float] = (0.01, 0.2), ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> Counterfactual:
+    """A small random piece, enlarged: RandomResizedCrop as in mDPO (Wang et al. 2024, code).
+
+    Args:
+        scale: smallest and largest share of the picture's area.
+        ratio: smallest and largest width / height.
+    """
+
+    def one(picture: Picture, generator: torch.Generator) -> Picture:
+        box = _random_box(picture.size, scale, ratio, generator)
+        return picture.resize(picture.size, Image.Resampling.BICUBIC, box=box)
+
+    return Counterfactual("crop", _on_pictures(one), {"scale": scale, "ratio": ratio})
+
+
+def black_box(box: tuple[float, float, float, float], image: int = 0) -> Counterfactual:
+    """The pixels of one box made black (contrastive region guidance, Wan et al. 2024); of a video, in every frame.
+
+    Args:
+        box: (left, top, right, bottom) in pixels of the original image.
+        image: which image of the prompt.
+    """
+
+    def change(vlm: HookedVLM, x: Inputs, generator: torch.Generator) -> Inputs:
+        pictures = [[p.copy() for p in some] for some in _pictures(x)]
+        if image not in range(len(pictures)):
+            raise InputError(f"no image {image}: the prompt has {len(pictures)}, counted from 0")
+        left, top, right, bottom = box
+        for picture in pictures[image]:
+            if not (0 <= left < right <= picture.width and 0 <= top < bottom <= picture.height):
+                raise ImageError(f"the box {box} does not lie in the image of {picture.size} pixels")
+            ImageDraw.Draw(picture).rectangle((left, top, right - 1, bottom - 1), fill="black")
+        return _with_pictures(vlm, x, pictures)
+
+    return Counterfactual("black box", change, {"box": box, "image": image})
+
+
+def swap(other: ImageLike) -> Counterfactual:
+    """Another picture, resized to the size of the one that it replaces."""
+    opened = open_image(other)
+
+    def one(picture: Picture, generator: torch.Generator) -> Picture:
+        return opened.resize(picture.size, Image.Resampling.BICUBIC)
+
+    return Counterfactual("swap", _on_pictures(one), {"other": f"{opened.width}x{opened.height}"})
+
+
+def noise(step: int = 500) -> Counterfactual:
+    """Diffusion noise on the *preprocessed* pixels, as in VCD (Leng et al. 2024, code).
+
+    x' = √ᾱ·x + √(1−ᾱ)·ε with β_t = sigmoid(linspace(−6, 6, 1000))·(5e−3 − 1e−5) + 1e−5; ᾱ is the product of 1 − β up
+    to `step`.
+
+    Args:
+        step: 0 … 999; 500 leaves .863 of the signal.
+    """
+    if not 0 <= step < 1000:
+        raise InputError(f"the noise step is between 0 and 999, got {step}")
+    beta = torch.sigmoid(torch.linspace(-6, 6, 1000)) * (5e-3 - 1e-5) + 1e-5
+    kept = float(torch.cumprod(1 - beta, 0)[step])
+
+    def change(vlm: HookedVLM, x: Inputs, generator: torch.Generator) -> Inputs:
+        return x.with_noise(kept, generator)
+
+    return Counterfactual("noise", change, {"step": step})
+
+
+NAMED: dict[str, Callable[[], Counterfactual]] = {
+    "hidden": hidden,
+    "dropped": dropped,
+    "blank": blank,
+    "blur": blur,
+    "noise": noise,
+    "crop": crop,
+}
+"""The counterfactuals that need no argument."""
+
+
+def named(without: str | Counterfactual) -> Counterfactual:
+    """A counterfactual by name.
+
+    Raises:
+        InputError: a name that is not known.
+    """
+    if isinstance(without, Counterfactual):
+        return without
+    if without not in NAMED:
+        raise InputError(
+            f"no counterfactual {without!r}; by name there are {list(NAMED)}, and counterfactuals.black_box(box) "
+            "and counterfactuals.swap(image) take an argument"
+        )
+    return NAMED[without]()
+
+
+def applied(counterfactual: Counterfactual, vlm: HookedVLM, x: Inputs, seed: int = 0) -> Inputs:
+    """The other example; what is random is drawn from `seed`."""
+    x.need_image()
+    if counterfactual.change is None:
+        raise InputError("hidden tokens are a coalition, not other inputs: use score(vlm, x, x.hidden('image'))")
+    return counterfactual.change(vlm, x, torch.Generator().manual_seed(seed))
+
+
+def _pictures(x: Inputs) -> list[list[Picture]]:
+    """The original pictures, each in a list: of a video, its frames."""
+    pictures = [list(view.clip) or [view.picture] for view in x.images if view.picture is not None]
+    if len(pictures) != len(x.images):
+        raise ImageError(
+            "this counterfactual changes the original picture, and the example was made from processed pixels; "
+            "use vlm.prepare(question, image), or 'hidden', 'dropped' or 'noise'"
+        )
+    return pictures
+
+
+def _with_pictures(vlm: HookedVLM, x: Inputs, pictures: list[list[Picture]]) -> Inputs:
+    shown = [some if view.clip else some[0] for some, view in zip(pictures, x.images, strict=True)]
+    return vlm.with_pictures(x, shown)
+
+
+def _on_pictures(one: Callable[[Picture, torch.Generator], Picture]) -> Change:
+    def change(vlm: HookedVLM, x: Inputs, generator: torch.Generator) -> Inputs:
+        return _with_pictures(vlm, x, [[one(picture, generator) for picture in some] for some in _pictures(x)])
+
+    return change
+
+
+def _uniform(low: float, high: float, generator: torch.Generator) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator))
+
+
+def _random_box(
+    size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
+) -> tuple[float, float, float, float]:
+    width, height = size
+    area = width * height * _uniform(*scale, generator)
+    shape = math.exp(_uniform(math.log(ratio[0]), math.log(ratio[1]), generator))
+    wide, high = (
+        float(np.clip(side, 1, most))
+        for side, most in ((math.sqrt(area * shape), width), (math.sqrt(area / shape), height))
+    )
+    left, top = _uniform(0, width - wide, generator), _uniform(0, height - high, generator)
+    return left, top, left + wide, top + high

@@ -1,0 +1,1 @@
+"""Scores of answers under many coalitions: the one place that is fast."""

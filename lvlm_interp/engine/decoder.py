@@ -1,0 +1,203 @@
+"""What the decoder is called with, taken down once for all coalitions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int, Real
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+
+from lvlm_interp.engine.masks import Sight, look
+from lvlm_interp.errors import InputError
+from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.hooks import HIDDEN_STATES
+
+if TYPE_CHECKING:
+    from lvlm_interp.model.vlm import HookedVLM
+
+ROOM = 8  # positions beyond the example for which masks and position ids are taken down
+
+# Arguments of a decoder that have an axis of rows, besides embeddings, positions and masks.
+ROW_AXIS = {
+    "visual_pos_masks": 1,
+    "vision_mask": 1,
+    "image_attention_mask": 1,
+    "image_embeds_position_mask": 1,
+    "cross_attention_mask": 2,
+    "full_text_row_masked_out_mask": 2,
+}
+# Those that follow from a row's token, not from its position alone; and what of the decoder makes them of token ids,
+# if they are not the ids themselves.
+OF_TOKENS = {"per_layer_inputs": "get_per_layer_inputs", "ple_input_ids": None}
+# One for each layer, with a row for each image token; and the argument that says where image tokens are.
+IMAGE_ROWS = {"deepstack_visual_embeds": "visual_pos_masks", "deepstack_features": "vision_mask"}
+LAID_OVER = "image_embeds"  # what a decoder lays over the embeddings of image tokens itself, before it scales them
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """Rows that are computed already, with their keys and values of every layer."""
+
+    rows: tuple[int, ...] = ()
+    states: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def first(self, count: int) -> Prefix:
+        """Its first rows."""
+        return Prefix(self.rows[:count], tuple((k[:, :, :count], v[:, :, :count]) for k, v in self.states))
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderInputs:
+    """What the language model is called with, once the image has become embeddings.
+
+    Attributes:
+        embeds: `[row, width]`.
+        positions: position ids `[axis, position]`; one axis, or three where time, height and width have their own
+            (floats in Qwen3-Omni, whose times need not be whole).
+        image: which rows are image tokens.
+        extras: other arguments of the decoder, for all positions.
+        of_tokens: arguments that follow from the tokens, `[row, …]` as the embeddings.
+        sight: what the model's own masks let every position see.
+        index: the position that each row stands at; several rows stand at one where answers are alternatives.
+        kept: keys and values of the prompt with nothing hidden, once a call has computed them: later calls go on from
+            there. None keeps nothing.
+        source: the example that they were taken down for.
+        decoder: what they are given to.
+    """
+
+    embeds: Float[Tensor, "row width"]
+    positions: Real[Tensor, "axis position"]
+    image: Bool[Tensor, " row"]
+    extras: dict[str, Any]
+    of_tokens: dict[str, Tensor]
+    sight: Sight
+    index: Int[Tensor, " row"]
+    kept: list[Prefix] | None = None
+    source: Inputs | None = None
+    decoder: PreTrainedModel | None = None
+
+    def need(self, vlm: HookedVLM, x: Inputs) -> None:
+        """Raise unless these were taken down for this model, and the prompt and the pictures of `x`.
+
+        Raises:
+            InputError: they are of another model or example.
+        """
+        if self.decoder is not None and self.decoder is not vlm.decoder:
+            raise InputError("decoder_inputs are those of another model; take them down for this one")
+        if self.source is None:
+            return
+        own, asked = (y.first(x.answer_start) for y in (self.source, x))
+        if own.keys() != asked.keys() or not all(v is own[k] or torch.equal(v, own[k]) for k, v in asked.items()):
+            raise InputError("decoder_inputs are those of another example; take them down for this one")
+
+    def extras_of(self, rows: Int[Tensor, " some"]) -> dict[str, Any]:
+        """The other arguments of the decoder for some rows."""
+        at = self.index.to(rows.device)[rows]
+        cut = {k: v.index_select(ROW_AXIS[k], at) if k in ROW_AXIS else v for k, v in self.extras.items()}
+        for name in IMAGE_ROWS.keys() & cut.keys():
+            mask = self.extras[IMAGE_ROWS[name]]
+            where = mask[0].reshape(mask.shape[1], -1)[:, 0]  # some repeat it along the width
+            shown, layers = (where.cumsum(0) - 1)[at[where[at]]], cut[name]
+            by_layer = isinstance(layers, Mapping)  # only some layers, by number
+            cut[name] = {n: layers[n][shown] for n in layers} if by_layer else [layer[shown] for layer in layers]
+        return cut | {k: v[rows][None] for k, v in self.of_tokens.items()}
+
+    def cut_before(self, row: int) -> bool:
+        """Whether what stands before a row can be computed without it and what follows."""
+        return self.cuts is None or self.cuts[row]
+
+    @functools.cached_property
+    def cuts(self) -> list[bool] | None:
+        """`cut_before` for every row; None where it is always true."""
+        at = self.index.tolist()
+        if self.sight.whole:
+            return [position == 0 for position in at]
+        return None if self.sight.causal else [self.sight.cuts[position] for position in at]
+
+
+def made_of(decoder: PreTrainedModel, name: str, ids: Int[Tensor, " row"]) -> Tensor:
+    """An argument that follows from the tokens, for these: `[row, …]`."""
+    maker = OF_TOKENS[name]
+    return ids if maker is None else getattr(decoder, maker)(ids[None])[0]
+
+
+def _in_pieces(decoder: PreTrainedModel) -> bool:
+    """Whether all that layers leave to later positions is a key and a value of each, which is what a `Prefix` holds.
+
+    The last layers may read those of layers before them (Gemma 4, Gemma 3n), and leave nothing themselves.
+    """
+    kinds = [type(layer) for layer in DynamicCache(config=decoder.config).layers]
+    while kinds and kinds[-1] is DummyLayer:
+        kinds.pop()
+    return {*kinds} <= {DynamicLayer, DynamicSlidingWindowLayer}
+
+
+def _counted(ids: Int[Tensor, " row"], uncounted: int | None) -> Int[Tensor, " row"]:
+    """The position ids of a decoder that is given none."""
+    if uncounted is None:
+        return torch.arange(len(ids))
+    counts = ids != uncounted
+    return counts.cumsum(0) * counts + uncounted
+
+
+@torch.no_grad()
+def run_to_decoder(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: int = ROOM) -> DecoderInputs:
+    """Run the model up to its decoder: the vision tower and projector are computed once for all coalitions.
+
+    With `keep_prompt`, calls that are given the result leave the keys and values of the prompt to each other: faster
+    where one prompt is scored many times, at the price of that memory. Their prompts may be longer than the first one's
+    (a part of the answer) or a beginning of it; answers may be longer than that of `x` by `room`.
+    """
+    filler = int(x.input_ids[0, ~vlm.visual_in(x.model_inputs)[0]][-1])
+    ids = [*x.answer_ids.tolist(), *[filler] * room]
+    longer = x.with_answer(ids, [""] * len(ids), "")
+    called, entered, sight = look(
+        vlm.decoder, vlm.blocks[0], vlm.attention_kinds, longer.length, lambda: vlm.call(longer.model_inputs)
+    )
+    recurrent = bool(vlm.recurrent or sight.unmasked)
+    whole = bool(vlm.family.carriers) or recurrent or not _in_pieces(vlm.decoder)
+    sight = dataclasses.replace(sight, whole=whole, recurrent=recurrent)
+    laid = called.pop(LAID_OVER, None)
+    own = [name for name, value in called.items() if value is longer.model_inputs.get(name, ...)]
+    if not vlm.family.gates and any(called[name].is_floating_point() for name in own):
+        # The decoder takes the pictures itself: what it makes of them and of the tokens is what its first block gets.
+        called = {name: value for name, value in called.items() if name not in own}
+        called["inputs_embeds"] = next(entered[name] for name in HIDDEN_STATES if name in entered)
+    embeds, ids_called = called.pop("inputs_embeds", None), called.pop("input_ids", None)
+    embeds = vlm.decoder.get_input_embeddings()(ids_called) if embeds is None else embeds
+    if laid is not None:
+        embeds[vlm.visual_in(longer.model_inputs)] = laid.flatten(0, 1).to(embeds.dtype)
+    positions = called.pop("position_ids", None)
+    if positions is None:
+        positions = _counted(longer.input_ids[0], vlm.uncounted).to(embeds.device)
+    dropped = (
+        "attention_mask",
+        "past_key_values",
+        "use_cache",
+        "output_hidden_states",
+        "output_attentions",
+        "return_dict",
+    )
+    extras = {k: v for k, v in called.items() if k not in dropped and v is not None}
+    of_tokens = {k: extras.pop(k)[0] for k in OF_TOKENS.keys() & extras.keys()}
+    kept: list[Prefix] | None = [] if keep_prompt else None
+    positions = positions.reshape(-1, embeds.shape[1])
+    return DecoderInputs(
+        embeds=embeds[0],
+        positions=positions,
+        image=longer.where("image"),
+        extras=extras,
+        of_tokens=of_tokens,
+        sight=sight,
+        index=torch.arange(longer.length),
+        kept=kept,
+        source=x,
+        decoder=vlm.decoder,
+    )

@@ -1,0 +1,214 @@
+"""The engine: scores of the answer tokens under many coalitions, where a coalition says which positions may be seen.
+
+    score(vlm, x, visible)        visible: bool [coalition, position]
+
+Promise: the same numbers as one masked forward pass per coalition, to float error, at a fraction of the cost:
+
+- a hidden position that no visible row reads is not computed; the others keep their position ids;
+- what several coalitions compute alike (a prefix of equal rows) is computed once;
+- what is left is packed, coalition after coalition, into rows of one forward pass under a block mask, in which rows
+  that several sequences compute alike stand once (a tree, as in speculative decoding: Miao et al. 2023);
+- the unembedding runs on the rows that predict answer tokens only.
+
+The plan is made first, from row numbers alone; then it is carried out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lvlm_interp.engine.decoder import ROOM, DecoderInputs, made_of, run_to_decoder
+from lvlm_interp.engine.packed import planned
+from lvlm_interp.engine.plan import sequences_of
+from lvlm_interp.errors import VisibilityError
+from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.readout import Readout
+
+if TYPE_CHECKING:
+    from lvlm_interp.model.vlm import HookedVLM
+
+HideFrom = Literal["all", "text"]
+
+LOGITS_AT_ONCE = 1 << 24  # elements of logits held at once
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What the engine found.
+
+    Attributes:
+        states: the state that predicts each answer token, after the final norm, `[coalition, answer, width]`.
+        ids: the answer tokens.
+        logit: raw logit of each answer token, `[coalition, answer]`, float32.
+        logprob: its log-probability in nats, `[coalition, answer]`, float32.
+        logodds: its log-odds log p − log(1 − p) in nats, `[coalition, answer]`, float32: goes on telling coalitions
+            apart where p is nearly 1.
+        rows: rows that were computed for it (a plain forward pass per coalition would compute T each).
+    """
+
+    states: Float[Tensor, "coalition answer width"]
+    ids: Int[Tensor, " answer"]
+    logit: Float[Tensor, "coalition answer"]
+    logprob: Float[Tensor, "coalition answer"]
+    logodds: Float[Tensor, "coalition answer"]
+    rows: int
+    readout: Readout = field(repr=False)
+
+    def logits(self, coalition: int | slice = slice(None)) -> Float[Tensor, "*coalition answer vocabulary"]:
+        """Logits over the whole vocabulary, float32; take few coalitions at a time where it is large."""
+        with torch.no_grad():
+            return self.readout.logits(self.states[coalition]).float()
+
+
+@torch.no_grad()
+def score(
+    vlm: HookedVLM,
+    x: Inputs,
+    visible: Tensor,
+    hide_from: HideFrom = "all",
+    progress: bool = False,
+    decoder_inputs: DecoderInputs | None = None,
+) -> Scores:
+    """Score the answer of `x` under every coalition.
+
+    Args:
+        vlm: the model.
+        x: one example with an answer.
+        visible: which positions each coalition sees, bool `[coalition, position]`.
+        hide_from: `"all"`: a hidden position is seen by nobody; `"text"`: image rows go on seeing every image position,
+            and only the other rows lose sight of it.
+        progress: show a progress bar.
+        decoder_inputs: of the example (`run_to_decoder`), if it is scored more than once.
+
+    Returns:
+        Scores, one row a coalition.
+
+    Raises:
+        VisibilityError: a matrix that does not fit, or that hides what an answer is read from.
+        InputError: there is no answer.
+    """
+    return score_answers(vlm, x, visible, [x.answer_ids], hide_from, progress, decoder_inputs)[0]
+
+
+@torch.no_grad()
+def score_answers(
+    vlm: HookedVLM,
+    x: Inputs,
+    visible: Tensor,
+    answers: Sequence[Tensor],
+    hide_from: HideFrom = "all",
+    progress: bool = False,
+    decoder_inputs: DecoderInputs | None = None,
+    reads: Sequence[int] | None = None,
+) -> list[Scores]:
+    """As `score`, for several answers to the same prompt: what they share is computed once.
+
+    Columns of `visible` beyond the prompt are not looked at: every answer sees itself so far. Where the same prompt, or
+    a beginning of it, is scored many times, `decoder_inputs` hands in what its decoder is called with. `reads` says how
+    many of the last tokens of each answer are scored; all by default.
+    """
+    start = x.answer_start
+    if not answers or any(not len(ids) for ids in answers):
+        x.need_answer()
+        raise VisibilityError("an answer to score has no tokens")
+    _check(x, visible, hide_from)
+    if decoder_inputs is not None:
+        decoder_inputs.need(vlm, x)
+    longest = max(map(len, answers))
+    if decoder_inputs is None or start + longest > decoder_inputs.positions.shape[1]:
+        decoder_inputs = run_to_decoder(vlm, x, room=max(ROOM, longest))
+    decoder_inputs, paths = _with_answers(vlm, decoder_inputs, start, answers)
+    ends = [ids[-n:] for ids, n in zip(answers, reads or map(len, answers), strict=True)]
+    seen = visible[:, :start] & x.model_inputs["attention_mask"][:, :start].bool().cpu()
+    found: dict[tuple[int, int], Tensor] = {}
+    sequences = sequences_of(seen, decoder_inputs.image[:start], paths, [len(ids) for ids in ends], hide_from)
+    with tqdm(total=len(seen) * len(answers), desc="coalitions", disable=not progress, leave=False) as bar:
+        runners = planned(vlm, decoder_inputs, start, sequences, hide_from)
+        for sequence, states in itertools.chain(*(runner.run(some) for runner, some in runners)):
+            for coalition, answer in sequence.owners:
+                found[coalition, answer] = states
+                bar.update()
+    by_answer = [torch.stack([found[c, a] for c in range(len(seen))]) for a in range(len(answers))]
+    return _read(
+        vlm.readout, by_answer, [ids.to(vlm.device) for ids in ends], sum(runner.rows for runner, _ in runners)
+    )
+
+
+def _check(x: Inputs, visible: Tensor, hide_from: str) -> None:
+    if hide_from not in ("all", "text"):
+        raise VisibilityError(f"hide_from is 'all' or 'text', got {hide_from!r}")
+    if visible.dtype != torch.bool or visible.ndim != 2 or visible.shape[1] not in (x.length, x.answer_start):
+        raise VisibilityError(
+            f"visible is a bool tensor [coalition, position] with {x.length} positions, "
+            f"got {visible.dtype} {tuple(visible.shape)}"
+        )
+    if not len(visible):
+        raise VisibilityError("no coalition was given: visible has no rows")
+    if not visible[:, x.answer_start - 1].all():
+        role = x.roles[x.answer_start - 1]
+        raise VisibilityError(
+            f"position {x.answer_start - 1} ({role}) predicts the first answer token and cannot be hidden"
+        )
+    if not visible[:, x.answer_start :].all():
+        raise VisibilityError("the answer so far cannot be hidden from itself")
+
+
+def _with_answers(
+    vlm: HookedVLM, decoder_inputs: DecoderInputs, start: int, answers: Sequence[Tensor]
+) -> tuple[DecoderInputs, list[tuple[int, ...]]]:
+    """The rows of the prompt, then those of the answers, and which of them each answer is.
+
+    A row stands for a token after certain other tokens: answers that begin alike share rows. The last token of an
+    answer has none, since what it predicts is not scored.
+    """
+    nodes: dict[tuple[int, int], int] = {}  # (row before, token) → row
+    paths, tokens, steps = [], [], []
+    for answer in answers:
+        path, row = [], start - 1
+        for step, token in enumerate(answer.tolist()[:-1], 1):
+            if (row, token) not in nodes:
+                nodes[row, token] = start + len(nodes)
+                tokens.append(token)
+                steps.append(step)
+            row = nodes[row, token]
+            path.append(row)
+        paths.append(tuple(path))
+    ids = torch.tensor(tokens, dtype=torch.long, device=decoder_inputs.embeds.device)
+    embedded = vlm.model.get_input_embeddings()(ids)
+    made = {k: made_of(vlm.decoder, k, ids).to(v) for k, v in decoder_inputs.of_tokens.items()}
+    longer = dataclasses.replace(
+        decoder_inputs,
+        embeds=torch.cat([decoder_inputs.embeds[:start], embedded.to(decoder_inputs.embeds.dtype)]),
+        of_tokens={k: torch.cat([v[:start], made[k]]) for k, v in decoder_inputs.of_tokens.items()},
+        image=torch.cat([decoder_inputs.image[:start], torch.zeros(len(tokens), dtype=torch.bool)]),
+        index=torch.cat([torch.arange(start), start - 1 + torch.tensor(steps, dtype=torch.long)]),
+    )
+    return longer, paths
+
+
+def _read(readout: Readout, states: list[Tensor], answers: list[Tensor], rows: int) -> list[Scores]:
+    """Logit and log-probability of the tokens of every answer, a few rows at a time, those of all answers together."""
+    rows_read = torch.cat([s.flatten(0, 1) for s in states])  # unembedding a few rows costs as much as unembedding many
+    labels = torch.cat([ids.repeat(len(s)) for s, ids in zip(states, answers, strict=True)])
+    vocabulary = getattr(readout.unembed, "out_features", 1 << 16)
+    some, numbers = max(1, LOGITS_AT_ONCE // vocabulary), []
+    for part, label in zip(rows_read.split(some), labels.split(some), strict=True):
+        logits, place = readout.logits(part).float(), label[:, None]
+        chosen = logits.gather(-1, place)[:, 0]
+        others = logits.scatter(-1, place, -torch.inf).logsumexp(-1)
+        numbers.append(torch.stack([chosen, chosen - logits.logsumexp(-1), chosen - others]).cpu())
+    split = torch.cat(numbers, 1).split([s.shape[0] * s.shape[1] for s in states], 1)
+    scores = []
+    for s, ids, found in zip(states, answers, split, strict=True):
+        logit, logprob, logodds = found.view(3, *s.shape[:2])
+        scores.append(Scores(s, ids, logit, logprob, logodds, rows, readout))
+    return scores

@@ -1,0 +1,146 @@
+"""Several examples as one left-padded batch.
+
+Left padding keeps the end of every prompt, where answers are read, in the last column. Padding is masked, so every
+row of the batch computes what its example computes alone; a model that numbers positions otherwise is caught by the
+tests of the families, not trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+from lvlm_interp.errors import InputError
+from lvlm_interp.inputs.example import ROLES, Inputs, Role
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Examples side by side.
+
+    Attributes:
+        model_inputs: keyword arguments of the model; `input_ids` is `[batch, position]`, padded on the left.
+        examples: the examples, in order.
+    """
+
+    model_inputs: Mapping[str, Tensor]
+    examples: tuple[Inputs, ...]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def length(self) -> int:
+        """Positions of the longest example."""
+        return self.model_inputs["input_ids"].shape[1]
+
+    @property
+    def padding(self) -> Int[Tensor, " batch"]:
+        """How many positions of padding stand before each example."""
+        return torch.tensor([self.length - x.length for x in self.examples])
+
+    @property
+    def real(self) -> Bool[Tensor, "batch position"]:
+        """True where a position belongs to an example."""
+        return torch.arange(self.length) >= self.padding[:, None]
+
+    @property
+    def present(self) -> tuple[Role, ...]:
+        """The roles that occur in any of the examples, in the order of `ROLES`."""
+        return tuple(role for role in ROLES if any(role in x.roles for x in self.examples))
+
+    def where(self, *roles: str) -> Bool[Tensor, " position"]:
+        """True at the positions of these roles, counted in the padded batch.
+
+        Raises:
+            InputError: they stand in other places in some examples, counted from the end.
+            VisibilityError: an unknown role.
+        """
+        found = torch.zeros(len(self), self.length, dtype=torch.bool)
+        for row, x in zip(found, self.examples, strict=True):
+            row[self.length - x.length :] = x.where(*roles)
+        if not (found == found[0]).all():
+            raise InputError(
+                f"the positions of {list(roles)} differ between the examples of this batch: choose positions by "
+                "index from the end, or capture the examples one by one"
+            )
+        return found[0]
+
+    def of(self, number: int, value: Shaped[Tensor, "batch position *rest"]) -> Shaped[Tensor, "1 own *rest"]:
+        """One example's part of a captured value, without the padding: what capturing the example alone gives.
+
+        Attention patterns `[batch, head, row, key]` have positions in their last two axes: see `pattern_of`.
+
+        Raises:
+            InputError: the value does not have all positions of the batch, so there is no padding to leave out.
+        """
+        self._need_all(value, 1)
+        return value[number, self.length - self.examples[number].length :][None]
+
+    def pattern_of(
+        self, number: int, value: Shaped[Tensor, "batch head row key"]
+    ) -> Shaped[Tensor, "1 head own_row own_key"]:
+        """As `of`, for patterns and scores of attention."""
+        self._need_all(value, 2, 3)
+        first = self.length - self.examples[number].length
+        return value[number, :, first:, first:][None]
+
+    def _need_all(self, value: Tensor, *axes: int) -> None:
+        if any(value.shape[axis : axis + 1] != (self.length,) for axis in axes):
+            raise InputError(
+                f"a value of shape {tuple(value.shape)} does not have the {self.length} positions of this batch: "
+                "capture it without positions= and reduce=, or index its first axis"
+            )
+
+
+def batched(examples: Sequence[Inputs], pad_token_id: int = 0) -> Batch:
+    """Put examples side by side, the shorter ones padded on the left.
+
+    Args:
+        examples: of one model; the sizes and numbers of their images may differ.
+        pad_token_id: what stands in the padding; masked, so any id that is not an image token does.
+
+    Raises:
+        InputError: no example, or examples of which only some have an image.
+    """
+    if not examples:
+        raise InputError("a batch needs at least one example")
+    names = [set(x.model_inputs) for x in examples]
+    if differing := names[0].union(*names) - names[0].intersection(*names):
+        raise InputError(
+            f"only some of these examples have {sorted(differing)}; put examples with an image and examples without "
+            "one in batches of their own"
+        )
+    length = max(x.length for x in examples)
+    along = frozenset(examples[0].along).intersection(*(x.along for x in examples))
+    made = {}
+    for name in examples[0].model_inputs:
+        values = [x.model_inputs[name] for x in examples]
+        if name in along:
+            fill = pad_token_id if name == "input_ids" else 0
+            made[name] = torch.cat([_left_padded(value, length, fill) for value in values])
+        else:
+            made[name] = _side_by_side(values)
+    return Batch(made, tuple(examples))
+
+
+def _left_padded(value: Tensor, length: int, fill: int) -> Tensor:
+    missing = value.new_full((1, length - value.shape[1], *value.shape[2:]), fill)
+    return torch.cat([missing, value], 1)
+
+
+def _side_by_side(values: Sequence[Tensor]) -> Tensor:
+    """One after the other along the first axis; the other axes are filled up at their ends with zeros.
+
+    Families that hold tiles, frames or images of different sizes in one tensor take zeros for padding themselves.
+    """
+    sizes = [max(v.shape[axis] for v in values) for axis in range(1, values[0].ndim)]
+    padded = []
+    for value in values:
+        ends = [(0, size - have) for size, have in zip(sizes, value.shape[1:], strict=True)]
+        padded.append(torch.nn.functional.pad(value, [n for pair in reversed(ends) for n in pair]))
+    return torch.cat(padded)

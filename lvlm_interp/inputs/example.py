@@ -1,0 +1,218 @@
+"""What a model is called with, and what every position of it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lvlm_interp.errors import InputError, VisibilityError
+from lvlm_interp.inputs.view import ImageView
+
+Role = Literal["template", "system", "context", "question", "image", "answer"]
+ROLES: tuple[Role, ...] = get_args(Role)
+CREDITED: tuple[Role, ...] = ("question", "context", "system", "image")
+"""The roles that can be given credit; template and the answer so far are always visible."""
+
+# Inputs whose patches begin with numbers that are no pixels, and how many: where a patch stands, all 0 in padding.
+PLACES = {"flattened_patches": 2}
+VIDEO_PIXELS = "pixel_values_videos"  # what models call the pixels of videos, where these have an input of their own
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """One example: what the transformers model is called with, and the role of every position.
+
+    Attributes:
+        model_inputs: keyword arguments of the model; `input_ids` is `[1, T]` and ends with the answer.
+        roles: one of `ROLES` for each of the T positions.
+        answer_start: first position of the answer; T if there is no answer yet.
+        images: the images and videos, in order.
+        tokens: the text of each token, for display.
+        texts: what the user wrote, by role.
+        fills: model inputs that run along the positions, and what an answer's positions get in them: a number, or None
+            for what the last position of the prompt has. Those shaped like `input_ids` need not be named: masks get 1,
+            position ids count on, others get 0.
+    """
+
+    model_inputs: Mapping[str, Tensor]
+    roles: tuple[Role, ...]
+    answer_start: int
+    images: tuple[ImageView, ...] = ()
+    tokens: tuple[str, ...] = ()
+    texts: Mapping[str, str] = field(default_factory=dict)
+    fills: Mapping[str, int | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.model_inputs["input_ids"].shape)
+        length = shape[-1]
+        if shape != (1, length):
+            raise InputError(f"one example at a time: input_ids is {shape}, expected [1, T]")
+        if len(self.roles) != length or not 0 < self.answer_start <= length:
+            raise InputError(
+                f"{len(self.roles)} roles and answer_start={self.answer_start} do not fit {length} positions"
+            )
+
+    @property
+    def input_ids(self) -> Int[Tensor, "1 position"]:
+        return self.model_inputs["input_ids"]
+
+    @property
+    def length(self) -> int:
+        return self.input_ids.shape[-1]
+
+    @property
+    def answer_positions(self) -> Int[Tensor, " answer"]:
+        """Positions of the answer tokens; the logits that predict them stand one position earlier."""
+        return torch.arange(self.answer_start, self.length)
+
+    @property
+    def answer_ids(self) -> Int[Tensor, " answer"]:
+        return self.input_ids[0, self.answer_start :]
+
+    @property
+    def answer_tokens(self) -> tuple[str, ...]:
+        return self.tokens[self.answer_start :]
+
+    @property
+    def answer(self) -> str:
+        """The answer as text, empty if there is none yet."""
+        return self.texts.get("answer", "".join(self.answer_tokens))
+
+    @property
+    def question(self) -> str:
+        return self.texts.get("question", "")
+
+    @property
+    def present(self) -> tuple[Role, ...]:
+        """The roles that occur, in the order of `ROLES`."""
+        return tuple(role for role in ROLES if role in self.roles)
+
+    def where(self, *roles: str) -> Bool[Tensor, " position"]:
+        """True at the positions of these roles.
+
+        Raises:
+            VisibilityError: a role that is not one of `ROLES`.
+        """
+        unknown = [role for role in roles if role not in ROLES]
+        if unknown:
+            raise VisibilityError(f"no role {unknown[0]!r}; the roles are {list(ROLES)}")
+        return torch.tensor([role in roles for role in self.roles])
+
+    @property
+    def everything(self) -> Bool[Tensor, " position"]:
+        """The coalition that sees all positions."""
+        return torch.ones(self.length, dtype=torch.bool)
+
+    def hidden(self, role: str, *roles: str) -> Bool[Tensor, " position"]:
+        """The coalition that sees everything but these roles.
+
+        Raises:
+            VisibilityError: a role that is not one of `ROLES`.
+        """
+        return ~self.where(role, *roles)
+
+    def visible(self, *roles: str) -> Bool[Tensor, " position"]:
+        """The coalition that sees these roles, the template and the answer so far."""
+        return self.where(*roles, "template", "answer")
+
+    @property
+    def pixels(self) -> dict[str, Tensor]:
+        """The model inputs that hold pixels."""
+        return pixels_of(self.model_inputs)
+
+    def need_answer(self) -> None:
+        """Raise unless there is an answer to score."""
+        if self.answer_start == self.length:
+            raise InputError(
+                "there is no answer to score: give prepare(..., answer=...) or use vlm.answered(x, answer)"
+            )
+
+    def need_image(self) -> None:
+        """Raise unless there is an image to hide."""
+        if "image" not in self.roles:
+            raise InputError("there is no image in this example; prepare it with one")
+
+    def with_model_inputs(self, **changed: Tensor) -> Inputs:
+        """The same example with some model inputs replaced (pixels, for instance); shapes must stay."""
+        for name, value in changed.items():
+            found = self.model_inputs.get(name)
+            if found is None or found.shape != value.shape:
+                shape = None if found is None else tuple(found.shape)
+                raise InputError(f"model input {name!r} has shape {shape}; got {tuple(value.shape)}")
+        return dataclasses.replace(self, model_inputs={**self.model_inputs, **changed})
+
+    def with_noise(self, kept: float, generator: torch.Generator) -> Inputs:
+        """The same example with noise on its pixels, √kept·x + √(1−kept)·ε; where patches stand is left as it is."""
+        noisy = {}
+        for name, value in self.pixels.items():
+            drawn = torch.randn(value.shape, generator=generator).to(value)
+            noisy[name] = math.sqrt(kept) * value + math.sqrt(1 - kept) * drawn
+            if first := PLACES.get(name):
+                places, patch = value[..., :first], noisy[name][..., first:]
+                noisy[name] = torch.cat([places, patch * (places[..., :1] != 0)], -1)
+        return self.with_model_inputs(**noisy)
+
+    @property
+    def along(self) -> tuple[str, ...]:
+        """The model inputs that have an axis of positions, their second."""
+        return tuple(k for k, v in self.model_inputs.items() if k in self.fills or v.shape == self.input_ids.shape)
+
+    def first(self, count: int) -> dict[str, Tensor]:
+        """The model inputs without the positions behind the first ones."""
+        along = self.along
+        return {k: v[:, :count] if k in along else v for k, v in self.model_inputs.items()}
+
+    def prompt_inputs(self) -> dict[str, Tensor]:
+        """The model inputs without the answer's positions."""
+        return self.first(self.answer_start)
+
+    def with_answer(self, ids: Sequence[int], tokens: Sequence[str], text: str) -> Inputs:
+        """The same prompt followed by this answer."""
+        if not len(ids):
+            raise InputError(f"the answer {text!r} tokenises to nothing; give at least one word")
+        prompt, added = self.answer_start, torch.tensor([list(ids)], dtype=torch.long)
+        changed = self.prompt_inputs()
+        for name in self.along:
+            value = changed[name]
+            last = value[:, -1:].expand(-1, len(ids), *value.shape[2:])
+            fill = self.fills.get(name, 1 if name == "attention_mask" else 0)
+            tail = last if fill is None else torch.full_like(last, fill)
+            if name == "position_ids":
+                tail = last + torch.arange(1, len(ids) + 1, device=last.device)
+            changed[name] = torch.cat([value, added.to(value.device) if name == "input_ids" else tail], 1)
+        answered: list[Role] = ["answer"] * len(ids)
+        return dataclasses.replace(
+            self,
+            model_inputs=changed,
+            roles=(*self.roles[:prompt], *answered),
+            tokens=(*self.tokens[:prompt], *tokens),
+            texts={**self.texts, "answer": text},
+        )
+
+
+def pixels_of(model_inputs: Mapping[str, Any], video: bool | None = None) -> dict[str, Tensor]:
+    """The model inputs that hold pixels; those of videos, or those of pictures, if it is said.
+
+    Other numbers with a point have one axis, such as Qwen2.5-VL's seconds between frames.
+    """
+    found = {k: v for k, v in model_inputs.items() if isinstance(v, Tensor) and v.is_floating_point() and v.ndim > 1}
+    return {k: v for k, v in found.items() if video is None or video == (k == VIDEO_PIXELS)}
+
+
+class Answer(str):
+    """A generated answer: a string that remembers its token ids, so that it is scored exactly as generated."""
+
+    ids: tuple[int, ...]
+    finished: bool
+
+    def __new__(cls, text: str, ids: Iterable[int], finished: bool = True) -> Answer:
+        answer = super().__new__(cls, text)
+        answer.ids, answer.finished = tuple(ids), finished
+        return answer

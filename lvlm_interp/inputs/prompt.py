@@ -1,0 +1,293 @@
+"""From messages to token ids, and from token ids to roles.
+
+What a position is, is decided by the ids that reach the decoder, never by offsets in a string: a position belongs to
+a piece of the user's text if its id changes when that piece is replaced by another. So it does not matter how a
+template, a processor or a tokenizer treats the text.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvlm_interp.errors import InputError, ModelError
+from lvlm_interp.inputs.example import Role, pixels_of
+
+Message = dict[str, Any]
+PLACEHOLDERS = ("X", "Q", "k", "7")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One piece of the user's text: which message, which part of its content, and its role."""
+
+    message: int
+    part: int
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Model inputs of a prompt, with the span (start, stop) of every segment."""
+
+    model_inputs: dict[str, Tensor]
+    spans: tuple[tuple[int, int], ...]
+    segments: tuple[Segment, ...]
+
+
+class Prompter:
+    """Turns conversations into ids with a model's own processor and chat template."""
+
+    def __init__(self, processor: Any, template: str) -> None:
+        self.processor, self.template = processor, template
+        self.tokenizer = getattr(processor, "tokenizer", processor)
+        extra = getattr(processor, "image_token", None)
+        added = {str(token) for token in self.tokenizer.get_added_vocab()}
+        self.special = {*self.tokenizer.all_special_tokens, *added, *([str(extra)] if extra else [])}
+
+    def encode(self, messages: Sequence[Message]) -> Encoded:
+        """Ids of a conversation that ends where the answer begins.
+
+        Raises:
+            InputError: a piece of text leaves no token behind, or the processor takes no video.
+        """
+        self._need_readers(messages)
+        segments, guarded = segments_of(messages), self._guarded(messages)
+        inputs = self._process(guarded)
+        ids, spans = inputs["input_ids"][0].tolist(), []
+        for segment in segments:
+            now = guarded[segment.message]["content"][segment.part]["text"]
+            other = self._process(_replaced(guarded, segment, _placeholder(now, segment.text)))
+            spans.append(_changed(ids, other["input_ids"][0].tolist()))
+            if spans[-1][0] == spans[-1][1]:
+                raise InputError(f"the {segment.role} {segment.text!r} tokenises to nothing; give at least one word")
+        return self._spliced(Encoded(inputs, tuple(spans), tuple(segments)))
+
+    def _need_readers(self, messages: Sequence[Message]) -> None:
+        """Raise unless the processor can take what is shown.
+
+        Raises:
+            InputError: it reads no videos, or not together with pictures.
+        """
+        kinds, name = {part["type"] for message in messages for part in message["content"]}, type(self.processor)
+        readers = [getattr(self.processor, f"{kind}_processor", None) for kind in ("image", "video")]
+        if "video" not in kinds:
+            return
+        if readers[1] is None or getattr(self.processor, "video_token", None) is None:
+            raise InputError(f"{name.__name__} takes no video: give frames as images (image=[…]) if it takes several")
+        image, video = (set(getattr(reader, "model_input_names", ())) for reader in readers)
+        if "image" in kinds and image & video:  # one would take the place of the other (SmolVLM)
+            raise InputError(f"{name.__name__} takes pictures or a video, not both in one prompt")
+
+    def answer_ids(self, messages: Sequence[Message], answer: str) -> list[int]:
+        """Ids of an answer as they follow this conversation, without an end-of-turn token.
+
+        Raises:
+            InputError: the answer tokenises to nothing.
+        """
+        if not answer.strip():
+            raise InputError(f"the answer {answer!r} tokenises to nothing; give at least one word")
+        if self._has_marker(answer) or not messages:
+            return self._plain(answer)
+        guarded = self._guarded(messages)
+        prompt = self._process(guarded)["input_ids"][0].tolist()
+        full, other = (self._with_reply(guarded, text) for text in (answer, _placeholder(answer)))
+        _, stop = _changed(full, other)
+        # Templates may render a reply with other words around it than the generation prompt has.
+        if full[: len(prompt)] == prompt and stop > len(prompt):
+            return full[len(prompt) : stop]
+        return self._plain(answer)
+
+    def read(self, token: int) -> str:
+        """What a token reads as behind other text: Llama's tokenizers drop the blank that a text begins with."""
+        once, twice = self.tokenizer.decode([token]), self.tokenizer.decode([token, token])
+        return twice[len(once) :] if twice.startswith(once) else once
+
+    def pixels(self, shown: Sequence[Any]) -> dict[str, Tensor]:
+        """What the processor makes of the pictures and videos (lists of frames) of one prompt, as it would in it."""
+        parts = [{"type": (kind := "video" if isinstance(one, list) else "image"), kind: one} for one in shown]
+        made = self._process([{"role": "user", "content": [*parts, {"type": "text", "text": PLACEHOLDERS[0]}]}])
+        readers = (getattr(self.processor, f"{kind}_processor", None) for kind in ("image", "video"))
+        names = {name for reader in readers for name in getattr(reader, "model_input_names", ())}
+        return {k: v for k, v in made.items() if isinstance(v, Tensor) and (k in names or k in pixels_of(made))}
+
+    def _guarded(self, messages: Sequence[Message]) -> list[Message]:
+        """Markers inside the user's text must stay text: a placeholder stands for such a text while templates work."""
+        guarded = list(messages)
+        for segment in segments_of(messages):
+            if self._has_marker(segment.text):
+                guarded = _replaced(guarded, segment, _placeholder(segment.text))
+        return guarded
+
+    def _with_reply(self, messages: Sequence[Message], text: str) -> list[int]:
+        reply = {"role": "assistant", "content": [{"type": "text", "text": text}]}
+        return self._process([*messages, reply])["input_ids"][0].tolist()
+
+    def _plain(self, text: str) -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        if not ids:
+            raise InputError(f"{text!r} tokenises to nothing; give at least one word")
+        return list(ids)
+
+    def _has_marker(self, text: str) -> bool:
+        return any(marker in text for marker in self.special)
+
+    @property
+    def _has_template(self) -> bool:
+        return bool(getattr(self.processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None))
+
+    def _process(self, messages: Sequence[Message]) -> dict[str, Tensor]:
+        """The processor's own ids for a conversation, with a generation prompt if it ends with the user."""
+        asks = messages[-1]["role"] != "assistant"
+        if self._has_template:
+            try:
+                made = self.processor.apply_chat_template(
+                    list(messages),
+                    tokenize=True,
+                    return_dict=True,
+                    return_tensors="pt",
+                    add_generation_prompt=asks,
+                    **({"processor_kwargs": told} if (told := _about_videos(messages)) else {}),
+                )
+            except Exception as error:  # templates are programs of their own: jinja errors, type errors, …
+                raise InputError(f"the model's chat template refused the conversation: {error}") from error
+            return dict(made)
+        return self._without_template(messages)
+
+    def _without_template(self, messages: Sequence[Message]) -> dict[str, Tensor]:
+        parts = [part for message in messages for part in message["content"] if message["role"] != "assistant"]
+        images = [part["image"] for part in parts if part["type"] == "image"]
+        text = "".join(part["text"] for part in parts if part["type"] == "text")
+        marker = getattr(self.processor, "image_token", None)
+        if images and marker is None and "{image}" in self.template:
+            raise ModelError("the processor has neither a chat template nor an image token")
+        videos = {"videos": found} if (found := [part["video"] for part in parts if part["type"] == "video"]) else {}
+        markers = {"image": str(marker), "video": str(getattr(self.processor, "video_token", None))}
+        shown = "".join(markers[part["type"]] for part in parts if part["type"] in markers)
+        prompt = self.template.format(image=shown, question=text)
+        if messages[-1]["role"] == "assistant":
+            prompt += " " + messages[-1]["content"][0]["text"]
+        told = _about_videos(messages)
+        return dict(self.processor(text=[prompt], images=images or None, return_tensors="pt", **videos, **told))
+
+    def _spliced(self, encoded: Encoded) -> Encoded:
+        """Put the ids of texts with markers in them where their placeholders stand."""
+        inputs, spans = dict(encoded.model_inputs), list(encoded.spans)
+        for n, segment in enumerate(encoded.segments):
+            if not self._has_marker(segment.text):
+                continue
+            (start, stop), ids = spans[n], self._plain(segment.text.rstrip("\n"))
+            inputs = _splice(inputs, start, stop, ids)
+            shift = len(ids) - (stop - start)
+            spans = [(a + shift, b + shift) if a >= stop else (a, b) for a, b in spans]
+            spans[n] = (start, start + len(ids))
+        return Encoded(inputs, tuple(spans), encoded.segments)
+
+
+def _about_videos(messages: Sequence[Message]) -> dict[str, Any]:
+    """What processors are told of videos: all frames are to be shown, and how far they are apart."""
+    parts = [part for message in messages for part in message["content"] if part["type"] == "video"]
+    counts = [len(part["video"]) for part in parts]
+    told = [
+        {
+            "total_num_frames": count,
+            "frames_indices": list(range(count)),
+            "fps": fps,
+            "duration": None if fps is None else count / fps,
+        }
+        for count, fps in zip(counts, (part.get("fps") for part in parts), strict=True)
+    ]
+    return {"do_sample_frames": False, "video_metadata": told} if told else {}
+
+
+def conversation(
+    question: str,
+    images: Sequence[Any],
+    context: str | None = None,
+    system: str | None = None,
+    video: Mapping[str, Any] | None = None,
+) -> list[Message]:
+    """Messages that ask one question: images first, then the video, the context, and the question.
+
+    Raises:
+        InputError: the question is empty.
+    """
+    if not question or not question.strip():
+        raise InputError("the question is empty; ask something about the image")
+    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    if video:
+        content.append({"type": "video", **video})
+    if context:
+        content.append({"type": "text", "text": context.rstrip("\n") + "\n"})
+    content.append({"type": "text", "text": question})
+    start = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
+    return [*start, {"role": "user", "content": content}]
+
+
+def segments_of(messages: Sequence[Message]) -> list[Segment]:
+    """The user's texts: the last text is the question, system messages are system, all before is context.
+
+    Raises:
+        InputError: the conversation does not end with a question.
+    """
+    if not messages or messages[-1].get("role") != "user":
+        raise InputError("a conversation ends with a message of the user that asks the question")
+    found = [
+        Segment(i, j, "system" if message["role"] == "system" else "context", part["text"])
+        for i, message in enumerate(messages)
+        for j, part in enumerate(message["content"])
+        if part.get("type") == "text"
+    ]
+    if not found or found[-1].message != len(messages) - 1 or not found[-1].text.strip():
+        raise InputError("the last message asks nothing: it has no text")
+    last = found[-1]
+    return [*found[:-1], Segment(last.message, last.part, "question", last.text)]
+
+
+def listed(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """Messages with content as a list of parts, also where it was given as a plain string."""
+    return [
+        {**m, "content": [{"type": "text", "text": m["content"]}] if isinstance(m["content"], str) else m["content"]}
+        for m in messages
+    ]
+
+
+def _placeholder(*texts: str) -> str:
+    """A word that shares neither its first nor its last character with the texts that it is compared with."""
+    edges = {edge for text in texts if (core := text.strip()) for edge in (core[0], core[-1])} | set(texts)
+    return next(word for word in PLACEHOLDERS if word not in edges)
+
+
+def _replaced(messages: Sequence[Message], segment: Segment, text: str) -> list[Message]:
+    changed = [{**m, "content": [copy.copy(p) for p in m["content"]]} for m in messages]
+    end = segment.text[len(segment.text.rstrip("\n")) :]  # so that what follows is tokenised alike
+    changed[segment.message]["content"][segment.part]["text"] = text.rstrip("\n") + end
+    return changed
+
+
+def _changed(ids: Sequence[int], other: Sequence[int]) -> tuple[int, int]:
+    """The span of `ids` outside the common beginning and the common end with `other`."""
+    limit, start = min(len(ids), len(other)), 0
+    while start < limit and ids[start] == other[start]:
+        start += 1
+    end = 0
+    while end < limit - start and ids[-1 - end] == other[-1 - end]:
+        end += 1
+    return start, len(ids) - end
+
+
+def _splice(inputs: Mapping[str, Tensor], start: int, stop: int, ids: Sequence[int]) -> dict[str, Tensor]:
+    shape, added = inputs["input_ids"].shape, torch.tensor([list(ids)])
+    spliced = {}
+    for name, value in inputs.items():
+        if isinstance(value, Tensor) and value.shape == shape:
+            fill = added if name == "input_ids" else torch.full_like(added, 1 if name == "attention_mask" else 0)
+            value = torch.cat([value[:, :start], fill.to(value.dtype), value[:, stop:]], 1)
+        spliced[name] = value
+    return spliced

@@ -1,0 +1,1 @@
+"""What the inside of a model says: lenses, and logits taken apart."""

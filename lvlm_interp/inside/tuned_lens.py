@@ -1,0 +1,317 @@
+"""Tuned lens: an affine translator for each layer, trained so that the lens says what the model will say.
+
+Belrose et al. 2023 (eq. 7, 8): layer l decodes h + W_l h + b_l instead of h, with W and b trained by KL(final ‖ lens).
+Image positions hold something else than text positions, so each kind has translators of its own.
+
+`fit_tuned_lens` is the fitter; `TunedLens` is frozen, knows the model that it was fitted on, and reads no other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from lvlm_interp.errors import InputError, OutputError
+from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.vlm import HookedVLM
+from lvlm_interp.results import Result
+
+Kind = Literal["text", "image"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+CHECKPOINT_EVERY = 25
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class TunedLens(Result):
+    """Translators of every layer but the last, for text and for image positions.
+
+    Attributes:
+        weight, bias: what is added to the residual stream after n blocks is `h @ weight.T + bias`; zero where nothing
+            was learnt, `[kind, layer, width, width]` and `[kind, layer, width]`. Kinds are `text`, `image`.
+        tuned_kl, plain_kl: mean KL(final ‖ lens) over held-out positions, with and without translators, nats,
+            `[kind, layer]`.
+        gain_low, gain_high: 95% interval of the mean of their difference plain − tuned, a bootstrap over examples; NaN
+            where only one was held out.
+        steps: how many steps were taken.
+    """
+
+    weight: Float[Tensor, "kind layer width width"]
+    bias: Float[Tensor, "kind layer width"]
+    tuned_kl: Float[Tensor, "kind layer"]
+    plain_kl: Float[Tensor, "kind layer"]
+    gain_low: Float[Tensor, "kind layer"]
+    gain_high: Float[Tensor, "kind layer"]
+    steps: int
+
+    def need_model(self, vlm: HookedVLM) -> None:
+        """Raise unless this lens was fitted on the model.
+
+        Raises:
+            InputError: its weights differ.
+        """
+        if vlm.fingerprint != self.provenance.weights:
+            raise InputError(
+                f"this lens was fitted on {self.provenance.model} (weights {self.provenance.weights}), not on "
+                f"{vlm.name} (weights {vlm.fingerprint}); fit one with fit_tuned_lens"
+            )
+
+    def translated(
+        self, layer: int, states: Float[Tensor, "position width"], image: Bool[Tensor, " position"]
+    ) -> Float[Tensor, "position width"]:
+        """The residual stream after `layer` blocks as the final norm should read it; the last layer is left alone."""
+        if layer == self.weight.shape[1]:
+            return states
+        out = states.clone()
+        for kind, where in enumerate((~image, image)):
+            where = where.to(states.device)
+            weight, bias = (t[kind, layer].to(states) for t in (self.weight, self.bias))
+            out[where] += states[where] @ weight.T + bias
+        return out
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each kind and layer: `kind`, `layer`, `plain_kl`, `tuned_kl`, and the interval of the gain."""
+        names = ("plain_kl", "tuned_kl", "gain_low", "gain_high")
+        index = pd.MultiIndex.from_product([KINDS, range(self.weight.shape[1])], names=["kind", "layer"])
+        numbers = {name: getattr(self, name).flatten().tolist() for name in names}
+        return index.to_frame(index=False).assign(**numbers)
+
+    def _repr_html_(self) -> str:
+        note = "KL(final ‖ lens) on held-out positions, nats"
+        return self.to_frame().style.format(precision=3, escape="html").set_caption(note).to_html()
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How a tuned lens is fitted; every number ends up in its provenance."""
+
+    steps: int = 250
+    positions: int = 16
+    rate: float = 1e-3
+    seed: int = 0
+    held_out: float = 0.2
+    from_each: int = 16
+
+
+def fit_tuned_lens(
+    vlm: HookedVLM,
+    examples: Sequence[Inputs],
+    fitting: Fitting | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    progress: bool = False,
+) -> TunedLens:
+    """Fit translators of every layer on examples, and measure them on those held out.
+
+    Args:
+        vlm: the model.
+        examples: prompts of the kind that the lens will read; the last share (`fitting.held_out`) is only measured.
+        fitting: steps, positions in a step, learning rate (Adam, decaying linearly), seed, positions of each kind drawn
+            from each example.
+        checkpoint: a file that keeps what is learnt; the same call goes on from it.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: fewer than two examples, or a checkpoint of another model, fitting or examples.
+        OutputError: the checkpoint cannot be written.
+    """
+    how = fitting or Fitting()
+    split = len(examples) - max(1, round(how.held_out * len(examples)))
+    if split < 1:
+        raise InputError(f"a tuned lens needs examples to fit and to hold out; got {len(examples)}")
+    path = None if checkpoint is None else Path(checkpoint)
+    with torch.inference_mode(False):
+        train = _gathered(vlm, examples[:split], how, progress)
+        described = {"weights": vlm.fingerprint, "examples": _digest(examples[:split])}
+        described |= {k: str(v) for k, v in dataclasses.asdict(how).items()}
+        weight, bias = _fitted(vlm, train, how, path, described, progress)
+        held = _gathered(vlm, examples[split:], how, progress)
+        measured = [_measured(vlm, held[kind], weight[n], bias[n], how) for n, kind in enumerate(KINDS)]
+    columns = {name: torch.stack([m[name] for m in measured]) for name in measured[0]}
+    parameters = {**dataclasses.asdict(how), "examples": split, "held_out_examples": len(examples) - split}
+    provenance = vlm.provenance("tuned lens", parameters.pop("seed"), **parameters)
+    return TunedLens(weight.cpu(), bias.cpu(), **columns, steps=how.steps, provenance=provenance)
+
+
+@dataclass(frozen=True, eq=False)
+class _Gathered:
+    """Residual streams of one kind of position, after each number of blocks, and which example each is from."""
+
+    states: Float[Tensor, "layer position width"]
+    example: Float[Tensor, " position"]
+
+
+def _gathered(vlm: HookedVLM, examples: Sequence[Inputs], how: Fitting, progress: bool) -> dict[Kind, _Gathered]:
+    """Positions drawn from each example, with what every layer holds there, the last layer included."""
+    generator = torch.Generator().manual_seed(how.seed)
+    found: dict[Kind, list[tuple[Tensor, int]]] = {kind: [] for kind in KINDS}
+    sites = ["blocks.0.hook_resid_pre", "blocks.*.hook_resid_post"]
+    for number, x in enumerate(tqdm(examples, desc="activations", disable=not progress, leave=False)):
+        captured = torch.stack([value[0] for name, value in vlm.capture(x, sites).items() if name != "logits"])
+        image = x.where("image")
+        for kind, where in (("text", ~image), ("image", image)):
+            at = where.nonzero().flatten()
+            at = at[torch.randperm(len(at), generator=generator)[: how.from_each]]
+            found[kind].append((captured[:, at], number))  # type: ignore[index]
+    return {kind: _together(parts) for kind, parts in found.items()}
+
+
+def _together(parts: Sequence[tuple[Tensor, int]]) -> _Gathered:
+    numbers = [torch.full((states.shape[1],), float(number)) for states, number in parts]
+    return _Gathered(torch.cat([states for states, _ in parts], 1), torch.cat(numbers))
+
+
+# --- fitting --------------------------------------------------------------------------------------
+
+
+def _fitted(
+    vlm: HookedVLM,
+    data: Mapping[Kind, _Gathered],
+    how: Fitting,
+    path: Path | None,
+    described: Mapping[str, str],
+    progress: bool,
+) -> tuple[Tensor, Tensor]:
+    """Weights and biases after all steps; `described` is what a checkpoint must be of."""
+    layers, width = data["text"].states.shape[0] - 1, data["text"].states.shape[2]
+    device = data["text"].states.device
+    weight = nn.Parameter(torch.zeros(len(KINDS), layers, width, width, device=device))
+    bias = nn.Parameter(torch.zeros(len(KINDS), layers, width, device=device))
+    optimizer = torch.optim.Adam([weight, bias], lr=how.rate)
+    done = _resumed(weight, bias, optimizer, described, path)
+    with tqdm(total=how.steps, initial=done, desc="tuned lens", disable=not progress, leave=False) as bar:
+        for step in range(done, how.steps):
+            optimizer.param_groups[0]["lr"] = how.rate * (1 - step / how.steps)
+            losses = [_loss(vlm, data[kind].states, weight[n], bias[n], how, step) for n, kind in enumerate(KINDS)]
+            optimizer.zero_grad()
+            with torch.enable_grad():
+                sum(loss for loss in losses if loss is not None).backward()  # type: ignore[union-attr]
+            optimizer.step()
+            bar.update()
+            if path is not None and ((step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == how.steps):
+                _kept(weight, bias, optimizer, described, step + 1, path)
+    return weight.detach(), bias.detach()
+
+
+def _loss(vlm: HookedVLM, states: Tensor, weight: Tensor, bias: Tensor, how: Fitting, step: int) -> Tensor | None:
+    """Mean KL(final ‖ lens) over layers, on positions that the step's own seed draws; None where there are none."""
+    if not states.shape[1]:
+        return None
+    generator = torch.Generator().manual_seed(how.seed * 1_000_003 + step)
+    at = torch.randint(states.shape[1], (how.positions,), generator=generator)
+    with torch.enable_grad():
+        return _kl(vlm, states[:, at], weight, bias).mean()
+
+
+def _kl(
+    vlm: HookedVLM, states: Float[Tensor, "layers position width"], weight: Tensor, bias: Tensor
+) -> Float[Tensor, "layer position"]:
+    """KL(final ‖ lens) of every layer but the last, nats."""
+    early = states[:-1].float()
+    moved = early + torch.einsum("lpw,lvw->lpv", early, weight) + bias[:, None]
+    with torch.no_grad():
+        final = vlm.readout(states[-1]).float().log_softmax(-1)
+    lens = vlm.readout(moved.to(states.dtype)).float().log_softmax(-1)
+    return (final.exp() * (final - lens)).sum(-1)
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _measured(vlm: HookedVLM, held: _Gathered, weight: Tensor, bias: Tensor, how: Fitting) -> dict[str, Tensor]:
+    """Held-out KL with and without translators, and the interval of what is gained."""
+    none = torch.full((len(weight),), torch.nan)
+    if not held.states.shape[1]:
+        return dict.fromkeys(("tuned_kl", "plain_kl", "gain_low", "gain_high"), none)
+    tuned, plain = (
+        torch.cat([_kl(vlm, some, w, b).cpu() for some in held.states.split(how.positions, 1)], 1)
+        for w, b in ((weight, bias), (torch.zeros_like(weight), torch.zeros_like(bias)))
+    )
+    low, high = _interval(plain - tuned, held.example, how.seed)
+    return {"tuned_kl": tuned.mean(1), "plain_kl": plain.mean(1), "gain_low": low, "gain_high": high}
+
+
+def _interval(
+    gain: Float[Tensor, "layer position"], example: Float[Tensor, " position"], seed: int
+) -> tuple[Float[Tensor, " layer"], Float[Tensor, " layer"]]:
+    """Percentile interval of the mean; whole examples are drawn, since positions of one tell the same.
+
+    NaN of one example, which cannot differ from itself.
+    """
+    groups = [gain[:, example == number] for number in example.unique()]
+    if len(groups) < 2:
+        return torch.full_like(gain[:, 0], torch.nan), torch.full_like(gain[:, 0], torch.nan)
+    sums, counts = torch.stack([g.sum(1) for g in groups]), torch.tensor([float(g.shape[1]) for g in groups])
+    drawn = torch.randint(len(groups), (RESAMPLES, len(groups)), generator=torch.Generator().manual_seed(seed))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1, keepdim=True)
+    low, high = means.quantile(torch.tensor([0.025, 0.975]), 0)
+    return low, high
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def _digest(examples: Sequence[Inputs]) -> str:
+    """A hash of all that the model is called with."""
+    digest = hashlib.sha256()
+    for x in examples:
+        for name, value in sorted(x.model_inputs.items()):
+            digest.update(f"{name}{tuple(value.shape)}".encode() + value.double().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _kept(
+    weight: Tensor,
+    bias: Tensor,
+    optimizer: torch.optim.Adam,
+    described: Mapping[str, str],
+    step: int,
+    path: Path,
+) -> None:
+    """All that the next step needs, in one safetensors file, replaced whole."""
+    from safetensors.torch import save_file
+
+    tensors = {"weight": weight.detach(), "bias": bias.detach()}
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        tensors.update({f"{name}/{k}": v for k, v in optimizer.state[parameter].items()})
+    partial = path.with_suffix(".partial")
+    try:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"step": str(step), **described})
+        os.replace(partial, path)
+    except Exception as error:  # safetensors raises its own kinds for a full disk or a missing folder
+        raise OutputError(f"could not write the checkpoint {path}: {error}") from error
+
+
+@torch.no_grad()
+def _resumed(
+    weight: Tensor, bias: Tensor, optimizer: torch.optim.Adam, described: Mapping[str, str], path: Path | None
+) -> int:
+    """Put back what a checkpoint holds; the number of steps done."""
+    from safetensors import SafetensorError, safe_open
+
+    if path is None or not path.exists():
+        return 0
+    try:
+        with safe_open(str(path), "pt", str(weight.device)) as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} is no checkpoint that can be read ({error}); choose another file") from error
+    if differing := [k for k, v in described.items() if header.get(k) != v]:
+        raise InputError(f"{path} is a checkpoint of another fitting: {differing} differ; choose another file")
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        parameter.copy_(tensors[name])
+        optimizer.state[parameter] = {k.split("/")[1]: v for k, v in tensors.items() if k.startswith(f"{name}/")}
+    return int(header["step"])

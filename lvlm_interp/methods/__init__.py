@@ -1,1 +1,0 @@
-"""One small file for each method, all over the one scoring engine."""

@@ -1,0 +1,213 @@
+"""The only file that registers hooks. Inside a `with` values are seen and changed; afterwards nothing is left.
+
+A hook that never fired is an error that names its site: a silent gap would look like data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from lvlm_interp.errors import SiteError
+from lvlm_interp.model.attention import tapped
+from lvlm_interp.model.sites import Site
+
+HIDDEN_STATES = ("hidden_states", "hidden_state", "x")  # what modules call their input
+TOKENS = "input_ids"  # or this, in calls of a projector that embeds some tokens as well (Gemma 3n): no site is meant
+# Its hooks keep hidden states (those of a tower that the projector reads), from the first pass on and for good.
+KEEPING = "transformers.utils.output_capturing"
+Visit = Callable[[Tensor], Tensor]
+"""Is given a site's value and returns the value to go on with."""
+
+
+@contextlib.contextmanager
+def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[None]:
+    """Within the `with`, each site's value passes through its visit, which returns the value to go on with.
+
+    Raises:
+        SiteError: a visit returns no tensor of the value's shape; on leaving without another error, if a site did not
+            fire.
+    """
+    fired: set[str] = set()
+    taps: dict[nn.Module, dict[str, list[Visit]]] = defaultdict(lambda: defaultdict(list))
+    with contextlib.ExitStack() as stack:
+        for site, visit in visits.items():
+            noted = _noting(site.name, visit, fired)
+            if site.read == "attention":
+                taps[site.module][site.part].append(_as_positions(noted, site.part))
+            else:
+                stack.enter_context(_hooked(site, noted))
+        in_turn = {module: {part: _in_turn(some) for part, some in parts.items()} for module, parts in taps.items()}
+        stack.enter_context(tapped(model, in_turn))
+        yield
+    if silent := [site.name for site in visits if site.name not in fired]:
+        raise SiteError(f"these sites did not fire in this forward pass: {silent}")
+
+
+def _noting(name: str, visit: Visit, fired: set[str]) -> Visit:
+    def noted(value: Tensor) -> Tensor:
+        fired.add(name)
+        return passed(name, visit, value)
+
+    return noted
+
+
+def passed(name: str, visit: Visit, value: Tensor) -> Tensor:
+    """What a visit returns; torch would drop a missing tensor, and stretch one of another shape."""
+    seen = visit(value)
+    if not isinstance(seen, Tensor) or seen.shape != value.shape:
+        found = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
+        raise SiteError(f"an edit of {name!r} returns the value to go on with, {tuple(value.shape)}; it gave {found}")
+    return seen
+
+
+def _as_positions(visit: Visit, part: str) -> Visit:
+    """Attention functions hold `[batch, head, position, width]`; sites of q, k, v and z put the position first."""
+    if part in ("pattern", "attn_scores"):
+        return visit
+    return lambda value: visit(value.transpose(1, 2)).transpose(1, 2)
+
+
+def _in_turn(visits: Sequence[Visit]) -> Visit:
+    return lambda value: functools.reduce(lambda given, visit: visit(given), visits, value)
+
+
+def _with_input(args: tuple[Any, ...], kwargs: dict[str, Any], change: Visit) -> tuple[Any, dict[str, Any]]:
+    """A module's arguments with its hidden states changed, however they were given."""
+    if args:
+        return (change(args[0]), *args[1:]), kwargs
+    name = next(name for name in HIDDEN_STATES if name in kwargs)
+    return args, {**kwargs, name: change(kwargs[name])}
+
+
+def _with_output(output: Any, change: Visit) -> Any:
+    """What a module gives with its hidden states changed: alone, first of several, or in a list, picture by picture."""
+    if isinstance(output, Tensor):
+        return change(output)
+    if isinstance(output, ModelOutput):
+        first = next(iter(output))
+        return type(output)(**{**output, first: change(output[first])})
+    if isinstance(output, list):
+        return list(change(torch.cat(output)).split([len(one) for one in output]))
+    return change(output[0]), *output[1:]
+
+
+def _within(value: Tensor, span: tuple[int, int], visit: Visit) -> Tensor:
+    """The value with a part of its last axis passed through a visit."""
+    start, stop = span
+    seen = visit(value[..., start:stop])
+    return seen if stop - start == value.shape[-1] else torch.cat([value[..., :start], seen, value[..., stop:]], -1)
+
+
+@contextlib.contextmanager
+def _hooked(site: Site, visit: Visit) -> Iterator[None]:
+    def split(value: Tensor) -> Tensor:
+        if site.scale is not None:
+            seen = visit(scaled := site.scaled(value))
+            return value if seen is scaled else seen / getattr(*site.scale)
+        if site.streams is not None:
+            apart = value.movedim(site.streams, -2)
+            seen = visit(apart.flatten(-2)).unflatten(-1, apart.shape[-2:])
+            return seen.movedim(-2, site.streams).contiguous()  # laid out as it was: products round by the layout
+        if site.heads is None:
+            return visit(value)
+        start, stop = site.span or (0, value.shape[-1])
+        heads = value[..., start:stop].unflatten(-1, (site.heads, -1))
+        seen = _within(heads, site.inner or (0, heads.shape[-1]), visit).flatten(-2)
+        return _within(value, (start, stop), lambda _: seen)
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return _with_input(args, kwargs, split)
+
+    def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return output if kwargs.get(TOKENS) is not None else _with_output(output, split)
+
+    if site.read == "input":
+        handle = site.module.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        # Ahead of transformers' hooks, but behind anybody else's.
+        ahead = all(hook.__module__ == KEEPING for hook in site.module._forward_hooks.values())
+        handle = site.module.register_forward_hook(after, with_kwargs=True, prepend=ahead)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def skipping(modules: Iterable[nn.Module], rows: Bool[Tensor, " position"]) -> Iterator[None]:
+    """Within the `with`, these modules are given the chosen rows only, as if there were no others; those get 0."""
+
+    def cut(value: Any) -> Any:
+        by_row = isinstance(value, Tensor) and value.shape[1:2] == rows.shape
+        return value[:, rows.to(value.device)] if by_row else value
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return tuple(map(cut, args)), {name: cut(value) for name, value in kwargs.items()}
+
+    def spread(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.shape[1:2] != (int(rows.sum()),):
+            return value
+        whole = value.new_zeros(len(value), len(rows), *value.shape[2:])
+        whole[:, rows.to(value.device)] = value
+        return whole
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return tuple(map(spread, output)) if isinstance(output, tuple) else spread(output)
+
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(after).remove)
+        yield
+
+
+class _Reached(Exception):
+    """Ends a forward pass that need not go on."""
+
+
+def arguments_of(modules: Sequence[nn.Module], run: Callable[[], Any]) -> list[dict[str, Any]]:
+    """Run a model until all these modules were called and return the arguments of each one's first call, by name.
+
+    Raises:
+        SiteError: one of the modules was never called.
+    """
+    found: dict[nn.Module, dict[str, Any]] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        names = list(inspect.signature(module.forward).parameters)
+        found.setdefault(module, {**dict(zip(names, args, strict=False)), **kwargs})
+        if len(found) == len(set(modules)):
+            raise _Reached
+
+    with contextlib.ExitStack() as stack:
+        for module in set(modules):
+            stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
+        stack.enter_context(contextlib.suppress(_Reached))
+        run()
+    if missed := [type(module).__name__ for module in modules if module not in found]:
+        raise SiteError(f"{missed} were not called in this forward pass")
+    return [found[module] for module in modules]
+
+
+@contextlib.contextmanager
+def masking(masks: Mapping[nn.Module, Tensor]) -> Iterator[None]:
+    """Within the `with`, each attention module is called with this mask instead of the one that it would get."""
+
+    def replace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, "attention_mask": masks[module]}
+
+    with contextlib.ExitStack() as stack:
+        for module in masks:
+            stack.callback(module.register_forward_pre_hook(replace, with_kwargs=True).remove)
+        yield

@@ -1,0 +1,1 @@
+"""Opening a model, and checking that it is read truly."""

@@ -1,0 +1,139 @@
+"""Opens a model: by name, from a directory, or one that is in memory already; refused where it cannot be read truly."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+
+from lvlm_interp.adapters.nnsight import traced
+from lvlm_interp.errors import ModelError
+from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.vlm import HookedVLM
+from lvlm_interp.opening.conformance import check, check_at_load
+
+REFERENCE = "reference"
+INSTALLED = {  # packages that some processors need, and how to get them
+    "torchvision": "install the release made for your torch "
+    f"({torch.__version__}): pip install torchvision, or see https://pytorch.org/get-started/locally",
+    "num2words": "pip install num2words",
+    "timm": "pip install timm",
+}
+
+
+def wrap(model: nn.Module, processor: Any = None, name: str | None = None) -> HookedVLM:
+    """Open a transformers model that is in memory already.
+
+    Args:
+        model: an image-text-to-text model.
+        processor: its processor; without one, only `vlm.inputs` makes inputs.
+
+    Raises:
+        ModelError: a kind of model that cannot be read.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(f"wrap() takes a transformers model, got {type(model).__name__}; to load one, use load()")
+    return _opened(model, processor, name or model.name_or_path or None)
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> HookedVLM:
+    """Open a model by name.
+
+    Args:
+        name: `"reference"` (the small model that ships), a hub id such as `llava-hf/llava-1.5-7b-hf`, or a directory.
+        dtype: as in transformers; `"auto"` keeps what the weights are stored in.
+        device: where to put it; or pass transformers' `device_map`.
+        revision: commit or branch on the hub.
+        trust_remote_code: run code that the repository brings. Off unless you ask.
+        options: handed to `from_pretrained`.
+
+    Raises:
+        ModelError: nothing is there, it cannot be opened, weights are missing, or its kind cannot be read.
+        DownloadError: the reference model's parts cannot be fetched.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    if device is not None and options.get("device_map") is not None:
+        raise ModelError("device= and device_map= both say where the model goes: give one of them")
+    shown, path = str(name), _locate(name)
+    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        AutoConfig.from_pretrained(path, **common)  # first: what runs code of its own is refused before anything else
+        processor = AutoProcessor.from_pretrained(path, **common)
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, output_loading_info=True, **common, **options
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise ModelError(_why_not_opened(shown, str(error).strip())) from error
+    _need_all_weights(shown, report["missing_keys"])
+    if device is not None:
+        model = model.to(device)
+    commit = revision or getattr(model.config, "_commit_hash", None)
+    return _opened(model, processor, shown, commit)
+
+
+def _need_all_weights(name: str, missing: Collection[str]) -> None:
+    """Transformers fills what a checkpoint lacks with random numbers and goes on."""
+    if missing:
+        first = sorted(missing)[:3]
+        raise ModelError(
+            f"{len(missing)} weights are not in the files of {name!r}, {', '.join(map(repr, first))} among them: they "
+            "would be random. Fetch it anew; or, if you mean to, open it with transformers and wrap(model, processor)"
+        )
+
+
+def _why_not_opened(name: str, error: str) -> str:
+    """What a user can do about it: transformers' own words where nothing better is known."""
+    if needed := next((package for package in INSTALLED if package in error.lower()), None):
+        return f"could not open {name!r}: its processor needs the package {needed}; {INSTALLED[needed]}"
+    if "trust_remote_code" in error:
+        return (
+            f"{name!r} brings code of its own, which is run only if you ask for it: read that code, then "
+            f"load({name!r}, trust_remote_code=True)"
+        )
+    return (
+        f"could not open {name!r} as an image-text-to-text model: {error.splitlines()[0]}\n"
+        f"Known names: {REFERENCE!r}, a hub id such as 'llava-hf/llava-1.5-7b-hf', or a directory with config.json."
+    )
+
+
+def _opened(model: PreTrainedModel, processor: Any, name: str | None, revision: str | None = None) -> HookedVLM:
+    vlm = HookedVLM(model, processor, name, revision, _first_check, traced)
+    check_at_load(vlm)
+    return vlm
+
+
+def _first_check(vlm: HookedVLM, x: Inputs) -> None:
+    check(vlm, x).need()
+
+
+def _locate(name: str | os.PathLike[str]) -> str:
+    if str(name) == REFERENCE:
+        from lvlm_interp.reference import build
+
+        return str(build())
+    if isinstance(name, os.PathLike) or Path(name).exists() or str(name).startswith((".", "/", "~")):
+        folder = Path(name).expanduser()
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{folder} is not a model directory: it has no config.json")
+        return str(folder)
+    if str(name).count("/") != 1:
+        raise ModelError(
+            f"no model is called {str(name)!r}. Known names: {REFERENCE!r} (ships with the package), a hub id such as "
+            "'llava-hf/llava-1.5-7b-hf' (owner/name), or the path of a directory with config.json."
+        )
+    return str(name)

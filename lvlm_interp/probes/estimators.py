@@ -1,0 +1,112 @@
+"""Single probes as scikit-learn's estimators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from lvlm_interp.errors import InputError
+from lvlm_interp.probes.fit import Problem, Space, solve
+from lvlm_interp.probes.task import Task
+
+
+class _Linear(BaseEstimator):
+    """What both estimators share; every parameter of `__init__` is an attribute of the same name."""
+
+    def __init__(self, l2: float = 1.0, standardize: bool = True, tolerance: float = 1e-6) -> None:
+        self.l2, self.standardize, self.tolerance = l2, standardize, tolerance
+
+    def _fit(self, x: np.ndarray, task: Task) -> None:
+        features = torch.tensor(x)[None]
+        space = Space.of(features, self.standardize)
+        targets = task.targets(task.truth).to(features.dtype)[:, None]
+        problem = Problem(space.enter(features), targets, task.likelihood)
+        (strength,) = strengths(self.l2)
+        weights = solve(problem, features.new_full((1,), strength), tolerance=self.tolerance)
+        coef, intercept = space.leave(weights)
+        coef = (coef[0, :, 0] * task.spread[1]).to(features.dtype)
+        self.coef_, self.intercept_ = coef.T.numpy(), task.margins(intercept[0, 0]).numpy()
+
+    def _margins(self, x: Any) -> np.ndarray:
+        check_is_fitted(self, "coef_")
+        return validate_data(self, x, reset=False, dtype=[np.float64, np.float32]) @ self.coef_.T + self.intercept_
+
+
+class Probe(ClassifierMixin, _Linear):
+    """Logistic regression (multinomial from three classes on) with L2, as a scikit-learn estimator.
+
+    Attributes:
+        coef_: `[output, dim]`; one output for two classes.
+        intercept_: `[output]`.
+        classes_: the labels.
+    """
+
+    def fit(self, X: Any, y: Any) -> Probe:
+        """Fit to features `[example, dim]` and labels `[example]`."""
+        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
+        check_classification_targets(y)
+        self.classes_, numbers = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise InputError(
+                f"all labels are of one class, {self.classes_.tolist()}: a probe needs at least two classes"
+            )
+        self._fit(X, Task("classify", tuple(self.classes_.tolist()), torch.from_numpy(numbers)))
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Margins: log-odds `[example]` of the second of two classes, else `[example, class]`."""
+        margins = self._margins(X)
+        return margins[:, 0] if margins.shape[1] == 1 else margins
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """`[example, class]`."""
+        margins = torch.from_numpy(self._margins(X))
+        return self._task().probabilities(margins).numpy()
+
+    def predict(self, X: Any) -> np.ndarray:
+        """`[example]`."""
+        margins = torch.from_numpy(self._margins(X))
+        return self.classes_[self._task().predicted(margins).numpy()]
+
+    def _task(self) -> Task:
+        return Task("classify", tuple(self.classes_.tolist()), torch.zeros(0, dtype=torch.long))
+
+
+class PointProbe(RegressorMixin, _Linear):
+    """Ridge regression, of one value or several such as (x, y), as a scikit-learn estimator.
+
+    Attributes:
+        coef_: `[output, dim]`.
+        intercept_: `[output]`.
+    """
+
+    def fit(self, X: Any, y: Any) -> PointProbe:
+        """Fit to features `[example, dim]` and values `[example]` or `[example, output]`."""
+        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], multi_output=True, y_numeric=True)
+        self._flat = np.ndim(y) == 1
+        values = torch.tensor(np.asarray(y, dtype=X.dtype)).view(len(X), -1)
+        self._fit(X, Task("regress", tuple(range(values.shape[1])), values))
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Shaped as the values that it was fitted to."""
+        margins = self._margins(X)
+        return margins[:, 0] if getattr(self, "_flat", False) else margins
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+
+def strengths(l2: float | Sequence[float]) -> tuple[float, ...]:
+    found = tuple(sorted({float(v) for v in np.atleast_1d(l2)}, reverse=True))
+    if not found or not all(np.isfinite(v) and v > 0 for v in found):
+        raise InputError(f"l2 must be above 0 (separable classes have no finite answer without it), got {l2}")
+    return found

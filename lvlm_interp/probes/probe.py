@@ -1,0 +1,446 @@
+"""Linear probes: what can be read off every layer and head by a linear map, with honest statistics.
+
+One call fits all sites. Everything that is learnt from data is learnt inside the training folds: coefficients, the
+strength of L2 (by nested cross-validation, on the log-likelihood), centre and scale of the features. No group (the
+questions about one image, say) is on both sides of a fold. Beside each score stand what the majority gets, what the
+same probe gets on a control task with random labels for each type (Hewitt & Liang, "Designing and Interpreting Probes
+with Control Tasks", EMNLP 2019), a bootstrap interval over groups, and a permutation p-value, adjusted over sites.
+
+That a probe reads something off a site shows that it is there, not that the model uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lvlm_interp.errors import InputError, SiteError
+from lvlm_interp.model.vlm import HookedVLM
+from lvlm_interp.probes import statistics
+from lvlm_interp.probes.estimators import PointProbe, Probe, strengths
+from lvlm_interp.probes.fit import BINARY
+from lvlm_interp.probes.task import (
+    Column,
+    Kind,
+    Label,
+    Task,
+    check_folds,
+    inner_folds,
+    make_folds,
+    numbered,
+    task_of,
+)
+from lvlm_interp.probes.validate import Fitted, Plan, fit_block
+from lvlm_interp.results import Provenance, Result
+
+L2 = (1e4, 1e3, 1e2, 1e1, 1e0, 1e-1)
+CONTROLS = 3  # draws of control labels that selectivity is averaged over
+BLOCK = 1 << 24  # bytes of features that are fitted together: what stays in a cache is passed over fast
+NAMED = 3  # sites that a message names before it says how many more there are
+
+
+# --- the result -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ProbeResult(Result):
+    """Probes at every site with what they are worth. All scores are of held-out examples.
+
+    Attributes:
+        sites: their names.
+        site_shape: the axes that they were given in: `(site,)`, or `(layer, head)` say.
+        kind: `classify` or `regress`.
+        classes: the labels, in the order of outputs; two classes have one output, the log-odds of the second.
+        metrics: names of the scores; the first is the one that selectivity speaks of.
+        values, low, high: scores and their bootstrap interval, `[metric, site]`.
+        baseline: what always saying the majority class (the mean, in a regression) gets, `[metric]`.
+        control: the first metric on the control task; NaN without types.
+        p: permutation p-value of "labels cannot be told from this site", by the held-out R² of least squares.
+        q: p adjusted over sites (Benjamini & Hochberg).
+        l2: the strength that the inner folds chose.
+        coef, intercept: the probes, fitted to all examples, for features as they were given.
+        margins: held-out margins of every example: log-odds, unnormalised log-probabilities, or predicted values.
+        truth: class numbers `[example]`, or values `[example, output]`.
+        fold, groups: of every example.
+        alpha, confidence: of significance and of the intervals.
+        notes: what a reader should know about the data.
+        metadata: columns of the frame that came along, one value for each example.
+    """
+
+    too_large = frozenset({"coef", "intercept", "margins", "metadata"})
+    sites: tuple[str, ...]
+    site_shape: tuple[int, ...]
+    kind: Kind
+    classes: tuple[Label, ...]
+    metrics: tuple[str, ...]
+    values: Float[Tensor, "metric site"]
+    low: Float[Tensor, "metric site"]
+    high: Float[Tensor, "metric site"]
+    baseline: Float[Tensor, " metric"]
+    control: Float[Tensor, " site"]
+    p: Float[Tensor, " site"]
+    q: Float[Tensor, " site"]
+    l2: Float[Tensor, " site"]
+    coef: Float[Tensor, "site dim output"]
+    intercept: Float[Tensor, "site output"]
+    margins: Float[Tensor, "site example output"]
+    truth: Tensor
+    fold: Int[Tensor, " example"]
+    groups: Int[Tensor, " example"]
+    alpha: float
+    confidence: float
+    notes: tuple[str, ...]
+    metadata: Mapping[str, Sequence[Any]]
+
+    @property
+    def significant(self) -> Tensor:
+        """Which sites are, the false discovery rate kept at `alpha`."""
+        return self.q <= self.alpha
+
+    @property
+    def selectivity(self) -> Float[Tensor, " site"]:
+        """The first metric, minus that of the control task: what the probe reads rather than learns by heart."""
+        return self.values[0] - self.control
+
+    def of(self, metric: str) -> Tensor:
+        """A score of every site, in the shape that sites were given in (`[layer, head]`, say).
+
+        Raises:
+            InputError: no such metric.
+        """
+        if metric not in self.metrics:
+            raise InputError(f"no metric {metric!r}; there are {list(self.metrics)}")
+        return self.values[self.metrics.index(metric)].view(self.site_shape)
+
+    def index(self, site: str | int) -> int:
+        """The number of a site.
+
+        Raises:
+            SiteError: no such site.
+        """
+        number = self.sites.index(site) if site in self.sites else site
+        if isinstance(number, str) or not -len(self.sites) <= number < len(self.sites):
+            raise SiteError(f"no probe at {site!r}; there are {len(self.sites)}: {_some(self.sites)}")
+        return number % len(self.sites)
+
+    def probe(self, site: str | int) -> Probe | PointProbe:
+        """The fitted probe of one site, as a scikit-learn estimator."""
+        i = self.index(site)
+        made = (Probe if self.kind == "classify" else PointProbe)(l2=float(self.l2[i]))
+        made.coef_, made.intercept_ = self.coef[i].T.double().numpy(), self.intercept[i].double().numpy()
+        made.n_features_in_ = self.coef.shape[1]
+        if isinstance(made, Probe):
+            made.classes_ = np.array(self.classes)
+        return made
+
+    def predict(self, features: Any, site: str | int) -> np.ndarray:
+        """Classes `[example]`, or values `[example, output]`, for features `[example, dim]` of one site."""
+        return self.probe(site).predict(_matrix(features))
+
+    def direction(self, site: str | int, label: Label | None = None) -> Float[Tensor, " dim"]:
+        """The unit vector along which a label's margin grows fastest, in the features' own coordinates.
+
+        Args:
+            site: its name or number.
+            label: a class (of two: the second by default), or the number of an output in a regression.
+
+        Raises:
+            InputError: no such label, or none given where there are several outputs; no direction, as all coefficients
+                are 0.
+        """
+        label = self.classes[-1] if label is None and self.coef.shape[2] == 1 else label
+        if label not in self.classes:
+            raise InputError(f"no direction of {label!r}; there are {list(self.classes)}")
+        number, coef = self.classes.index(label), self.coef[self.index(site)]
+        vector = coef[:, number] if coef.shape[1] == len(self.classes) else coef[:, 0] * (1 if number else -1)
+        if not vector.norm() > 0:
+            raise InputError(f"the probe at {site!r} has no direction: all its coefficients are 0")
+        return vector / vector.norm()
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each site."""
+        columns: dict[str, Any] = {"site": self.sites}
+        for i, name in enumerate(self.metrics):
+            parts = {name: self.values, f"{name}_low": self.low, f"{name}_high": self.high}
+            columns.update({column: part[i].tolist() for column, part in parts.items()})
+        names = ("control", "selectivity", "p", "q", "significant", "l2")
+        return pd.DataFrame({**columns, **{name: getattr(self, name).tolist() for name in names}})
+
+    def examples(self, site: str | int) -> pd.DataFrame:
+        """One row for each example: what came along, its label, and what the site's probe made of it unseen."""
+        task = Task(self.kind, self.classes, self.truth)
+        predicted = task.predicted(self.margins[self.index(site)])
+        columns: dict[str, Any] = {**self.metadata, "fold": self.fold.tolist(), "group": self.groups.tolist()}
+        if self.kind == "classify":
+            columns["label"] = [self.classes[i] for i in self.truth.tolist()]
+            columns["predicted"] = [self.classes[i] for i in predicted.tolist()]
+            return pd.DataFrame(columns)
+        for i in self.classes:
+            columns[f"label_{i}"], columns[f"predicted_{i}"] = (t[:, int(i)].tolist() for t in (self.truth, predicted))
+        return pd.DataFrame(columns)
+
+    def _repr_html_(self) -> str:
+        return self.to_frame().to_html(float_format="{:.3f}".format, max_rows=40)
+
+
+# --- the call ---------------------------------------------------------------------------------------------------------
+
+
+def fit_probes(
+    features: Any,
+    labels: Any,
+    *,
+    groups: Column | None = None,
+    types: Column | None = None,
+    sites: Sequence[str] | None = None,
+    task: Kind | Literal["auto"] = "auto",
+    folds: int | Column = 5,
+    l2: float | Sequence[float] = L2,
+    standardize: bool = True,
+    permutations: int = 1000,
+    bootstrap: int = 1000,
+    confidence: float = 0.95,
+    alpha: float = 0.05,
+    tolerance: float = 1e-5,
+    seed: int = 0,
+    metadata: pd.DataFrame | None = None,
+    vlm: HookedVLM | None = None,
+    progress: bool = False,
+) -> ProbeResult:
+    """Fit a probe at every site and say what each is worth.
+
+    Args:
+        features: `[example, site, dim]`, or `[example, layer, head, dim]`; a tensor, an array, or anything with a shape
+            that gives an array when sliced, such as a zarr array: it is read in blocks of sites.
+        labels: one for each example. Strings, integers and whole floats are classes; other floats, and rows of numbers
+            such as (x, y), are values for ridge regression.
+        groups: examples of the same group (image) are never on both sides of a fold.
+        types: what a probe could learn by heart, such as the noun asked about; control labels are drawn for each type.
+            Without types there is no selectivity.
+        sites: names of the sites; their numbers by default.
+        task: `classify` or `regress`, where the labels do not say.
+        folds: how many, or the fold of each example.
+        l2: strengths to choose from by inner cross-validation, or one to use. As in scikit-learn it is weighed against
+            the *sum* of losses: C = 1 / l2.
+        standardize: scale features by their standard deviation in the training folds.
+        permutations: for p-values; none with 0. p is at least 1 / (permutations + 1).
+        bootstrap: samples for intervals; none with 0.
+        confidence: of the intervals.
+        alpha: false discovery rate over sites.
+        tolerance: largest component of the gradient at the end of a fit, values in the unit of their spread.
+        seed: decides folds, control labels, permutations and samples.
+        metadata: a frame with a row for each example, kept in the result.
+        vlm: the model that features come from, for the result's provenance.
+        progress: show a progress bar over blocks of sites.
+
+    Raises:
+        InputError: features, labels, groups, types or folds that do not fit together; NaN features (the site is named);
+            one class only; too few examples for the folds; an l2, share or count out of its range.
+    """
+    features = features if hasattr(features, "shape") else np.asarray(features)
+    shape, names = _checked_shape(features, sites)
+    _check_numbers(
+        {"confidence": confidence, "alpha": alpha}, {"permutations": permutations, "bootstrap": bootstrap}, seed
+    )
+    wanted = task_of(labels, task)
+    count = shape[0]
+    columns = {"labels": wanted.truth, "groups": groups, "types": types, "folds": folds, "metadata": metadata}
+    for what, given in columns.items():
+        if isinstance(given, Sized) and len(given) != count:
+            raise InputError(f"{count} examples but {len(given)} {what}")
+    grouped = numbered(groups) if groups is not None else torch.arange(count)
+    fold = numbered(folds, "folds") if isinstance(folds, Sized) else make_folds(wanted, grouped, folds, seed)
+    check_folds(wanted, grouped, fold)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = strengths(l2)
+    plan = Plan(
+        task=wanted,
+        targets=_targets(wanted, types, generator),
+        fold=fold,
+        inner=inner_folds(wanted, grouped, fold, seed)
+        if len(chosen) > 1
+        else tuple(fold[fold != f] for f in fold.unique()),
+        l2=chosen,
+        standardize=standardize,
+        tolerance=tolerance,
+    )
+    orders = statistics.exchanges(fold, grouped, permutations, generator)
+    blocks = list(_blocks(features, shape, names))
+    found = Fitted.together([fit_block(x(), plan, orders) for x in tqdm(blocks, disable=not progress, unit="block")])
+    weights = statistics.bootstrap_weights(grouped, bootstrap, generator)
+    p, q = _tested(found.statistic)
+    parameters: dict[str, Any] = {
+        "task": wanted.kind,
+        "l2": chosen,
+        "standardize": standardize,
+        "permutations": permutations,
+    }
+    parameters |= {"bootstrap": bootstrap, "examples": count, "folds": len(plan.inner), "tolerance": tolerance}
+    return ProbeResult(
+        sites=names,
+        site_shape=shape[1:-1],
+        kind=wanted.kind,
+        classes=wanted.classes,
+        **_judged(found, plan, weights, confidence),
+        p=p,
+        q=q,
+        l2=found.l2,
+        coef=found.coef,
+        intercept=found.intercept,
+        margins=found.margins[:, :, 0],
+        truth=wanted.truth,
+        fold=fold,
+        groups=grouped,
+        alpha=alpha,
+        confidence=confidence,
+        notes=_notes(found, names, permutations, alpha),
+        metadata={} if metadata is None else {str(k): v.tolist() for k, v in metadata.items()},
+        provenance=_provenance(vlm, seed, parameters),
+    )
+
+
+# --- parts of the call ------------------------------------------------------------------------------------------------
+
+
+def _checked_shape(features: Any, sites: Sequence[str] | None) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    shape = tuple(features.shape)
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise InputError(f"features are [example, site, dim] or [example, layer, head, dim], none empty; got {shape}")
+    names = tuple(sites) if sites is not None else tuple(".".join(map(str, i)) for i in np.ndindex(shape[1:-1]))
+    if len(names) != np.prod(shape[1:-1]) or len(set(names)) != len(names):
+        raise InputError(f"{int(np.prod(shape[1:-1]))} sites need as many different names, got {len(set(names))}")
+    return shape, names
+
+
+def _check_numbers(shares: Mapping[str, float], counts: Mapping[str, int], seed: int) -> None:
+    for name, share in shares.items():
+        if not 0 < share < 1:
+            raise InputError(f"{name} is a share between 0 and 1, got {share}")
+    for name, count in counts.items():
+        if count < 0:
+            raise InputError(f"{name} is how many, 0 for none, got {count}")
+    if not 0 <= seed < 2**32 - 1:
+        raise InputError(f"a seed is a number from 0 to {2**32 - 2}, got {seed}")
+
+
+def _blocks(features: Any, shape: tuple[int, ...], names: tuple[str, ...]) -> Iterator[Any]:
+    """For every block of sites a function that reads it as `[site, example, dim]`."""
+    inside = int(np.prod(shape[2:-1]))  # sites for each step along the first site axis
+    several = max(1, BLOCK // (4 * shape[0] * inside * shape[-1]))
+
+    def reader(start: int) -> Any:
+        def read() -> Float[Tensor, "site example dim"]:
+            part = features[:, start : start + several]
+            x = part.detach().cpu() if isinstance(part, Tensor) else torch.as_tensor(np.asarray(part))
+            x = x.to(x.dtype if x.dtype == torch.float64 else torch.float32)
+            x = x.reshape(len(x), -1, shape[-1]).transpose(0, 1).contiguous()
+            broken = (~x.isfinite()).any(-1)
+            if broken.any():
+                bad = [names[start * inside + int(i)] for i in broken.any(1).nonzero()]
+                raise InputError(
+                    f"features have NaN or infinite values at {_some(bad)}, first in example "
+                    f"{int(broken.any(0).nonzero()[0])}"
+                )
+            return x
+
+        return read
+
+    return (reader(start) for start in range(0, shape[1], several))
+
+
+def _targets(task: Task, types: Column | None, generator: torch.Generator) -> Float[Tensor, "example target output"]:
+    """The real targets, then `CONTROLS` in which every type has the label of an example drawn at random."""
+    truths = [task.truth]
+    if types is not None:
+        numbers = numbered(types, "types")
+        for _ in range(CONTROLS):
+            drawn = torch.randint(len(numbers), (int(numbers.max()) + 1,), generator=generator)
+            truths.append(task.truth[drawn[numbers]])
+    return torch.stack([task.targets(truth) for truth in truths], 1)
+
+
+def _judged(found: Fitted, plan: Plan, weights: statistics.Samples, confidence: float) -> dict[str, Any]:
+    """Scores, intervals, baseline and control."""
+    task, margins = plan.task, found.margins.float()
+    scores = task.scores(margins[:, :, 0], task.truth, weights, plan.fold)
+    values = statistics.stacked(scores)
+    edges = [statistics.interval(one, confidence) for one in values]
+    baseline = statistics.stacked(task.scores(_uninformed(plan), task.truth, weights[:1], plan.fold))
+    first = next(iter(scores))
+    control = torch.full((len(margins),), torch.nan)
+    if margins.shape[2] > 1:
+        drawn = [(i, _truth_of(task, plan.targets[:, i])) for i in range(1, margins.shape[2])]
+        each = [task.scores(margins[:, :, i], truth, weights[:1], plan.fold)[first][:, 0] for i, truth in drawn]
+        control = torch.stack(each).mean(0)
+    return {
+        "metrics": tuple(scores),
+        "values": values[..., 0],
+        "low": torch.stack([low for low, _ in edges]),
+        "high": torch.stack([high for _, high in edges]),
+        "baseline": baseline[:, 0, 0],
+        "control": control,
+    }
+
+
+def _truth_of(task: Task, targets: Float[Tensor, "example output"]) -> Tensor:
+    return task.margins(targets) if task.kind == "regress" else task.predicted(targets - 0.5)
+
+
+def _uninformed(plan: Plan) -> Float[Tensor, "1 example output"]:
+    """Margins that say nothing of the example: those of the majority class, or of the mean."""
+    means = plan.targets[:, 0].mean(0).expand(1, len(plan.fold), -1)
+    if plan.task.kind == "regress":
+        return plan.task.margins(means)
+    return means.logit() if plan.task.likelihood is BINARY else means.log()
+
+
+def _tested(statistic: Float[Tensor, "site order"]) -> tuple[Float[Tensor, " site"], Float[Tensor, " site"]]:
+    """p and q; NaN without permutations."""
+    if statistic.shape[1] < 2:
+        nothing = torch.full((len(statistic),), torch.nan)
+        return nothing, nothing
+    p = statistics.permutation_p(statistic).float()
+    return p, statistics.false_discovery_q(p)
+
+
+def _notes(found: Fitted, names: tuple[str, ...], permutations: int, alpha: float) -> tuple[str, ...]:
+    notes = []
+    if found.constant.any():
+        where = [f"{names[int(i)]} ({int(found.constant[i])})" for i in found.constant.nonzero()]
+        notes.append(f"constant features, which get coefficient 0, at {_some(where)}")
+    if found.separable.any():
+        where = [names[int(i)] for i in found.separable.nonzero()]
+        notes.append(
+            f"the classes are perfectly separable at {_some(where)}: the length of those coefficients, and so how sure "
+            "probabilities are, is set by l2 alone"
+        )
+    needed = int(np.ceil(len(names) / (alpha * (permutations + 1))))
+    if permutations and needed > 1:
+        notes.append(
+            f"with {permutations} permutations over {len(names)} sites, fewer than {needed} sites can never be "
+            "significant; give more permutations to find single sites"
+        )
+    return tuple(notes)
+
+
+def _provenance(vlm: HookedVLM | None, seed: int, parameters: Mapping[str, Any]) -> Provenance:
+    if vlm is not None:
+        return vlm.provenance("probe", seed, **parameters)
+    return Provenance("not given", "not given", "probe", parameters, seed=seed)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(map(str, names[:NAMED])) + more
+
+
+def _matrix(features: Any) -> np.ndarray:
+    return features.detach().cpu().double().numpy() if isinstance(features, Tensor) else np.asarray(features)

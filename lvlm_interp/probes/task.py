@@ -1,0 +1,217 @@
+"""What a probe is to predict, and which examples it is held out on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+from sklearn.utils.multiclass import type_of_target
+from torch import Tensor
+
+from lvlm_interp.errors import InputError
+from lvlm_interp.probes import statistics
+from lvlm_interp.probes.fit import BINARY, GAUSSIAN, MULTINOMIAL, Likelihood
+
+Kind = Literal["classify", "regress"]
+Label = str | int | float | bool
+Column = Sequence[Any] | np.ndarray | Tensor | pd.Series
+
+INNER_FOLDS = 3
+
+
+@dataclass(frozen=True)
+class Task:
+    """Labels as numbers.
+
+    Attributes:
+        kind: `classify` or `regress`.
+        classes: the labels, sorted; outputs by number in a regression.
+        truth: the number of each example's class, `[example]`, or the values to predict, `[example, output]`.
+    """
+
+    kind: Kind
+    classes: tuple[Label, ...]
+    truth: Tensor
+
+    @property
+    def likelihood(self) -> Likelihood:
+        if self.kind == "regress":
+            return GAUSSIAN
+        return BINARY if len(self.classes) == 2 else MULTINOMIAL
+
+    @cached_property
+    def spread(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the values; 0 and 1 for classes.
+
+        Values are fitted in this unit: a fit must not depend on whether they are in metres or miles, from which zero.
+        """
+        if self.kind == "classify":
+            return torch.tensor(0.0), torch.tensor(1.0)
+        deviation, mean = torch.std_mean(self.truth.double(), 0, correction=0)
+        return mean, torch.where(deviation > 0, deviation, 1.0)
+
+    def targets(self, truth: Tensor) -> Float[Tensor, "*example output"]:
+        """What margins are fitted to: 0 or 1, one-hot, or the values in the unit of their spread."""
+        if self.kind == "regress":
+            mean, deviation = self.spread
+            return ((truth - mean) / deviation).to(truth.dtype)
+        hot = torch.nn.functional.one_hot(truth, len(self.classes)).to(torch.get_default_dtype())
+        return hot[..., 1:] if len(self.classes) == 2 else hot
+
+    def margins(self, fitted: Float[Tensor, "*example output"]) -> Float[Tensor, "*example output"]:
+        """What was fitted to `targets`, in the unit of the labels."""
+        mean, deviation = self.spread
+        return (fitted * deviation + mean).to(fitted.dtype)
+
+    def probabilities(self, margins: Float[Tensor, "*example output"]) -> Float[Tensor, "*example class"]:
+        means = self.likelihood.mean(margins)
+        return torch.cat([1 - means, means], -1) if len(self.classes) == 2 else means
+
+    def predicted(self, margins: Float[Tensor, "*example output"]) -> Tensor:
+        """Class numbers `[…]`, or values `[…, output]`."""
+        if self.kind == "regress":
+            return margins
+        return (margins[..., 0] > 0).long() if len(self.classes) == 2 else margins.argmax(-1)
+
+    def scores(
+        self,
+        margins: Float[Tensor, "site example output"],
+        truth: Tensor,
+        weights: statistics.Samples,
+        fold: Int[Tensor, " example"],
+    ) -> dict[str, statistics.Scores]:
+        if self.kind == "regress":
+            return statistics.point_scores(truth, margins.to(weights.dtype), weights)
+        probabilities = self.probabilities(margins.double())  # of two that are sure, one is surer
+        return statistics.class_scores(truth, self.predicted(margins), probabilities, weights, fold)
+
+
+def task_of(labels: Any, kind: Kind | Literal["auto"] = "auto") -> Task:
+    """Strings, integers and whole floats are classes; other floats, and rows of numbers, are values.
+
+    Raises:
+        InputError: one class only, labels that are missing or not finite, or not what such a task predicts.
+    """
+    values = _plain(labels, "labels")
+    if kind not in ("auto", "classify", "regress"):
+        raise InputError(f"no task {kind!r}; there are 'auto', 'classify' and 'regress'")
+    if values.ndim > (1 if kind == "classify" else 2):
+        raise InputError(f"labels of shape {values.shape}: give one for each example, or rows of numbers to regress")
+    points = values.ndim == 2 or (kind == "auto" and type_of_target(values).startswith("continuous"))
+    if kind == "regress" or (kind == "auto" and points):
+        if values.dtype.kind not in "biuf":
+            raise InputError(f"labels such as {str(values.flat[0])!r} are no numbers, which a regression needs")
+        truth = torch.tensor(values.reshape(len(values), -1), dtype=torch.get_default_dtype())
+        if (same := (truth == truth[:1]).all(0)).any():
+            which = "" if len(same) == 1 else f" of output {int(same.int().argmax())}"
+            raise InputError(f"all labels{which} are equal: there is nothing to predict")
+        return Task("regress", tuple(range(truth.shape[1])), truth)
+    classes, numbers = np.unique(values, return_inverse=True)
+    if len(classes) < 2:
+        raise InputError(f"all {len(values)} labels are {classes.tolist()}: a probe needs at least two classes")
+    return Task("classify", tuple(classes.tolist()), torch.from_numpy(numbers.reshape(len(values))))
+
+
+def make_folds(task: Task, groups: Int[Tensor, " example"], count: int, seed: int) -> Int[Tensor, " example"]:
+    """The fold that each example is held out with: classes spread evenly, groups whole.
+
+    Raises:
+        InputError: too few examples, groups or members of a class.
+    """
+    alone = len(groups.unique())
+    if not 2 <= count <= alone:
+        raise InputError(f"{count} folds of {len(groups)} examples in {alone} groups: give from 2 to {alone} folds")
+    splitters = {
+        ("classify", True): StratifiedGroupKFold,
+        ("classify", False): StratifiedKFold,
+        ("regress", True): GroupKFold,
+        ("regress", False): KFold,
+    }
+    if task.kind == "classify":
+        rarest = int(task.truth.bincount(minlength=len(task.classes)).argmin())
+        members = int((task.truth == rarest).sum())
+        if members < count:
+            raise InputError(
+                f"{count} folds, but class {task.classes[rarest]!r} has only {members} examples: give fewer folds, or "
+                "leave that class out"
+            )
+    grouped = alone < len(groups)
+    splitter = splitters[task.kind, grouped](count, shuffle=True, random_state=seed)
+    classes, together = task.truth.numpy() if task.kind == "classify" else None, groups.numpy() if grouped else None
+    fold = torch.zeros(len(groups), dtype=torch.long)
+    for number, (_, test) in enumerate(splitter.split(np.zeros(len(groups)), classes, together)):
+        fold[torch.from_numpy(test)] = number
+    return fold
+
+
+def check_folds(task: Task, groups: Int[Tensor, " example"], fold: Int[Tensor, " example"]) -> None:
+    """Raises:
+    InputError: a group is on both sides of a fold, or a class is missing from what a fold is trained on.
+    """
+    pairs = torch.stack([groups, fold]).unique(dim=1)
+    if pairs.shape[1] > len(groups.unique()):
+        raise InputError("the folds given split a group: all examples of a group must be in one fold")
+    if len(fold.unique()) < 2:
+        raise InputError("all examples are in one fold: nothing is left to train on")
+    for number in fold.unique() if task.kind == "classify" else ():
+        seen = task.truth[fold != number].bincount(minlength=len(task.classes))
+        if missing := [task.classes[int(c)] for c in (seen == 0).nonzero()]:
+            raise InputError(
+                f"all examples of {missing} fall into fold {int(number)}, since groups stay whole: these classes are "
+                "in too few groups. Give coarser classes, more groups, or no groups"
+            )
+
+
+def inner_folds(
+    task: Task, groups: Int[Tensor, " example"], fold: Int[Tensor, " example"], seed: int
+) -> tuple[Int[Tensor, " _"], ...]:
+    """Inner folds of each fold's training examples."""
+    found = []
+    for number in fold.unique():
+        train = fold != number
+        inside = dataclasses.replace(task, truth=task.truth[train])
+        within = numbered(groups[train])
+        count = min(INNER_FOLDS, len(within.unique()))
+        if task.kind == "classify":
+            count = min(count, int(inside.truth.bincount(minlength=len(task.classes)).min()))
+        if count < 2:
+            raise InputError("too few examples to choose l2 inside the training folds: give one l2, or more examples")
+        found.append(make_folds(inside, within, count, seed + 1))
+        check_folds(inside, within, found[-1])
+    return tuple(found)
+
+
+def numbered(given: Column, what: str = "groups") -> Int[Tensor, " example"]:
+    """Equal things get equal numbers, from 0.
+
+    Raises:
+        InputError: some are missing, or not one is given for each example.
+    """
+    values = _plain(given, what)
+    if not values.ndim:
+        raise InputError(f"{what} {given!r}: give one for each example")
+    return torch.from_numpy(np.unique(values, axis=0, return_inverse=True)[1].reshape(len(values)))
+
+
+def _plain(given: Any, what: str) -> np.ndarray:
+    """Numbers, truth values or strings, none of them missing: NumPy would make a class `"None"` of what is."""
+    if isinstance(given, Tensor):
+        given = given.detach().cpu()
+        given = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
+    try:
+        as_given = np.asarray(given, object)
+        values = np.array(as_given.tolist()) if np.asarray(given).dtype == object else np.asarray(given)
+    except ValueError as error:
+        raise InputError(f"{what} are not all of one shape: {error}") from error
+    missing = ~np.isfinite(values) if values.dtype.kind == "f" else pd.isna(as_given)
+    if missing.any():
+        raise InputError(f"{int(missing.sum())} {what} are NaN or infinite, or missing")
+    return values.astype(str) if values.dtype == object else values
