@@ -45,7 +45,7 @@ _HOMES = {
     "stack_features": "probes.features",
     "Probe": "probes.estimators",
     "PointProbe": "probes.estimators",
-    "ProbeResult": "probes.probe",
+    "ProbeResult": "probes.result",
     "diagnose": "report.diagnosis",
     "Diagnosis": "report.diagnosis",
 }

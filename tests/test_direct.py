@@ -6,6 +6,7 @@ import torch
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, ModelError, SiteError
 from lvlm_interp.inside import direct as module
+from lvlm_interp.inside import residual
 from lvlm_interp.inside.frozen import frozen
 from tests.families import FAMILIES, tiny_example, tiny_model
 
@@ -151,7 +152,7 @@ def test_what_is_no_norm_is_refused():
 def test_misread_weights_are_noticed(llava, monkeypatch):
     """The sum is checked: a projection read wrongly is an error, not a number."""
     vlm, x = llava
-    monkeypatch.setattr(module, "_between", lambda stream, direction: torch.ones(len(direction), len(stream)).double())
+    monkeypatch.setattr(module, "between", lambda stream, direction: torch.ones(len(direction), len(stream)).double())
     with pytest.raises(SiteError, match="miss the logit"):
         li.direct(vlm, x)
 
@@ -173,7 +174,7 @@ def test_heads_behind_a_gate(monkeypatch):
     found = li.direct(vlm, x)
     assert torch.allclose(found.total, found.logit, rtol=1e-4)
     assert torch.allclose(found.sources.sum(-1), found.heads, rtol=1e-4, atol=1e-6)
-    monkeypatch.setattr(module, "_gate", lambda block, read: torch.ones_like(read))
+    monkeypatch.setattr(residual, "_gate", lambda block, read: torch.ones_like(read))
     with pytest.raises(SiteError, match="sources miss their heads"):
         li.direct(vlm, x)
 

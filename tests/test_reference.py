@@ -11,7 +11,8 @@ import torch
 from PIL import ImageChops
 
 from lvlm_interp.errors import DownloadError, SceneError
-from lvlm_interp.reference import architecture, assemble, evaluate, scenes, sources, train
+from lvlm_interp.reference import architecture, assemble, evaluate, packing, scenes, sources, train
+from lvlm_interp.reference.learner import Batch, Learner, Settings, Stage
 
 # --- scenes ---------------------------------------------------------------------------------------
 
@@ -68,7 +69,7 @@ def test_relations_are_half_true():
 
 
 def test_training_never_sees_held_out_seeds():
-    settings = train.Settings()
+    settings = Settings()
     drawn = [train.step_scenes(step, settings)[0].seed for step in (0, settings.tune.steps, settings.steps - 1)]
     assert all(seed in scenes.TRAINING_SEEDS for seed in (*drawn, scenes.TRAINING_SEEDS.start))
     assert scenes.TRAINING_SEEDS.start > train.HELD_OUT
@@ -285,22 +286,22 @@ def test_whitening_folds_exactly():
 def learner():
     pytest.importorskip("peft")
     torch.manual_seed(0)
-    return train.Learner()
+    return Learner()
 
 
 def test_packed_questions_are_those_asked_alone(learner):
     """The block mask and the positions make each question see what it would see alone."""
     scene = scenes.make_scene(11)
-    stage = train.Settings().tune
-    batch = train.collate(learner, [scene], stage)
+    stage = Settings().tune
+    batch = packing.collate(learner, [scene], stage)
     with torch.no_grad():
         packed = learner.hidden(batch)[0]
-    row = train.pack(learner, scene, stage)
+    row = packing.pack(learner, scene, stage)
     positions, blocks, kinds = row.positions, row.block, row.kinds
     for number in range(1, len(kinds) + 1):
         rows = [i for i, block in enumerate(blocks) if block in (0, number)]
         causal = torch.ones(len(rows), len(rows), dtype=torch.bool).tril()[None, None]
-        alone = train.Batch(
+        alone = Batch(
             batch.features, batch.ids[:, rows], batch.positions[:, rows], batch.labels[:, rows], causal, [kinds]
         )
         assert positions[rows[-1]] == len(rows) - 1
@@ -310,8 +311,8 @@ def test_packed_questions_are_those_asked_alone(learner):
 
 def test_training_resumes_where_it_was_cut(learner, tmp_path):
     """Two steps in one go, and one step, a stop, and one step more: the same weights."""
-    stages = {"tune": train.Stage(1, scenes=2), "drop": train.Stage(1, scenes=2, hidden_question=0.5)}
-    settings = train.Settings(**stages, checkpoint_every=1, evaluate_every=9, held_out_scenes=16)
+    stages = {"tune": Stage(1, scenes=2), "drop": Stage(1, scenes=2, hidden_question=0.5)}
+    settings = Settings(**stages, checkpoint_every=1, evaluate_every=9, held_out_scenes=16)
     start = {name: p.detach().clone() for name, p in [*learner.projector.named_parameters(), *learner.lora.items()]}
 
     def run(folder, steps_before_the_stop=None):
@@ -344,11 +345,11 @@ def test_training_resumes_where_it_was_cut(learner, tmp_path):
 def test_what_is_hidden_is_not_seen(learner):
     """The last stage: another question under the mask changes no answer, and seen it does."""
     scene = scenes.make_scene(11)
-    stage = train.Stage(1, yes_no=0, hidden_question=1.0)
+    stage = Stage(1, yes_no=0, hidden_question=1.0)
     for hidden, changes in ((stage, False), (dataclasses.replace(stage, hidden_question=0.0), True)):
-        batch, row = train.collate(learner, [scene], hidden), train.pack(learner, scene, hidden)
-        asked = torch.tensor([source == train.QUESTION for source in row.source])
-        answer = torch.tensor([label != train.IGNORED for label in row.labels])
+        batch, row = packing.collate(learner, [scene], hidden), packing.pack(learner, scene, hidden)
+        asked = torch.tensor([source == packing.QUESTION for source in row.source])
+        answer = torch.tensor([label != packing.IGNORED for label in row.labels])
         ids = batch.ids.clone()
         ids[0, asked] = 17
         with torch.no_grad():

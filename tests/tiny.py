@@ -54,3 +54,8 @@ def tiny_inputs(vlm, answer=(7, 8, 9), images=1, roles=True, seed=1):
         roles=[*named, "template", *["answer"] * len(answer)] if roles else None,
         pixel_values=pixels,
     )
+
+
+def hooks_of(model):
+    """How many hooks each module has."""
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())

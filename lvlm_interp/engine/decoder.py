@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Real
@@ -18,9 +18,7 @@ from lvlm_interp.engine.masks import Sight, look
 from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.hooks import HIDDEN_STATES
-
-if TYPE_CHECKING:
-    from lvlm_interp.model.vlm import HookedVLM
+from lvlm_interp.model.vlm import HookedVLM
 
 ROOM = 8  # positions beyond the example for which masks and position ids are taken down
 

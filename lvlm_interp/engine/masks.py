@@ -22,7 +22,7 @@ from lvlm_interp.model.hooks import arguments_of
 
 
 @dataclass(frozen=True, eq=False)
-class Kind:
+class LayerKind:
     """Layers that share one mask: their attention modules, and which key each row sees."""
 
     modules: tuple[nn.Module, ...]
@@ -40,7 +40,7 @@ class Sight:
     among the rows before: nothing is hidden from them but by passing over it.
     """
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[LayerKind, ...]
     unmasked: tuple[nn.Module, ...] = ()
     whole: bool = False
     recurrent: bool = False
@@ -77,7 +77,8 @@ def look(
     # Kernels that could be told which row sees what, and are told of padding only.
     told = decoder.config._attn_implementation in ("eager", "sdpa")
     padded = [told and isinstance(mask, Tensor) and mask.ndim == 2 for _, mask in masks]
-    found = [Kind(kind, _seen(kind[0], mask, length)) for (kind, mask), no in zip(masks, padded, strict=True) if not no]
+    read = [pair for pair, no in zip(masks, padded, strict=True) if not no]
+    found = [LayerKind(kind, _seen(kind[0], mask, length)) for kind, mask in read]
     unmasked = [module for (kind, _), no in zip(masks, padded, strict=True) if no for module in kind]
     return called, entered, Sight(tuple(found), tuple(unmasked))
 

@@ -5,20 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from lvlm_interp.engine.decoder import DecoderInputs, Prefix
-from lvlm_interp.engine.masks import Kind
+from lvlm_interp.engine.masks import LayerKind
 from lvlm_interp.engine.plan import Run, alike, common, fitting, tree
 from lvlm_interp.errors import VisibilityError
 from lvlm_interp.model.hooks import masking
-
-if TYPE_CHECKING:
-    from lvlm_interp.model.vlm import HookedVLM
+from lvlm_interp.model.vlm import HookedVLM
 
 WORTH_SHARING = 32  # rows that a shared prefix must save
 ROWS_AT_ONCE = 512  # rows of one packed forward pass; halved when memory runs out
@@ -157,7 +154,9 @@ class Runner:
         firsts = ((run.rows[: self.prompt], run.seen[: self.prompt]) for run in pack)
         return next((n for n, first in enumerate(firsts) if first == (prompt, seen)), None)
 
-    def _mask(self, pack: list[Run], prefix: Prefix, nodes: list[list[int]], count: int, kind: Kind) -> Tensor | None:
+    def _mask(
+        self, pack: list[Run], prefix: Prefix, nodes: list[list[int]], count: int, kind: LayerKind
+    ) -> Tensor | None:
         """What to add to the scores `[1, 1, row, key]`; None where plain causal attention says the same.
 
         Rows with a gap need a mask: without one, transformers takes a jump in the position ids for the start of another

@@ -19,7 +19,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -32,9 +32,7 @@ from lvlm_interp.engine.plan import sequences_of
 from lvlm_interp.errors import VisibilityError
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.readout import Readout
-
-if TYPE_CHECKING:
-    from lvlm_interp.model.vlm import HookedVLM
+from lvlm_interp.model.vlm import HookedVLM
 
 HideFrom = Literal["all", "text"]
 

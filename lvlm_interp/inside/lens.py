@@ -142,7 +142,7 @@ def lens(
         SiteError: a layer that the model does not have.
     """
     chosen, at = _layers(vlm, layers), indices(x, range(x.length) if positions is None else positions)
-    last = _depth(vlm)
+    last = vlm.depth
     states = _states(vlm, x, sorted({*chosen, last}), at)
     if tuned is not None:
         tuned.need_model(vlm)
@@ -260,12 +260,8 @@ def _lens(
     )
 
 
-def _depth(vlm: HookedVLM) -> int:
-    return sum(name.startswith("blocks.") and name.endswith("hook_resid_post") for name in vlm.sites)
-
-
 def _layers(vlm: HookedVLM, layers: int | Iterable[int] | None) -> list[int]:
-    depth = _depth(vlm)
+    depth = vlm.depth
     asked = list(range(depth + 1)) if layers is None else [layers] if isinstance(layers, int) else list(layers)
     if wrong := [n for n in asked if not -depth - 1 <= n <= depth]:
         raise SiteError(f"there is no layer {wrong[0]}: this model has 0 (the embeddings) to {depth} (the last)")

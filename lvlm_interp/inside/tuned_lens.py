@@ -9,8 +9,6 @@ Image positions hold something else than text positions, so each kind has transl
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +20,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lvlm_interp.errors import InputError, OutputError
-from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.bootstrap import bootstrap_weights, interval
+from lvlm_interp.checkpoints import read_checkpoint, write_checkpoint
+from lvlm_interp.errors import InputError
+from lvlm_interp.inputs.example import Inputs, digest
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
 
-Kind = Literal["text", "image"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+Modality = Literal["text", "image"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
 CHECKPOINT_EVERY = 25
 RESAMPLES = 1000
 
@@ -83,7 +83,7 @@ class TunedLens(Result):
     def to_frame(self) -> pd.DataFrame:
         """One row for each kind and layer: `kind`, `layer`, `plain_kl`, `tuned_kl`, and the interval of the gain."""
         names = ("plain_kl", "tuned_kl", "gain_low", "gain_high")
-        index = pd.MultiIndex.from_product([KINDS, range(self.weight.shape[1])], names=["kind", "layer"])
+        index = pd.MultiIndex.from_product([MODALITIES, range(self.weight.shape[1])], names=["kind", "layer"])
         numbers = {name: getattr(self, name).flatten().tolist() for name in names}
         return index.to_frame(index=False).assign(**numbers)
 
@@ -133,11 +133,11 @@ def fit_tuned_lens(
     path = None if checkpoint is None else Path(checkpoint)
     with torch.inference_mode(False):
         train = _gathered(vlm, examples[:split], how, progress)
-        described = {"weights": vlm.fingerprint, "examples": _digest(examples[:split])}
+        described = {"weights": vlm.fingerprint, "examples": digest(*examples[:split])}
         described |= {k: str(v) for k, v in dataclasses.asdict(how).items()}
         weight, bias = _fitted(vlm, train, how, path, described, progress)
         held = _gathered(vlm, examples[split:], how, progress)
-        measured = [_measured(vlm, held[kind], weight[n], bias[n], how) for n, kind in enumerate(KINDS)]
+        measured = [_measured(vlm, held[kind], weight[n], bias[n], how) for n, kind in enumerate(MODALITIES)]
     columns = {name: torch.stack([m[name] for m in measured]) for name in measured[0]}
     parameters = {**dataclasses.asdict(how), "examples": split, "held_out_examples": len(examples) - split}
     provenance = vlm.provenance("tuned lens", parameters.pop("seed"), **parameters)
@@ -152,10 +152,10 @@ class _Gathered:
     example: Float[Tensor, " position"]
 
 
-def _gathered(vlm: HookedVLM, examples: Sequence[Inputs], how: Fitting, progress: bool) -> dict[Kind, _Gathered]:
+def _gathered(vlm: HookedVLM, examples: Sequence[Inputs], how: Fitting, progress: bool) -> dict[Modality, _Gathered]:
     """Positions drawn from each example, with what every layer holds there, the last layer included."""
     generator = torch.Generator().manual_seed(how.seed)
-    found: dict[Kind, list[tuple[Tensor, int]]] = {kind: [] for kind in KINDS}
+    found: dict[Modality, list[tuple[Tensor, int]]] = {kind: [] for kind in MODALITIES}
     sites = ["blocks.0.hook_resid_pre", "blocks.*.hook_resid_post"]
     for number, x in enumerate(tqdm(examples, desc="activations", disable=not progress, leave=False)):
         captured = torch.stack([value[0] for name, value in vlm.capture(x, sites).items() if name != "logits"])
@@ -177,7 +177,7 @@ def _together(parts: Sequence[tuple[Tensor, int]]) -> _Gathered:
 
 def _fitted(
     vlm: HookedVLM,
-    data: Mapping[Kind, _Gathered],
+    data: Mapping[Modality, _Gathered],
     how: Fitting,
     path: Path | None,
     described: Mapping[str, str],
@@ -186,21 +186,21 @@ def _fitted(
     """Weights and biases after all steps; `described` is what a checkpoint must be of."""
     layers, width = data["text"].states.shape[0] - 1, data["text"].states.shape[2]
     device = data["text"].states.device
-    weight = nn.Parameter(torch.zeros(len(KINDS), layers, width, width, device=device))
-    bias = nn.Parameter(torch.zeros(len(KINDS), layers, width, device=device))
-    optimizer = torch.optim.Adam([weight, bias], lr=how.rate)
-    done = _resumed(weight, bias, optimizer, described, path)
+    weight = nn.Parameter(torch.zeros(len(MODALITIES), layers, width, width, device=device))
+    bias = nn.Parameter(torch.zeros(len(MODALITIES), layers, width, device=device))
+    learnt, optimizer = {"weight": weight, "bias": bias}, torch.optim.Adam([weight, bias], lr=how.rate)
+    done = 0 if path is None else read_checkpoint(path, learnt, optimizer, described)
     with tqdm(total=how.steps, initial=done, desc="tuned lens", disable=not progress, leave=False) as bar:
         for step in range(done, how.steps):
             optimizer.param_groups[0]["lr"] = how.rate * (1 - step / how.steps)
-            losses = [_loss(vlm, data[kind].states, weight[n], bias[n], how, step) for n, kind in enumerate(KINDS)]
+            losses = [_loss(vlm, data[kind].states, weight[n], bias[n], how, step) for n, kind in enumerate(MODALITIES)]
             optimizer.zero_grad()
             with torch.enable_grad():
                 sum(loss for loss in losses if loss is not None).backward()  # type: ignore[union-attr]
             optimizer.step()
             bar.update()
             if path is not None and ((step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == how.steps):
-                _kept(weight, bias, optimizer, described, step + 1, path)
+                write_checkpoint(path, learnt, optimizer, step + 1, described)
     return weight.detach(), bias.detach()
 
 
@@ -246,72 +246,11 @@ def _measured(vlm: HookedVLM, held: _Gathered, weight: Tensor, bias: Tensor, how
 def _interval(
     gain: Float[Tensor, "layer position"], example: Float[Tensor, " position"], seed: int
 ) -> tuple[Float[Tensor, " layer"], Float[Tensor, " layer"]]:
-    """Percentile interval of the mean; whole examples are drawn, since positions of one tell the same.
+    """95% interval of the mean; whole examples are drawn, since positions of one tell the same.
 
     NaN of one example, which cannot differ from itself.
     """
-    groups = [gain[:, example == number] for number in example.unique()]
-    if len(groups) < 2:
-        return torch.full_like(gain[:, 0], torch.nan), torch.full_like(gain[:, 0], torch.nan)
-    sums, counts = torch.stack([g.sum(1) for g in groups]), torch.tensor([float(g.shape[1]) for g in groups])
-    drawn = torch.randint(len(groups), (RESAMPLES, len(groups)), generator=torch.Generator().manual_seed(seed))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1, keepdim=True)
-    low, high = means.quantile(torch.tensor([0.025, 0.975]), 0)
-    return low, high
-
-
-# --- checkpoints ----------------------------------------------------------------------------------
-
-
-def _digest(examples: Sequence[Inputs]) -> str:
-    """A hash of all that the model is called with."""
-    digest = hashlib.sha256()
-    for x in examples:
-        for name, value in sorted(x.model_inputs.items()):
-            digest.update(f"{name}{tuple(value.shape)}".encode() + value.double().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _kept(
-    weight: Tensor,
-    bias: Tensor,
-    optimizer: torch.optim.Adam,
-    described: Mapping[str, str],
-    step: int,
-    path: Path,
-) -> None:
-    """All that the next step needs, in one safetensors file, replaced whole."""
-    from safetensors.torch import save_file
-
-    tensors = {"weight": weight.detach(), "bias": bias.detach()}
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        tensors.update({f"{name}/{k}": v for k, v in optimizer.state[parameter].items()})
-    partial = path.with_suffix(".partial")
-    try:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"step": str(step), **described})
-        os.replace(partial, path)
-    except Exception as error:  # safetensors raises its own kinds for a full disk or a missing folder
-        raise OutputError(f"could not write the checkpoint {path}: {error}") from error
-
-
-@torch.no_grad()
-def _resumed(
-    weight: Tensor, bias: Tensor, optimizer: torch.optim.Adam, described: Mapping[str, str], path: Path | None
-) -> int:
-    """Put back what a checkpoint holds; the number of steps done."""
-    from safetensors import SafetensorError, safe_open
-
-    if path is None or not path.exists():
-        return 0
-    try:
-        with safe_open(str(path), "pt", str(weight.device)) as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} is no checkpoint that can be read ({error}); choose another file") from error
-    if differing := [k for k, v in described.items() if header.get(k) != v]:
-        raise InputError(f"{path} is a checkpoint of another fitting: {differing} differ; choose another file")
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        parameter.copy_(tensors[name])
-        optimizer.state[parameter] = {k.split("/")[1]: v for k, v in tensors.items() if k.startswith(f"{name}/")}
-    return int(header["step"])
+    groups = example.unique(return_inverse=True)[1]
+    count = RESAMPLES if int(groups.max()) else 0
+    weights = bootstrap_weights(groups, count, torch.Generator().manual_seed(seed))
+    return interval(gain @ weights.T / weights.sum(1), 0.95)

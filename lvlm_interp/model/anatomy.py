@@ -86,6 +86,11 @@ class Anatomy:
         return find_blocks(self.decoder, self.vision)
 
     @functools.cached_property
+    def depth(self) -> int:
+        """How many blocks the decoder has."""
+        return len(self.blocks)
+
+    @functools.cached_property
     def attention_kinds(self) -> list[tuple[nn.Module, ...]]:
         """The attention modules of the decoder, grouped by the masks that they get."""
         attentions = [attention_of(block) for block in self.blocks]

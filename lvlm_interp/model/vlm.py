@@ -99,9 +99,8 @@ class HookedVLM(Anatomy):
         return Provenance(self.name, self.fingerprint, method, parameters, self.revision, seed, dtype)
 
     def __repr__(self) -> str:
-        blocks = sum(name.startswith("blocks.") and name.endswith("resid_post") for name in self.sites)
         kind = type(self.model).__name__
-        return f"HookedVLM({self.name!r}: {kind}, {blocks} blocks, {self.model.dtype}, {self.device})"
+        return f"HookedVLM({self.name!r}: {kind}, {self.depth} blocks, {self.model.dtype}, {self.device})"
 
     # --- inputs -----------------------------------------------------------------------------------
 

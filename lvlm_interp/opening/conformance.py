@@ -29,13 +29,12 @@ from lvlm_interp.inputs.example import Inputs, Role
 from lvlm_interp.model.attention import implementation, implementations
 from lvlm_interp.model.hooks import masking, skipping
 from lvlm_interp.model.sites import Site, reads_z
+from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.model.weights import all_fetched
 from lvlm_interp.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from lvlm_interp.model.vlm import HookedVLM
 
 HALF = (torch.bfloat16, torch.float16)
 VISIBLE_CHANGE = 1e-3  # logits by which other pixels must change an answer that sees them

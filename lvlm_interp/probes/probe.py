@@ -12,7 +12,6 @@ That a probe reads something off a site shows that it is there, not that the mod
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -22,16 +21,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lvlm_interp.errors import InputError, SiteError
+from lvlm_interp.bootstrap import Samples, bootstrap_weights, interval
+from lvlm_interp.errors import InputError
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.probes import statistics
-from lvlm_interp.probes.estimators import PointProbe, Probe, strengths
+from lvlm_interp.probes.estimators import strengths
 from lvlm_interp.probes.fit import BINARY
+from lvlm_interp.probes.result import ProbeResult, listed
 from lvlm_interp.probes.task import (
     Column,
-    Kind,
-    Label,
     Task,
+    TaskKind,
     check_folds,
     inner_folds,
     make_folds,
@@ -39,156 +39,11 @@ from lvlm_interp.probes.task import (
     task_of,
 )
 from lvlm_interp.probes.validate import Fitted, Plan, fit_block
-from lvlm_interp.results import Provenance, Result
+from lvlm_interp.results import Provenance
 
 L2 = (1e4, 1e3, 1e2, 1e1, 1e0, 1e-1)
 CONTROLS = 3  # draws of control labels that selectivity is averaged over
 BLOCK = 1 << 24  # bytes of features that are fitted together: what stays in a cache is passed over fast
-NAMED = 3  # sites that a message names before it says how many more there are
-
-
-# --- the result -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ProbeResult(Result):
-    """Probes at every site with what they are worth. All scores are of held-out examples.
-
-    Attributes:
-        sites: their names.
-        site_shape: the axes that they were given in: `(site,)`, or `(layer, head)` say.
-        kind: `classify` or `regress`.
-        classes: the labels, in the order of outputs; two classes have one output, the log-odds of the second.
-        metrics: names of the scores; the first is the one that selectivity speaks of.
-        values, low, high: scores and their bootstrap interval, `[metric, site]`.
-        baseline: what always saying the majority class (the mean, in a regression) gets, `[metric]`.
-        control: the first metric on the control task; NaN without types.
-        p: permutation p-value of "labels cannot be told from this site", by the held-out R² of least squares.
-        q: p adjusted over sites (Benjamini & Hochberg).
-        l2: the strength that the inner folds chose.
-        coef, intercept: the probes, fitted to all examples, for features as they were given.
-        margins: held-out margins of every example: log-odds, unnormalised log-probabilities, or predicted values.
-        truth: class numbers `[example]`, or values `[example, output]`.
-        fold, groups: of every example.
-        alpha, confidence: of significance and of the intervals.
-        notes: what a reader should know about the data.
-        metadata: columns of the frame that came along, one value for each example.
-    """
-
-    too_large = frozenset({"coef", "intercept", "margins", "metadata"})
-    sites: tuple[str, ...]
-    site_shape: tuple[int, ...]
-    kind: Kind
-    classes: tuple[Label, ...]
-    metrics: tuple[str, ...]
-    values: Float[Tensor, "metric site"]
-    low: Float[Tensor, "metric site"]
-    high: Float[Tensor, "metric site"]
-    baseline: Float[Tensor, " metric"]
-    control: Float[Tensor, " site"]
-    p: Float[Tensor, " site"]
-    q: Float[Tensor, " site"]
-    l2: Float[Tensor, " site"]
-    coef: Float[Tensor, "site dim output"]
-    intercept: Float[Tensor, "site output"]
-    margins: Float[Tensor, "site example output"]
-    truth: Tensor
-    fold: Int[Tensor, " example"]
-    groups: Int[Tensor, " example"]
-    alpha: float
-    confidence: float
-    notes: tuple[str, ...]
-    metadata: Mapping[str, Sequence[Any]]
-
-    @property
-    def significant(self) -> Tensor:
-        """Which sites are, the false discovery rate kept at `alpha`."""
-        return self.q <= self.alpha
-
-    @property
-    def selectivity(self) -> Float[Tensor, " site"]:
-        """The first metric, minus that of the control task: what the probe reads rather than learns by heart."""
-        return self.values[0] - self.control
-
-    def of(self, metric: str) -> Tensor:
-        """A score of every site, in the shape that sites were given in (`[layer, head]`, say).
-
-        Raises:
-            InputError: no such metric.
-        """
-        if metric not in self.metrics:
-            raise InputError(f"no metric {metric!r}; there are {list(self.metrics)}")
-        return self.values[self.metrics.index(metric)].view(self.site_shape)
-
-    def index(self, site: str | int) -> int:
-        """The number of a site.
-
-        Raises:
-            SiteError: no such site.
-        """
-        number = self.sites.index(site) if site in self.sites else site
-        if isinstance(number, str) or not -len(self.sites) <= number < len(self.sites):
-            raise SiteError(f"no probe at {site!r}; there are {len(self.sites)}: {_some(self.sites)}")
-        return number % len(self.sites)
-
-    def probe(self, site: str | int) -> Probe | PointProbe:
-        """The fitted probe of one site, as a scikit-learn estimator."""
-        i = self.index(site)
-        made = (Probe if self.kind == "classify" else PointProbe)(l2=float(self.l2[i]))
-        made.coef_, made.intercept_ = self.coef[i].T.double().numpy(), self.intercept[i].double().numpy()
-        made.n_features_in_ = self.coef.shape[1]
-        if isinstance(made, Probe):
-            made.classes_ = np.array(self.classes)
-        return made
-
-    def predict(self, features: Any, site: str | int) -> np.ndarray:
-        """Classes `[example]`, or values `[example, output]`, for features `[example, dim]` of one site."""
-        return self.probe(site).predict(_matrix(features))
-
-    def direction(self, site: str | int, label: Label | None = None) -> Float[Tensor, " dim"]:
-        """The unit vector along which a label's margin grows fastest, in the features' own coordinates.
-
-        Args:
-            site: its name or number.
-            label: a class (of two: the second by default), or the number of an output in a regression.
-
-        Raises:
-            InputError: no such label, or none given where there are several outputs; no direction, as all coefficients
-                are 0.
-        """
-        label = self.classes[-1] if label is None and self.coef.shape[2] == 1 else label
-        if label not in self.classes:
-            raise InputError(f"no direction of {label!r}; there are {list(self.classes)}")
-        number, coef = self.classes.index(label), self.coef[self.index(site)]
-        vector = coef[:, number] if coef.shape[1] == len(self.classes) else coef[:, 0] * (1 if number else -1)
-        if not vector.norm() > 0:
-            raise InputError(f"the probe at {site!r} has no direction: all its coefficients are 0")
-        return vector / vector.norm()
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row for each site."""
-        columns: dict[str, Any] = {"site": self.sites}
-        for i, name in enumerate(self.metrics):
-            parts = {name: self.values, f"{name}_low": self.low, f"{name}_high": self.high}
-            columns.update({column: part[i].tolist() for column, part in parts.items()})
-        names = ("control", "selectivity", "p", "q", "significant", "l2")
-        return pd.DataFrame({**columns, **{name: getattr(self, name).tolist() for name in names}})
-
-    def examples(self, site: str | int) -> pd.DataFrame:
-        """One row for each example: what came along, its label, and what the site's probe made of it unseen."""
-        task = Task(self.kind, self.classes, self.truth)
-        predicted = task.predicted(self.margins[self.index(site)])
-        columns: dict[str, Any] = {**self.metadata, "fold": self.fold.tolist(), "group": self.groups.tolist()}
-        if self.kind == "classify":
-            columns["label"] = [self.classes[i] for i in self.truth.tolist()]
-            columns["predicted"] = [self.classes[i] for i in predicted.tolist()]
-            return pd.DataFrame(columns)
-        for i in self.classes:
-            columns[f"label_{i}"], columns[f"predicted_{i}"] = (t[:, int(i)].tolist() for t in (self.truth, predicted))
-        return pd.DataFrame(columns)
-
-    def _repr_html_(self) -> str:
-        return self.to_frame().to_html(float_format="{:.3f}".format, max_rows=40)
 
 
 # --- the call ---------------------------------------------------------------------------------------------------------
@@ -201,7 +56,7 @@ def fit_probes(
     groups: Column | None = None,
     types: Column | None = None,
     sites: Sequence[str] | None = None,
-    task: Kind | Literal["auto"] = "auto",
+    task: TaskKind | Literal["auto"] = "auto",
     folds: int | Column = 5,
     l2: float | Sequence[float] = L2,
     standardize: bool = True,
@@ -250,40 +105,21 @@ def fit_probes(
     _check_numbers(
         {"confidence": confidence, "alpha": alpha}, {"permutations": permutations, "bootstrap": bootstrap}, seed
     )
-    wanted = task_of(labels, task)
-    count = shape[0]
-    columns = {"labels": wanted.truth, "groups": groups, "types": types, "folds": folds, "metadata": metadata}
-    for what, given in columns.items():
-        if isinstance(given, Sized) and len(given) != count:
-            raise InputError(f"{count} examples but {len(given)} {what}")
+    wanted, count = task_of(labels, task), shape[0]
+    _check_lengths(count, labels=wanted.truth, groups=groups, types=types, folds=folds, metadata=metadata)
     grouped = numbered(groups) if groups is not None else torch.arange(count)
     fold = numbered(folds, "folds") if isinstance(folds, Sized) else make_folds(wanted, grouped, folds, seed)
     check_folds(wanted, grouped, fold)
     generator = torch.Generator().manual_seed(seed)
     chosen = strengths(l2)
-    plan = Plan(
-        task=wanted,
-        targets=_targets(wanted, types, generator),
-        fold=fold,
-        inner=inner_folds(wanted, grouped, fold, seed)
-        if len(chosen) > 1
-        else tuple(fold[fold != f] for f in fold.unique()),
-        l2=chosen,
-        standardize=standardize,
-        tolerance=tolerance,
-    )
+    inner = inner_folds(wanted, grouped, fold, seed) if len(chosen) > 1 else _no_inner(fold)
+    plan = Plan(wanted, _targets(wanted, types, generator), fold, inner, chosen, standardize, tolerance)
     orders = statistics.exchanges(fold, grouped, permutations, generator)
     blocks = list(_blocks(features, shape, names))
     found = Fitted.together([fit_block(x(), plan, orders) for x in tqdm(blocks, disable=not progress, unit="block")])
-    weights = statistics.bootstrap_weights(grouped, bootstrap, generator)
+    weights = bootstrap_weights(grouped, bootstrap, generator)
     p, q = _tested(found.statistic)
-    parameters: dict[str, Any] = {
-        "task": wanted.kind,
-        "l2": chosen,
-        "standardize": standardize,
-        "permutations": permutations,
-    }
-    parameters |= {"bootstrap": bootstrap, "examples": count, "folds": len(plan.inner), "tolerance": tolerance}
+    about = {"permutations": permutations, "bootstrap": bootstrap, "examples": count, "folds": len(plan.inner)}
     return ProbeResult(
         sites=names,
         site_shape=shape[1:-1],
@@ -303,7 +139,7 @@ def fit_probes(
         confidence=confidence,
         notes=_notes(found, names, permutations, alpha),
         metadata={} if metadata is None else {str(k): v.tolist() for k, v in metadata.items()},
-        provenance=_provenance(vlm, seed, parameters),
+        provenance=_provenance(vlm, seed, plan, about),
     )
 
 
@@ -318,6 +154,17 @@ def _checked_shape(features: Any, sites: Sequence[str] | None) -> tuple[tuple[in
     if len(names) != np.prod(shape[1:-1]) or len(set(names)) != len(names):
         raise InputError(f"{int(np.prod(shape[1:-1]))} sites need as many different names, got {len(set(names))}")
     return shape, names
+
+
+def _check_lengths(count: int, **columns: Any) -> None:
+    for what, given in columns.items():
+        if isinstance(given, Sized) and len(given) != count:
+            raise InputError(f"{count} examples but {len(given)} {what}")
+
+
+def _no_inner(fold: Int[Tensor, " example"]) -> tuple[Int[Tensor, " train"], ...]:
+    """Inner folds where there is no strength to choose: the outer ones, of which none is looked at."""
+    return tuple(fold[fold != f] for f in fold.unique())
 
 
 def _check_numbers(shares: Mapping[str, float], counts: Mapping[str, int], seed: int) -> None:
@@ -346,7 +193,7 @@ def _blocks(features: Any, shape: tuple[int, ...], names: tuple[str, ...]) -> It
             if broken.any():
                 bad = [names[start * inside + int(i)] for i in broken.any(1).nonzero()]
                 raise InputError(
-                    f"features have NaN or infinite values at {_some(bad)}, first in example "
+                    f"features have NaN or infinite values at {listed(bad)}, first in example "
                     f"{int(broken.any(0).nonzero()[0])}"
                 )
             return x
@@ -367,12 +214,12 @@ def _targets(task: Task, types: Column | None, generator: torch.Generator) -> Fl
     return torch.stack([task.targets(truth) for truth in truths], 1)
 
 
-def _judged(found: Fitted, plan: Plan, weights: statistics.Samples, confidence: float) -> dict[str, Any]:
+def _judged(found: Fitted, plan: Plan, weights: Samples, confidence: float) -> dict[str, Any]:
     """Scores, intervals, baseline and control."""
     task, margins = plan.task, found.margins.float()
     scores = task.scores(margins[:, :, 0], task.truth, weights, plan.fold)
     values = statistics.stacked(scores)
-    edges = [statistics.interval(one, confidence) for one in values]
+    edges = [interval(one, confidence) for one in values]
     baseline = statistics.stacked(task.scores(_uninformed(plan), task.truth, weights[:1], plan.fold))
     first = next(iter(scores))
     control = torch.full((len(margins),), torch.nan)
@@ -415,12 +262,12 @@ def _notes(found: Fitted, names: tuple[str, ...], permutations: int, alpha: floa
     notes = []
     if found.constant.any():
         where = [f"{names[int(i)]} ({int(found.constant[i])})" for i in found.constant.nonzero()]
-        notes.append(f"constant features, which get coefficient 0, at {_some(where)}")
+        notes.append(f"constant features, which get coefficient 0, at {listed(where)}")
     if found.separable.any():
         where = [names[int(i)] for i in found.separable.nonzero()]
         notes.append(
-            f"the classes are perfectly separable at {_some(where)}: the length of those coefficients, and so how sure "
-            "probabilities are, is set by l2 alone"
+            f"the classes are perfectly separable at {listed(where)}: the length of those coefficients, and so how "
+            "sure probabilities are, is set by l2 alone"
         )
     needed = int(np.ceil(len(names) / (alpha * (permutations + 1))))
     if permutations and needed > 1:
@@ -431,16 +278,9 @@ def _notes(found: Fitted, names: tuple[str, ...], permutations: int, alpha: floa
     return tuple(notes)
 
 
-def _provenance(vlm: HookedVLM | None, seed: int, parameters: Mapping[str, Any]) -> Provenance:
+def _provenance(vlm: HookedVLM | None, seed: int, plan: Plan, about: Mapping[str, int]) -> Provenance:
+    fitting = {"l2": plan.l2, "standardize": plan.standardize, "tolerance": plan.tolerance}
+    parameters: dict[str, Any] = {"task": plan.task.kind, **fitting, **about}
     if vlm is not None:
         return vlm.provenance("probe", seed, **parameters)
     return Provenance("not given", "not given", "probe", parameters, seed=seed)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(map(str, names[:NAMED])) + more
-
-
-def _matrix(features: Any) -> np.ndarray:
-    return features.detach().cpu().double().numpy() if isinstance(features, Tensor) else np.asarray(features)

@@ -16,11 +16,12 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from sklearn.utils.multiclass import type_of_target
 from torch import Tensor
 
+from lvlm_interp.bootstrap import Samples
 from lvlm_interp.errors import InputError
 from lvlm_interp.probes import statistics
 from lvlm_interp.probes.fit import BINARY, GAUSSIAN, MULTINOMIAL, Likelihood
 
-Kind = Literal["classify", "regress"]
+TaskKind = Literal["classify", "regress"]
 Label = str | int | float | bool
 Column = Sequence[Any] | np.ndarray | Tensor | pd.Series
 
@@ -37,7 +38,7 @@ class Task:
         truth: the number of each example's class, `[example]`, or the values to predict, `[example, output]`.
     """
 
-    kind: Kind
+    kind: TaskKind
     classes: tuple[Label, ...]
     truth: Tensor
 
@@ -85,7 +86,7 @@ class Task:
         self,
         margins: Float[Tensor, "site example output"],
         truth: Tensor,
-        weights: statistics.Samples,
+        weights: Samples,
         fold: Int[Tensor, " example"],
     ) -> dict[str, statistics.Scores]:
         if self.kind == "regress":
@@ -94,7 +95,7 @@ class Task:
         return statistics.class_scores(truth, self.predicted(margins), probabilities, weights, fold)
 
 
-def task_of(labels: Any, kind: Kind | Literal["auto"] = "auto") -> Task:
+def task_of(labels: Any, kind: TaskKind | Literal["auto"] = "auto") -> Task:
     """Strings, integers and whole floats are classes; other floats, and rows of numbers, are values.
 
     Raises:

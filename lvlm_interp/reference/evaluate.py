@@ -9,17 +9,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from lvlm_interp.engine.score import score
 from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.reference.architecture import END
 from lvlm_interp.reference.scenes import Question, Scene
-
-if TYPE_CHECKING:
-    from lvlm_interp.model.vlm import HookedVLM
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from lvlm_interp.errors import SceneError
+from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.reference.scenes import COLORS, RECOLORABLE, Scene, Style, make_scene, nouns, with_article
-
-if TYPE_CHECKING:
-    from lvlm_interp.inputs.example import Inputs
-    from lvlm_interp.model.vlm import HookedVLM
 
 Level = Literal["presence", "object", "attribute", "relation"]
 LEVELS: tuple[Level, ...] = get_args(Level)

@@ -22,7 +22,7 @@ from PIL import Image
 from lvlm_interp.errors import SceneError
 
 Style = Literal["google", "twitter", "fluent"]
-Kind = Literal["yes/no", "color", "place", "name", "objects"]
+QuestionKind = Literal["yes/no", "color", "place", "name", "objects"]
 
 SIZE = 112
 """Side of a scene in pixels: 8 × 8 patches of 14 pixels for the reference model."""
@@ -97,7 +97,7 @@ class Question:
 
     text: str
     answer: str
-    kind: Kind
+    kind: QuestionKind
     noun: str | None = None
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from lvlm_interp.attribution.occlusion import PatchMap
 from lvlm_interp.errors import OutputError
-from lvlm_interp.probes.probe import ProbeResult
+from lvlm_interp.probes.result import ProbeResult
 from lvlm_interp.report import explorer, figures, inside
 from lvlm_interp.report.diagnosis import Diagnosis
 

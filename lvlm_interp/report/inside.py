@@ -17,7 +17,7 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.view import ImageView
 from lvlm_interp.inside.direct import DirectAttribution
 from lvlm_interp.inside.lens import Lens
-from lvlm_interp.probes.probe import ProbeResult
+from lvlm_interp.probes.result import ProbeResult
 from lvlm_interp.report.figures import INK, _axes, _quiet, diverging, literal
 from lvlm_interp.report.palette import OPPOSES, SUPPORTS
 from lvlm_interp.report.pictures import faded
