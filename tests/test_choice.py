@@ -10,9 +10,20 @@ from tests.tiny import hooks_of, tiny_inputs, tiny_llava
 ALL = "*"
 
 
+def opened(kernel):
+    vlm = li.wrap(tiny_llava(kernel))
+    vlm.run(tiny_inputs(vlm))  # from their first pass on, models have hooks of transformers
+    return vlm
+
+
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
 def vlm(request):
-    return li.wrap(tiny_llava(request.param))
+    return opened(request.param)
+
+
+@pytest.fixture(scope="module")
+def sdpa():
+    return opened("sdpa")
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------
@@ -20,13 +31,6 @@ def vlm(request):
 POST, PATTERN, K, Z = (
     f"blocks.1.{name}" for name in ("hook_resid_post", "attn.hook_pattern", "attn.hook_k", "attn.hook_z")
 )
-
-
-@pytest.fixture(scope="module")
-def sdpa():
-    opened = li.wrap(tiny_llava("sdpa"))
-    opened.run(tiny_inputs(opened))  # from their first pass on, models have hooks of transformers
-    return opened
 
 
 @pytest.mark.parametrize(

@@ -57,5 +57,5 @@ def tiny_inputs(vlm, answer=(7, 8, 9), images=1, roles=True, seed=1):
 
 
 def hooks_of(model):
-    """How many hooks each module has."""
+    """How many hooks all modules have together."""
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
