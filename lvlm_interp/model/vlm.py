@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,15 +36,14 @@ from lvlm_interp.model.anatomy import Anatomy
 from lvlm_interp.model.capture import Capture, Edit, recording
 from lvlm_interp.model.choice import Positions, Reduction, choose, depths_of, in_layers
 from lvlm_interp.model.hooks import visiting
+from lvlm_interp.model.identity import fingerprint
 from lvlm_interp.model.sites import Site, match
 from lvlm_interp.model.views import find_views, shown_in
-from lvlm_interp.model.weights import all_fetched
 from lvlm_interp.results import Provenance
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SAMPLED = 1024  # elements of each weight tensor that its fingerprint looks at
 OPEN = {"image": open_image, "video": open_video}
 """What opens the parts of a message that are shown, by their type."""
 
@@ -85,13 +83,8 @@ class HookedVLM(Anatomy):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash over names, shapes and evenly spaced elements of all weights; cheap at any size."""
-        digest = hashlib.sha256()
-        for name, weight in all_fetched(self.model, sorted(self.model.state_dict())):
-            flat = weight.detach().flatten()
-            some = flat[:: max(1, flat.numel() // SAMPLED)].float().cpu()
-            digest.update(f"{name}{tuple(weight.shape)}".encode() + some.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """Tells models apart by their weights, see `identity.fingerprint`."""
+        return fingerprint(self.model)
 
     def provenance(self, method: str, seed: int | None = None, **parameters: Any) -> Provenance:
         """Where a result of this model comes from."""

@@ -1,0 +1,122 @@
+"""What cannot be probed is refused, and what a reader should know is noted."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lvlm_interp.errors import InputError, LvlmInterpError
+from lvlm_interp.probes import probe
+from lvlm_interp.probes.probe import fit_probes
+from tests.probing import QUICK, drawn, labelled
+
+
+def with_nan():
+    x, y = labelled()
+    x[7, 4, 0] = torch.nan
+    return x, y
+
+
+X, Y = labelled()
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "options", "message"),
+    [
+        (X, Y * 0, {}, "at least two classes"),
+        (X, drawn(120) * 0 + 0.5, {"task": "regress"}, "all labels are equal"),
+        (X, torch.stack([drawn(120), torch.ones(120)], 1), {}, "output 1 are equal"),
+        (X, torch.full((120,), torch.nan), {}, "120 labels are NaN"),
+        (X[:4], Y[:4], {"folds": 5}, "from 2 to 4 folds"),
+        (X, Y, {"folds": 1}, "from 2 to 120 folds"),
+        (X, (torch.arange(120) < 3).long(), {}, "class 1 has only 3 examples"),
+        (X, Y, {"groups": torch.arange(120) % 3}, "in 3 groups: give from 2 to 3"),
+        (X, (torch.arange(120) < 24).long(), {"groups": torch.arange(120) // 24}, r"examples of \[1\] fall into fold"),
+        (X, Y, {"folds": np.zeros(120)}, "nothing is left to train on"),
+        (X, Y[:-1], {}, "120 examples but 119 labels"),
+        (X, Y, {"groups": [1]}, "120 examples but 1 groups"),
+        (X, Y, {"types": [1]}, "120 examples but 1 types"),
+        (X, Y, {"metadata": pd.DataFrame({"a": [1]})}, "120 examples but 1 metadata"),
+        (X, Y, {"folds": [0, 1]}, "120 examples but 2 folds"),
+        (X, ["a", None] * 60, {}, "60 labels are NaN or infinite, or missing"),
+        (X, ["a", "b", float("nan")] * 40, {}, "40 labels are"),
+        (X, Y, {"groups": ["a", "b", None, "c", "d", "e"] * 20}, "20 groups are"),
+        (X, Y, {"types": ["a", "b", "c", None] * 30}, "30 types are"),
+        (X, ["a", "b"] * 60, {"task": "regress"}, "'a' are no numbers"),
+        (X, drawn(120, 2), {"task": "classify"}, "one for each example"),
+        (X, [[1.0], [1.0, 2.0]] * 60, {}, "not all of one shape"),
+        (X, Y, {"confidence": 95}, "a share between 0 and 1, got 95"),
+        (X, Y, {"alpha": 5}, "a share between 0 and 1, got 5"),
+        (X, Y, {"permutations": -1}, "0 for none, got -1"),
+        (X, Y, {"seed": -1}, "from 0 to"),
+        (X, Y, {"sites": ["a", "b"]}, "6 sites need as many"),
+        (X, Y, {"l2": 0.0}, "above 0"),
+        (X[:, 0], Y, {}, "features are"),
+        (X[:, :, :0], Y, {}, "none empty"),
+        (*with_nan(), {"sites": list("abcdef")}, "NaN or infinite values at e, first in example 7"),
+    ],
+)
+def test_what_cannot_be_probed_is_refused(features, labels, options, message):
+    with pytest.raises(LvlmInterpError, match=message):
+        fit_probes(features, labels, **{**QUICK, **options})
+
+
+def test_constant_features_are_harmless_and_noted():
+    x, y = labelled()
+    x[:, 0], x[:, 3, 4] = 0.1, 1e4
+    found = fit_probes(x, y, permutations=150, bootstrap=20)
+    assert found.coef[0].abs().max() == 0 and found.coef[3, 4].abs().max() == 0 and found.coef.isfinite().all()
+    assert found.values[:, 0].tolist() == pytest.approx(found.baseline.tolist()) and found.p[0] == 1
+    assert "constant features, which get coefficient 0, at 0 (5), 3 (1)" in found.notes
+    with pytest.raises(InputError, match="no direction"):
+        found.direction(0)
+
+
+def test_a_site_that_tells_nothing_has_p_1_whatever_rounding_does():
+    x = torch.zeros(300, 1, 3)
+    for seed in range(5):
+        y = torch.randint(3, (300,), generator=torch.Generator().manual_seed(seed))
+        assert fit_probes(x, y, permutations=50, bootstrap=0, l2=1.0, seed=seed).p.item() == 1
+
+
+def test_sure_answers_keep_their_order():
+    truth, margins = torch.tensor([0, 0, 1, 1]), torch.tensor([[[20.0], [21.0], [22.0], [23.0]]])
+    task, ones = probe.task_of(truth), torch.ones(1, 4)
+    assert task.scores(margins, truth, ones, torch.zeros(4, dtype=torch.long))["auroc"].item() == 1
+
+
+def test_nested_lists_are_features():
+    assert torch.equal(fit_probes(X.tolist(), Y, **QUICK).values, fit_probes(X, Y, **QUICK).values)
+
+
+def test_separable_classes_have_a_finite_answer_and_a_note():
+    x, y = labelled(holds=())
+    x[:, 2] = y[:, None] * 10.0
+    found = fit_probes(x, y, sites=list("abcdef"), l2=1e-3, permutations=0, bootstrap=0)
+    assert found.coef.isfinite().all() and found.of("accuracy")[2] == 1
+    assert any("perfectly separable at c:" in note for note in found.notes)
+    assert not any("separable" in note for note in fit_probes(X[:, :2], Y, **QUICK).notes)
+
+
+def test_too_few_permutations_are_noted():
+    notes = fit_probes(X, Y, permutations=19, bootstrap=0, l2=1.0).notes
+    assert any("fewer than 6 sites can never be significant" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "classes"),
+    [
+        (["a", "b", "a"], "classify", ("a", "b")),
+        ([2, 1, 2], "classify", (1, 2)),
+        ([0.0, 1.0, 1.0], "classify", (0.0, 1.0)),
+        ([True, False, True], "classify", (False, True)),
+        ([0.5, 1.0, 1.7], "regress", (0,)),
+        (torch.tensor([[1, 2], [3, 4]]), "regress", (0, 1)),
+        (torch.tensor([0.5, 1.0, 1.75], dtype=torch.bfloat16), "regress", (0,)),
+        (pd.Series([10, 2, 10], dtype=object), "classify", (2, 10)),
+        (pd.Series([0.5, 1.0, 1.7], dtype="Float64"), "regress", (0,)),
+    ],
+)
+def test_labels_of_all_kinds(labels, kind, classes):
+    found = probe.task_of(labels)
+    assert (found.kind, found.classes) == (kind, classes)
