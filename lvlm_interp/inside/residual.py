@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -174,7 +175,8 @@ def _reads(
         )
     into = gain * (direction if norm is None else norm.back(direction))
     constant = into @ bias + (0 if norm is None else gain * (direction @ norm.bias))
-    return torch.einsum("aw,whi->ahi", into, weight.view(-1, *attention.z.shape[1:])), constant
+    by_head = rearrange(weight, "width (head inner) -> width head inner", head=attention.z.shape[1])
+    return torch.einsum("aw,whi->ahi", into, by_head), constant
 
 
 def _by_source(
@@ -183,7 +185,8 @@ def _by_source(
     """What each head read at each position, along the direction; values may be shared by several heads."""
     if attention.v is None or attention.pattern is None:
         return reads.new_zeros(*reads.shape[:2], length)
-    values = attention.v.double().repeat_interleave(reads.shape[1] // attention.v.shape[1], 1)
+    group = reads.shape[1] // attention.v.shape[1]
+    values = repeat(attention.v.double(), "position head inner -> position (head group) inner", group=group)
     pattern = attention.pattern.double()
     gate = _gate(attention, torch.einsum("hak,khi->ahi", pattern, values))
     return torch.einsum("hak,khi,ahi->ahk", pattern, values, reads * gate)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import pack
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -141,7 +142,7 @@ def _row(values: Mapping[str, Tensor]) -> Float[Tensor, "example site dim"]:
     widths = {value.shape[-1] for value in values.values()}
     if len(widths) != 1:
         raise InputError(f"sites of different widths {sorted(widths)} cannot stand in one array: stack them apart")
-    return torch.cat([value.reshape(len(value), -1, value.shape[-1]) for value in values.values()], 1)
+    return pack([*values.values()], "example * dim")[0]
 
 
 def _head_names(name: str, value: Tensor) -> list[str]:

@@ -1,0 +1,99 @@
+"""Captum's perturbation methods on our scores: its own wrappers of language models lose the image.
+
+players = {"image": x.where("image"), "question": x.where("question")}
+found = captum_attribution(vlm, x, players, "ShapleyValueSampling", n_samples=50)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lvlm_interp.engine.decoder import run_to_decoder
+from lvlm_interp.engine.score import Scores, score
+from lvlm_interp.errors import InputError
+from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.vlm import HookedVLM
+
+METHODS = ("FeatureAblation", "ShapleyValueSampling", "ShapleyValues")
+Value = Callable[[Scores], Float[Tensor, "coalition answer"]]
+
+
+def log_odds(scores: Scores) -> Float[Tensor, "coalition answer"]:
+    """What is explained by default: nats of log-odds of every answer token."""
+    return scores.logodds
+
+
+def captum_forward(
+    vlm: HookedVLM, x: Inputs, players: Mapping[str, Bool[Tensor, " position"]], value: Value = log_odds
+) -> Callable[[Tensor], Float[Tensor, "coalition answer"]]:
+    """A forward function for captum: which players are seen → a value of every answer token.
+
+    Args:
+        vlm: the model.
+        x: an example with an answer.
+        players: name → its positions; what belongs to no player is always seen.
+        value: what of the scores is explained.
+
+    Returns:
+        A function of rows `[coalition, player]`, one column a player in their order, 1 where it is seen and 0 where it
+        is hidden. Captum's `target` chooses the answer token. A coalition is scored once, however often it is asked.
+
+    Raises:
+        InputError: there is no answer, or no player.
+    """
+    x.need_answer()
+    if not players:
+        raise InputError("no players were given: name at least one, with its positions")
+    decoder_inputs, members = run_to_decoder(vlm, x), torch.stack([*players.values()])
+    known: dict[tuple[bool, ...], Tensor] = {}
+
+    def forward(seen: Tensor) -> Float[Tensor, "coalition answer"]:
+        rows = [tuple(row) for row in (seen != 0).tolist()]
+        if new := [row for row in dict.fromkeys(rows) if row not in known]:
+            visible = ~((~torch.tensor(new)).float() @ members.float() > 0)
+            known.update(zip(new, value(score(vlm, x, visible, decoder_inputs=decoder_inputs)), strict=True))
+        return torch.stack([known[row] for row in rows])
+
+    return forward
+
+
+def captum_attribution(
+    vlm: HookedVLM,
+    x: Inputs,
+    players: Mapping[str, Bool[Tensor, " position"]],
+    method: str = "ShapleyValueSampling",
+    value: Value = log_odds,
+    seed: int = 0,
+    **options: Any,
+) -> Float[Tensor, "answer player"]:
+    """What captum's method gives every player, for every answer token, in the unit of the value.
+
+    Args:
+        vlm: the model.
+        x: an example with an answer.
+        players: name → its positions.
+        method: one of captum's perturbation methods, by the name of its class.
+        value: what of the scores is explained.
+        seed: of what the method draws.
+        options: handed to the method's `attribute`, such as `n_samples`.
+
+    Raises:
+        InputError: no answer, no player, or another method.
+    """
+    import captum.attr
+
+    if method not in METHODS:
+        raise InputError(f"{method!r} is not one of captum's methods that can be run here: {', '.join(METHODS)}")
+    forward = captum_forward(vlm, x, players, value)
+    everybody, found = torch.ones(1, len(players)), []
+    for token in range(len(x.answer_ids)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            explainer = getattr(captum.attr, method)(forward)
+            found.append(explainer.attribute(everybody, baselines=0, target=token, **options)[0])
+    return torch.stack(found)
