@@ -10,9 +10,9 @@ import torch
 import transformers
 from PIL import Image, ImageChops
 
-from lvlm_interp.families.grids import TokenMap
-from lvlm_interp.families.layouts import FAMILIES
-from lvlm_interp.families.maps import image_views, token_maps, video_maps
+from lvlm_interp.families.shared.grids import TokenMap
+from lvlm_interp.families.shared.maps import image_views, token_maps, video_maps
+from lvlm_interp.families.shared.registry import FAMILIES
 from lvlm_interp.inputs.view import Box, Shown
 from tests.processors import (
     CASES,
@@ -211,8 +211,10 @@ def test_every_row_is_painted() -> None:
     configs = [tower(name).config for name in CASES]
     visions = [getattr(getattr(one, "vision_config", None), "model_type", None) for one in configs]
     kinds = [(one.model_type, f"{one.model_type}/{vision}") for one, vision in zip(configs, visions, strict=True)]
+    cut = {kind for kind, family in FAMILIES.items() if family.layout}
+    towers = {f"{kind}/{tower}" for kind, family in FAMILIES.items() for tower in family.towers}
     unseen = set() if TORCHVISION else WITH_TORCHVISION
-    assert {row if row in FAMILIES else kind for kind, row in kinds} == set(FAMILIES) - unseen
+    assert {row if row in towers else kind for kind, row in kinds} == (cut | towers) - unseen
 
 
 def test_resampled_tokens_have_no_map() -> None:

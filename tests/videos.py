@@ -19,7 +19,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from transformers.video_processing_utils import VideoProcessorMixin
 from transformers.video_utils import make_batched_metadata, make_batched_videos
 
-from lvlm_interp.families.layouts import VIDEOS
+from lvlm_interp.families.shared.registry import FAMILIES
 from tests import processors
 from tests.families import ANSWER, BEGIN, END, IMAGE, QUESTION, TILES
 from tests.saved import ONEVISION, QWEN_SIZES, SMOL, VIDEO, WHOLE, processor
@@ -169,7 +169,7 @@ def nearest(kind: type, side: int, **settings: Any) -> Any:
 
 CASES = processors.CASES
 FILMS = {
-    **{name: Film(CASES[name].image_processor) for name in CASES if name.startswith("qwen") and name in VIDEOS},
+    **{name: Film(CASES[name].image_processor) for name in CASES if name.startswith("qwen") and FAMILIES[name].film},
     "llava_onevision": Film(nearest(SiglipImageProcessorPil, processors.TILE + 2), in_a_video),
     "llava_onevision, odd": Film(nearest(SiglipImageProcessorPil, processors.ODD), in_a_video),
     "internvl": Film(nearest(GotOcr2ImageProcessorPil, processors.TILE), as_tiles, as_images),
