@@ -17,7 +17,8 @@ from lvlm_interp.model.sites import Site
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.opening import conformance
 from lvlm_interp.opening.conformance import CHECKS, check
-from tests.families import ALL, FAILING, UNTRIED, text, tiny_example, tiny_model
+from tests.families import ALL, FAILING, UNTRIED, tiny_example, tiny_model
+from tests.families.shared.tiny import text
 from tools import models_table
 
 

@@ -1,5 +1,7 @@
 """Families whose decoder has layers without attention: what is hidden is passed over by them, and nothing leaks."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -173,7 +175,8 @@ def test_direct_attribution_through_a_gate(monkeypatch):
 
     row = families.ALL["qwen3_5"]
     text = {**row.config["text_config"], "layer_types": ["full_attention"] * 3}
-    monkeypatch.setitem(families.ALL, "qwen3_5", families.Tiny({**row.config, "text_config": text}, **families.QWEN))
+    attending = dataclasses.replace(row, config={**row.config, "text_config": text})
+    monkeypatch.setitem(families.ALL, "qwen3_5", attending)
     vlm = li.wrap(tiny_model("qwen3_5"))
     assert not vlm.recurrent
     found = li.direct(vlm, tiny_example(vlm, "qwen3_5"))

@@ -4,7 +4,7 @@ usage: python tools/models_table.py [TYPE ...]
 
 With types named, only they are checked, and the other rows of the page are kept as they are.
 
-Each family is built tiny and random from a config (tests/families.py), since the checks are about plumbing: positions,
+Each family is built tiny and random from a config (tests/families), since the checks are about plumbing: positions,
 masks, hooks, names of parts. A family without such a config is listed as not tried. Rows of families that need timm
 are kept as they are where it is not installed.
 """
