@@ -15,9 +15,9 @@ from lvlm_interp.families.shared.grids import TokenMap
 from lvlm_interp.families.shared.maps import image_views, token_maps, video_maps
 from lvlm_interp.families.shared.registry import FAMILIES
 from lvlm_interp.inputs.view import Box, Shown
+from tests.families.shared.cases import PATCH
 from tests.processors import (
     CASES,
-    PATCH,
     TORCHVISION,
     WITH_TORCHVISION,
     Processor,

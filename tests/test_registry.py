@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 
 import pytest
 
@@ -17,7 +17,9 @@ FOLDER = Path(lvlm_interp.__file__).parent / "families"
 
 
 def of(name, **held):
-    return SimpleNamespace(__name__=name, **held)
+    module = ModuleType(name)
+    vars(module).update(held)
+    return module
 
 
 def test_every_file_of_a_family_is_collected():
