@@ -20,9 +20,10 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from tests.families import BEGIN, END, IMAGE, TILES, VOCABULARY, tiny_model
+from tests.families import tiny_model
+from tests.families.shared.clips import ONEVISION, QWEN_SIZES, SMOL, WHOLE
+from tests.families.shared.tiny import BEGIN, END, IMAGE, TILES, VIDEO, VOCABULARY
 
-VIDEO = 153
 SPECIAL = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "<image>": IMAGE, "<begin>": BEGIN, "<end>": END}
 SPECIAL["<video>"] = VIDEO
 IDEFICS = ["<fake_token_around_image>", "<end_of_utterance>", "<global-img>"]
@@ -103,11 +104,7 @@ SAVED = {
 }
 
 
-QWEN_SIZES = {"patch_size": 14, "merge_size": 2, "size": {"shortest_edge": 56**2, "longest_edge": 112**2}}
 QWEN3_SIZES = {**QWEN_SIZES, "size": {"shortest_edge": 56**2, "longest_edge": 6 * 112**2}}  # of all frames together
-SMOL = {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": 56}}
-WHOLE = {"size": {"height": 56, "width": 56}}
-ONEVISION = {"size": {"height": 28, "width": 28}}
 
 
 def made(name: str, **options: Any) -> Callable[[], Any]:

@@ -8,7 +8,8 @@ import torch
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.inputs.batch import batched
-from tests.families import ANSWER, FAMILIES, tiny_example, tiny_model
+from tests.families import FAMILIES, tiny_example, tiny_model
+from tests.families.shared.tiny import ANSWER
 
 SIZES = {
     "qwen2_vl": ({"pixel_values": (16, 3 * 2 * 14 * 14), "image_grid_thw": torch.tensor([[1, 4, 4]])}, 4),

@@ -10,13 +10,15 @@ import lvlm_interp as li
 from lvlm_interp.engine import decoder, packed, plan
 from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.errors import InputError, ModelError, SiteError
-from lvlm_interp.families import table as families
+from lvlm_interp.families.shared import registry
+from lvlm_interp.families.shared.family import Family
 from lvlm_interp.model import attention, parts
 from lvlm_interp.model.sites import Site
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.opening import conformance
 from lvlm_interp.opening.conformance import CHECKS, check
-from tests.families import ALL, FAILING, UNTRIED, text, tiny_example, tiny_model
+from tests.families import ALL, FAILING, UNTRIED, tiny_example, tiny_model
+from tests.families.shared.tiny import text
 from tools import models_table
 
 
@@ -39,7 +41,7 @@ def test_every_family_passes(name):
 @pytest.mark.parametrize("name", FAILING)
 def test_every_failing_family_fails(name):
     """Or is refused when it is opened; what has come to pass belongs into the package's table."""
-    assert name not in families.FAMILIES and name not in UNTRIED
+    assert name not in registry.FAMILIES and name not in UNTRIED
     with pytest.raises(ModelError, match="cannot be read"):
         check(*example(name)).need()
 
@@ -224,7 +226,7 @@ def test_masks_that_a_decoder_makes_itself(monkeypatch):
 
 def test_logits_scaled_the_wrong_way(monkeypatch):
     """What Granite divides its logits by, HyperCLOVA X multiplies them by, under the same name."""
-    monkeypatch.setitem(families.FAMILIES, "hyperclovax_vision_v2", families.Family())
+    monkeypatch.setitem(registry.FAMILIES, "hyperclovax_vision_v2", Family())
     assert failed(*example("hyperclovax_vision_v2")) == ["positions", "sites"]  # the engine reads out too
 
 
@@ -233,7 +235,7 @@ def test_tokens_that_are_never_said(monkeypatch):
     vlm, x = example("chameleon")
     never = vlm.readout.never
     assert (vlm.run(x)[..., never] == torch.finfo(torch.float32).min).all() and check(vlm, x)["parity"].limit < 1e-3
-    monkeypatch.setitem(families.FAMILIES, "chameleon", families.Family())
+    monkeypatch.setitem(registry.FAMILIES, "chameleon", Family())
     assert failed(*example("chameleon")) == ["positions", "sites"]
 
 
@@ -276,8 +278,9 @@ def test_what_is_computed_once_changes_no_number(name, monkeypatch):
 
 def test_arguments_that_follow_from_the_tokens(monkeypatch):
     """Gemma 4 embeds each token once more, layer by layer: those of one answer are not those of another."""
-    monkeypatch.setattr(decoder, "OF_TOKENS", {})
-    monkeypatch.setitem(decoder.ROW_AXIS, "per_layer_inputs", 1)
+    names = decoder.NAMES
+    by_row = dataclasses.replace(names, of_tokens={}, row_axis={**names.row_axis, "per_layer_inputs": 1})
+    monkeypatch.setattr(decoder, "NAMES", by_row)
     assert failed(*example("gemma4")) == ["positions"]
 
 
@@ -306,7 +309,7 @@ def test_an_example_is_needed():
 
 
 def test_a_type_outside_the_table_must_pass(monkeypatch):
-    monkeypatch.setattr(families, "FAMILIES", {})
+    monkeypatch.setattr(registry, "FAMILIES", {})
     vlm = li.wrap(tiny_model("idefics3"))
     assert not vlm.accepted
     tiny_example(vlm, "idefics3")

@@ -15,7 +15,8 @@ import lvlm_interp as li
 from lvlm_interp.attribution.credit import coalitions
 from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.errors import ImageError, InputError, ModelError, SiteError, VisibilityError
-from tests.families import FAMILIES, IMAGE, OTHERS, tiny_example, tiny_model
+from tests.families import ALL, FAMILIES, tiny_example, tiny_model
+from tests.families.shared.tiny import IMAGE
 from tests.saved import TILE, tokenizer
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -197,7 +198,7 @@ def test_fused_projections_are_split_into_q_k_and_v(family):
 
 NORMED_AFTER = {
     "exaone4_5": {},
-    "molmo2": {"text_config": {**OTHERS["molmo2"].config["text_config"], "norm_after": True, "qk_norm_type": "olmo"}},
+    "molmo2": {"text_config": {**ALL["molmo2"].config["text_config"], "norm_after": True, "qk_norm_type": "olmo"}},
     "chameleon": {"swin_norm": True},
 }
 
@@ -205,7 +206,7 @@ NORMED_AFTER = {
 @pytest.mark.parametrize("name", NORMED_AFTER)
 def test_what_is_added_where_norms_stand_behind_attention_and_mlp(name):
     """By names that elsewhere stand before them; there is no middle of the stream that a module reads."""
-    row = OTHERS[name]
+    row = ALL[name]
     rows = {name: dataclasses.replace(row, config={**row.config, **NORMED_AFTER[name]})}
     vlm = li.wrap(tiny_model(name, rows=rows))
     x = tiny_example(vlm, name, rows=rows)
@@ -301,7 +302,7 @@ KOSMOS_TYPES = ("kosmos-2", "kosmos-2.5")
 
 def with_kosmos_processor(name, dtype=torch.float32):
     """Its own: it writes the image's tokens itself, with ids of ordinary words."""
-    row, made = OTHERS[name], tokenizer()
+    row, made = ALL[name], tokenizer()
     if name == "kosmos-2":
         processor = transformers.Kosmos2Processor(CLIPImageProcessorPil(**TILE), made, num_patch_index_tokens=2)
     else:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import lvlm_interp as li
-from tests.families import FAMILIES, IMAGE, tiny_example, tiny_model
+from tests.families import FAMILIES, tiny_example, tiny_model
+from tests.families.shared.tiny import IMAGE
 
 BRIDGED = ["llava", "llava_next", "llava_onevision", "idefics3", "gemma3", "qwen2_5_vl", "qwen3_vl"]
 STREAM = ["hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out"]

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,13 +11,13 @@ import torch
 import transformers
 from PIL import Image, ImageChops
 
-from lvlm_interp.families.grids import TokenMap
-from lvlm_interp.families.layouts import FAMILIES
-from lvlm_interp.families.maps import image_views, token_maps, video_maps
+from lvlm_interp.families.shared.grids import TokenMap
+from lvlm_interp.families.shared.maps import image_views, token_maps, video_maps
+from lvlm_interp.families.shared.registry import FAMILIES
 from lvlm_interp.inputs.view import Box, Shown
+from tests.families.shared.cases import PATCH
 from tests.processors import (
     CASES,
-    PATCH,
     TORCHVISION,
     WITH_TORCHVISION,
     Processor,
@@ -34,7 +35,7 @@ Size = tuple[int, int]
 
 def sizes(name: str, count: int = SIZES) -> list[Size]:
     """Random sizes, odd ones too, between 37 and 199 pixels."""
-    draw = np.random.default_rng(list(CASES).index(name))
+    draw = np.random.default_rng(zlib.crc32(name.encode()))
     return [(int(draw.integers(37, 200)), int(draw.integers(37, 200))) for _ in range(count)]
 
 
@@ -183,7 +184,7 @@ def in_a_film(name: str, size: Size, seed: int, off: int = 0) -> list[str]:
 @pytest.mark.parametrize("name", FILMS)
 def test_tokens_of_a_video_know_their_frames_and_boxes(name: str) -> None:
     """One box of one frame is painted, and the tokens that change are that frame's at that place."""
-    draw = np.random.default_rng(list(FILMS).index(name))
+    draw = np.random.default_rng(zlib.crc32(name.encode()))
     for seed in range(4):
         size = (int(draw.integers(60, 150)), int(draw.integers(60, 150)))
         assert not in_a_film(name, size, seed)
@@ -211,8 +212,11 @@ def test_every_row_is_painted() -> None:
     configs = [tower(name).config for name in CASES]
     visions = [getattr(getattr(one, "vision_config", None), "model_type", None) for one in configs]
     kinds = [(one.model_type, f"{one.model_type}/{vision}") for one, vision in zip(configs, visions, strict=True)]
+    cut = {kind for kind, family in FAMILIES.items() if family.layout}
+    towers = {f"{kind}/{tower}" for kind, family in FAMILIES.items() for tower in family.towers}
     unseen = set() if TORCHVISION else WITH_TORCHVISION
-    assert {row if row in FAMILIES else kind for kind, row in kinds} == set(FAMILIES) - unseen
+    assert {row if row in towers else kind for kind, row in kinds} == (cut | towers) - unseen
+    assert {tower(name).config.model_type for name in FILMS} == {kind for kind, row in FAMILIES.items() if row.film}
 
 
 def test_resampled_tokens_have_no_map() -> None:

@@ -1,5 +1,7 @@
 """Families whose decoder has layers without attention: what is hidden is passed over by them, and nothing leaks."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -7,8 +9,8 @@ from torch import nn
 import lvlm_interp as li
 from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.errors import SiteError, VisibilityError
+from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.model.hooks import masking, skipping
-from lvlm_interp.model.parts import RECURRENT
 from lvlm_interp.opening import conformance
 from tests.families import tiny_example, tiny_model
 
@@ -137,7 +139,7 @@ def test_an_edit_of_queries_leaves_their_gates(qwen):
 def test_what_blocks_add_is_named(family):
     """Attention, what carries a state, and MLPs: each under its name, and together they make the residual stream."""
     vlm, x = family
-    found, names = vlm.capture(x, "blocks.*"), ("hook_attn_out", *(f"{name}.hook_out" for name in RECURRENT))
+    found, names = vlm.capture(x, "blocks.*"), ("hook_attn_out", *(f"{name}.hook_out" for name in NAMES.recurrent))
     for block in sorted({name.rsplit(".hook", 1)[0] for name in found if name.endswith("resid_pre")}):
         pre, post = (found[f"{block}.hook_resid_{at}"] for at in ("pre", "post"))
         first = [found[f"{block}.{name}"] for name in names if f"{block}.{name}" in found]
@@ -173,7 +175,8 @@ def test_direct_attribution_through_a_gate(monkeypatch):
 
     row = families.ALL["qwen3_5"]
     text = {**row.config["text_config"], "layer_types": ["full_attention"] * 3}
-    monkeypatch.setitem(families.ALL, "qwen3_5", families.Tiny({**row.config, "text_config": text}, **families.QWEN))
+    attending = dataclasses.replace(row, config={**row.config, "text_config": text})
+    monkeypatch.setitem(families.ALL, "qwen3_5", attending)
     vlm = li.wrap(tiny_model("qwen3_5"))
     assert not vlm.recurrent
     found = li.direct(vlm, tiny_example(vlm, "qwen3_5"))

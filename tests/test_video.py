@@ -13,9 +13,11 @@ from lvlm_interp.counterfactuals import black_box, swap
 from lvlm_interp.errors import ImageError, InputError
 from lvlm_interp.inputs.media import open_video
 from lvlm_interp.opening.conformance import check
-from tests.families import ANSWER, BEGIN, END, IMAGE, QUESTION, tiny_example, tiny_model
-from tests.saved import VIDEO, processor, save
-from tests.videos import CLIPS, GRID, PICTURES, READERS, clip_example, without_torchvision
+from tests.families import tiny_example, tiny_model
+from tests.families.shared.clips import GRID
+from tests.families.shared.tiny import ANSWER, BEGIN, END, IMAGE, QUESTION, VIDEO
+from tests.saved import processor, save
+from tests.videos import CLIPS, PICTURES, READERS, clip_example, without_torchvision
 
 SIZE, FPS = (101, 67), 2.0
 TORCHVISION = transformers.utils.is_torchvision_available()

@@ -4,7 +4,7 @@ usage: python tools/models_table.py [TYPE ...]
 
 With types named, only they are checked, and the other rows of the page are kept as they are.
 
-Each family is built tiny and random from a config (tests/families.py), since the checks are about plumbing: positions,
+Each family is built tiny and random from a config (tests/families), since the checks are about plumbing: positions,
 masks, hooks, names of parts. A family without such a config is listed as not tried. Rows of families that need timm
 are kept as they are where it is not installed.
 """
@@ -21,8 +21,8 @@ sys.path.insert(0, str(ROOT))
 
 import lvlm_interp as li  # noqa: E402
 from lvlm_interp.errors import ModelError  # noqa: E402
-from lvlm_interp.families import layouts  # noqa: E402
-from lvlm_interp.families.table import FAMILIES  # noqa: E402
+from lvlm_interp.families.shared.family import Family  # noqa: E402
+from lvlm_interp.families.shared.registry import FAMILIES  # noqa: E402
 from lvlm_interp.opening.conformance import CHECKS, Conformance, check  # noqa: E402
 from tests.families import ALL, FAILING, MODEL_TYPES, UNTRIED, WITH_TIMM, tiny_example, tiny_model  # noqa: E402
 
@@ -57,7 +57,8 @@ def row(name: str) -> tuple[bool, str]:
 
 def with_pixels(name: str, line: str) -> str:
     """The line with a second column: whether the boxes of image tokens are known. That is looked up, not measured."""
-    known = "whole" if name in layouts.WHOLE else "yes" if name in layouts.FAMILIES else "–"
+    family = FAMILIES.get(name, Family())
+    known = "whole" if family.whole else "yes" if family.layout else "–"
     return line.replace("` |", f"` | {known} |", 1)
 
 

@@ -16,27 +16,11 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWin
 
 from lvlm_interp.engine.masks import Sight, look
 from lvlm_interp.errors import InputError
+from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.inputs.example import Inputs
-from lvlm_interp.model.hooks import HIDDEN_STATES
 from lvlm_interp.model.vlm import HookedVLM
 
 ROOM = 8  # positions beyond the example for which masks and position ids are taken down
-
-# Arguments of a decoder that have an axis of rows, besides embeddings, positions and masks.
-ROW_AXIS = {
-    "visual_pos_masks": 1,
-    "vision_mask": 1,
-    "image_attention_mask": 1,
-    "image_embeds_position_mask": 1,
-    "cross_attention_mask": 2,
-    "full_text_row_masked_out_mask": 2,
-}
-# Those that follow from a row's token, not from its position alone; and what of the decoder makes them of token ids,
-# if they are not the ids themselves.
-OF_TOKENS = {"per_layer_inputs": "get_per_layer_inputs", "ple_input_ids": None}
-# One for each layer, with a row for each image token; and the argument that says where image tokens are.
-IMAGE_ROWS = {"deepstack_visual_embeds": "visual_pos_masks", "deepstack_features": "vision_mask"}
-LAID_OVER = "image_embeds"  # what a decoder lays over the embeddings of image tokens itself, before it scales them
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +82,9 @@ class DecoderInputs:
     def extras_of(self, rows: Int[Tensor, " some"]) -> dict[str, Any]:
         """The other arguments of the decoder for some rows."""
         at = self.index.to(rows.device)[rows]
-        cut = {k: v.index_select(ROW_AXIS[k], at) if k in ROW_AXIS else v for k, v in self.extras.items()}
-        for name in IMAGE_ROWS.keys() & cut.keys():
-            mask = self.extras[IMAGE_ROWS[name]]
+        cut = {k: v.index_select(NAMES.row_axis[k], at) if k in NAMES.row_axis else v for k, v in self.extras.items()}
+        for name in NAMES.image_rows.keys() & cut.keys():
+            mask = self.extras[NAMES.image_rows[name]]
             where = mask[0].reshape(mask.shape[1], -1)[:, 0]  # some repeat it along the width
             shown, layers = (where.cumsum(0) - 1)[at[where[at]]], cut[name]
             by_layer = isinstance(layers, Mapping)  # only some layers, by number
@@ -122,7 +106,7 @@ class DecoderInputs:
 
 def made_of(decoder: PreTrainedModel, name: str, ids: Int[Tensor, " row"]) -> Tensor:
     """An argument that follows from the tokens, for these: `[row, …]`."""
-    maker = OF_TOKENS[name]
+    maker = NAMES.of_tokens[name]
     return ids if maker is None else getattr(decoder, maker)(ids[None])[0]
 
 
@@ -162,12 +146,12 @@ def run_to_decoder(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: i
     recurrent = bool(vlm.recurrent or sight.unmasked)
     whole = bool(vlm.family.carriers) or recurrent or not _in_pieces(vlm.decoder)
     sight = dataclasses.replace(sight, whole=whole, recurrent=recurrent)
-    laid = called.pop(LAID_OVER, None)
+    laid = next((called.pop(name) for name in NAMES.laid_over if name in called), None)
     own = [name for name, value in called.items() if value is longer.model_inputs.get(name, ...)]
     if not vlm.family.gates and any(called[name].is_floating_point() for name in own):
         # The decoder takes the pictures itself: what it makes of them and of the tokens is what its first block gets.
         called = {name: value for name, value in called.items() if name not in own}
-        called["inputs_embeds"] = next(entered[name] for name in HIDDEN_STATES if name in entered)
+        called["inputs_embeds"] = next(entered[name] for name in NAMES.hidden_states if name in entered)
     embeds, ids_called = called.pop("inputs_embeds", None), called.pop("input_ids", None)
     embeds = vlm.decoder.get_input_embeddings()(ids_called) if embeds is None else embeds
     if laid is not None:
@@ -184,7 +168,7 @@ def run_to_decoder(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: i
         "return_dict",
     )
     extras = {k: v for k, v in called.items() if k not in dropped and v is not None}
-    of_tokens = {k: extras.pop(k)[0] for k in OF_TOKENS.keys() & extras.keys()}
+    of_tokens = {k: extras.pop(k)[0] for k in NAMES.of_tokens.keys() & extras.keys()}
     kept: list[Prefix] | None = [] if keep_prompt else None
     positions = positions.reshape(-1, embeds.shape[1])
     return DecoderInputs(

@@ -21,8 +21,6 @@ ROLES: tuple[Role, ...] = get_args(Role)
 CREDITED: tuple[Role, ...] = ("question", "context", "system", "image")
 """The roles that can be given credit; template and the answer so far are always visible."""
 
-# Inputs whose patches begin with numbers that are no pixels, and how many: where a patch stands, all 0 in padding.
-PLACES = {"flattened_patches": 2}
 VIDEO_PIXELS = "pixel_values_videos"  # what models call the pixels of videos, where these have an input of their own
 
 
@@ -40,6 +38,8 @@ class Inputs:
         fills: model inputs that run along the positions, and what an answer's positions get in them: a number, or None
             for what the last position of the prompt has. Those shaped like `input_ids` need not be named: masks get 1,
             position ids count on, others get 0.
+        places: model inputs whose patches begin with numbers that are no pixels, and how many: where a patch stands,
+            all 0 in padding.
     """
 
     model_inputs: Mapping[str, Tensor]
@@ -49,6 +49,7 @@ class Inputs:
     tokens: tuple[str, ...] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
     fills: Mapping[str, int | None] = field(default_factory=dict)
+    places: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shape = tuple(self.model_inputs["input_ids"].shape)
@@ -155,7 +156,7 @@ class Inputs:
         for name, value in self.pixels.items():
             drawn = torch.randn(value.shape, generator=generator).to(value)
             noisy[name] = math.sqrt(kept) * value + math.sqrt(1 - kept) * drawn
-            if first := PLACES.get(name):
+            if first := self.places.get(name):
                 places, patch = value[..., :first], noisy[name][..., first:]
                 noisy[name] = torch.cat([places, patch * (places[..., :1] != 0)], -1)
         return self.with_model_inputs(**noisy)

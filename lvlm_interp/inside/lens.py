@@ -178,8 +178,7 @@ def lens(
 def visual_codes(vlm: HookedVLM) -> Bool[Tensor, " vocabulary"]:
     """Which entries of the vocabulary are visual codes; none in most models."""
     codes = torch.zeros(vlm.readout.vocabulary, dtype=torch.bool)
-    mapping = getattr(vlm.model.base_model, "vocabulary_mapping", None)
-    codes[list(getattr(mapping, "image_tokens", []))] = True
+    codes[list(vlm.visual_codes)] = True
     return codes
 
 

@@ -12,9 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lvlm_interp.errors import SiteError
+from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inside.frozen import frozen
-from lvlm_interp.model.parts import ATTENTION, CROSS_ATTENTION, part
+from lvlm_interp.model.parts import part
 from lvlm_interp.model.sites import Site, reads_z
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.model.weights import fetched
@@ -84,7 +85,7 @@ def _kind_of(vlm: HookedVLM, layer: int) -> str | None:
     for kind in ("attn", "cross_attn"):
         if all(f"blocks.{layer}.{kind}.hook_{site}" in vlm.sites for site in ("z", "pattern", "v")):
             return kind
-    if part(vlm.blocks[layer], (*ATTENTION, *CROSS_ATTENTION)) is None:
+    if part(vlm.blocks[layer], (*NAMES.attention, *NAMES.cross_attention)) is None:
         return None
     why = next(
         (why for name, why in vlm.missing.items() if name.startswith(f"blocks.{layer}.")), "it has no such sites"

@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lvlm_interp.errors import ModelError
-from lvlm_interp.families import table as families
-from lvlm_interp.families.table import Family
+from lvlm_interp.families.shared import registry
+from lvlm_interp.families.shared.family import Family
+from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.model.parts import (
-    FINAL_NORM,
-    MIXED_AT_LAST,
-    PROJECTOR,
     attention_of,
     axis_of_streams,
     find_blocks,
@@ -33,8 +31,6 @@ from lvlm_interp.model.parts import (
 from lvlm_interp.model.readout import Behind, Mixing, Readout
 from lvlm_interp.model.sites import Site, find_sites, missing_sites
 
-# What logits are multiplied (1) or divided (-1) by. Configs name some that their model never applies.
-SCALES = {"logit_scale": 1, "output_multiplier": 1, "logits_scaling": -1, "logits_mup_width_multiplier": -1}
 SOFTCAP = "final_logit_softcapping"
 
 
@@ -49,7 +45,7 @@ class Anatomy:
 
     def __init__(self, model: PreTrainedModel, processor: Any = None) -> None:
         self.model, self.processor = model.eval(), processor
-        self.family: Family = families.family_of(model.config)
+        self.family: Family = registry.family_of(model.config)
         self._need_decoder_only()
         self.image_token_id  # noqa: B018  a model without images is refused at once
 
@@ -65,6 +61,10 @@ class Anatomy:
                 f"this model of type {config.model_type!r} cannot be read: it is an encoder-decoder, whose answer is "
                 "read from an encoder by cross-attention. Models that continue a prompt can be read."
             )
+
+    def _at(self, path: str) -> Any:
+        """What an attribute path of the family's row leads to."""
+        return attrgetter(path)(self.model.base_model)
 
     @property
     def device(self) -> torch.device:
@@ -104,20 +104,20 @@ class Anatomy:
     @functools.cached_property
     def readout(self) -> Readout:
         """Final norm and unembedding."""
-        norm, unembed = part(self.decoder, FINAL_NORM), self.model.get_output_embeddings()
+        norm, unembed = part(self.decoder, NAMES.final_norm), self.model.get_output_embeddings()
         if unembed is None and isinstance(language := owner_of(self.model, self.decoder), PreTrainedModel):
             unembed = language.get_output_embeddings()  # some name it in the language model only
         if norm is None or unembed is None:
             raise ModelError(f"found no final norm or no unembedding in {type(self.model).__name__}")
-        if (mixer := part(self.decoder, MIXED_AT_LAST)) is not None:
+        if (mixer := part(self.decoder, NAMES.mixed_at_last)) is not None:
             norm = Mixing(mixer, norm, unembed.weight.shape[-1])
         elif (axis := axis_of_streams(self.blocks[-1])) is not None:
             norm = Behind(self.decoder, self.blocks[-1], axis, unembed.weight.shape[-1])
         text, used = self.model.config.get_text_config(), names_in_forward(owner_of(self.model, unembed))
-        found = {k: v for k in (*SCALES, SOFTCAP) if k in used and (v := getattr(text, k, None)) is not None}
-        powers = {**SCALES, "logits_scaling": 1} if self.family.multiplied else SCALES
+        found = {k: v for k in (*NAMES.scales, SOFTCAP) if k in used and (v := getattr(text, k, None)) is not None}
+        powers = {**NAMES.scales, "logits_scaling": 1} if self.family.multiplied else NAMES.scales
         scale = math.prod(found[k] ** power for k, power in powers.items() if k in found)
-        never = torch.tensor(attrgetter(self.family.never)(self.model.base_model)) if self.family.never else None
+        never = torch.tensor(self._at(self.family.never)) if self.family.never else None
         return Readout(norm, unembed, scale, found.get(SOFTCAP), never)
 
     @functools.cached_property
@@ -138,7 +138,7 @@ class Anatomy:
     def vision(self) -> nn.Module | None:
         """The vision tower."""
         if self.family.vision:
-            return attrgetter(self.family.vision)(self.model.base_model)
+            return self._at(self.family.vision)
         found = self.model.get_encoder(modality="image")
         return None if found in (self.model, self.model.base_model, self.decoder) else found
 
@@ -146,8 +146,15 @@ class Anatomy:
     def projector(self) -> nn.Module | None:
         """What maps the vision tower's features to embeddings of the language model."""
         if self.family.projector:
-            return attrgetter(self.family.projector)(self.model.base_model)
-        return part(self.model.base_model, PROJECTOR) or (part(self.vision, PROJECTOR) if self.vision else None)
+            return self._at(self.family.projector)
+        return part(self.model.base_model, NAMES.projector) or (
+            part(self.vision, NAMES.projector) if self.vision else None
+        )
+
+    @property
+    def visual_codes(self) -> tuple[int, ...]:
+        """Ids of visual codes, where the vocabulary has some."""
+        return tuple(self._at(self.family.codes)) if self.family.codes else ()
 
     @functools.cached_property
     def image_token_id(self) -> int | None:
@@ -166,7 +173,7 @@ class Anatomy:
             raise ModelError(
                 f"models of type {self.model.config.model_type!r} cannot be read: the config names no image token "
                 f"(looked for {list(dict.fromkeys(names))}), and {processor}. "
-                f"These families are known: {sorted(families.FAMILIES)}."
+                f"These families are known: {sorted(registry.FAMILIES)}."
             )
         return int(found)
 

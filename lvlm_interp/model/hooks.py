@@ -19,11 +19,11 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from lvlm_interp.errors import SiteError
+from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.model.attention import tapped
 from lvlm_interp.model.sites import Site
 
-HIDDEN_STATES = ("hidden_states", "hidden_state", "x")  # what modules call their input
-TOKENS = "input_ids"  # or this, in calls of a projector that embeds some tokens as well (Gemma 3n): no site is meant
+TOKENS = "input_ids"  # given to a projector that embeds some tokens as well (Gemma 3n): such calls are no site's
 # Its hooks keep hidden states (those of a tower that the projector reads), from the first pass on and for good.
 KEEPING = "transformers.utils.output_capturing"
 Visit = Callable[[Tensor], Tensor]
@@ -86,7 +86,7 @@ def _with_input(args: tuple[Any, ...], kwargs: dict[str, Any], change: Visit) ->
     """A module's arguments with its hidden states changed, however they were given."""
     if args:
         return (change(args[0]), *args[1:]), kwargs
-    name = next(name for name in HIDDEN_STATES if name in kwargs)
+    name = next(name for name in NAMES.hidden_states if name in kwargs)
     return args, {**kwargs, name: change(kwargs[name])}
 
 

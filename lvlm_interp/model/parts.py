@@ -9,98 +9,16 @@ from dataclasses import dataclass
 from torch import nn
 
 from lvlm_interp.errors import ModelError
+from lvlm_interp.families.shared.registry import NAMES
 
-# What the parts of a transformer block are called in transformers' code, most telling name first.
-ATTENTION = ("self_attn", "attention", "attn", "self_attention")
-CROSS_ATTENTION = ("cross_attn",)
-# What carries a state from position to position, in the place of attention or beside it.
-RECURRENT = ("linear_attn", "conv", "mamba", "mixer", "ple")
-# A name that does not tell which of these it is; what carries a state is handed the cache that keeps it.
+# A name that does not tell which part of a block it is; what carries a state is handed the cache that keeps it.
 MIXER, CACHES = "mixer", {"cache_params", "past_key_values"}
-MLP = ("mlp", "feed_forward", "feedforward", "ffn", "block_sparse_moe", "moe", "fc2")
-BEFORE_MLP = (
-    "pre_feedforward_layernorm",
-    "pre_mlp_layernorm",
-    "pre_mlp_layer_norm",
-    "layer_norm2",
-    "norm2",
-    "ln_2",
-    "layernorm_after",
-    "final_layer_norm",
-    "post_attention_layernorm",
-    "ffn_norm",
-)
-# Of several residual streams: what mixes them for the MLP, where they stand side by side in the width and
-# where they have an axis of their own; what mixes the latter for the final norm.
-MIXED_FOR_MLP, MIXED_APART, MIXED_AT_LAST = ("mlp_hyper_connection",), ("ffn_hc",), ("hc_head",)
-# The axis of streams that have one of their own, by the part of a block that tells it.
-STREAMS = {"ffn_hc": -2, "altup": 0}
-# Between attention and residual, where there is one; a norm that stands before the MLP is not meant.
-AFTER_ATTENTION = (
-    "layer_scale1",
-    "post_self_attn_layernorm",
-    "post_attention_layernorm",
-    "post_operator_norm",
-    "post_norm1",
-    "attn_sconv",
-    "post_attention_convolution",
-)
-AFTER_MLP = (
-    "layer_scale2",
-    "post_mlp_layernorm",
-    "post_feedforward_layernorm",
-    "post_ffn_norm",
-    "post_norm2",
-    "mlp_sconv",
-    "post_mlp_convolution",
-)
-SCALES = {"hook_attn_out": "lambda_1", "hook_mlp_out": "lambda_2"}  # parameters of a block that stand there (InternVL)
 # The only norms of a block where they stand behind attention and MLP (Olmo 2, Exaone 4); and those that some blocks use
-# there as well (Chameleon with `swin_norm`, Molmo 2 with `norm_after`), named as if they stood before.
+# there as well, named as if they stood before.
 AFTER_BOTH = ("post_attention_layernorm", "post_feedforward_layernorm")
 BEFORE_BOTH = ("input_layernorm", "post_attention_layernorm")
-OUTPUT_PROJECTION = (
-    "o_proj",
-    "out_proj",
-    "proj",
-    "projection_layer",
-    "projection",
-    "wo",
-    "dense",
-    "attn_out",
-    "c_proj",
-)
-INNER_NORM = ("inner_attn_ln",)  # between the heads and their output projection (Kosmos-2)
 # What the code of attention speaks of where a gate stands between the heads and their output projection.
 GATING = {"sigmoid", "g_proj", "gate_proj"}
-VALUE_NORMS = ("v_norm",)  # of values, after their projection (Gemma 4)
-QKV = ("qkv", "qkv_proj", "query_key_value")
-HEAD_BY_HEAD = ("query_key_value",)  # q, k and v of the first head, then of the second (Persimmon, GPT-NeoX)
-FINAL_NORM = (
-    "norm",
-    "final_layernorm",
-    "final_layer_norm",
-    "ln_f",
-    "layer_norm",
-    "embedding_norm",
-    "norm_f",
-    "hyper_connection_mixer",
-)
-PROJECTOR = (
-    "multi_modal_projector",
-    "connector",
-    "language_projection",
-    "aligner",
-    "mm_projector",
-    "modality_projection",
-    "vision_projection",
-    "image_projection",
-    "vision_embed_tokens",
-    "embed_vision",
-    "perceiver_resampler",
-    "projector",
-    "merger",
-)
 
 
 # --- blocks ---------------------------------------------------------------------------------------
@@ -117,8 +35,8 @@ def part(module: nn.Module, names: Iterable[str]) -> nn.Module | None:
 def _told(mixer: nn.Module) -> str:
     """A name that tells what a mixer is: attention, what carries a state, or an MLP (NemotronH)."""
     if any(uses_interface(m) for m in mixer.modules()):
-        return ATTENTION[0]
-    return MIXER if CACHES & inspect.signature(mixer.forward).parameters.keys() else MLP[0]
+        return NAMES.attention[0]
+    return MIXER if CACHES & inspect.signature(mixer.forward).parameters.keys() else NAMES.mlp[0]
 
 
 def find_blocks(tower: nn.Module, other: nn.Module | None = None) -> list[nn.Module]:
@@ -131,7 +49,7 @@ def find_blocks(tower: nn.Module, other: nn.Module | None = None) -> list[nn.Mod
     """
     apart = set() if other is None else set(other.modules())
     lists = [m for m in tower.modules() if isinstance(m, nn.ModuleList) and m not in apart]
-    lists = [m for m in lists if any(part(b, ATTENTION) for b in m)]
+    lists = [m for m in lists if any(part(b, NAMES.attention) for b in m)]
     if not lists:
         raise ModelError(f"found no transformer blocks in {type(tower).__name__}")
     blocks = max(lists, key=len)
@@ -142,14 +60,16 @@ def _interleaved(blocks: nn.ModuleList, owner: nn.Module) -> list[nn.Module]:
     """Blocks with what their owner keeps beside them in a list of its own: layers that have cross-attention only, each
     of which runs before an equal share of the blocks (Idefics)."""
     beside = [m for m in owner.children() if isinstance(m, nn.ModuleList) and m is not blocks and len(m)]
-    reading = next((m for m in beside if all(part(b, CROSS_ATTENTION) and not part(b, ATTENTION) for b in m)), None)
+    reading = next(
+        (m for m in beside if all(part(b, NAMES.cross_attention) and not part(b, NAMES.attention) for b in m)), None
+    )
     if reading is None or len(blocks) % len(reading):
         return list(blocks)
     share = len(blocks) // len(reading)
     return [b for n, layer in enumerate(reading) for b in (layer, *blocks[n * share : (n + 1) * share])]
 
 
-def attention_of(block: nn.Module, names: Iterable[str] = ATTENTION) -> nn.Module | None:
+def attention_of(block: nn.Module, names: Iterable[str] = NAMES.attention) -> nn.Module | None:
     """The module of a block that calls the attention function; None where the block has no attention of these names.
 
     Some blocks wrap it in another module.
@@ -162,7 +82,7 @@ def attention_of(block: nn.Module, names: Iterable[str] = ATTENTION) -> nn.Modul
 
 def recurrent_of(block: nn.Module) -> dict[str, nn.Module]:
     """What hands a state from position to position in a block, by name."""
-    found = ((name, part(block, [name])) for name in RECURRENT)
+    found = ((name, part(block, [name])) for name in NAMES.recurrent)
     return {name: m for name, m in found if m is not None and not uses_interface(m)}
 
 
@@ -195,14 +115,19 @@ def norm_of(block: nn.Module, names: Iterable[str], other: nn.Module | None = No
 def norms_of_outputs(block: nn.Module) -> tuple[nn.Module, nn.Module] | None:
     """The two norms of a block that norms what its attention and its MLP give; None if it norms what they read."""
     norms = {name: child for name, child in block.named_children() if "Norm" in type(child).__name__}
-    moved = getattr(block, "norm_after", "Swin" in type(block).__name__)
-    first, second = BEFORE_BOTH if moved else AFTER_BOTH
+    first, second = BEFORE_BOTH if _moved(block) else AFTER_BOTH
     return (norms[first], norms[second]) if norms.keys() == {first, second} else None
+
+
+def _moved(block: nn.Module) -> bool:
+    """Whether the norms of a block stand behind attention and MLP, though they are named as if they stood before."""
+    kind = type(block).__name__
+    return any(getattr(block, name, name in kind) for name in NAMES.norms_moved)
 
 
 def axis_of_streams(block: nn.Module) -> int | None:
     """The axis of a block's residual streams, where they have one of their own."""
-    return next((axis for name, axis in STREAMS.items() if part(block, [name])), None)
+    return next((axis for name, axis in NAMES.streams.items() if part(block, [name])), None)
 
 
 def attends(tower: nn.Module) -> bool:
@@ -222,13 +147,13 @@ def attends(tower: nn.Module) -> bool:
 
 def gated_output(attention: nn.Module) -> nn.Linear | None:
     """The output projection, where a gate stands before it: z is then what it reads, not what the heads read."""
-    out = part(attention, OUTPUT_PROJECTION)
+    out = part(attention, NAMES.output_projection)
     return out if isinstance(out, nn.Linear) and GATING & names_in_forward(attention) else None
 
 
 def output_of(attention: nn.Module) -> nn.Module | None:
     """What the heads go into: their output projection, behind a norm where there is one."""
-    norm, project = part(attention, INNER_NORM), part(attention, OUTPUT_PROJECTION)
+    norm, project = part(attention, NAMES.inner_norm), part(attention, NAMES.output_projection)
     return nn.Sequential(norm, project) if norm and project else project
 
 
@@ -265,7 +190,7 @@ def projections(attention: nn.Module) -> dict[str, Projection]:
     width = head_width(attention)
     named = {letter: part(attention, (f"{letter}_proj", f"{letter}_projection")) for letter in "qkv"}
     own = {letter: (m, inner.out_features) for letter, m in named.items() if m and (inner := _linear(m))}
-    fused = part(attention, QKV)
+    fused = part(attention, NAMES.qkv)
     if width is None:
         return {}
     if own:
@@ -273,7 +198,7 @@ def projections(attention: nn.Module) -> dict[str, Projection]:
     if not isinstance(fused, nn.Linear) or fused.out_features % (3 * width):
         return {}
     third = fused.out_features // 3
-    if part(attention, HEAD_BY_HEAD) is fused:
+    if part(attention, NAMES.head_by_head) is fused:
         places = {letter: ((0, 3 * third), (n * width, (n + 1) * width)) for n, letter in enumerate("qkv")}
     else:
         places = {letter: ((n * third, (n + 1) * third), (0, width)) for n, letter in enumerate("qkv")}

@@ -35,19 +35,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from lvlm_interp.errors import SiteError
+from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.model.parts import (
-    AFTER_ATTENTION,
-    AFTER_MLP,
-    ATTENTION,
-    BEFORE_MLP,
-    CROSS_ATTENTION,
-    FINAL_NORM,
-    MIXED_APART,
-    MIXED_FOR_MLP,
     MIXER,
-    MLP,
-    SCALES,
-    VALUE_NORMS,
     attends,
     attention_of,
     axis_of_streams,
@@ -91,17 +81,20 @@ class Site:
 
 def block_sites(prefix: str, block: nn.Module) -> Iterator[Site]:
     """The sites of one transformer block."""
-    of_outputs, mlp = norms_of_outputs(block), part(block, MLP)
+    of_outputs, mlp = norms_of_outputs(block), part(block, NAMES.mlp)
     alone = mlp is not None and mlp is getattr(block, MIXER, None)  # then nothing was added before it
-    before_mlp = block if alone else None if of_outputs else part(block, BEFORE_MLP)
+    before_mlp = block if alone else None if of_outputs else part(block, NAMES.before_mlp)
     streams = axis_of_streams(block)
-    middle = (part(block, MIXED_FOR_MLP) or before_mlp) if streams is None else part(block, MIXED_APART)
+    middle = (part(block, NAMES.mixed_for_mlp) or before_mlp) if streams is None else part(block, NAMES.mixed_apart)
     yield Site(f"{prefix}.hook_resid_pre", block, "input", streams=streams)
     if middle is not None:
         yield Site(f"{prefix}.hook_resid_mid", middle, "input", streams=streams)
     yield Site(f"{prefix}.hook_resid_post", block, "output", streams=streams)
-    outer = part(block, (*ATTENTION, *CROSS_ATTENTION))
-    after_attention, after_mlp = of_outputs or (norm_of(block, AFTER_ATTENTION, before_mlp), norm_of(block, AFTER_MLP))
+    outer = part(block, (*NAMES.attention, *NAMES.cross_attention))
+    after_attention, after_mlp = of_outputs or (
+        norm_of(block, NAMES.after_attention, before_mlp),
+        norm_of(block, NAMES.after_mlp),
+    )
     if outer is not None:
         yield _added(f"{prefix}.hook_attn_out", after_attention or outer, block)
     for name, recurrent in recurrent_of(block).items():
@@ -109,22 +102,22 @@ def block_sites(prefix: str, block: nn.Module) -> Iterator[Site]:
         yield Site(f"{prefix}.{name}.hook_out", added, "output")
     if mlp is not None:
         yield _added(f"{prefix}.hook_mlp_out", after_mlp or mlp, block)
-    for name, kinds in (("attn", ATTENTION), ("cross_attn", CROSS_ATTENTION)):
+    for name, kinds in (("attn", NAMES.attention), ("cross_attn", NAMES.cross_attention)):
         if (attention := attention_of(block, kinds)) is not None:
             yield from _attention_sites(f"{prefix}.{name}", attention)
 
 
 def _added(name: str, module: nn.Module, block: nn.Module) -> Site:
     """What a module gives, times the block's own scale if it has one: what is added to the residual stream."""
-    scale = SCALES[name.rpartition(".")[2]]
-    scaled = isinstance(getattr(block, scale, None), nn.Parameter)
-    return Site(name, module, "output", scale=(block, scale) if scaled else None)
+    here = [scale for scale, site in NAMES.added_scales.items() if site == name.rpartition(".")[2]]
+    found = next((scale for scale in here if isinstance(getattr(block, scale, None), nn.Parameter)), None)
+    return Site(name, module, "output", scale=(block, found) if found else None)
 
 
 def _attention_sites(prefix: str, attention: nn.Module) -> Iterator[Site]:
     projected = projections(attention)
     # What is read may be normed, made of a latent state (DeepSeek), or another layer's (Gemma 4).
-    if part(attention, VALUE_NORMS) or ("v" not in projected and uses_interface(attention)):
+    if part(attention, NAMES.value_norms) or ("v" not in projected and uses_interface(attention)):
         projected.pop("v", None)
         yield Site(f"{prefix}.hook_v", attention, "attention", part="v")
     for letter, found in projected.items():
@@ -147,7 +140,7 @@ def reads_z(site: Site) -> nn.Module | None:
 def find_sites(decoder: nn.Module, vision: nn.Module | None, projector: nn.Module | None) -> dict[str, Site]:
     """Every site of a model, by name, also those that cannot be read; see `missing_sites`."""
     sites = [s for i, block in enumerate(find_blocks(decoder, vision)) for s in block_sites(f"blocks.{i}", block)]
-    norm = part(decoder, FINAL_NORM)
+    norm = part(decoder, NAMES.final_norm)
     if norm is not None:
         sites.append(Site("ln_final.hook_normalized", norm, "output"))
     if vision is not None and attends(vision):

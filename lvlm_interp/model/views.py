@@ -9,20 +9,17 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lvlm_interp.errors import InputError
-from lvlm_interp.families import maps as pixels
-from lvlm_interp.families.layouts import WHOLE
+from lvlm_interp.families.shared import maps as pixels
+from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.inputs.example import VIDEO_PIXELS, pixels_of
 from lvlm_interp.inputs.view import ImageView, Shown
 from lvlm_interp.model.anatomy import Anatomy
-
-# Inputs with a row for each image.
-PER_IMAGE = ("image_grid_thw", "image_grid_hw", "image_grid_hws", "image_grids", "image_sizes", "spatial_shapes")
 
 
 def shown_in(anatomy: Anatomy, model_inputs: Mapping[str, Any]) -> list[Shown]:
     """What the pixels are of; where only tiles can be counted, they are taken for one image."""
     videos = [Shown(video=True)] * len(model_inputs.get("video_grid_thw", model_inputs.get(VIDEO_PIXELS, ())))
-    for name in PER_IMAGE:
+    for name in NAMES.per_image:
         if name in model_inputs:
             return [Shown()] * len(model_inputs[name]) + videos
     values = next(iter(pixels_of(model_inputs, video=False).values()), None)
@@ -67,9 +64,8 @@ def _views_of(
             hint = f": give {marks}=…, which is 1 where they stand" if marks and marks not in model_inputs else ""
             raise InputError(f"{len(shown)} {name}s but {len(positions)} {name} tokens in the prompt{hint}")
         return ()
-    config = anatomy.model.config
-    views = pixels.image_views(config, anatomy.processor, shown, model_inputs, positions)
-    return _without_places(positions, shown, config.model_type in WHOLE) if views is None else views
+    views = pixels.image_views(anatomy.model.config, anatomy.processor, shown, model_inputs, positions)
+    return _without_places(positions, shown, anatomy.family.whole) if views is None else views
 
 
 def _without_places(positions: Int[Tensor, " token"], shown: Sequence[Shown], whole: bool) -> tuple[ImageView, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lvlm_interp.errors import InputError, ModelError, SiteError
-from lvlm_interp.families import table as families
+from lvlm_interp.families.shared import registry
 from lvlm_interp.inputs import prompt
 from lvlm_interp.inputs.batch import Batch, batched
 from lvlm_interp.inputs.example import (
@@ -31,7 +31,7 @@ from lvlm_interp.inputs.media import (
     open_image,
     open_video,
 )
-from lvlm_interp.inputs.view import Shown
+from lvlm_interp.inputs.view import ImageView, Shown
 from lvlm_interp.model.anatomy import Anatomy
 from lvlm_interp.model.capture import Capture, Edit, recording
 from lvlm_interp.model.choice import Positions, Reduction, choose, depths_of, in_layers
@@ -69,7 +69,7 @@ class HookedVLM(Anatomy):
     ) -> None:
         super().__init__(model, processor)
         self.name, self.revision = name or type(model).__name__, revision
-        self.accepted = model.config.model_type in families.FAMILIES
+        self.accepted = model.config.model_type in registry.FAMILIES
         self._first_check, self._tracer = first_check, tracer
 
     @functools.cached_property
@@ -157,10 +157,7 @@ class HookedVLM(Anatomy):
         views = find_views(self, model_inputs, shown)
         for position in (int(p) for view in views for p in view.positions):
             roles[position] = "image"
-        x = Inputs(
-            model_inputs, tuple(roles), len(ids), views, self.token_strings(ids), texts, self._fills(model_inputs)
-        )
-        self._accepted(x)
+        x = self._accepted(self._example(model_inputs, roles, len(ids), views, texts))
         if answer is None:
             return x
         if isinstance(answer, Answer):
@@ -195,8 +192,28 @@ class HookedVLM(Anatomy):
                 given[name] = torch.cat([given[name][:, :start], torch.full_like(given[name][:, start:], fill)], 1)
         self._need_video(given)
         views = find_views(self, given, shown_in(self, given))
-        named = tuple(roles or self._plain_roles(ids, self.visual_in(given)[0].tolist(), start))
-        return self._accepted(Inputs(given, named, start, views, self.token_strings(ids), {}, self._fills(given)))
+        named = roles or self._plain_roles(ids, self.visual_in(given)[0].tolist(), start)
+        return self._accepted(self._example(given, named, start, views))
+
+    def _example(
+        self,
+        model_inputs: Mapping[str, Tensor],
+        roles: Sequence[Role],
+        start: int,
+        views: tuple[ImageView, ...],
+        texts: Mapping[str, str] | None = None,
+    ) -> Inputs:
+        """An example, with what the family says of its model inputs."""
+        return Inputs(
+            model_inputs,
+            tuple(roles),
+            start,
+            views,
+            self.token_strings(model_inputs["input_ids"][0].tolist()),
+            texts or {},
+            self._fills(model_inputs),
+            self.family.places,
+        )
 
     def _accepted(self, x: Inputs) -> Inputs:
         """The first image that a model of an unknown family is asked about is what it is checked with.

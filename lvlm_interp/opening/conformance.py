@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.engine.score import score
 from lvlm_interp.errors import InputError, LvlmInterpError, ModelError, SiteError
-from lvlm_interp.families.table import Family
+from lvlm_interp.families.shared.family import Family
 from lvlm_interp.inputs.example import Inputs, Role
 from lvlm_interp.model.attention import implementation, implementations
 from lvlm_interp.model.hooks import masking, skipping
@@ -147,7 +147,7 @@ def _carried_out(name: str, function: Callable[..., Checked], vlm: HookedVLM, x:
         raise
     except (LvlmInterpError, RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         text = " ".join(str(error).split())[:300]
-        advice = "The check could not be carried out: this kind of model needs a row in model/families.py."
+        advice = "The check could not be carried out: this kind of model needs a row in lvlm_interp/families."
         return Checked(name, False, float("nan"), 0.0, f"{type(error).__name__}: {text}", advice)
 
 

@@ -123,8 +123,8 @@ class Film:
 
 
 @dataclass(frozen=True)
-class Source:
-    """What is known of one image, or one video, of a prompt.
+class Processed:
+    """What is known of one image, or one video, of a prompt, and of what its processor was told.
 
     Attributes:
         size: width and height of the original picture, or of a frame.
@@ -152,9 +152,9 @@ class Source:
         return self.patch * self.merge
 
     @property
-    def processed(self) -> Size:
+    def tile(self) -> Size:
         """Width and height of what the vision tower is given: one picture, or one tile."""
-        pixels = next(self.inputs[name] for name in ("pixel_values", "pixel_values_images") if name in self.inputs)
+        pixels = self.inputs["pixel_values"]
         return pixels.shape[-1], pixels.shape[-2]
 
 

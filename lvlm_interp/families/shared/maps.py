@@ -9,8 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from lvlm_interp.families.grids import Size, Source, TokenMap
-from lvlm_interp.families.layouts import FAMILIES, VIDEOS
+from lvlm_interp.families.shared.grids import Processed, Size, TokenMap
+from lvlm_interp.families.shared.registry import family_of
 from lvlm_interp.inputs.example import pixels_of
 from lvlm_interp.inputs.view import ImageView, Shown
 
@@ -30,14 +30,12 @@ def token_maps(
         one map for each image, or None if the tokens of this family have no place in the picture, or it is not known.
         For Mllama the maps are of its cross-attention states.
     """
-    kind = config.model_type
-    vision = getattr(getattr(config, "vision_config", None), "model_type", None)
-    if (row := FAMILIES.get(f"{kind}/{vision}") or FAMILIES.get(kind)) is None:
+    family, vision = family_of(config), getattr(getattr(config, "vision_config", None), "model_type", None)
+    if (layout := family.towers.get(str(vision)) or family.layout) is None:
         return None
-    layout, merge = row
-    cut, settings = (_patch(config), merge(config)), _settings(processor)
-    sources = (Source(size, i, settings, config, model_inputs, *cut) for i, size in enumerate(sizes))
-    return tuple(layout(source).token_map(source.size) for source in sources)
+    told = _settings(processor), config, model_inputs, _patch(config), family.merge(config)
+    images = (Processed(size, i, *told) for i, size in enumerate(sizes))
+    return tuple(layout(image).token_map(image.size) for image in images)
 
 
 def _patch(config: PretrainedConfig) -> int:
@@ -62,14 +60,12 @@ def video_maps(
     Returns:
         one map for each video, or None where the family or its model inputs do not tell.
     """
-    if (film := VIDEOS.get(config.model_type)) is None:
+    family = family_of(config)
+    if (film := family.film) is None:
         return None
-    cut = _patch(config), FAMILIES[config.model_type][1](config)
-    counts, settings = frames or [None] * len(sizes), _settings(None)
-    made = [
-        film(Source(size, i, settings, config, model_inputs, *cut, count))
-        for i, (size, count) in enumerate(zip(sizes, counts, strict=True))
-    ]
+    told = _settings(None), config, model_inputs, _patch(config), family.merge(config)
+    counts = frames or [None] * len(sizes)
+    made = [film(Processed(size, i, *told, count)) for i, (size, count) in enumerate(zip(sizes, counts, strict=True))]
     found = [one.token_map(size) for one, size in zip(made, sizes, strict=True) if one is not None]
     return tuple(found) if len(found) == len(made) else None
 
