@@ -25,6 +25,22 @@ PLACES = {"flattened_patches": 2}
 VIDEO_PIXELS = "pixel_values_videos"  # what models call the pixels of videos, where these have an input of their own
 
 
+@dataclass(frozen=True)
+class Written:
+    """A piece of text that the user wrote, and where it stands.
+
+    Attributes:
+        role: system, context or question.
+        turn: the number of its message in the conversation, counted from 0.
+        start, stop: its span of positions; images that stand in it are not part of it.
+    """
+
+    role: Role
+    turn: int
+    start: int
+    stop: int
+
+
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """One example: what the transformers model is called with, and the role of every position.
@@ -39,6 +55,8 @@ class Inputs:
         fills: model inputs that run along the positions, and what an answer's positions get in them: a number, or None
             for what the last position of the prompt has. Those shaped like `input_ids` need not be named: masks get 1,
             position ids count on, others get 0.
+        written: what the user wrote, piece by piece in the prompt's order; empty where that is not known (tensors that
+            are processed already).
     """
 
     model_inputs: Mapping[str, Tensor]
@@ -48,6 +66,7 @@ class Inputs:
     tokens: tuple[str, ...] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
     fills: Mapping[str, int | None] = field(default_factory=dict)
+    written: tuple[Written, ...] = ()
 
     def __post_init__(self) -> None:
         shape = tuple(self.model_inputs["input_ids"].shape)

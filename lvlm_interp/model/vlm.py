@@ -165,9 +165,8 @@ class HookedVLM(Anatomy):
         views = find_views(self, model_inputs, shown)
         for position in (int(p) for view in views for p in view.positions):
             roles[position] = "image"
-        x = Inputs(
-            model_inputs, tuple(roles), len(ids), views, self.token_strings(ids), texts, self._fills(model_inputs)
-        )
+        tokens, fills = self.token_strings(ids), self._fills(model_inputs)
+        x = Inputs(model_inputs, tuple(roles), len(ids), views, tokens, texts, fills, encoded.written)
         self._accepted(x)
         if answer is None:
             return x
@@ -252,7 +251,7 @@ class HookedVLM(Anatomy):
         Raises:
             InputError: no example, or examples of which only some have an image.
         """
-        return batched(examples, self._stops()[0] if self.uncounted is None else self.uncounted)
+        return batched(examples, self.stops()[0] if self.uncounted is None else self.uncounted)
 
     def with_pictures(self, x: Inputs, pictures: Sequence[Image | list[Image]]) -> Inputs:
         """The same example with other pictures of the same size in the place of its own; of a video, its frames."""
@@ -274,16 +273,17 @@ class HookedVLM(Anatomy):
     def generate(self, x: Inputs, max_new_tokens: int = 64) -> Answer:
         """The model's greedy answer to a prompt, without end-of-turn tokens; an answer that x has is ignored."""
         made = self.model.generate(
-            **x.prompt_inputs(), do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=self._stops()[0]
+            **x.prompt_inputs(), do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=self.stops()[0]
         )
         ids = made[0, x.answer_start :].tolist()
-        kept = list(itertools.takewhile(lambda i: i not in self._stops(), ids))
+        kept = list(itertools.takewhile(lambda i: i not in self.stops(), ids))
         text = "".join(self.token_strings(kept))
         if self.processor is not None:
             text = self.prompter.tokenizer.decode(kept, skip_special_tokens=True)
         return Answer(text.strip(), kept, finished=len(kept) < len(ids))
 
-    def _stops(self) -> list[int]:
+    def stops(self) -> list[int]:
+        """Ids of the tokens that end a turn."""
         stops = self.model.generation_config.eos_token_id
         stops = self.model.config.get_text_config().eos_token_id if stops is None else stops
         return list(stops) if isinstance(stops, (list, tuple)) else [0 if stops is None else stops]
