@@ -16,7 +16,7 @@ from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.engine.score import HideFrom, score_answers
 from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.example import Inputs
-from lvlm_interp.inputs.words import Unit, Word, continues
+from lvlm_interp.inputs.words import Word, continues
 from lvlm_interp.model.readout import Readout
 from lvlm_interp.model.vlm import HookedVLM
 
@@ -35,7 +35,7 @@ class Search:
         count: how many are found at most.
     """
 
-    unit: Unit = "token"
+    unit: str | tuple[int, int] = "token"
     given: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     count: int = 10
 
@@ -157,15 +157,15 @@ class Beginnings:
         return top.indices[plausible]
 
 
-def _found(tokens: Sequence[int], part: Word, unit: Unit) -> Rivals:
-    """Alternatives that begin with these tokens, to be spelt out: to the end of a word, or to the length of the part."""
+def _found(tokens: Sequence[int], part: Word, unit: str | tuple[int, int]) -> Rivals:
+    """Alternatives that begin with these tokens, spelt out to the end of a word, or to the length of the part."""
     ids = [[token] for token in tokens]
     if unit == "word":
         return Rivals(part, ids, LONGEST_ALTERNATIVE if part.is_content else 1, in_word=True)
     return Rivals(part, ids, part.stop - part.start)
 
 
-def _given(vlm: HookedVLM, x: Inputs, part: Word, against: Sequence[str], unit: Unit) -> Rivals:
+def _given(vlm: HookedVLM, x: Inputs, part: Word, against: Sequence[str], unit: str | tuple[int, int]) -> Rivals:
     """Given words; where the unit is the token, their first tokens decide."""
     own = x.answer_ids[part.start : part.stop].tolist()
     blank = vlm.token_strings(own)[0].startswith(" ")

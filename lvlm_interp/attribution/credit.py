@@ -124,5 +124,7 @@ def _closing(split: CreditSplit) -> CreditSplit:
     for by in map(split.with_value, split.computed):
         gap = (by.prior + by.credits.sum(1) - by.total).abs().max()
         if not gap <= TOLERANCE:
-            raise ArithmeticError(f"the credits of {by.value!r} miss their total by {float(gap)} {by.unit} (NaN weights?)")
+            raise ArithmeticError(
+                f"the credits of {by.value!r} miss their total by {float(gap)} {by.unit} (NaN weights?)"
+            )
     return split

@@ -223,8 +223,8 @@ def _need_apart(x: Inputs, parts: Sequence[Player]) -> None:
             raise VisibilityError(f"two players are named {one.name!r}")
         if both := (one.positions & other.positions).nonzero().flatten().tolist():
             raise VisibilityError(
-                f"the players {one.name!r} and {other.name!r} overlap at {len(both)} positions, such as {both[:SHOWN]}: "
-                "a position is of one player"
+                f"the players {one.name!r} and {other.name!r} overlap at {len(both)} positions, such as "
+                f"{both[:SHOWN]}; each position is of one"
             )
 
 

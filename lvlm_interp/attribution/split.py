@@ -70,7 +70,9 @@ class CreditSplit(Result):
 
     def _checked(self, value: str) -> str:
         if value not in self.computed:
-            raise InputError(f"value {value!r} is not in this split, which has {list(self.computed)}: ask credit for it")
+            raise InputError(
+                f"value {value!r} is not in this split, which has {list(self.computed)}: ask credit for it"
+            )
         return value
 
     def with_value(self, value: str) -> CreditSplit:

@@ -33,7 +33,7 @@ from lvlm_interp.engine.decoder import DecoderInputs, run_to_decoder
 from lvlm_interp.engine.score import HideFrom, Scores, score_answers
 from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.example import Inputs
-from lvlm_interp.inputs.words import Unit, Word, parts_of, split_words
+from lvlm_interp.inputs.words import Word, parts_of, split_words
 from lvlm_interp.model.vlm import HookedVLM
 
 
@@ -162,11 +162,13 @@ class Target:
     def _number(self, place: int | str) -> int:
         texts = [part.text.strip() for part in self.parts]
         wanted = str(place).strip().casefold()
-        found = [n for n, text in enumerate(texts) if (text.casefold() == wanted if isinstance(place, str) else n == place)]
+        found = [
+            n for n, text in enumerate(texts) if (text.casefold() == wanted if isinstance(place, str) else n == place)
+        ]
         if len(found) != 1:
             raise InputError(
-                f"{len(found) or 'no'} parts of the answer are {place!r}; by {self.search.unit!r} they are, counted from "
-                f"0, {list(enumerate(texts))}"
+                f"{len(found) or 'no'} parts of the answer are {place!r}; by {self.search.unit!r} they are, counted "
+                f"from 0, {list(enumerate(texts))}"
             )
         return found[0]
 
@@ -175,7 +177,7 @@ def target_of(
     vlm: HookedVLM,
     x: Inputs,
     values: Sequence[str | Value],
-    unit: Unit = "token",
+    unit: str | tuple[int, int] = "token",
     against: Sequence[str] | None = None,
     place: int = 0,
     count: int = 10,
@@ -203,7 +205,7 @@ def target_of(
     return Target(chosen, parts, Search(unit, given, count))
 
 
-def _number(x: Inputs, parts: Sequence[Word], unit: Unit, place: int) -> int:
+def _number(x: Inputs, parts: Sequence[Word], unit: str | tuple[int, int], place: int) -> int:
     """The number of the part that alternatives are given for."""
     counted = split_words(x.answer_tokens) if unit == "token" else parts
     kind = {"token": "word", "word": "word", "sentence": "sentence"}.get(str(unit), "part")

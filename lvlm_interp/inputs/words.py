@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -43,7 +42,7 @@ class Word:
         return any(c.isalnum() for c in self.text)
 
 
-def parts_of(x: Inputs, unit: Unit, decode: Decode | None = None) -> tuple[Word, ...]:
+def parts_of(x: Inputs, unit: str | tuple[int, int], decode: Decode | None = None) -> tuple[Word, ...]:
     """The answer in parts.
 
     Args:
@@ -132,8 +131,13 @@ def _text(tokens: Sequence[str], ids: Sequence[int] | None, decode: Decode | Non
         return text, list(itertools.accumulate(map(len, tokens), initial=0))[:-1]
     text = decode(list(ids))
     # A character that is not whole yet is not there yet: its tokens begin where it does.
-    before = [os.path.commonprefix([decode(list(ids[:n])).rstrip(LOST), text]) for n in range(len(ids))]
-    return text, list(itertools.accumulate(map(len, before), max))
+    before = [_alike(decode(list(ids[:n])).rstrip(LOST), text) for n in range(len(ids))]
+    return text, list(itertools.accumulate(before, max))
+
+
+def _alike(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def by_word(values: Float[Tensor, answer * rest], words: Sequence[Word]) -> Float[Tensor, word * rest]:
