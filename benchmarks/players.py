@@ -1,9 +1,9 @@
 """What credit among twelve players costs, in plain forward passes: `python benchmarks/players.py`.
 
-The reference model, a picture, a context of ten sentences and a question: with the sentences as players, 2^12 coalitions
-of them, the question and the image. Both ways of counting are of one run: rows that were computed, over those of one
-plain forward pass of the example; and seconds, over the median of plain passes before and after. One masked forward pass
-for each coalition would be 4096 of either.
+The reference model, a picture, a context of ten sentences and a question: with the sentences as players, there are
+2^12 coalitions of them, the question and the image. Both ways of counting are of one run: rows that were computed, over
+those of one plain forward pass of the example; and seconds, over the median of plain passes before and after. One
+masked forward pass for each coalition would be 4096 of either.
 """
 
 import argparse

@@ -19,6 +19,7 @@ Shapley 1953; dividends after Harsanyi 1963.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -112,7 +113,7 @@ def _values(chosen: Value, against: Sequence[str] | None) -> list[str | Value]:
     return [*(("odds",) if compares else ()), *FREE, chosen]
 
 
-def _asked(players: Players) -> dict[str, object]:
+def _asked(players: Players) -> dict[str, Any]:
     """The players in a result's provenance; masks by their names, since the result has what stands there."""
     splits = [players] if not isinstance(players, Sequence) or isinstance(players, str) else list(players)
     told = [split if isinstance(split, str) else list(split) for split in splits]

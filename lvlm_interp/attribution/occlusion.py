@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -149,7 +149,12 @@ def attribute(
         vlm, x, visible, explained, hide_from=hide_from, progress=progress, decoder_inputs=decoder_inputs
     )
     found, chosen, (boxes, size) = valued.numbers[0], explained.values[0], _boxes(view, cells)
-    told = {"value": chosen.name, "unit": explained.search.unit, "target": target, "against": foils and list(foils)}
+    told: dict[str, Any] = {
+        "value": chosen.name,
+        "unit": explained.search.unit,
+        "target": target,
+        "against": foils and list(foils),
+    }
     return PatchMap(
         tokens=texts_of(explained.parts),
         values=(found[:, :1] - found[:, 2:]).float().reshape(-1, *cells.shape),

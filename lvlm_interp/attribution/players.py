@@ -231,7 +231,7 @@ def _need_apart(x: Inputs, parts: Sequence[Player]) -> None:
 def _kept_roles(x: Inputs, found: Sequence[Player], keep: Sequence[str]) -> set[str]:
     """The roles among what is kept; the rest are names of players."""
     names = {player.name for player in found}
-    kept = {name for name in keep if name in ROLES}
+    kept: set[str] = {name for name in keep if name in ROLES}
     x.where(*(name for name in keep if name not in names))  # raises for what is neither
     return kept
 

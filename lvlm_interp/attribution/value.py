@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -276,7 +276,7 @@ def texts_of(parts: Sequence[Word]) -> tuple[str, ...]:
     return tuple(part.text for part in parts)
 
 
-def described(target: Target, against: Sequence[str] | None, place: int) -> Mapping[str, object]:
+def described(target: Target, against: Sequence[str] | None, place: int) -> dict[str, Any]:
     """The choice of alternatives, for a result's provenance."""
     if against is not None:
         return {"against": list(against), "word": place}
