@@ -52,6 +52,7 @@ def seconds(run: object, times: int = 1) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--players", type=int, default=12, help="fewer: sentences are kept always visible")
+    parser.add_argument("--credit", action="store_true", help="time credit by word too: twice as long, or more")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "players.json")
     options = parser.parse_args()
     vlm = li.load("reference")
@@ -65,7 +66,8 @@ def main() -> None:
     rows: list[int] = []
     scoring = seconds(lambda: rows.append(li.score(vlm, x, visible).rows))[0]
     splits: list[li.CreditSplit] = []
-    whole = seconds(lambda: splits.append(li.credit(vlm, x, keep, unit="word", players="sentences")))[0]
+    if options.credit:
+        whole = seconds(lambda: splits.append(li.credit(vlm, x, keep, unit="word", players="sentences")))[0]
     forward = statistics.median(before + seconds(lambda: vlm.run(x), 5))
     report = {
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -75,17 +77,19 @@ def main() -> None:
         "coalitions": len(visible),
         "scoring: rows / rows of a forward": round(rows[0] / x.length, 2),
         "scoring: seconds / seconds of a forward": round(scoring / forward, 2),
-        "credit by word: seconds / seconds of a forward": round(whole / forward, 2),
         "one masked forward each / scoring, by rows": round(len(visible) * x.length / rows[0], 2),
         "one masked forward each / scoring, by seconds": round(len(visible) * forward / scoring, 2),
         "highest memory of the process (GiB)": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     }
+    if options.credit:
+        report["credit by word: seconds / seconds of a forward"] = round(whole / forward, 2)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n")
     for name, number in report.items():
         print(f"{name:50s} {number}")
-    print(splits[0].to_frame().round(2).T.to_string())
-    print(splits[0].interactions.up_to(2).to_frame(splits[0].tokens, largest=5).round(2).to_string())
+    for split in splits:
+        print(split.to_frame().round(2).T.to_string())
+        print(split.interactions.up_to(2).to_frame(split.tokens, largest=5).round(2).to_string())
 
 
 if __name__ == "__main__":
