@@ -68,12 +68,16 @@ def made(tokens=("Pur", "ple", "."), roles=("question", "image"), seed=0, **chan
         "contrast": made_contrast(tokens, draw),
         "credit": CreditSplit(
             tokens=texts,
-            roles=tuple(roles),
+            players=tuple(roles),
+            player_roles=tuple(roles),
+            player_texts=("",) * len(roles),
             value="odds",
+            computed=("odds", "full"),
+            units=("nats", "nats"),
+            numbers=torch.stack([values["odds"], values["full"]]),
             alternatives=((" Red", " Blue"),) * len(texts),
             kept=("template",),
             provenance=about("credit"),
-            **values,
         ),
         "patches": made_map(texts, draw),
         "no_map": None,
@@ -88,4 +92,5 @@ def with_odds(diagnosis, *values):
     import dataclasses
 
     odds = torch.tensor([values], dtype=torch.float64)
-    return dataclasses.replace(diagnosis, credit=dataclasses.replace(diagnosis.credit, odds=odds))
+    numbers = torch.stack([odds, diagnosis.credit.full])
+    return dataclasses.replace(diagnosis, credit=dataclasses.replace(diagnosis.credit, numbers=numbers))

@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 
 import lvlm_interp as li
+from lvlm_interp.attribution import alternatives, split
 from lvlm_interp.attribution import credit as module
+from lvlm_interp.attribution.shapley import dividends, shapley_weights
 from lvlm_interp.errors import InputError, VisibilityError
 from lvlm_interp.inputs.words import by_word, split_words
 from tests import saved
@@ -38,7 +40,7 @@ def by_orders(values, players):
 @pytest.mark.parametrize("players", [0, 1, 2, 3, 4])
 def test_weights_are_shapleys(players):
     values = torch.randn(1 << players, dtype=torch.float64, generator=torch.Generator().manual_seed(players))
-    assert torch.allclose(module.shapley_weights(players) @ values, by_orders(values, players))
+    assert torch.allclose(shapley_weights(players) @ values, by_orders(values, players))
 
 
 def test_captum_agrees():
@@ -51,16 +53,28 @@ def test_captum_agrees():
         return values[(mask.long() * torch.tensor([1, 2, 4])).sum(1)]
 
     theirs = ShapleyValues(value).attribute(torch.ones(1, 3), baselines=0)[0]
-    ours = module.shapley_weights(3) @ values.double()
+    ours = shapley_weights(3) @ values.double()
     assert torch.allclose(ours.float(), theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("players", [1, 4, 5])
+def test_dividends_are_alternating_sums(players):
+    """Harsanyi's definition, one coalition and one of its parts at a time."""
+    count = 1 << players
+    values = torch.randn(3, count, dtype=torch.float64, generator=torch.Generator().manual_seed(players))
+    signs = [[(-1.0) ** (s & ~t).bit_count() if s & t == t else 0.0 for t in range(count)] for s in range(count)]
+    naive = values @ torch.tensor(signs, dtype=torch.float64).T
+    before = values.clone()
+    assert torch.allclose(dividends(values), naive, atol=1e-12, rtol=0) and torch.equal(values, before)
+    assert not torch.allclose(dividends(values.flip(-1)), naive, atol=1e-3)
 
 
 @pytest.mark.parametrize("players", [2, 3])
 def test_dividends_share_out_to_shapley_values(players):
     values = torch.randn(1 << players, dtype=torch.float64)
-    dividends = module.dividend_weights(players) @ values
-    shared = [sum(dividends[s] / s.bit_count() for s in range(1 << players) if s >> i & 1) for i in range(players)]
-    assert torch.allclose(torch.stack(shared), module.shapley_weights(players) @ values)
+    found = dividends(values)
+    shared = [sum(found[s] / s.bit_count() for s in range(1 << players) if s >> i & 1) for i in range(players)]
+    assert torch.allclose(torch.stack(shared), shapley_weights(players) @ values)
 
 
 @pytest.mark.parametrize("value", ["odds", "full"])
@@ -78,7 +92,7 @@ def test_prior_and_credits_add_up_to_the_total(vlm, value, unit, keep):
 
 
 def test_a_split_that_does_not_add_up_is_refused(vlm, monkeypatch):
-    monkeypatch.setattr(module, "shapley_weights", lambda k: torch.ones(k, 1 << k, dtype=torch.float64))
+    monkeypatch.setattr(split, "shapley_weights", lambda k: torch.ones(k, 1 << k, dtype=torch.float64))
     with pytest.raises(ArithmeticError, match="miss their total"):
         li.credit(vlm, tiny_inputs(vlm))
 
@@ -96,7 +110,7 @@ def test_values_are_those_of_masked_forward_passes(vlm):
         best = logprobs[asked, j].max(0).values
         best[token] = -math.inf
         others = best.topk(5).indices
-        others = others[best[others] >= math.log(module.PLAUSIBLE)]
+        others = others[best[others] >= math.log(alternatives.PLAUSIBLE)]
         assert set(split.alternatives[j]) == {f"<{i}>" for i in others.tolist()}
         mean = logprobs[:, j][:, others].exp().mean(1).log()
         assert torch.allclose(split.odds[j], logprobs[:, j, token] - mean, atol=1e-5)
@@ -178,8 +192,8 @@ def test_groups(vlm):
 def test_interactions_are_reported(vlm):
     split = li.credit(vlm, tiny_inputs(vlm))
     assert len(split.interactions) == 2**4 - 4 - 1
-    singles = module.dividend_weights(4) @ split.values.T
-    own = torch.stack([singles[1 << i] for i in range(4)]).sum(0)
+    singles = dividends(split.values)
+    own = torch.stack([singles[:, 1 << i] for i in range(4)]).sum(0)
     assert torch.allclose(split.prior + own + sum(split.interactions.values()), split.total)
 
 
@@ -196,6 +210,8 @@ def test_results_survive_a_file(vlm, tmp_path):
     [
         ({"value": "both"}, InputError, "value is"),
         ({"unit": "letter"}, InputError, "unit is"),
+        ({"unit": (1, 1)}, InputError, "no span"),
+        ({"unit": (2, 9)}, InputError, "the answer has 3"),
         ({"alternatives": 0}, InputError, "alternatives is between"),
         ({"alternatives": 200}, InputError, "alternatives is between 1 and 199"),
         ({"keep": ("answers",)}, VisibilityError, "no role 'answers'"),
@@ -254,9 +270,9 @@ def test_whole_words_against_whole_words(reference, purple_banana):
 def test_what_nobody_would_say_is_no_alternative(vlm, monkeypatch):
     """A token without a chance in any coalition that knows the question does not dilute the mean."""
     x = tiny_inputs(vlm)
-    monkeypatch.setattr(module, "PLAUSIBLE", 0.1)
+    monkeypatch.setattr(alternatives, "PLAUSIBLE", 0.1)
     plausible = li.credit(vlm, x)
-    monkeypatch.setattr(module, "PLAUSIBLE", 1e-30)
+    monkeypatch.setattr(alternatives, "PLAUSIBLE", 1e-30)
     everything = li.credit(vlm, x)
     assert all(len(names) == 10 for names in everything.alternatives)
     pairs = list(zip(plausible.alternatives, everything.alternatives, strict=True))

@@ -287,6 +287,30 @@ def test_credit_bars_add_up():
     ]
 
 
+def test_bars_of_players_that_are_no_roles():
+    """Parts of one role have its colour, ever paler, and their own names; the unit is the value's."""
+    import dataclasses
+
+    split = made(roles=("question", "context", "image")).credit
+    split = dataclasses.replace(
+        split,
+        players=("question", "sentence 0", "sentence 1"),
+        player_roles=("question", "context", "context"),
+        units=("logits", "nats"),
+    )
+    axes = figures.credit_bars(split)
+    labels = {text.get_text(): bar for text, bar in zip(*legend_of(axes), strict=True)}
+    assert list(labels) == ["Prior", "Question", "sentence 0", "sentence 1", "Total"]
+    colors = [labels[name].get_facecolor()[:3] for name in ("Question", "sentence 0", "sentence 1")]
+    assert len({*colors}) == 3 and sum(colors[2]) > sum(colors[1])
+    assert axes.get_xlabel().startswith("logits")
+
+
+def legend_of(axes):
+    legend = axes.get_legend()
+    return legend.get_texts(), legend.legend_handles
+
+
 def test_contrast_bars_and_given_axes():
     contrast = made(tokens=("$x$", " <b>", ".")).contrast  # dollars are text, not mathematics
     given = figures.contrast_bars(contrast).figure.add_subplot()

@@ -1,4 +1,6 @@
-"""Where in the image: how much the odds of each answer token fall when one image token is hidden.
+"""Where in the image: how much a value of each part of the answer falls when one image token is hidden.
+
+By default, the value is the log-odds of each token; against a foil, it is why this word *rather than that*.
 
 Occlusion (Zeiler & Fergus 2014) of *tokens*: a vision tower mixes patches before tokens are made, so hiding a token is
 not the same as covering its pixels. Where a family shows a picture twice, as tiles and as a thumbnail, a cell of the
@@ -7,21 +9,23 @@ tiles is hidden together with the thumbnail tokens that show its centre: otherwi
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lvlm_interp.attribution.value import Target, Value, target_of, texts_of, values_of
 from lvlm_interp.engine.decoder import DecoderInputs
-from lvlm_interp.engine.score import HideFrom, score
+from lvlm_interp.engine.score import HideFrom
 from lvlm_interp.errors import ImageError, InputError
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.view import Box, ImageView
-from lvlm_interp.inputs.words import Word, by_word
+from lvlm_interp.inputs.words import Unit, Word, by_word
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
 
@@ -31,16 +35,19 @@ class PatchMap(Result):
     """How much each patch of one image supports each answer token.
 
     Attributes:
-        tokens: the answer tokens (or words) as text.
-        values: log-odds of the token with everything seen, minus those without this patch, nats,
-            `[answer, row, column]`; positive where the patch speaks for the token. Odds p / (1 − p) rather than p,
+        tokens: the answer tokens (or words, …) as text.
+        values: the value of the token with everything seen, minus the same without this patch, `[answer, row, column]`;
+            positive where the patch speaks for the token. By default log-odds, in nats: odds p / (1 − p) rather than p,
             since a token that is nearly certain stays nearly certain whatever single patch is hidden.
-        image_total: the same for the whole of this image, nats, `[answer]`. Patches overlap in what they tell, so
-            `values` does not add up to it.
+        image_total: the same for the whole of this image, `[answer]`. Patches overlap in what they tell, so `values`
+            does not add up to it.
         boxes: (left, top, right, bottom) of every patch in pixels of the original image, `[row, column, 4]`; in patches
             where only processed pixels were given.
         size: width and height of the original image, in the same unit.
         hide_from: who lost sight of the patch: `text` rows only, or `all` rows.
+        value: which value.
+        unit: nats or logits.
+        alternatives: for each token, what the value compares it with; nothing for those that compare with none.
     """
 
     tokens: tuple[str, ...]
@@ -49,6 +56,9 @@ class PatchMap(Result):
     boxes: Float[Tensor, "row column 4"]
     size: tuple[int, int]
     hide_from: HideFrom
+    value: str = "logodds"
+    unit: str = "nats"
+    alternatives: tuple[tuple[str, ...], ...] = ()
 
     def peak(self, token: int = 0) -> tuple[int, int]:
         """Row and column of the patch that supports a token most."""
@@ -61,10 +71,9 @@ class PatchMap(Result):
         return left, top, right, bottom
 
     def words(self, words: Sequence[Word]) -> PatchMap:
-        """The same map by word: what its tokens lose, added up."""
+        """The same map by word: what its tokens lose, added up; `attribute(unit="word")` takes words as wholes."""
         values, total = by_word(self.values, words), by_word(self.image_total, words)
-        texts = tuple(word.text for word in words)
-        return PatchMap(texts, values, total, self.boxes, self.size, self.hide_from, provenance=self.provenance)
+        return dataclasses.replace(self, tokens=texts_of(words), values=values, image_total=total, alternatives=())
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each token and patch."""
@@ -86,8 +95,16 @@ def attribute(
     progress: bool = False,
     decoder_inputs: DecoderInputs | None = None,
     frame: int | None = None,
+    *,
+    value: str | Value | None = None,
+    unit: Unit | None = None,
+    target: int | str | None = None,
+    against: str | Sequence[str] | None = None,
 ) -> PatchMap:
     """Attribute every answer token to the patches of an image or a video.
+
+    `attribute(vlm, x, against="Yellow")` asks where it is seen that the answer's first word is what it is rather than
+    "Yellow"; with `unit="answer"`, rather than another answer.
 
     Args:
         vlm: the model.
@@ -103,9 +120,16 @@ def attribute(
         frame: of a video. None hides a patch in all frames at once, and says where in the picture the answer comes
             from, at whatever time. A number hides it in that frame only (Qwen-VL: in the two frames that share its
             tokens); what neighbouring frames show again goes on telling it, so that such values are small.
+        value: what a patch is said to change (`attribution.value`). By default `logodds`; with `against`, `difference`,
+            or `odds` if it names several.
+        unit: `token`, `word`, `sentence`, `answer`, or a span (start, stop) of answer tokens; each is scored as a
+            whole. By default `token`, or `word` where a target or a foil is named.
+        target: the only part to map: its number, counted from 0, or its text. With `against`, the first by default.
+        against: a foil, or several, as text: whole words against words, answers against answers.
 
     Raises:
-        InputError: no image, no answer, an unknown method, or no such frame.
+        InputError: no image, no answer, an unknown method, value or unit, no such frame or part, or a foil that is the
+            part itself.
         ImageError: the image's tokens have no place in the picture, or it is not known.
         VisibilityError: `text` in a model where only `all` is possible.
     """
@@ -114,23 +138,50 @@ def attribute(
     if method != "occlusion":
         raise InputError(f"no attribution method {method!r}; there is 'occlusion'")
     hide_from = hide_from or ("all" if vlm.recurrent else "text")
+    foils = [against] if isinstance(against, str) else against
+    explained = _explained(vlm, x, value, unit, target, foils)
     view, cells = _view(x, image, frame)
     visible = x.everything.repeat(cells.numel() + 2, 1)
     visible[1, view.positions] = False
     for row, tokens in zip(visible[2:], hidden_together(view, cells, frame), strict=True):
         row[view.positions[tokens]] = False
-    odds = score(vlm, x, visible, hide_from, progress, decoder_inputs).logodds
-    drop = (odds[0] - odds[2:]).T.reshape(-1, *cells.shape)
-    boxes, size = _boxes(view, cells)
+    valued = values_of(
+        vlm, x, visible, explained, hide_from=hide_from, progress=progress, decoder_inputs=decoder_inputs
+    )
+    found, chosen, (boxes, size) = valued.numbers[0], explained.values[0], _boxes(view, cells)
+    told: dict[str, Any] = {
+        "value": chosen.name,
+        "unit": explained.search.unit,
+        "target": target,
+        "against": foils and list(foils),
+    }
     return PatchMap(
-        tokens=x.answer_tokens,
-        values=drop,
-        image_total=odds[0] - odds[1],
+        tokens=texts_of(explained.parts),
+        values=(found[:, :1] - found[:, 2:]).float().reshape(-1, *cells.shape),
+        image_total=(found[:, 0] - found[:, 1]).float(),
         boxes=boxes,
         size=size,
         hide_from=hide_from,
-        provenance=vlm.provenance("occlusion", hide_from=hide_from, image=image, frame=frame),
+        value=chosen.name,
+        unit=chosen.unit,
+        alternatives=valued.alternatives if explained.compares else (),
+        provenance=vlm.provenance("occlusion", hide_from=hide_from, image=image, frame=frame, **told),
     )
+
+
+def _explained(
+    vlm: HookedVLM,
+    x: Inputs,
+    value: str | Value | None,
+    unit: Unit | None,
+    target: int | str | None,
+    against: Sequence[str] | None,
+) -> Target:
+    """What the map explains: one value of every part, or of one."""
+    default = "logodds" if against is None else "difference" if len(against) == 1 else "odds"
+    named = target is not None or against is not None
+    every = target_of(vlm, x, [value or default], unit or ("word" if named else "token"))
+    return every.only(0 if target is None else target, against) if named else every
 
 
 def hidden_together(view: ImageView, cells: Int[Tensor, "row column"], frame: int | None = None) -> list[list[int]]:

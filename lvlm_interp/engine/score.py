@@ -36,8 +36,6 @@ from lvlm_interp.model.vlm import HookedVLM
 
 HideFrom = Literal["all", "text"]
 
-LOGITS_AT_ONCE = 1 << 24  # elements of logits held at once
-
 
 @dataclass(frozen=True, eq=False)
 class Scores:
@@ -197,10 +195,9 @@ def _read(readout: Readout, states: list[Tensor], answers: list[Tensor], rows: i
     """Logit and log-probability of the tokens of every answer, a few rows at a time, those of all answers together."""
     rows_read = torch.cat([s.flatten(0, 1) for s in states])  # unembedding a few rows costs as much as unembedding many
     labels = torch.cat([ids.repeat(len(s)) for s, ids in zip(states, answers, strict=True)])
-    vocabulary = getattr(readout.unembed, "out_features", 1 << 16)
-    some, numbers = max(1, LOGITS_AT_ONCE // vocabulary), []
-    for part, label in zip(rows_read.split(some), labels.split(some), strict=True):
-        logits, place = readout.logits(part).float(), label[:, None]
+    numbers = []
+    for some, read in readout.few_at_once(rows_read):
+        logits, place = read.float(), labels[some, None]
         chosen = logits.gather(-1, place)[:, 0]
         others = logits.scatter(-1, place, -torch.inf).logsumexp(-1)
         numbers.append(torch.stack([chosen, chosen - logits.logsumexp(-1), chosen - others]).cpu())

@@ -24,6 +24,22 @@ CREDITED: tuple[Role, ...] = ("question", "context", "system", "image")
 VIDEO_PIXELS = "pixel_values_videos"  # what models call the pixels of videos, where these have an input of their own
 
 
+@dataclass(frozen=True)
+class Written:
+    """A piece of text that the user wrote, and where it stands.
+
+    Attributes:
+        role: system, context or question.
+        turn: the number of its message in the conversation, counted from 0.
+        start, stop: its span of positions; images that stand in it are not part of it.
+    """
+
+    role: Role
+    turn: int
+    start: int
+    stop: int
+
+
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """One example: what the transformers model is called with, and the role of every position.
@@ -40,6 +56,8 @@ class Inputs:
             position ids count on, others get 0.
         places: model inputs whose patches begin with numbers that are no pixels, and how many: where a patch stands,
             all 0 in padding.
+        written: what the user wrote, piece by piece in the prompt's order; empty where that is not known (tensors that
+            are processed already).
     """
 
     model_inputs: Mapping[str, Tensor]
@@ -50,6 +68,7 @@ class Inputs:
     texts: Mapping[str, str] = field(default_factory=dict)
     fills: Mapping[str, int | None] = field(default_factory=dict)
     places: Mapping[str, int] = field(default_factory=dict)
+    written: tuple[Written, ...] = ()
 
     def __post_init__(self) -> None:
         shape = tuple(self.model_inputs["input_ids"].shape)

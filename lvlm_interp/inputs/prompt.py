@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, ModelError
-from lvlm_interp.inputs.example import Role, pixels_of
+from lvlm_interp.inputs.example import Role, Written, pixels_of
 
 Message = dict[str, Any]
 PLACEHOLDERS = ("X", "Q", "k", "7")
@@ -39,6 +39,12 @@ class Encoded:
     model_inputs: dict[str, Tensor]
     spans: tuple[tuple[int, int], ...]
     segments: tuple[Segment, ...]
+
+    @property
+    def written(self) -> tuple[Written, ...]:
+        """The segments and where they stand."""
+        pairs = zip(self.segments, self.spans, strict=True)
+        return tuple(Written(segment.role, segment.message, *span) for segment, span in pairs)
 
 
 class Prompter:
@@ -103,6 +109,25 @@ class Prompter:
         if full[: len(prompt)] == prompt and stop > len(prompt):
             return full[len(prompt) : stop]
         return self._plain(answer)
+
+    def word_ids(self, word: str, blank: bool | None = None) -> list[int]:
+        """Ids of a word that stands alone, or behind a blank: by default as it is written.
+
+        Which of the two a tokenizer takes a text's beginning for differs: behind a blank, it is read behind a letter.
+
+        Raises:
+            InputError: the word tokenises to nothing.
+        """
+        blank = word[:1].isspace() if blank is None else blank
+        word = word.strip() if blank else word
+        if not blank:
+            return self.answer_ids((), word)
+        before, both = (self.answer_ids((), text) for text in ("a", f"a {word}"))
+        return both[len(before) :] if both[: len(before)] == before else self.answer_ids((), f" {word}")
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Token ids as one text, letter for letter: a character's bytes may be in several tokens."""
+        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def read(self, token: int) -> str:
         """What a token reads as behind other text: Llama's tokenizers drop the blank that a text begins with."""

@@ -189,7 +189,7 @@ def _closing(found: DirectAttribution, rounding: Float[Tensor, " answer"]) -> Di
 
 
 def _token(vlm: HookedVLM, token: str | int) -> int:
-    ids = [token] if isinstance(token, int) else vlm.prompter.answer_ids((), token)
+    ids = [token] if isinstance(token, int) else vlm.prompter.word_ids(token)
     if len(ids) != 1:
         pieces = list(vlm.token_strings(ids))
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lvlm_interp.model.weights import fetched
+
+LOGITS_AT_ONCE = 1 << 24  # elements of logits held at once
 
 
 class Mixing(nn.Module):
@@ -104,3 +107,15 @@ class Readout:
         if self.never is None:
             return logits
         return logits.index_fill(-1, self.never.to(logits.device), torch.finfo(logits.dtype).min)
+
+    def few_at_once(
+        self, normalized: Float[Tensor, "rows width"]
+    ) -> Iterator[tuple[slice, Float[Tensor, "some vocabulary"]]]:
+        """Logits of many rows, as many at a time as `LOGITS_AT_ONCE` allows: which rows, and their logits.
+
+        Rows times vocabulary would soon be gigabytes; and unembedding a few rows costs as much as unembedding many.
+        """
+        some = max(1, LOGITS_AT_ONCE // getattr(self.unembed, "out_features", 1 << 16))
+        for start in range(0, len(normalized), some):
+            rows = slice(start, start + some)
+            yield rows, self.logits(normalized[rows])

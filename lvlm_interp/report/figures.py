@@ -12,7 +12,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
-from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, to_rgba
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize, to_hex, to_rgb, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -78,7 +78,8 @@ def heatmap(
     _quiet(ax)
     if colorbar:
         bar = ax.figure.colorbar(ScalarMappable(scale, diverging()), ax=ax, shrink=0.85, pad=0.03)
-        bar.set_label("log-odds lost when the patch is hidden, nats", fontsize=9, color=INK)
+        lost = {"logodds": "log-odds"}.get(patch_map.value, patch_map.value)
+        bar.set_label(f"{lost} lost when the patch is hidden, {patch_map.unit}", fontsize=9, color=INK)
         bar.ax.tick_params(labelsize=8)
         bar.outline.set_visible(False)
     return ax
@@ -95,17 +96,31 @@ def credit_bars(split: CreditSplit, ax: Axes | None = None, *, title: str | None
     ax = _axes(ax, 7.0, 1.4 + 0.42 * len(split.tokens))
     rows = np.arange(len(split.tokens))
     right, left = np.zeros(len(rows)), np.zeros(len(rows))
-    for name in ("prior", *split.roles):
-        values = split.of(name).numpy()
+    drawn = {"prior": SOURCES["prior"].color(), **_player_colors(split)}
+    for name, color in drawn.items():
+        values = (split.prior if name == "prior" else split.credits[:, split.players.index(name)]).numpy()
         start = np.where(values >= 0, right, left)
-        ax.barh(rows, values, left=start, height=0.62, color=SOURCES[name].color())
+        ax.barh(rows, values, left=start, height=0.62, color=color)
         right, left = right + values.clip(min=0), left + values.clip(max=0)
     ax.plot(split.total.numpy(), rows, "D", color="white", markeredgecolor=INK, markersize=6)
     _word_axis(ax, split.tokens)
-    ax.set_xlabel(f"nats ({split.value}); the parts add up to the total")
+    ax.set_xlabel(f"{split.unit} ({split.value}); the parts add up to the total")
     ax.set_title(title or f"Where each word came from, by {split.value}", fontsize=11, color=INK, loc="left")
-    _legend_below(ax, {SOURCES[name].label: SOURCES[name].color() for name in ("prior", *split.roles)}, "Total")
+    labels = {name: SOURCES[name].label if name in SOURCES else name for name in drawn}
+    _legend_below(ax, {labels[name]: color for name, color in drawn.items()}, "Total")
     return ax
+
+
+def _player_colors(split: CreditSplit) -> dict[str, str]:
+    """Each player in the colour of its role, the parts of one role ever paler; players of no role in grey."""
+    found: dict[str, str] = {}
+    parts = dict(zip(split.players, split.player_roles, strict=True))
+    for name, role in parts.items():
+        alike = [other for other, its in parts.items() if its == role]
+        pale = 0.75 * alike.index(name) / len(alike)
+        red, green, blue = to_rgb(SOURCES[role].color() if role in SOURCES else "#303030")
+        found[name] = to_hex((red + (1 - red) * pale, green + (1 - green) * pale, blue + (1 - blue) * pale))
+    return found
 
 
 def contrast_bars(
