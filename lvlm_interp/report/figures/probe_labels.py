@@ -1,0 +1,24 @@
+"""What figures of probes say: the numbers of their rows, and the names of metrics."""
+
+from __future__ import annotations
+
+import re
+
+from lvlm_interp.probes.probe import ProbeResult
+
+
+def row_numbers(found: ProbeResult, count: int) -> tuple[list[int], str]:
+    """The numbers of the blocks that rows of sites are in, where their names tell; else the rows' own."""
+    firsts = found.sites[:: len(found.sites) // count]
+    blocks = [int(told[1]) for name in firsts if (told := re.search(r"\bblocks\.(\d+)\.", name))]
+    return (blocks, "block") if len(blocks) == len({*blocks}) == count else (list(range(count)), "site")
+
+
+def plain(metric: str) -> str:
+    """A metric's name as words."""
+    return metric.replace("_", " ")
+
+
+def with_unit(metric: str) -> str:
+    """The same with its unit, where it has one."""
+    return plain(metric) + (", pixels" if metric == "pixel_error" else "")
