@@ -120,7 +120,7 @@ def open_model(model: str, image: Path | None, verbose: bool) -> Any:
 
 def example(vlm: Any, image: Path, question: str, answer: str | None, context: str | None, system: str | None) -> Any:
     """One example with its answer; the model's own, where none is given."""
-    from lvlm_interp.report.diagnosis import asked
+    from lvlm_interp.report.diagnose import asked
 
     return asked(vlm, image, question, answer, context, system)[0]
 
