@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from lvlm_interp.inside.direct import DirectAttribution
 from lvlm_interp.report.figures import drawing
 from lvlm_interp.report.figures.drawing import figure
-from lvlm_interp.report.figures.heads import token_title
+from lvlm_interp.report.figures.labels import token_title
 from lvlm_interp.report.palette import OPPOSES, SUPPORTS
 
 

@@ -12,6 +12,7 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.inside.direct import DirectAttribution
 from lvlm_interp.report.figures import drawing
 from lvlm_interp.report.figures.drawing import INK, figure
+from lvlm_interp.report.figures.labels import token_title
 
 
 @figure
@@ -61,12 +62,6 @@ def head_map(
     ax = _by_layer(ax, values.numpy(), [str(head) for head in range(values.shape[1])])
     drawing.title(ax, title or token_title(found, token, "head by head" if role is None else f"read from {role}"))
     return ax
-
-
-def token_title(found: DirectAttribution, token: int, what: str) -> str:
-    """“Purple” against “Yellow”, and what is shown."""
-    against = f" against “{found.against.strip()}”" if found.against else ""
-    return f"“{found.target[token].strip()}”{against}, {what}"
 
 
 def _by_layer(ax: Axes | None, values: np.ndarray, names: Sequence[str]) -> Axes:

@@ -10,7 +10,7 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.probes.probe import ProbeResult
 from lvlm_interp.report.figures import drawing
 from lvlm_interp.report.figures.drawing import figure
-from lvlm_interp.report.figures.probe_labels import plain, row_numbers, with_unit
+from lvlm_interp.report.figures.labels import plain, row_numbers, with_unit
 
 
 @figure

@@ -1,10 +1,17 @@
-"""What figures of probes say: the numbers of their rows, and the names of metrics."""
+"""What several figures say: titles, the numbers of rows, the names of metrics."""
 
 from __future__ import annotations
 
 import re
 
+from lvlm_interp.inside.direct import DirectAttribution
 from lvlm_interp.probes.probe import ProbeResult
+
+
+def token_title(found: DirectAttribution, token: int, what: str) -> str:
+    """“Purple” against “Yellow”, and what is shown."""
+    against = f" against “{found.against.strip()}”" if found.against else ""
+    return f"“{found.target[token].strip()}”{against}, {what}"
 
 
 def row_numbers(found: ProbeResult, count: int) -> tuple[list[int], str]:
