@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 import lvlm_interp as li
 from lvlm_interp.probes.probe import L2
 from lvlm_interp.reference.questions import LEVELS
-from lvlm_interp.report import inside
+from lvlm_interp.report import figures
 
 HEADS_L2 = 100.0  # for heads, which are many and narrow, one strength; for layers it is chosen in inner folds
 
@@ -87,7 +87,7 @@ def draw(results: dict[str, dict[str, li.ProbeResult]], path: Path) -> None:
     levels = [level for level in results if level != WORDS]
     figure = Figure(figsize=(4.2 * len(levels), 5.2), layout="constrained", dpi=120)
     for ax, level in zip(figure.subplots(1, len(levels), squeeze=False)[0], levels, strict=True):
-        inside.probe_map(results[level]["heads"], ax=ax, title=level)
+        figures.probe_map(results[level]["heads"], ax=ax, title=level)
     figure.savefig(path)
 
 

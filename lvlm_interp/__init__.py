@@ -46,7 +46,7 @@ _HOMES = {
     "Probe": "probes.estimators",
     "PointProbe": "probes.estimators",
     "ProbeResult": "probes.result",
-    "diagnose": "report.diagnosis",
+    "diagnose": "report.diagnose",
     "Diagnosis": "report.diagnosis",
 }
 

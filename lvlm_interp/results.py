@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import platform
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 R = TypeVar("R", bound="Result")
+MOST_ROWS = 40  # of a table in a notebook; it shows the first and the last of more
 PACKAGES = ("lvlm-interp", "torch", "transformers", "numpy")
 
 
@@ -67,6 +69,9 @@ class Result:
         kept = (f.name for f in dataclasses.fields(self) if f.name not in self.too_large)
         return {name: _plain(getattr(self, name)) for name in kept}
 
+    def _repr_html_(self) -> str | None:
+        return html(self)
+
     def save(self, path: str | Path) -> Path:
         """Write one `.safetensors` file, tensors and JSON header.
 
@@ -101,6 +106,17 @@ class Result:
         if header.get("result") != cls.__name__:
             raise OutputError(f"{path} holds a {header.get('result')}, not a {cls.__name__}")
         return _unpacked(cls, json.loads(header["fields"]), "", values)
+
+
+@functools.singledispatch
+def html(result: Result) -> str | None:
+    """What a notebook shows of a result: its table, escaped, or None where it has none.
+
+    A kind of result that shows itself otherwise is registered on this function, by what draws it.
+    """
+    if type(result).to_frame is Result.to_frame:
+        return None
+    return result.to_frame().to_html(float_format="{:.3f}".format, max_rows=MOST_ROWS)
 
 
 def _is_tensor(value: Any) -> bool:

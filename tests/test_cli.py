@@ -1,7 +1,10 @@
 """The command line: what it prints, what it writes, and how it ends."""
 
+import importlib
 import io
 import json
+import pkgutil
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +15,8 @@ from PIL import Image
 
 import lvlm_interp as li
 from lvlm_interp import cli
-from lvlm_interp.cli import explain
+from lvlm_interp.cli import commands
+from lvlm_interp.cli.commands import demo
 from tests.made import made
 
 ASK = ["--question", "What color is the banana?"]
@@ -48,6 +52,15 @@ def test_version_and_help(run):
     )
 
 
+def test_every_file_is_a_command(run):
+    """Listed in the order of their places, of which no two are the same."""
+    names = [file.name for file in pkgutil.iter_modules(commands.__path__)]
+    place = {name: importlib.import_module(f"{commands.__name__}.{name}").PLACE for name in names}
+    assert len(set(place.values())) == len(names)
+    _, out, _ = run("--help")
+    assert re.findall(r"^│ ([a-z]\S*)", out, re.MULTILINE) == sorted(names, key=place.get)
+
+
 def test_help_is_quick():
     """Nothing heavy is imported to say what the commands are."""
     code = "import sys, lvlm_interp.cli; print(*sys.modules)"
@@ -72,15 +85,13 @@ def test_demo_is_one_page_about_all_cases(run, tmp_path, monkeypatch):
     monkeypatch.setitem(vars(li), "diagnose", lambda vlm, image, question, **k: asked.append(question) or made())
     status, out, _ = run("demo", "--out", tmp_path / "demo")
     assert status == 0 and out.splitlines()[-1] == str(tmp_path / "demo" / "report.html")
-    assert (
-        asked == [case.question for case in explain.DEMO] and len(list((tmp_path / "demo").iterdir())) == len(asked) + 1
-    )
+    assert asked == [case.question for case in demo.DEMO] and len(list((tmp_path / "demo").iterdir())) == len(asked) + 1
 
 
 def test_demo_cases_can_be_drawn():
     from lvlm_interp.reference import make_scene
 
-    for case in explain.DEMO:
+    for case in demo.DEMO:
         assert make_scene(case.seed, objects=case.objects, colors=case.colors).items
 
 

@@ -1,18 +1,20 @@
-"""The command line, a file for each kind of command; what they share is in `options` and `terminal`.
+"""The command line. Each command is a file in `commands`, found by itself; they share `options` and `terminal`.
 
 Heavy imports stand inside the commands, so that `--help` is quick.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
+import pkgutil
 import sys
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 import lvlm_interp as li
-from lvlm_interp.cli import explain, inside, models
+from lvlm_interp.cli import commands
 from lvlm_interp.cli.terminal import complain
 from lvlm_interp.errors import LvlmInterpError
 
@@ -25,9 +27,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for commands in (explain, inside, models):
-    app.add_typer(commands.app)
-app.add_typer(models.reference, name="reference")
+_names = [f"{commands.__name__}.{file.name}" for file in pkgutil.iter_modules(commands.__path__)]
+for _command in sorted(map(importlib.import_module, _names), key=lambda file: file.PLACE):
+    app.add_typer(_command.app)
 
 
 def main() -> NoReturn:

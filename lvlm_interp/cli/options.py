@@ -17,10 +17,8 @@ import lvlm_interp as li
 from lvlm_interp.cli.terminal import working
 
 Model = Annotated[str, typer.Option(help="'reference' (ships with the package), a hub id, or a directory.")]
-ImageFile = Annotated[Path, typer.Option("--image", help="The picture that is asked about.")]
-Question = Annotated[str, typer.Option(help="What is asked.")]
-MaybeImage = Annotated[Path | None, typer.Option("--image", help="The picture that is asked about.")]
-MaybeQuestion = Annotated[str | None, typer.Option("--question", help="What is asked.")]
+IMAGE = typer.Option("--image", help="The picture that is asked about.")
+QUESTION = typer.Option("--question", help="What is asked.")
 Table = Annotated[
     Path | None, typer.Option("--table", help="In their place a .csv or .jsonl of examples, one result for each.")
 ]
@@ -33,17 +31,27 @@ Force = Annotated[bool, typer.Option("--force", help="Write over files of ours t
 OutDir = Annotated[Path, typer.Option("--out", help="Directory to write to; refused if it holds something.")]
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One example and the model that is asked."""
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What goes with every question."""
 
-    image: ImageFile
-    question: Question
     model: Model = "reference"
     answer: Answer = None
     context: ContextText = None
     system: System = None
     verbose: Verbose = False
+
+    def example(self, vlm: Any, image: Path, question: str) -> Any:
+        """One example with its answer."""
+        return example(vlm, image, question, self.answer, self.context, self.system)
+
+
+@dataclass(frozen=True)
+class Asked(Told):
+    """One example and the model that is asked."""
+
+    image: Annotated[Path, IMAGE]
+    question: Annotated[str, QUESTION]
 
     def load(self) -> Any:
         """The model; a bad image is found before it takes its time."""
@@ -52,21 +60,16 @@ class Asked:
     def open(self) -> tuple[Any, Any]:
         """The model and the example."""
         vlm = self.load()
-        return vlm, example(vlm, self.image, self.question, self.answer, self.context, self.system)
+        return vlm, self.example(vlm, self.image, self.question)
 
 
 @dataclass(frozen=True)
-class AskedOrTable:
+class AskedOrTable(Told):
     """One example, or a table of examples, and the model that is asked."""
 
-    image: MaybeImage = None
-    question: MaybeQuestion = None
+    image: Annotated[Path | None, IMAGE] = None
+    question: Annotated[str | None, QUESTION] = None
     table: Table = None
-    model: Model = "reference"
-    answer: Answer = None
-    context: ContextText = None
-    system: System = None
-    verbose: Verbose = False
 
     def open(self) -> tuple[Any, Iterator[Any]]:
         """The model and the examples.
@@ -80,9 +83,8 @@ class AskedOrTable:
             return self._of_table(self.table)
         if self.image is None or self.question is None:
             raise typer.BadParameter("give --image and --question, or --table")
-        told = self.model, self.answer, self.context, self.system, self.verbose
-        vlm, x = Asked(self.image, self.question, *told).open()
-        return vlm, iter([x])
+        vlm = open_model(self.model, self.image, self.verbose)
+        return vlm, iter([self.example(vlm, self.image, self.question)])
 
     def _of_table(self, table: Path) -> tuple[Any, Iterator[Any]]:
         from lvlm_interp.tables import read_examples
@@ -120,7 +122,7 @@ def open_model(model: str, image: Path | None, verbose: bool) -> Any:
 
 def example(vlm: Any, image: Path, question: str, answer: str | None, context: str | None, system: str | None) -> Any:
     """One example with its answer; the model's own, where none is given."""
-    from lvlm_interp.report.diagnosis import asked
+    from lvlm_interp.report.diagnose import asked
 
     return asked(vlm, image, question, answer, context, system)[0]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from lvlm_interp.report.diagnosis import Diagnosis
     from lvlm_interp.results import Result
 
 WIDE = 240  # columns
@@ -76,3 +77,15 @@ def show(result: Result, as_json: bool, title: str) -> None:
     from lvlm_interp.report.terminal import frame_table
 
     output().print(frame_table(result.to_frame(), title))
+
+
+def show_diagnosis(diagnosis: Diagnosis) -> None:
+    """A table of its words, and what a reader must know besides."""
+    from lvlm_interp.report.terminal import diagnosis_table, heading, notes
+
+    console = output()
+    console.print(heading(diagnosis))
+    console.print(diagnosis_table(diagnosis))
+    for note in notes(diagnosis):
+        console.print(note, style="yellow", markup=False)
+    console.print()

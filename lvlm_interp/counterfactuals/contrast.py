@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lvlm_interp.counterfactuals.pictures import Counterfactual, applied, named
+from lvlm_interp.counterfactuals.counterfactual import Counterfactual, applied, named
 from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.engine.score import Scores, score
 from lvlm_interp.errors import InputError
@@ -148,8 +148,8 @@ def contrast(
     Args:
         vlm: the model.
         x: an example with an image and an answer.
-        without: a counterfactual or its name (`hidden`, CAL's, by default; `dropped`, `blank`, `blur`, `noise`, `crop`,
-            or one of `lvlm_interp.counterfactuals`), or a list of them.
+        without: one of `lvlm_interp.counterfactuals`, or its name if it needs no argument (`hidden`, CAL's, by
+            default), or a list of them.
         threshold: nats from which a token counts as correlated or contradictory.
         seed: decides what is random in a counterfactual.
         decoder_inputs: of the example (`run_to_decoder`), if it is scored by several methods.

@@ -1,49 +1,34 @@
-"""Other pictures in the place of the image: functions Inputs → Inputs. A variant is data handed to one function.
+"""Other pictures in the place of the image. Each counterfactual is one function here, and nowhere else.
 
-What hides image *tokens* is a coalition (`model.score`); what stands here changes *pixels*, or drops the image.
+What hides image *tokens* is a coalition (`engine.score`); what stands here changes *pixels*, or drops the image.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageStat
 
+from lvlm_interp.counterfactuals.counterfactual import Change, Counterfactual, counterfactual
 from lvlm_interp.errors import ImageError, InputError
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.media import ImageLike, open_image
 from lvlm_interp.model.vlm import HookedVLM
 
 Picture = Image.Image
-Change = Callable[[HookedVLM, Inputs, torch.Generator], Inputs]
 
 
-@dataclass(frozen=True)
-class Counterfactual:
-    """What the answer is compared with.
-
-    Attributes:
-        name: for tables and figures.
-        change: makes the other example; None hides the image's tokens instead (CAL's way).
-        parameters: what decides it, for provenance.
-    """
-
-    name: str
-    change: Change | None = field(repr=False)
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-
-
+@counterfactual
 def hidden() -> Counterfactual:
     """CAL's: image tokens keep their slots and positions, nobody sees them (Xiao et al. 2024, code)."""
     return Counterfactual("hidden", None)
 
 
+@counterfactual
 def dropped() -> Counterfactual:
     """A text-only prompt: image tokens are taken out and later positions close up."""
 
@@ -59,6 +44,7 @@ def dropped() -> Counterfactual:
     return Counterfactual("dropped", change)
 
 
+@counterfactual
 def blank() -> Counterfactual:
     """Every picture in its own mean colour."""
 
@@ -69,6 +55,7 @@ def blank() -> Counterfactual:
     return Counterfactual("blank", _on_pictures(one))
 
 
+@counterfactual
 def blur(radius: float = 0.1) -> Counterfactual:
     """Gaussian blur; `radius` is the standard deviation as a share of the longer side."""
 
@@ -78,6 +65,28 @@ def blur(radius: float = 0.1) -> Counterfactual:
     return Counterfactual("blur", _on_pictures(one), {"radius": radius})
 
 
+@counterfactual
+def noise(step: int = 500) -> Counterfactual:
+    """Diffusion noise on the *preprocessed* pixels, as in VCD (Leng et al. 2024, code).
+
+    x' = √ᾱ·x + √(1−ᾱ)·ε with β_t = sigmoid(linspace(−6, 6, 1000))·(5e−3 − 1e−5) + 1e−5; ᾱ is the product of 1 − β up
+    to `step`.
+
+    Args:
+        step: 0 … 999; 500 leaves .863 of the signal.
+    """
+    if not 0 <= step < 1000:
+        raise InputError(f"the noise step is between 0 and 999, got {step}")
+    beta = torch.sigmoid(torch.linspace(-6, 6, 1000)) * (5e-3 - 1e-5) + 1e-5
+    kept = float(torch.cumprod(1 - beta, 0)[step])
+
+    def change(vlm: HookedVLM, x: Inputs, generator: torch.Generator) -> Inputs:
+        return x.with_noise(kept, generator)
+
+    return Counterfactual("noise", change, {"step": step})
+
+
+@counterfactual
 def crop(scale: tuple[float, float] = (0.01, 0.2), ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> Counterfactual:
     """A small random piece, enlarged: RandomResizedCrop as in mDPO (Wang et al. 2024, code).
 
@@ -93,6 +102,7 @@ def crop(scale: tuple[float, float] = (0.01, 0.2), ratio: tuple[float, float] = 
     return Counterfactual("crop", _on_pictures(one), {"scale": scale, "ratio": ratio})
 
 
+@counterfactual
 def black_box(box: tuple[float, float, float, float], image: int = 0) -> Counterfactual:
     """The pixels of one box made black (contrastive region guidance, Wan et al. 2024); of a video, in every frame.
 
@@ -115,9 +125,10 @@ def black_box(box: tuple[float, float, float, float], image: int = 0) -> Counter
     return Counterfactual("black box", change, {"box": box, "image": image})
 
 
-def swap(other: ImageLike) -> Counterfactual:
+@counterfactual
+def swap(image: ImageLike) -> Counterfactual:
     """Another picture, resized to the size of the one that it replaces."""
-    opened = open_image(other)
+    opened = open_image(image)
 
     def one(picture: Picture, generator: torch.Generator) -> Picture:
         return opened.resize(picture.size, Image.Resampling.BICUBIC)
@@ -125,59 +136,7 @@ def swap(other: ImageLike) -> Counterfactual:
     return Counterfactual("swap", _on_pictures(one), {"other": f"{opened.width}x{opened.height}"})
 
 
-def noise(step: int = 500) -> Counterfactual:
-    """Diffusion noise on the *preprocessed* pixels, as in VCD (Leng et al. 2024, code).
-
-    x' = √ᾱ·x + √(1−ᾱ)·ε with β_t = sigmoid(linspace(−6, 6, 1000))·(5e−3 − 1e−5) + 1e−5; ᾱ is the product of 1 − β up
-    to `step`.
-
-    Args:
-        step: 0 … 999; 500 leaves .863 of the signal.
-    """
-    if not 0 <= step < 1000:
-        raise InputError(f"the noise step is between 0 and 999, got {step}")
-    beta = torch.sigmoid(torch.linspace(-6, 6, 1000)) * (5e-3 - 1e-5) + 1e-5
-    kept = float(torch.cumprod(1 - beta, 0)[step])
-
-    def change(vlm: HookedVLM, x: Inputs, generator: torch.Generator) -> Inputs:
-        return x.with_noise(kept, generator)
-
-    return Counterfactual("noise", change, {"step": step})
-
-
-NAMED: dict[str, Callable[[], Counterfactual]] = {
-    "hidden": hidden,
-    "dropped": dropped,
-    "blank": blank,
-    "blur": blur,
-    "noise": noise,
-    "crop": crop,
-}
-"""The counterfactuals that need no argument."""
-
-
-def named(without: str | Counterfactual) -> Counterfactual:
-    """A counterfactual by name.
-
-    Raises:
-        InputError: a name that is not known.
-    """
-    if isinstance(without, Counterfactual):
-        return without
-    if without not in NAMED:
-        raise InputError(
-            f"no counterfactual {without!r}; by name there are {list(NAMED)}, and counterfactuals.black_box(box) "
-            "and counterfactuals.swap(image) take an argument"
-        )
-    return NAMED[without]()
-
-
-def applied(counterfactual: Counterfactual, vlm: HookedVLM, x: Inputs, seed: int = 0) -> Inputs:
-    """The other example; what is random is drawn from `seed`."""
-    x.need_image()
-    if counterfactual.change is None:
-        raise InputError("hidden tokens are a coalition, not other inputs: use score(vlm, x, x.hidden('image'))")
-    return counterfactual.change(vlm, x, torch.Generator().manual_seed(seed))
+# --- pixels -----------------------------------------------------------------------------------------------------------
 
 
 def _pictures(x: Inputs) -> list[list[Picture]]:

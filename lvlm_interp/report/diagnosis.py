@@ -1,39 +1,30 @@
-"""The whole answer to one question: for every word of an answer, where it came from and where in the image."""
+"""The whole answer to one question, as a result: for every word, where it came from and where in the image."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from lvlm_interp.attribution.credit import CreditSplit, credit, shares
-from lvlm_interp.attribution.occlusion import PatchMap, attribute
-from lvlm_interp.counterfactuals.contrast import Contrast, TokenClass, contrast, token_classes
-from lvlm_interp.engine.decoder import DecoderInputs, run_to_decoder
-from lvlm_interp.engine.score import HideFrom
-from lvlm_interp.errors import ImageError, InputError
-from lvlm_interp.inputs.example import Answer, Inputs
-from lvlm_interp.inputs.media import ImageLike
+from lvlm_interp.attribution.credit import CreditSplit, shares
+from lvlm_interp.attribution.occlusion import PatchMap
+from lvlm_interp.counterfactuals.contrast import Contrast, TokenClass, token_classes
 from lvlm_interp.inputs.view import Box
 from lvlm_interp.inputs.words import Word, split_words
-from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.report.sentences import dominant, sentence
 from lvlm_interp.results import Result
 
 Numbers = Mapping[str, float]
 """Nats of `prior`, each role present and `total`."""
-STEPS = ("answer", "contrast", "credit", "heatmap")
 
 
 @dataclass(frozen=True)
@@ -205,11 +196,6 @@ class Diagnosis(Result):
         image = {"size": size, "sha256": hashlib.sha256(pixels).hexdigest()}
         return {**super().to_dict(), "image": image, "by_word": rows, "sentences": list(self.sentences)}
 
-    def _repr_html_(self) -> str:
-        from lvlm_interp.report.explorer import fragment
-
-        return fragment(self)
-
 
 def _records(split: CreditSplit) -> list[dict[str, float]]:
     """For each word, nats of `prior`, each role and `total`."""
@@ -234,116 +220,3 @@ def _row(report: WordReport) -> dict[str, Any]:
         "peak_nats": report.peak.nats if report.peak else None,
         **{f"peak_{side}": value for side, value in sides},
     }
-
-
-def diagnose(
-    vlm: HookedVLM,
-    image: ImageLike,
-    question: str,
-    answer: str | None = None,
-    context: str | None = None,
-    system: str | None = None,
-    *,
-    against: Sequence[str] | None = None,
-    word: int = 0,
-    hide_from: HideFrom | None = None,
-    max_new_tokens: int = 64,
-    progress: bool = False,
-) -> Diagnosis:
-    """Say for every word of an answer where it came from.
-
-    Args:
-        vlm: the model.
-        image: a path or PIL image.
-        question: what is asked.
-        answer: the answer to explain; by default the model's own, greedily. An `Answer` keeps its exact tokens.
-        context: text of the user before the question.
-        system: a system message.
-        against: alternatives that `odds` compares one word (`word`, from 0) with; found by default.
-        word: see `against`.
-        hide_from: who loses sight of a patch in the heatmap, see `attribute`.
-        max_new_tokens: where the model is cut off if it does not stop.
-        progress: show a progress bar.
-
-    Raises:
-        ImageError: the image cannot be read.
-        InputError: an empty question, an answer that tokenises to nothing, alternatives that do not fit.
-    """
-    if isinstance(image, (list, tuple)):
-        raise InputError(f"a diagnosis is about one image, got {len(image)}; contrast and credit take several")
-    with tqdm(total=len(STEPS), disable=not progress, leave=False) as bar:
-        advance = iter(STEPS).__next__
-        bar.set_description(advance())
-        x, given = asked(vlm, image, question, answer, context, system, max_new_tokens)
-        _next(bar, advance())
-        computed = run_to_decoder(vlm, x, keep_prompt=True)
-        compared = contrast(vlm, x, decoder_inputs=computed)
-        _next(bar, advance())
-        split = credit(vlm, x, unit="word", against=against, word=word, decoder_inputs=computed)
-        _next(bar, advance())
-        patches, no_map = _map(vlm, x, hide_from, progress, computed)
-        bar.update()
-    return Diagnosis(
-        question=question,
-        answer=x.answer,
-        answer_generated=answer is None,
-        answer_finished=given.finished if isinstance(given, Answer) else True,
-        context=context or None,
-        system=system or None,
-        words=_texts(vlm, x),
-        contrast=compared,
-        credit=split,
-        patches=patches,
-        no_map=no_map,
-        picture=torch.from_numpy(np.array(x.images[0].picture)),
-        provenance=vlm.provenance(
-            "diagnosis", hide_from=None if patches is None else patches.hide_from, max_new_tokens=max_new_tokens
-        ),
-    )
-
-
-def _next(bar: Any, step: str) -> None:
-    bar.update()
-    bar.set_description(step)
-
-
-def asked(
-    vlm: HookedVLM,
-    image: ImageLike,
-    question: str,
-    answer: str | None = None,
-    context: str | None = None,
-    system: str | None = None,
-    max_new_tokens: int = 64,
-) -> tuple[Inputs, str]:
-    """The example with its answer, and the answer: the model's own (greedily) where none is given.
-
-    Raises:
-        ImageError: the image cannot be read.
-        InputError: the model answers with nothing; see `prepare` for the others.
-    """
-    x = vlm.prepare(question, image, context, system, answer)
-    if answer is not None:
-        return x, answer
-    made = vlm.generate(x, max_new_tokens)
-    if not made.strip():
-        raise InputError("the model answered with nothing: it ended its turn at once; give the answer to explain")
-    return vlm.answered(x, made), made
-
-
-def _map(
-    vlm: HookedVLM, x: Inputs, hide_from: HideFrom | None, progress: bool, decoder_inputs: DecoderInputs
-) -> tuple[PatchMap | None, str | None]:
-    """The heatmaps by word, or why there are none."""
-    try:
-        tokens = attribute(vlm, x, hide_from=hide_from, progress=progress, decoder_inputs=decoder_inputs)
-        return tokens.words(split_words(x.answer_tokens)), None
-    except ImageError as error:
-        return None, str(error)
-
-
-def _texts(vlm: HookedVLM, x: Inputs) -> tuple[str, ...]:
-    """The words as text. Tokens are decoded together, since one alone may hold part of a letter only."""
-    ids = x.answer_ids.tolist()
-    words = split_words(x.answer_tokens)
-    return tuple(vlm.prompter.tokenizer.decode(ids[word.start : word.stop]).strip() for word in words)

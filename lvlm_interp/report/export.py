@@ -23,8 +23,9 @@ from PIL import Image
 from lvlm_interp.attribution.occlusion import PatchMap
 from lvlm_interp.errors import OutputError
 from lvlm_interp.probes.result import ProbeResult
-from lvlm_interp.report import explorer, figures, inside
+from lvlm_interp.report import explorer, figures
 from lvlm_interp.report.diagnosis import Diagnosis
+from lvlm_interp.report.figures.drawing import INK, literal
 
 PAGE = "report.html"
 DPI = 120
@@ -148,7 +149,7 @@ def heatmap_png(
     # Places in numbers: a layout engine draws everything three times to find them.
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25), gridspec_kw=PLACES)
     left.set_axis_off()
-    left.set_title(figures.literal(_short(question)), fontsize=11, color=figures.INK)
+    left.set_title(literal(_short(question)), fontsize=11, color=INK)
     if picture is not None:
         left.imshow(picture)
     figures.heatmap(patches, index, picture, right, title=None if word is None else f"“{word}”")
@@ -203,9 +204,9 @@ def _probe_png(found: ProbeResult) -> bytes:
     several = len(found.site_shape) > 1 and found.site_shape[1] > 1
     figure = Figure(figsize=(6.4, 5.2 if several else 3.6), layout="constrained", dpi=DPI)
     if several:
-        inside.probe_map(found, ax=figure.subplots())
+        figures.probe_map(found, ax=figure.subplots())
     else:
-        inside.probe_layers({found.metrics[0]: found}, ax=figure.subplots())
+        figures.probe_layers({found.metrics[0]: found}, ax=figure.subplots())
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     return stream.getvalue()

@@ -1,4 +1,4 @@
-"""Commands about models themselves: whether one is read truly, and the small one that ships."""
+"""`lvlm-interp check`: whether a model is read truly."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import typer
 from lvlm_interp.cli.options import Json, Verbose, open_model
 from lvlm_interp.cli.terminal import output, print_json, working
 
+PLACE = 90
 app = typer.Typer()
-reference = typer.Typer(help="The small model that ships: build it, find it, remove it.", no_args_is_help=True)
 
 
 @app.command()
@@ -35,30 +35,3 @@ def check(
             frame[name] = frame[name].map("{:.1e}".format)
         output().print(frame_table(frame, f"{model}: {found.model_type}"))
     raise typer.Exit(0 if found.ok else 1)
-
-
-@reference.command()
-def build(verbose: Verbose = False) -> None:
-    """Fetch its parts and build it, if it is not there; prints its directory."""
-    from lvlm_interp import reference
-
-    with working("Building the reference model (about 180 MB to fetch, once)", verbose):
-        folder = reference.build()
-    print(folder)
-
-
-@reference.command()
-def where() -> None:
-    """Print its directory, whether it is built yet or not."""
-    from lvlm_interp import reference
-
-    print(reference.where())
-
-
-@reference.command()
-def clear() -> None:
-    """Remove what was fetched and built; prints what was removed."""
-    from lvlm_interp import reference
-
-    for path in reference.clear():
-        print(path)

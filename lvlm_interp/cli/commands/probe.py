@@ -1,4 +1,4 @@
-"""Commands that read a model's inside: lens, direct attribution, probes."""
+"""`lvlm-interp probe`: what linear probes read off a model."""
 
 from __future__ import annotations
 
@@ -9,49 +9,13 @@ from typing import Annotated, Any
 import typer
 
 import lvlm_interp as li
-from lvlm_interp.cli.options import AskedOrTable, Force, Json, Model, OutDir, Verbose, asking, open_model
+from lvlm_interp.cli.options import Force, Json, Model, OutDir, Verbose, open_model
 from lvlm_interp.cli.terminal import complain, show
 from lvlm_interp.errors import InputError
 
-RESIDUALS = "blocks.*.hook_resid_post"
-
+PLACE = 80
 app = typer.Typer()
-
-
-@app.command()
-@asking
-def lens(
-    asked: AskedOrTable,
-    target: Annotated[list[str] | None, typer.Option(help="A word to follow; may be repeated.")] = None,
-    layer: Annotated[list[int] | None, typer.Option(help="A layer, 0 for the embeddings; may be repeated.")] = None,
-    role: Annotated[
-        list[str] | None,
-        typer.Option(help="Positions of a role, image for example; by default where the answer is read."),
-    ] = None,
-    raw: Annotated[bool, typer.Option("--no-norm", help="Leave the final norm out (Jiang et al. 2024).")] = False,
-    as_json: Json = False,
-) -> None:
-    """What the model would say after each layer (logit lens), with the probability and rank of target words."""
-    vlm, examples = asked.open()
-    for x in examples:
-        positions: Any = role or [int(p) - 1 for p in x.answer_positions]
-        progress = sys.stderr.isatty() and asked.table is None
-        found = li.lens(vlm, x, layer, positions, target=target or (), norm=not raw, progress=progress)
-        show(found, as_json, x.answer)
-
-
-@app.command()
-@asking
-def direct(
-    asked: AskedOrTable,
-    target: Annotated[str | None, typer.Option(help="A token to explain, in the place of the answer's own.")] = None,
-    against: Annotated[str | None, typer.Option(help="A token whose logit is subtracted.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Each answer token's logit as a sum: what heads read from text and image, MLPs, embedding and biases."""
-    vlm, examples = asked.open()
-    for x in examples:
-        show(li.direct(vlm, x, target=target, against=against), as_json, x.answer)
+RESIDUALS = "blocks.*.hook_resid_post"
 
 
 @app.command()

@@ -1,0 +1,53 @@
+"""`lvlm-interp demo`: questions about scenes that ship."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+import lvlm_interp as li
+from lvlm_interp.cli.options import Force, OutDir, Verbose, open_model
+from lvlm_interp.cli.terminal import show_diagnosis
+
+PLACE = 20
+app = typer.Typer()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question of the demonstration, about a scene that ships."""
+
+    seed: int
+    objects: tuple[str, ...]
+    colors: tuple[str | None, ...]
+    question: str
+    context: str | None = None
+    answer: str | None = None
+
+
+DEMO = (
+    Case(3, ("banana",), ("purple",), "What color is the banana?"),
+    Case(7, ("cat", "umbrella"), (None, "green"), "What is on the left?"),
+    Case(1, ("dog", "book"), (None, "blue"), "How much does the book cost?", "The book costs ten dollars."),
+)
+DEMO_TITLE = "Three questions to a small vision-language model"
+
+
+@app.command()
+def demo(out: OutDir = Path("lvlm-interp-demo"), force: Force = False, verbose: Verbose = False) -> None:
+    """Diagnose scenes that ship with the reference model; ends with the path of the page."""
+    from lvlm_interp.reference import make_scene
+    from lvlm_interp.report import export
+
+    export.check(out, force)
+    vlm = open_model("reference", None, verbose)
+    diagnoses = []
+    for case in DEMO:
+        picture = make_scene(case.seed, objects=case.objects, colors=case.colors).image
+        told = {"answer": case.answer, "context": case.context, "progress": sys.stderr.isatty()}
+        diagnoses.append(li.diagnose(vlm, picture, case.question, **told))
+        show_diagnosis(diagnoses[-1])
+    print(export.write(diagnoses, out, force, title=DEMO_TITLE))

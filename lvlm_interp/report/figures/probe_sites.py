@@ -1,0 +1,66 @@
+"""What can be decoded where: layers down, heads across."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.ticker import MaxNLocator
+
+from lvlm_interp.probes.result import ProbeResult
+from lvlm_interp.report.figures import drawing
+from lvlm_interp.report.figures.drawing import DARK, INK, SEQUENTIAL, figure
+from lvlm_interp.report.figures.labels import plain, row_numbers, with_unit
+
+
+@figure
+def probe_map(
+    found: ProbeResult, metric: str | None = None, ax: Axes | None = None, *, title: str | None = None
+) -> Axes:
+    """Layers × heads: what can be decoded at each, with a dot where it is more than chance.
+
+    Args:
+        found: from `fit_probes`, its sites given as `[layer, head]`; one row of sites is drawn as one column.
+        metric: one of `found.metrics`, the first by default; or `selectivity`.
+        ax: where to draw.
+        title: names the metric by default.
+
+    Raises:
+        InputError: no such metric.
+    """
+    name = metric or found.metrics[0]
+    values, floor = _scores(found, name)
+    ax = drawing.axes(ax, 2.2 + 0.36 * values.shape[1], 1.4 + 0.16 * len(values))
+    scale = Normalize(min(floor, float(np.nanmin(values))), max(floor + 1e-6, float(np.nanmax(values))))
+    image = ax.imshow(values, cmap=SEQUENTIAL, norm=scale, aspect="auto", origin="lower")
+    _mark(ax, found, scale(values))
+    ax.set_xticks(range(values.shape[1]))
+    _number_rows(ax, found, len(values))
+    ax.set_xlabel("head" if values.shape[1] > 1 else "")
+    drawing.title(ax, title or f"{plain(name)} of held-out probes (• q ≤ {found.alpha:g})", "center")
+    drawing.quiet(ax)
+    drawing.color_bar(ax, image, with_unit(name))
+    return ax
+
+
+def _scores(found: ProbeResult, name: str) -> tuple[np.ndarray, float]:
+    """The scores `[layer, head]`, and what guessing gets."""
+    if name == "selectivity":
+        scores, floor = found.selectivity.view(found.site_shape), 0.0
+    else:
+        scores, floor = found.of(name), float(found.baseline[found.metrics.index(name)])
+    return scores.reshape(len(scores), -1).numpy(), floor
+
+
+def _mark(ax: Axes, found: ProbeResult, darkness: np.ndarray) -> None:
+    """A dot where a score is more than chance, to be seen on any cell."""
+    rows, columns = found.significant.view(darkness.shape).numpy().nonzero()
+    colors = ["white" if dark else INK for dark in darkness[rows, columns] > DARK]
+    ax.scatter(columns, rows, s=5, color=colors, linewidths=0, label=f"q ≤ {found.alpha:g}")
+
+
+def _number_rows(ax: Axes, found: ProbeResult, count: int) -> None:
+    numbers, unit = row_numbers(found, count)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_formatter(lambda row, _: str(numbers[int(row)]) if 0 <= row < len(numbers) else "")
+    ax.set_ylabel(unit)

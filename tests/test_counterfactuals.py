@@ -1,0 +1,62 @@
+"""A counterfactual is one function: its name is known wherever names are told."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lvlm_interp import counterfactuals
+from lvlm_interp.counterfactuals.counterfactual import COUNTERFACTUALS, NAMED, Counterfactual, counterfactual
+from lvlm_interp.errors import InputError
+
+CONCEPTS = Path(__file__).resolve().parents[1] / "docs" / "concepts.md"
+
+
+def on_the_page():
+    """The names in the first column of the page's table."""
+    table = CONCEPTS.read_text(encoding="utf-8").split("| counterfactual | ")[1].split("\n\n")[0]
+    return re.findall(r"^\| `(?:counterfactuals\.)?(\w+)[`(]", table, re.MULTILINE)
+
+
+@pytest.fixture
+def fog():
+    """Two counterfactuals more, while a test runs."""
+
+    @counterfactual
+    def fog(density: float = 0.5) -> Counterfactual:
+        return Counterfactual("fog", None, {"density": density})
+
+    @counterfactual
+    def haze(colour: str, density: float = 0.5) -> Counterfactual:
+        return Counterfactual("haze", None, {"colour": colour, "density": density})
+
+    yield
+    for made in (COUNTERFACTUALS, NAMED):
+        for name in ("fog", "haze"):
+            made.pop(name, None)
+
+
+@pytest.mark.usefixtures("fog")
+def test_a_function_is_all_that_is_needed():
+    assert counterfactuals.named("fog").parameters == {"density": 0.5}
+    assert counterfactuals.fog(0.1).parameters == {"density": 0.1} and "fog" in dir(counterfactuals)
+    with pytest.raises(InputError, match=r"'fog'\], .*\(box\) and .* and counterfactuals.haze\(colour\) take"):
+        counterfactuals.named("haze")
+
+
+def test_names():
+    assert {"hidden", "blur"} < set(NAMED) == set(COUNTERFACTUALS) - {"black_box", "swap"}
+    assert all(make().name == name for name, make in NAMED.items())
+    with pytest.raises(AttributeError, match="no counterfactual 'fog'; there are"):
+        counterfactuals.fog()
+
+
+def test_the_pages_and_the_command_tell_every_name(run):
+    assert sorted(on_the_page()) == sorted(COUNTERFACTUALS)
+    _, out, _ = run("contrast", "--help")
+    assert all(re.search(rf"\b{name}\b", out) for name in NAMED)
+
+
+@pytest.mark.usefixtures("fog")
+def test_a_name_that_the_pages_do_not_tell_is_found():
+    assert {"fog", "haze"} == set(COUNTERFACTUALS) - set(on_the_page())
