@@ -7,22 +7,16 @@ whose processors read videos too are in `WITH_VIDEO`: transformers makes and ope
 from __future__ import annotations
 
 import string
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import Gemma3Processor, Idefics3Processor, LlavaNextProcessor, LlavaProcessor, PreTrainedTokenizerFast
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
-from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers import PreTrainedTokenizerFast
 
-from tests.families import tiny_model
-from tests.families.shared.clips import ONEVISION, QWEN_SIZES, SMOL, WHOLE
-from tests.families.shared.tiny import BEGIN, END, IMAGE, TILES, VIDEO, VOCABULARY
+from tests.families import collected, tiny_model
+from tests.families.shared.saved import Saved
+from tests.families.shared.tiny import BEGIN, END, IMAGE, VIDEO, VOCABULARY
 
 SPECIAL = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "<image>": IMAGE, "<begin>": BEGIN, "<end>": END}
 SPECIAL["<video>"] = VIDEO
@@ -40,7 +34,6 @@ NAMED = {  # what tokenizers of the families call these tokens
     "<begin>": ("boi_token", "vision_start_token", "start_image_token"),
     "<end>": ("eoi_token", "vision_end_token", "end_image_token"),
 }
-TILE = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -74,87 +67,20 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, **named, extra_special_tokens=names)
 
 
-@dataclass(frozen=True)
-class Saved:
-    """How the processor of a family is made, and what its template writes for an image and for a video."""
-
-    kind: type
-    pixels: Callable[[], Any]
-    options: dict[str, Any]
-    marker: str = "<image>"
-    clip: str = "<video>"
-    frames: Callable[[], Any] | None = None
-
-
-LLAVA = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-SAVED = {
-    "llava": Saved(LlavaProcessor, lambda: CLIPImageProcessorPil(**TILE), LLAVA),
-    "llava_next": Saved(LlavaNextProcessor, lambda: LlavaNextImageProcessorPil(**TILE, **TILES), LLAVA),
-    "idefics3": Saved(
-        Idefics3Processor,
-        lambda: Idefics3ImageProcessorPil(size={"longest_edge": 112}, max_image_size={"longest_edge": 56}),
-        {"image_seq_len": 4},
-    ),
-    "gemma3": Saved(
-        Gemma3Processor,
-        lambda: Gemma3ImageProcessorPil(size={"height": 56, "width": 56}),
-        {"image_seq_length": 4},
-        marker="<begin>",
-    ),
-}
-
-
-QWEN3_SIZES = {**QWEN_SIZES, "size": {"shortest_edge": 56**2, "longest_edge": 6 * 112**2}}  # of all frames together
-
-
-def made(name: str, **options: Any) -> Callable[[], Any]:
-    """Makes an image or video processor of transformers, once it is asked for."""
-    return lambda: getattr(transformers, name)(**options)
-
-
-def qwen(name: str, videos: str, sizes: dict[str, Any]) -> Saved:
-    return Saved(
-        getattr(transformers, f"{name}Processor"),
-        made("Qwen2VLImageProcessor", **QWEN_SIZES),
-        {},
-        "<begin><image><end>",
-        "<begin><video><end>",
-        made(f"{videos}VideoProcessor", **sizes),
-    )
-
-
-WITH_VIDEO = {
-    "qwen2_vl": qwen("Qwen2VL", "Qwen2VL", QWEN_SIZES),
-    "qwen2_5_vl": qwen("Qwen2_5_VL", "Qwen2VL", QWEN_SIZES),
-    "qwen3_vl": qwen("Qwen3VL", "Qwen3VL", QWEN3_SIZES),
-    "internvl": Saved(
-        transformers.InternVLProcessor,
-        made("GotOcr2ImageProcessor", **WHOLE, max_patches=6),
-        {"image_seq_length": 4},
-        frames=made("InternVLVideoProcessor", **WHOLE),
-    ),
-    "smolvlm": Saved(
-        transformers.SmolVLMProcessor,
-        made("SmolVLMImageProcessor", **SMOL),
-        {"image_seq_len": 4},
-        frames=made("SmolVLMVideoProcessor", **SMOL, num_frames=8, fps=1),
-    ),
-    "llava_onevision": Saved(
-        transformers.LlavaOnevisionProcessor,
-        made("LlavaOnevisionImageProcessor", **ONEVISION, **TILES),
-        {"num_image_tokens": 4, "vision_feature_select_strategy": "full"},
-        frames=made("LlavaOnevisionVideoProcessor", **ONEVISION),
-    ),
-}
+ROWS: dict[str, Saved] = collected("SAVED")
+SAVED = {name: row for name, row in ROWS.items() if not row.frames}
+WITH_VIDEO = {name: row for name, row in ROWS.items() if row.frames}
 """Families whose processors read videos too."""
 
 
 def processor(name: str, pixels: Any = None, frames: Any = None, **changes: Any) -> Any:
     """A family's own processor, with its own image and video processors or those that are given."""
-    row = {**SAVED, **WITH_VIDEO}[name]
+    row = ROWS[name]
     template = TEMPLATE.replace("MARKER", row.marker).replace("CLIP", row.clip)
     parts = {"video_processor": frames or row.frames()} if row.frames else {}
-    return row.kind(pixels or row.pixels(), tokenizer(), **parts, chat_template=template, **{**row.options, **changes})
+    return getattr(transformers, row.kind)(
+        pixels or row.pixels(), tokenizer(), **parts, chat_template=template, **{**row.options, **changes}
+    )
 
 
 def save(name: str, folder: Path, model: Any = None, **changes: Any) -> Path:

@@ -188,15 +188,20 @@ def test_the_reference_model_in_half_precision():
     assert check(li.load("reference", dtype=torch.bfloat16)).ok
 
 
+def rename(monkeypatch, module, **names):
+    """What a module knows parts by."""
+    monkeypatch.setattr(module, "NAMES", dataclasses.replace(module.NAMES, **names))
+
+
 def test_heads_that_do_not_recombine(monkeypatch):
     vlm, x = example()
-    monkeypatch.setattr(parts, "OUTPUT_PROJECTION", ("q_proj",))
+    rename(monkeypatch, parts, output_projection=("q_proj",))
     assert failed(vlm, x) == ["sites"]
 
 
 def test_values_of_other_heads(monkeypatch):
     """Fuyu's decoder computes q, k and v head by head; cut in thirds, every site still fires, with wrong numbers."""
-    monkeypatch.setattr(parts, "HEAD_BY_HEAD", ())
+    rename(monkeypatch, parts, head_by_head=())
     assert failed(*example("fuyu")) == ["sites"]
 
 
@@ -206,7 +211,7 @@ def test_a_gate_between_heads_and_their_projection(monkeypatch):
 
 
 def test_a_norm_between_heads_and_their_projection(monkeypatch):
-    monkeypatch.setattr(parts, "INNER_NORM", ())
+    rename(monkeypatch, parts, inner_norm=())
     assert failed(*example("kosmos-2")) == ["sites"]
 
 
@@ -278,9 +283,7 @@ def test_what_is_computed_once_changes_no_number(name, monkeypatch):
 
 def test_arguments_that_follow_from_the_tokens(monkeypatch):
     """Gemma 4 embeds each token once more, layer by layer: those of one answer are not those of another."""
-    names = decoder.NAMES
-    by_row = dataclasses.replace(names, of_tokens={}, row_axis={**names.row_axis, "per_layer_inputs": 1})
-    monkeypatch.setattr(decoder, "NAMES", by_row)
+    rename(monkeypatch, decoder, of_tokens={}, row_axis={**decoder.NAMES.row_axis, "per_layer_inputs": 1})
     assert failed(*example("gemma4")) == ["positions"]
 
 

@@ -146,7 +146,7 @@ TORCHVISION = transformers.utils.is_torchvision_available()
 def test_without_torchvision_the_error_says_what_to_install(name, tmp_path):
     tiny_model(name).save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
-    kind = WITH_VIDEO[name].kind.__name__
+    kind = WITH_VIDEO[name].kind
     part = kind.replace("2_5", "2").removesuffix("Processor")  # Qwen2.5-VL has the parts of Qwen2-VL
     described = {
         "processor_class": kind,

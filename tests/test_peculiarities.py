@@ -14,8 +14,9 @@ import lvlm_interp as li
 from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.errors import InputError, ModelError, SiteError, VisibilityError
 from tests.families import ALL, FAMILIES, tiny_example, tiny_model
+from tests.families.shared.saved import CROPPED
 from tests.families.shared.tiny import IMAGE
-from tests.saved import TILE, tokenizer
+from tests.saved import tokenizer
 
 # Norms stand behind attention and MLP, by names that elsewhere stand before them.
 NORMED_AFTER = {
@@ -126,7 +127,7 @@ def with_kosmos_processor(name, dtype=torch.float32):
     """Its own: it writes the image's tokens itself, with ids of ordinary words."""
     row, made = ALL[name], tokenizer()
     if name == "kosmos-2":
-        processor = transformers.Kosmos2Processor(CLIPImageProcessorPil(**TILE), made, num_patch_index_tokens=2)
+        processor = transformers.Kosmos2Processor(CLIPImageProcessorPil(**CROPPED), made, num_patch_index_tokens=2)
     else:
         made.add_tokens(["<md>", "</image>"])
         made.boi_token, made.eoi_token, made.image_token = "<image>", "</image>", "<s>"

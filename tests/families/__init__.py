@@ -2,8 +2,8 @@
 
 A row of `TINY` says which class, which config, what the processor would have made of one image, and around which ids
 its tokens stand. How many tokens the image has is asked of the model where the row does not say it. A file may have
-`CASES` too (image processors, for `tests.processors`), and `CLIPS`, `STILLS`, `FILMS` and `READERS` (videos, for
-`tests.videos`).
+`CASES` too (image processors, for `tests.processors`), `CLIPS`, `FILMS` and `READERS` (videos, for `tests.videos`), and
+`SAVED` (processors in a directory, for `tests.saved`).
 """
 
 from __future__ import annotations

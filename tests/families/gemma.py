@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.families.shared.cases import PATCH, SIGLIP_TILE, SQUARE, TILE, WORDS, Case, by_tiles, of_tiny
+from tests.families.shared.saved import WHOLE, Saved, later
 from tests.families.shared.tiny import (
     BEGIN,
     END,
@@ -259,4 +260,10 @@ CASES = {
     "gemma4_unified": of_tiny(
         TINY["gemma4_unified"], "Gemma4UnifiedImageProcessor", SOFT, {"mm_posemb_size": 64}, torchvision=True
     ),
+}
+
+SAVED = {
+    "gemma3": Saved(
+        "Gemma3Processor", later("Gemma3ImageProcessorPil", **WHOLE), {"image_seq_length": 4}, marker="<begin>"
+    )
 }

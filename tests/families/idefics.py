@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tests.families.shared.cases import TILE, TOWER, WORDS, Case, in_a_row
-from tests.families.shared.clips import SMOL, SQUARES, Clip, Film, Frames, OneByOne, as_images, as_pictures, pil
+from tests.families.shared.clips import SQUARES, Clip, Film, Frames, OneByOne, as_images, as_pictures
+from tests.families.shared.saved import SMOL, Saved, later, pil
 from tests.families.shared.tiny import BEGIN, IMAGE, MULTI_HEAD, SEEING, Tiny, text
 
 TINY = {
@@ -117,4 +118,14 @@ READERS = {
         pil("SmolVLMImageProcessorPil", **SMOL),
         Frames(OneByOne(pil("SmolVLMImageProcessorPil", **SMOL, do_image_splitting=False)), as_pictures),
     )
+}
+
+SAVED = {
+    "idefics3": Saved("Idefics3Processor", later("Idefics3ImageProcessorPil", **SMOL), {"image_seq_len": 4}),
+    "smolvlm": Saved(
+        "SmolVLMProcessor",
+        later("SmolVLMImageProcessor", **SMOL),
+        {"image_seq_len": 4},
+        frames=later("SmolVLMVideoProcessor", **SMOL, num_frames=8, fps=1),
+    ),
 }

@@ -3,18 +3,8 @@
 from __future__ import annotations
 
 from tests.families.shared.cases import IN_TILES, PATCH, SIX_TILES, TILE, TOWER, WORDS, Case, by_tiles, of_tiny
-from tests.families.shared.clips import (
-    SQUARES,
-    WHOLE,
-    Clip,
-    Film,
-    Frames,
-    as_images,
-    as_tiles,
-    in_a_video,
-    nearest,
-    pil,
-)
+from tests.families.shared.clips import SQUARES, Clip, Film, Frames, as_images, as_tiles, in_a_video, nearest
+from tests.families.shared.saved import WHOLE, Saved, later, pil
 from tests.families.shared.tiny import SEEING, WIDER, Tiny, text
 
 TINY = {
@@ -73,5 +63,14 @@ READERS = {
     "internvl": lambda: (
         pil("GotOcr2ImageProcessorPil", **WHOLE, max_patches=6),
         Frames(pil("GotOcr2ImageProcessorPil", **WHOLE), in_a_video),
+    )
+}
+
+SAVED = {
+    "internvl": Saved(
+        "InternVLProcessor",
+        later("GotOcr2ImageProcessor", **WHOLE, max_patches=6),
+        {"image_seq_length": 4},
+        frames=later("InternVLVideoProcessor", **WHOLE),
     )
 }

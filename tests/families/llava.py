@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 
 from tests.families.shared.cases import CLIP_TILE, PATCH, SIGLIP_TILE, TILE, TOWER, WORDS, Case
-from tests.families.shared.clips import ONEVISION, Clip, Film, Frames, in_a_video, nearest, pil
+from tests.families.shared.clips import Clip, Film, Frames, in_a_video, nearest
+from tests.families.shared.saved import CROPPED, ONEVISION, Saved, later, pil
 from tests.families.shared.tiny import IMAGE, ONE, TILED_PIXELS, TILES, VIDEO, Tiny, seeing, text
 
 TINY = {
@@ -187,4 +188,16 @@ READERS = {
         pil("LlavaOnevisionImageProcessorPil", **ONEVISION, **TILES),
         Frames(pil("SiglipImageProcessorPil", **ONEVISION), in_a_video),
     )
+}
+
+PATCHES = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+SAVED = {
+    "llava": Saved("LlavaProcessor", later("CLIPImageProcessorPil", **CROPPED), PATCHES),
+    "llava_next": Saved("LlavaNextProcessor", later("LlavaNextImageProcessorPil", **CROPPED, **TILES), PATCHES),
+    "llava_onevision": Saved(
+        "LlavaOnevisionProcessor",
+        later("LlavaOnevisionImageProcessor", **ONEVISION, **TILES),
+        {"num_image_tokens": 4, "vision_feature_select_strategy": "full"},
+        frames=later("LlavaOnevisionVideoProcessor", **ONEVISION),
+    ),
 }

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from tests.families.shared.cases import MERGED, NEAREST, PATCH, WIDTH, WORDS, Case, of_tiny
-from tests.families.shared.clips import GRID, QWEN_SIZES, STAMP, Clip, Film, Frames, in_pairs, pil
+from tests.families.shared.clips import GRID, STAMP, Clip, Film, Frames, in_pairs
+from tests.families.shared.saved import QWEN_SIZES, Saved, later, pil
 from tests.families.shared.tiny import (
     BEGIN,
     DELTA_RULE,
@@ -239,3 +240,17 @@ def read() -> tuple[Any, Any]:
 
 
 READERS = dict.fromkeys(CLIPS, read)
+
+
+def saved(name: str, videos: str, sizes: dict[str, Any]) -> Saved:
+    """A processor of Qwen-VL."""
+    made = later("Qwen2VLImageProcessor", **QWEN_SIZES), later(f"{videos}VideoProcessor", **sizes)
+    return Saved(f"{name}Processor", made[0], {}, "<begin><image><end>", "<begin><video><end>", made[1])
+
+
+OF_ALL_FRAMES = {**QWEN_SIZES, "size": {"shortest_edge": 56**2, "longest_edge": 6 * 112**2}}
+SAVED = {
+    "qwen2_vl": saved("Qwen2VL", "Qwen2VL", QWEN_SIZES),
+    "qwen2_5_vl": saved("Qwen2_5_VL", "Qwen2VL", QWEN_SIZES),
+    "qwen3_vl": saved("Qwen3VL", "Qwen3VL", OF_ALL_FRAMES),
+}

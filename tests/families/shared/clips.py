@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
 from PIL import Image
 from torch import Tensor, nn
 from transformers import BatchFeature
@@ -15,15 +14,12 @@ from transformers.video_processing_utils import VideoProcessorMixin
 from transformers.video_utils import make_batched_metadata, make_batched_videos
 
 from tests.families.shared.cases import NEAREST
+from tests.families.shared.saved import later
 from tests.families.shared.tiny import IMAGE
 
 STAMP = 45  # a token between frames, where Qwen3-VL writes the time
 GRID = {"pixel_values_videos": (48, 3 * 2 * 14 * 14), "video_grid_thw": torch.tensor([[2, 4, 6]])}
 SQUARES = (*[IMAGE] * 4, STAMP) * 3
-QWEN_SIZES = {"patch_size": 14, "merge_size": 2, "size": {"shortest_edge": 56**2, "longest_edge": 112**2}}
-SMOL = {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": 56}}
-WHOLE = {"size": {"height": 56, "width": 56}}
-ONEVISION = {"size": {"height": 28, "width": 28}}
 Still = tuple[Mapping[str, tuple[int, ...] | Tensor], tuple[int, ...]]
 """A picture: its pixels, as in `Clip`, and its tokens."""
 
@@ -44,14 +40,9 @@ class Clip:
 # --- a stand-in for video processors ----------------------------------------------------------------------------------
 
 
-def pil(name: str, **settings: Any) -> Any:
-    """An image processor of transformers."""
-    return getattr(transformers, name)(**settings)
-
-
 def nearest(name: str, side: int) -> Callable[[], Any]:
     """Makes one that stretches pictures over a square, reading the nearest pixel."""
-    return lambda: pil(name, size={"height": side, "width": side}, **NEAREST)
+    return later(name, size={"height": side, "width": side}, **NEAREST)
 
 
 def in_pairs(made: Mapping[str, Tensor]) -> dict[str, Tensor]:
