@@ -158,6 +158,8 @@ def _unpacked(kind: type[Any], rest: Mapping[str, Any], path: str, tensors: Mapp
 def _plain(value: Any) -> Any:
     if _is_tensor(value):
         return value.detach().float().cpu().tolist() if value.is_floating_point() else value.tolist()
+    if isinstance(value, Result):
+        return value.to_dict()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

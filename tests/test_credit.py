@@ -234,6 +234,7 @@ def test_words_of_a_tokenizer_that_drops_blanks(monkeypatch):
     assert split.tokens == ("a", "red", "cat") and split.alternatives[1] == (" blue",)
     ids = x.answer_ids.tolist()
     other = vlm.answered(x, "a blue cat").answer_ids.tolist()[1:5]  # ▁b l u e, as it stands in an answer
+    assert vlm.prompter.word_ids(" blue") == vlm.prompter.word_ids("blue", blank=True) == other
     visible = module.coalitions(x, split.roles, ("template",))
     y = x.with_answer([*ids[:1], *other], [""] * 5, "")
     seen = torch.cat([visible[:, : x.answer_start], torch.ones(len(visible), 5, dtype=torch.bool)], 1)

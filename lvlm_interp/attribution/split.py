@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pandas as pd
 from jaxtyping import Float
@@ -34,6 +35,7 @@ class CreditSplit(Result):
         kept: the roles and players that are always visible.
     """
 
+    too_large: ClassVar[frozenset[str]] = frozenset({"numbers"})  # `to_dict` has them by name
     tokens: tuple[str, ...]
     players: tuple[str, ...]
     player_roles: tuple[str, ...]
@@ -204,6 +206,11 @@ class CreditSplit(Result):
         if name == "prior" or name not in (*self.players, *self.player_roles):
             return [name] if name == "prior" else []
         return [self.players[i] for i in self._members(name)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values; v(S) of each value under its name."""
+        by_name = zip(self.computed, self.numbers.tolist(), strict=True)
+        return {**super().to_dict(), **dict(by_name)}
 
     def to_frame(self) -> pd.DataFrame:
         """Columns `token`, `prior`, one for each player, `total`; nats (logits, of `logit`)."""
