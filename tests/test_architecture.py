@@ -24,12 +24,13 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lvlm_interp"
 NAME = "lvlm_interp"
 
 # Which top-level parts a part may import, besides itself.
-BASE = {"errors", "results"}
+BASE = {"errors", "results", "compat"}
 MODEL = BASE | {"model"}
 METHODS = MODEL | {"counterfactuals", "methods"}
 ANYTHING = METHODS | {"adapters", "reference", "report", "tables", "cli"}
 MAY_IMPORT = {
     "errors": set(),
+    "compat": set(),
     "results": {"errors"},
     "model": BASE,
     "adapters": MODEL,

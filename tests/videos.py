@@ -10,13 +10,13 @@ from unittest import mock
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import BatchFeature, processing_utils
+from transformers import BatchFeature, processing_utils, video_processing_utils
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
-from transformers.video_processing_utils import VideoProcessorMixin
 from transformers.video_utils import make_batched_metadata, make_batched_videos
 
 from lvlm_interp.model.layouts import VIDEOS
@@ -100,7 +100,11 @@ def as_pictures(made: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: made[k] for k in ("pixel_values", "pixel_attention_mask")}
 
 
-class Frames(VideoProcessorMixin):
+# Before transformers 5.10, nothing of a video processor can be imported without torchvision.
+Base: Any = getattr(video_processing_utils, "VideoProcessorMixin", BaseImageProcessor)
+
+
+class Frames(Base):  # type: ignore[misc]
     """Makes of every frame what an image processor makes of a picture, and lays frames together as the family does."""
 
     temporal_patch_size, merge_size, num_frames, fps = 2, 2, 8, 1
@@ -133,7 +137,9 @@ class OneByOne:
 
 def as_video(model: nn.Module, made: Mapping[str, Tensor]) -> Tensor:
     """Features of models that take videos."""
-    return model.get_video_features(**made).pooler_output[0]
+    told = dict(made)
+    pixels = told.pop("pixel_values_videos")  # LLaVA-OneVision called them otherwise before
+    return model.get_video_features(pixels, **told).pooler_output[0]
 
 
 def as_images(model: nn.Module, made: Mapping[str, Tensor]) -> Tensor:
@@ -211,6 +217,6 @@ READERS = {
 def without_torchvision(name: str) -> Any:
     """The family's own processor with these. Its check of their classes looks in lists that are not there either."""
     pixels, frames = READERS[name]
-    known = {"VideoProcessorMixin": VideoProcessorMixin}
+    known = {"VideoProcessorMixin": Base, "BaseVideoProcessor": Base}
     with mock.patch.multiple(processing_utils.transformers_module, create=True, **known):
         return processor(name, pixels, frames)

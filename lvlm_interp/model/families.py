@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from transformers import PretrainedConfig
 
+from lvlm_interp.compat import has_transformers
+
 
 @dataclass(frozen=True)
 class Family:
@@ -33,6 +35,8 @@ class Family:
         cast: the model takes pixels of the type of its weights only.
         multiplied: the config's `logits_scaling` multiplies the logits; elsewhere it divides them.
         never: attribute path of the ids of tokens that the model never says, inside the base model.
+        since: the release of transformers from which on it is read truly; with an older one it is checked as a family
+            that is not in the table.
         note: what a user should know about the family.
     """
 
@@ -50,6 +54,7 @@ class Family:
     cast: bool = False
     multiplied: bool = False
     never: str | None = None
+    since: str = "0"
     note: str = ""
 
 
@@ -137,6 +142,7 @@ FAMILIES: dict[str, Family] = {
         gates=("image_attention_mask",),
         fills={"image_attention_mask": None},
         tiled=True,
+        since="5.17",  # before, positions could not be beyond the number of rows
     ),
     "instructblip": Family(prompt="{image}{question}", note=READS_QUESTION),
     "instructblipvideo": Family(prompt="{image}{question}", image_token="video_token_index", note=READS_QUESTION),
@@ -178,3 +184,9 @@ FAMILIES: dict[str, Family] = {
 def family_of(config: PretrainedConfig) -> Family:
     """The row of a model; a type outside the table gets what holds for most, and must pass the checks."""
     return FAMILIES.get(config.model_type, Family())
+
+
+def known(model_type: str) -> bool:
+    """Whether models of a type are known to be read truly with the transformers installed here."""
+    row = FAMILIES.get(model_type)
+    return row is not None and has_transformers(row.since)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig
 
+from lvlm_interp.compat import known_to
 from lvlm_interp.model.blocks import Block, Film, Layout, Size, Source, Span, interpolated, spans, tiles
 from lvlm_interp.model.inputs import VIDEO_PIXELS
 
@@ -335,6 +336,7 @@ def _sliced(source: Source) -> Layout:
     told = {name: source.settings(name) for name in ("scale_resolution", "patch_size", "downsample_mode")}
     most = source.settings("max_slice_nums") if source.settings("slice_mode") else 1
     grid = cutter.get_sliced_grid(size, most, told["scale_resolution"])
+    told = known_to(cutter.find_best_resize, told)
     rows, columns = (n // source.step for n in cutter.find_best_resize(size, **told, allow_upscale=grid is None))
     whole = _even(rows, columns, source.size)
     if grid is None:

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from lvlm_interp.compat import images_kwargs
 from lvlm_interp.model.blocks import Size, Source, TokenMap
 from lvlm_interp.model.inputs import ImageView, Shown, pixels_of
 from lvlm_interp.model.layouts import FAMILIES, VIDEOS
@@ -140,7 +141,7 @@ def _given_size(model_inputs: Mapping[str, Tensor], index: int, video: bool = Fa
 
 def _settings(processor: Any) -> Callable[[str], Any]:
     """What images are processed with: a processor's own defaults go before those of its image processor."""
-    first = getattr(processor, "images_kwargs", None) or {}
+    first = images_kwargs(processor)
     second = getattr(processor, "image_processor", processor)
 
     def setting(name: str) -> Any:

@@ -61,7 +61,7 @@ class HookedVLM(Anatomy):
     ) -> None:
         super().__init__(model, processor)
         self.name, self.revision = name or type(model).__name__, revision
-        self.accepted = model.config.model_type in families.FAMILIES
+        self.accepted = families.known(model.config.model_type)
 
     @functools.cached_property
     def prompter(self) -> prompt.Prompter:
