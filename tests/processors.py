@@ -18,6 +18,7 @@ from transformers.utils import is_torchvision_available
 
 from tests.families import MODEL_TYPES, collected, lively
 from tests.families.shared.cases import Case
+from tests.families.shared.tiny import need
 
 SILENCED = re.compile(r"(attn|attention|layers\.\d+\.conv)\.(out_proj|o_proj|proj|projection_layer)\.")
 """Output projections of attention in vision towers, and of the layers of LFM3-VL that convolve in its place."""
@@ -40,6 +41,7 @@ class Processor:
 def tower(name: str) -> nn.Module:
     """The family's model with random weights, its vision attention silenced."""
     case = CASES[name]
+    need(case.config)
     torch.manual_seed(0)
     if case.config in MODEL_TYPES:
         config = transformers.AutoConfig.for_model(case.config, **copy.deepcopy(dict(case.options)))

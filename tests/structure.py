@@ -16,6 +16,7 @@ NAME = "lvlm_interp"
 # there can be no circle of parts, lazy or for types only.
 ORDER = (
     "errors",
+    "compat",
     "results",
     "bootstrap",
     "checkpoints",

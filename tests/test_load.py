@@ -222,7 +222,7 @@ def brandnew(tmp_path, monkeypatch):
     (folder / "config.json").write_text(json.dumps(described))
     (folder / "code.py").write_text(CODE.format(trace=str(trace)))
     # Transformers knows the old names of LLaVA's weights by its model type only.
-    rewritten(folder, lambda weights: {k.replace("language_model.lm_head", "lm_head"): v for k, v in weights.items()})
+    rewritten(folder, lambda _: tiny_model("llava").state_dict())
     return folder, trace
 
 

@@ -11,9 +11,10 @@ from transformers.models.idefics.image_processing_pil_idefics import IdeficsImag
 from transformers.models.kosmos2_5.image_processing_pil_kosmos2_5 import Kosmos2_5ImageProcessorPil
 
 import lvlm_interp as li
+from lvlm_interp.compat import images_kwargs
 from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.errors import InputError, ModelError, SiteError, VisibilityError
-from tests.families import ALL, FAMILIES, tiny_example, tiny_model
+from tests.families import ALL, FAMILIES, need_read, tiny_example, tiny_model
 from tests.families.shared.saved import CROPPED
 from tests.families.shared.tiny import IMAGE
 from tests.saved import tokenizer
@@ -103,6 +104,7 @@ def idefics_processor():
 
 def test_an_image_behind_gates():
     """Idefics cannot run without an image: hidden, its gates are shut, as its processor does before text alone."""
+    need_read("idefics")
     model = tiny_model("idefics")
     del model.config.image_token_id
     with pytest.raises(ModelError, match=r"names no image token.*no processor"):
@@ -123,8 +125,22 @@ def test_an_image_behind_gates():
 KOSMOS_TYPES = ("kosmos-2", "kosmos-2.5")
 
 
-def with_kosmos_processor(name, dtype=torch.float32):
+@pytest.fixture
+def with_kosmos_processor(monkeypatch):
     """Its own: it writes the image's tokens itself, with ids of ordinary words."""
+
+    def made(name, dtype=torch.float32):
+        processor, rows = kosmos_processor(name)
+        few = {"max_patches": 16, "num_image_tokens": 4}
+        for what in few.keys() & (defaults := images_kwargs(processor)).keys():
+            monkeypatch.setitem(defaults, what, few[what])
+        return li.wrap(tiny_model(name, dtype=dtype, rows=rows), processor)
+
+    return made
+
+
+def kosmos_processor(name):
+    """And the row of a model with its vocabulary."""
     row, made = ALL[name], tokenizer()
     if name == "kosmos-2":
         processor = transformers.Kosmos2Processor(CLIPImageProcessorPil(**CROPPED), made, num_patch_index_tokens=2)
@@ -134,15 +150,13 @@ def with_kosmos_processor(name, dtype=torch.float32):
         processor = transformers.Kosmos2_5Processor(
             Kosmos2_5ImageProcessorPil(patch_size={"height": 2, "width": 2}), made
         )
-        processor.images_kwargs = {**processor.images_kwargs, "max_patches": 16}
     processor.num_image_tokens = 4
     config = {**row.config, "text_config": {**row.config["text_config"], "vocab_size": len(made)}}
-    rows = {name: dataclasses.replace(row, config=config)}
-    return li.wrap(tiny_model(name, dtype=dtype, rows=rows), processor)
+    return processor, {name: dataclasses.replace(row, config=config)}
 
 
 @pytest.mark.parametrize("name", KOSMOS_TYPES)
-def test_an_image_that_a_mask_marks(name):
+def test_an_image_that_a_mask_marks(name, with_kosmos_processor):
     """Its tokens have ids that words have too; positions are counted from beyond the padding token."""
     vlm = with_kosmos_processor(name)
     x = vlm.prepare("What is it?", noisy_picture(), answer="A cat")
@@ -163,7 +177,7 @@ def test_an_image_that_a_mask_marks(name):
 
 
 @pytest.mark.parametrize("name", KOSMOS_TYPES)
-def test_other_pictures_where_a_mask_marks_the_image(name):
+def test_other_pictures_where_a_mask_marks_the_image(name, with_kosmos_processor):
     vlm = with_kosmos_processor(name)
     x = vlm.prepare("What is it?", noisy_picture(), answer="A cat")
     for without in ("hidden", "blank", "noise"):
@@ -204,6 +218,7 @@ def test_a_norm_between_heads_and_their_projection():
 def test_cross_attention_beside_the_blocks():
     """Idefics keeps its layers of cross-attention in a list of their own, and a vision tower of as many blocks as the
     language model's inside its decoder: blocks are those of the residual stream, as they run."""
+    need_read("idefics")
     vlm, x = of("idefics")
     found = vlm.capture(x, "blocks.*")
     depth = sum(name.endswith("resid_post") for name in found)

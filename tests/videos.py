@@ -11,11 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import processing_utils
-from transformers.video_processing_utils import VideoProcessorMixin
 
 from tests import processors
 from tests.families import collected
-from tests.families.shared.clips import Clip, Film, Still
+from tests.families.shared.clips import Base, Clip, Film, Still
 from tests.families.shared.tiny import ANSWER, IMAGE, QUESTION, VIDEO
 from tests.saved import processor
 
@@ -57,6 +56,6 @@ def filmed(name: str, clip: list[Image.Image]) -> tuple[Tensor, dict[str, Tensor
 def without_torchvision(name: str) -> Any:
     """The family's own processor with these. Its check of their classes looks in lists that are not there either."""
     pixels, frames = READERS[name]()
-    known = {"VideoProcessorMixin": VideoProcessorMixin}
+    known = {"VideoProcessorMixin": Base, "BaseVideoProcessor": Base}
     with mock.patch.multiple(processing_utils.transformers_module, create=True, **known):
         return processor(name, pixels, frames)

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from lvlm_interp.compat import EMPTY_LAYER, known_to
 from lvlm_interp.engine.masks import Sight, look
 from lvlm_interp.errors import InputError
 from lvlm_interp.families.shared.registry import NAMES
@@ -106,8 +107,10 @@ class DecoderInputs:
 
 def made_of(decoder: PreTrainedModel, name: str, ids: Int[Tensor, " row"]) -> Tensor:
     """An argument that follows from the tokens, for these: `[row, …]`."""
-    maker = NAMES.of_tokens[name]
-    return ids if maker is None else getattr(decoder, maker)(ids[None])[0]
+    if (maker := NAMES.of_tokens[name]) is None:
+        return ids
+    make = getattr(decoder, maker)
+    return make(ids[None], **known_to(make, {"inputs_embeds": None}))[0]
 
 
 def _in_pieces(decoder: PreTrainedModel) -> bool:
@@ -116,7 +119,7 @@ def _in_pieces(decoder: PreTrainedModel) -> bool:
     The last layers may read those of layers before them (Gemma 4, Gemma 3n), and leave nothing themselves.
     """
     kinds = [type(layer) for layer in DynamicCache(config=decoder.config).layers]
-    while kinds and kinds[-1] is DummyLayer:
+    while kinds and kinds[-1] is EMPTY_LAYER:
         kinds.pop()
     return {*kinds} <= {DynamicLayer, DynamicSlidingWindowLayer}
 

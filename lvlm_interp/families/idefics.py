@@ -43,6 +43,7 @@ FAMILIES = {
         fills={"image_attention_mask": None},
         tiled=True,
         whole=True,  # read by cross-attention
+        since="5.17",  # before, positions could not be beyond the number of rows
     ),
     "idefics2": Family(tiled=True, whole=True),  # resampled
     "idefics3": Family(tiled=True, layout=_split, merge=_scale),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig
 
+from lvlm_interp.compat import known_to
 from lvlm_interp.families.shared.cuts import even, with_thumbnail
 from lvlm_interp.families.shared.family import Family
 from lvlm_interp.families.shared.grids import Layout, Processed, spans
@@ -20,6 +21,7 @@ def _sliced(image: Processed) -> Layout:
     told = {name: image.settings(name) for name in ("scale_resolution", "patch_size", "downsample_mode")}
     most = image.settings("max_slice_nums") if image.settings("slice_mode") else 1
     grid = cutter.get_sliced_grid(size, most, told["scale_resolution"])
+    told = known_to(cutter.find_best_resize, told)
     rows, columns = (n // image.step for n in cutter.find_best_resize(size, **told, allow_upscale=grid is None))
     whole = even(rows, columns, image.size)
     if grid is None:

@@ -116,6 +116,8 @@ def _attention(kernel: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         if tap is None and kernel != "eager":
             own = AttentionInterface._global_mapping[kernel]
             return own(module, query, key, value, attention_mask, **options)
+        if kernel == "eager":  # its formula knows no other mask than the one that it is given
+            options["is_causal"] = False
         return _tapped(module, tap or {}, query, key, value, attention_mask, options)
 
     return attention

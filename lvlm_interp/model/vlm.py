@@ -50,7 +50,7 @@ class HookedVLM(Preparing):
     ) -> None:
         super().__init__(model, processor)
         self.name, self.revision = name or type(model).__name__, revision
-        self.accepted = model.config.model_type in registry.FAMILIES
+        self.accepted = registry.known(model.config.model_type)
         self._first_check, self._tracer = first_check, tracer
 
     @functools.cached_property

@@ -367,7 +367,17 @@ def check_at_load(vlm: HookedVLM) -> None:
     """
     # A finite sum has finite terms, and is quick; the rest is looked at term by term.
     weights = all_fetched(vlm.model, [name for name, _ in vlm.model.named_parameters()])
-    bad = [name for name, weight in weights if not weight.sum().isfinite() and not weight.isfinite().all()]
+    nowhere, bad = [], []
+    for name, weight in weights:
+        if weight.is_meta:
+            nowhere.append(name)
+        elif not weight.sum().isfinite() and not weight.isfinite().all():
+            bad.append(name)
+    if nowhere:
+        raise ModelError(
+            f"{len(nowhere)} weights of {vlm.name!r} are on no device, {nowhere[0]!r} among them: it was made without "
+            "numbers, or transformers before 5.13 put all of it on disk. Load it; leave a part of it off the disk"
+        )
     if bad:
         raise ModelError(
             f"{len(bad)} weights of {vlm.name!r} hold NaN or infinity, {bad[0]!r} among them: load it anew"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def _need_all_weights(name: str, missing: Collection[str]) -> None:
 
 def _why_not_opened(name: str, error: str) -> str:
     """What a user can do about it: transformers' own words where nothing better is known."""
-    if needed := next((package for package in INSTALLED if package in error.lower()), None):
+    if needed := next((package for package in INSTALLED if re.search(rf"\b{package}\b", error.lower())), None):
         return f"could not open {name!r}: its processor needs the package {needed}; {INSTALLED[needed]}"
     if "trust_remote_code" in error:
         return (

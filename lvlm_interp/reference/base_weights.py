@@ -19,7 +19,7 @@ from transformers import (
 from lvlm_interp.errors import ModelError
 from lvlm_interp.reference.sources import LANGUAGE_MODEL, VISION_TOWER, fetch
 
-# What transformers calls the attention weights that the ONNX file names after an older version of it.
+# What transformers calls, from 5.10 on, the attention weights that the ONNX file names as it did before.
 _RENAMED = {
     "attention.attention.query": "attention.q_proj",
     "attention.attention.key": "attention.k_proj",
@@ -57,7 +57,8 @@ def load_vision_tower(path: Path | None = None) -> Dinov2Model:
     config = Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=14)
     model = Dinov2Model(config)
     try:
-        model.load_state_dict(_vision_state(path or fetch(VISION_TOWER)))
+        state, known = _vision_state(path or fetch(VISION_TOWER)), model.state_dict().keys()
+        model.load_state_dict({name if name in known else _renamed(name): value for name, value in state.items()})
     except (RuntimeError, KeyError) as error:
         raise ModelError(f"the ONNX file does not hold a DINOv2-S as expected: {error}") from error
     return model.eval()
@@ -69,12 +70,12 @@ def _vision_state(path: Path) -> dict[str, torch.Tensor]:
 
     graph = onnx.load(str(path)).graph
     arrays = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    state = {_renamed(name): torch.tensor(a) for name, a in arrays.items() if name.startswith("backbone.")}
+    state = {n.removeprefix("backbone."): torch.tensor(a) for n, a in arrays.items() if n.startswith("backbone.")}
     for node in graph.node:  # weights of MatMul are anonymous and transposed; the node's name says whose they are
         weight = next((i for i in node.input if i in arrays), None)
         if node.op_type == "MatMul" and weight and node.name.startswith("/backbone"):
-            module = ".".join(node.name.strip("/").split("/")[:-1])
-            state[_renamed(module) + ".weight"] = torch.tensor(arrays[weight]).T.contiguous()
+            module = ".".join(node.name.strip("/").split("/")[1:-1])
+            state[module + ".weight"] = torch.tensor(arrays[weight]).T.contiguous()
     positions = np.concatenate([arrays[name] for name in _POSITIONS], 1)
     state["embeddings.position_embeddings"] = torch.tensor(positions)
     state["embeddings.mask_token"] = torch.zeros(1, 384)  # used in pretraining only; the export left it out
@@ -82,7 +83,6 @@ def _vision_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _renamed(name: str) -> str:
-    name = name.removeprefix("backbone.")
     for old, new in _RENAMED.items():
         name = name.replace(old, new)
     return name

@@ -29,7 +29,7 @@ TINY = {
         {
             "model_type": "aria",
             "vision_config": {**SEEING, "model_type": "idefics3_vision"},
-            "text_config": {**TEXT, "moe_num_experts": 2, "moe_topk": 1, "moe_num_shared_experts": 1},
+            "text_config": text("aria_text", moe_num_experts=2, moe_topk=1, moe_num_shared_experts=1),
             "projector_patch_to_query_dict": {4: 4},
         },
         ONE,

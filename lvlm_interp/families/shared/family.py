@@ -48,6 +48,8 @@ class Family:
         film: how its videos are cut, or None; it gives None where that cannot be told of a video.
         whole: image tokens have no place in the picture: each answers a query (a Q-Former, a Perceiver), or stands for
             all that is read by cross-attention.
+        since: the release of transformers from which on it is read truly; with an older one it is checked as a family
+            that has no row.
         note: what a user should know about the family.
     """
 
@@ -72,4 +74,5 @@ class Family:
     merge: Callable[[PretrainedConfig], int] = one
     film: Callable[[Processed], Film | None] | None = None
     whole: bool = False
+    since: str = "0"
     note: str = ""

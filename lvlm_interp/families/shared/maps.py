@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from lvlm_interp.compat import images_kwargs
 from lvlm_interp.families.shared.grids import Processed, Size, TokenMap
 from lvlm_interp.families.shared.registry import family_of
 from lvlm_interp.inputs.example import pixels_of
@@ -137,7 +138,7 @@ def _given_size(model_inputs: Mapping[str, Tensor], index: int, video: bool = Fa
 
 def _settings(processor: Any) -> Callable[[str], Any]:
     """What images are processed with: a processor's own defaults go before those of its image processor."""
-    first = getattr(processor, "images_kwargs", None) or {}
+    first = images_kwargs(processor)
     second = getattr(processor, "image_processor", processor)
 
     def setting(name: str) -> Any:

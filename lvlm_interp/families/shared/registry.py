@@ -12,6 +12,7 @@ from types import ModuleType
 from transformers import PretrainedConfig
 
 from lvlm_interp import families
+from lvlm_interp.compat import has_transformers
 from lvlm_interp.families.shared.family import Family
 from lvlm_interp.families.shared.names import USUAL, Names
 
@@ -50,3 +51,9 @@ NAMES: Names = named(files())
 def family_of(config: PretrainedConfig) -> Family:
     """The row of a model; a type that has none gets what holds for most, and must pass the checks."""
     return FAMILIES.get(config.model_type, Family())
+
+
+def known(model_type: str) -> bool:
+    """Whether models of a type are known to be read truly with the transformers installed here."""
+    row = FAMILIES.get(model_type)
+    return row is not None and has_transformers(row.since)

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
+import transformers
 from torch import Tensor
 
 IMAGE, BEGIN, END, VIDEO = 150, 151, 152, 153
@@ -149,3 +151,14 @@ SAM = {
 NO_HEAD_DIM = {k: v for k, v in TEXT.items() if k != "head_dim"}
 MULTI_HEAD = {k: v for k, v in TEXT.items() if k not in ("head_dim", "num_key_value_heads")}
 FLAT_PIXELS = {"pixel_values": (24, 588), "image_grid_thw": torch.tensor([[1, 4, 6]])}
+
+
+def too_new(model_type: str) -> bool:
+    """Whether the transformers installed here has neither a model type nor a config of this name."""
+    return model_type not in transformers.CONFIG_MAPPING and not hasattr(transformers, f"{model_type}Config")
+
+
+def need(model_type: str) -> None:
+    """Skip a test of a type that is too new for the transformers installed here."""
+    if too_new(model_type):
+        pytest.skip(f"transformers {transformers.__version__} has no model type {model_type!r}")

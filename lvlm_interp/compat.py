@@ -1,0 +1,41 @@
+"""What older releases of transformers lack or call otherwise: asked of it here, in one place.
+
+Each entry says which release ends it: once that is the lower bound in `pyproject.toml`, the entry goes.
+`make test-oldest` runs the tests with the lowest releases.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import transformers
+from transformers import cache_utils
+
+# 5.23: what a cache has for a layer that keeps nothing itself; before, it had nothing for it.
+EMPTY_LAYER: type | None = getattr(cache_utils, "DummyLayer", None)
+
+
+def has_transformers(release: str) -> bool:
+    """Whether the transformers installed here is of this release or a later one."""
+    here = transformers.__version__.split(".")[:2]
+    return [int(n) for n in here] >= [int(n) for n in release.split(".")]
+
+
+def known_to(function: Callable[..., Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that a function has: 5.21 gave some one more, or took one from them."""
+    return {name: told[name] for name in told.keys() & inspect.signature(function).parameters.keys()}
+
+
+def images_kwargs(processor: Any) -> Mapping[str, Any]:
+    """What a processor tells its image processor by default.
+
+    From 5.23 on it says so itself; before, a class of arguments that stands beside its own did.
+    """
+    if (told := getattr(processor, "images_kwargs", None)) is not None:
+        return told
+    beside = (getattr(sys.modules[kind.__module__], f"{kind.__name__}Kwargs", None) for kind in type(processor).__mro__)
+    defaults = (getattr(kwargs, "_defaults", None) for kwargs in beside)
+    return next((found.get("images_kwargs", {}) for found in defaults if found is not None), {})
