@@ -36,6 +36,6 @@ def images_kwargs(processor: Any) -> Mapping[str, Any]:
     """
     if (told := getattr(processor, "images_kwargs", None)) is not None:
         return told
-    beside = (getattr(sys.modules[kind.__module__], f"{kind.__name__}Kwargs", None) for kind in type(processor).__mro__)
+    beside = (vars(sys.modules[kind.__module__]).get(f"{kind.__name__}Kwargs") for kind in type(processor).__mro__)
     defaults = (getattr(kwargs, "_defaults", None) for kwargs in beside)
     return next((found.get("images_kwargs", {}) for found in defaults if found is not None), {})
