@@ -27,6 +27,7 @@ from lvlm_interp.model.capture import masking, skipping
 from lvlm_interp.model.decoder import decoder_inputs
 from lvlm_interp.model.families import Family
 from lvlm_interp.model.inputs import Inputs, Role
+from lvlm_interp.model.rounding import HALF, Allowed, allowed, apart, float_error, kept, visited
 from lvlm_interp.model.score import score
 from lvlm_interp.model.sites import Site, reads_z
 from lvlm_interp.model.weights import all_fetched
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from lvlm_interp.model.vlm import HookedVLM
 
-HALF = (torch.bfloat16, torch.float16)
 VISIBLE_CHANGE = 1e-3  # logits by which other pixels must change an answer that sees them
 
 
@@ -152,17 +152,6 @@ def _carried_out(name: str, function: Callable[..., Checked], vlm: HookedVLM, x:
         return Checked(name, False, float("nan"), 0.0, f"{type(error).__name__}: {text}", advice)
 
 
-def _limit(logits: Tensor) -> float:
-    """Float error that is to be expected of logits of this size and type, less those of tokens that are never said."""
-    relative = 8 * torch.finfo(logits.dtype).eps if logits.dtype in HALF else 1e-5
-    said = logits[logits != torch.finfo(logits.dtype).min]
-    return relative * max(1.0, float(said.float().abs().max()))
-
-
-def _gap(a: Tensor, b: Tensor) -> float:
-    return float((a.float() - b.float()).abs().max())
-
-
 def _other_pixels(x: Inputs) -> Inputs:
     """The same example with noise for pixels."""
     return x.with_noise(0.0, torch.Generator().manual_seed(2026))
@@ -174,40 +163,35 @@ def _other_pixels(x: Inputs) -> Inputs:
 def parity(vlm: HookedVLM, x: Inputs) -> Checked:
     """A captured run gives the logits of the plain model."""
     with implementation(vlm.model, "eager"):
-        exact = _gap(vlm.run(x), _captured(vlm, x))
+        exact = apart(vlm.run(x), _captured(vlm, x))
     plain = vlm.run(x)
-    gap, limit = _difference(vlm, x, plain), _limit(plain)
+    gap, rounding = _difference(vlm, x, plain)
     # The eager formulas of some towers round elsewhere than ours, which shows in half precision only.
-    ok = exact <= (limit if plain.dtype in HALF else 0) and gap <= limit
-    detail = f"captured against plain logits: {exact:.1e} under eager (0 expected), {gap:.1e} under its own kernel"
+    ok = exact <= (rounding.limit if vlm.model.dtype in HALF else 0) and gap <= rounding.limit
+    under = f"{exact:.1e} under eager (0 expected), {gap:.1e} under its own kernel"
+    detail = f"captured against plain logits: {under}{rounding.note}"
     advice = "Captures would not show what the model does. Is attention or its mask built outside AttentionInterface?"
-    return Checked("parity", ok, max(exact, gap), limit, detail, "" if ok else advice)
+    return Checked("parity", ok, max(exact, gap), rounding.limit, detail, "" if ok else advice)
 
 
-def _difference(vlm: HookedVLM, x: Inputs, plain: Tensor) -> float:
-    """How far a captured run is from the plain model.
+def _difference(vlm: HookedVLM, x: Inputs, plain: Tensor) -> tuple[float, Allowed]:
+    """How far a captured run is from the plain model, and how far it may be.
 
     What is captured goes by the eager formula. In half precision transformers' own kernels may be further apart than
-    any limit that still finds faults, so there it is enough to be near to one of them.
+    any limit that still finds faults; where rounding explains it, there it is enough to be near to one of them.
     """
     captured = _captured(vlm, x)
-    gap = _gap(plain, captured)
-    if plain.dtype in HALF:
+    gap = apart(plain, captured)
+    rounding = allowed(vlm, lambda: vlm.run(x), plain, gap)
+    if vlm.model.dtype in HALF and gap <= rounding.explained:
         with implementation(vlm.model, "eager"):
-            gap = min(gap, _gap(vlm.run(x), captured))
-    return gap
+            gap = min(gap, apart(vlm.run(x), captured))
+    return gap, rounding
 
 
 def _captured(vlm: HookedVLM, x: Inputs) -> Tensor:
     """Logits of a run in which every site is recorded; sites that do not fire are another check's."""
-    logits = []
-
-    def keep(value: Tensor) -> Tensor:
-        return value
-
-    with contextlib.suppress(SiteError), vlm.visiting(dict.fromkeys(vlm.sites.values(), keep)):
-        logits.append(vlm.run(x))
-    return logits[0]
+    return visited(vlm, lambda: vlm.run(x), kept)
 
 
 def leak(vlm: HookedVLM, x: Inputs) -> Checked:
@@ -216,7 +200,7 @@ def leak(vlm: HookedVLM, x: Inputs) -> Checked:
     (hidden, seen), (hidden_other, seen_other) = (
         [_scored(vlm, y, y.hidden(*r)) for r in (["image"], [])] for y in (x, other)
     )
-    gap, control = _gap(hidden, hidden_other), _gap(seen, seen_other)
+    gap, control = apart(hidden, hidden_other), apart(seen, seen_other)
     ok = gap == 0 and control > VISIBLE_CHANGE
     detail = f"other pixels change the answer's logits by {gap:.1e} hidden (0 expected) and by {control:.1e} seen"
     advice = (
@@ -235,25 +219,32 @@ def positions(vlm: HookedVLM, x: Inputs) -> Checked:
     """What is seen stands where it stood: the engine against one masked pass over all rows."""
     coalitions = [x.hidden("image"), x.hidden("question") | x.where("template"), x.hidden("image", "question")]
     other, given = _with_some_answer(vlm, x), decoder_inputs(vlm, x)  # what goes by token must follow another answer
-    gaps, limit = [], 0.0
+    gaps, roundings = [], []
     for y, visible in [*((x, visible) for visible in coalitions), (other, other.hidden("image"))]:
-        expected = masked_pass(vlm, y, visible)
-        limit = max(limit, _limit(expected))
-        gaps.append(_gap(score(vlm, y, visible[None], given=given).logits(0), expected))
+        slowly = _masked(vlm, y, visible)
+        expected = slowly()
+        gaps.append(apart(score(vlm, y, visible[None], given=given).logits(0), expected))
+        roundings.append(allowed(vlm, slowly, expected, gaps[-1]))
     gap = float(torch.tensor(gaps).max())  # NaN, if one is
+    limit, note = max((rounding.limit, rounding.note) for rounding in roundings)
     ok = gap <= limit
-    detail = f"rows dropped and packed against one masked pass, {len(coalitions)} coalitions, 2 answers: {gap:.1e}"
+    cases = f"{len(coalitions)} coalitions, 2 answers"
+    detail = f"rows dropped and packed against one masked pass, {cases}: {gap:.1e}{note}"
     advice = "Position ids move when something is hidden, or the decoder takes arguments by row that are not cut."
     return Checked("positions", ok, gap, limit, detail, "" if ok else advice)
 
 
-@torch.no_grad()
 def masked_pass(vlm: HookedVLM, x: Inputs, visible: Bool[Tensor, " position"]) -> Float[Tensor, "answer vocabulary"]:
     """The slow way: the plain model computes every row, at its own positions, under its own masks less what is hidden.
 
     An image that no token carries is hidden by leaving out its inputs, or by shutting its gates. Layers that hand a
     state from position to position, or are told of padding only, pass over what is hidden.
     """
+    return _masked(vlm, x, visible)()
+
+
+def _masked(vlm: HookedVLM, x: Inputs, visible: Bool[Tensor, " position"]) -> Callable[[], Tensor]:
+    """The slow way, ready to be run: the masks are those of the model's own kernel, under whichever one it runs."""
     sight, own = decoder_inputs(vlm, x, room=0).sight, torch.eye(x.length, dtype=torch.bool)
     lowest = torch.finfo(vlm.model.dtype).min
     masks = {}
@@ -262,10 +253,15 @@ def masked_pass(vlm: HookedVLM, x: Inputs, visible: Bool[Tensor, " position"]) -
         mask = torch.zeros(1, 1, *see.shape, dtype=vlm.model.dtype).masked_fill_(~see, lowest).to(vlm.device)
         masks.update(dict.fromkeys(kind.modules, mask))
     family = vlm.family if not (visible & x.where("image")).any() else Family()
-    kept = {k: v for k, v in x.model_inputs.items() if k not in family.image_inputs}
-    given = {k: torch.zeros_like(v) if k in family.gates else v for k, v in kept.items()}
-    with masking(masks), skipping((*vlm.recurrent, *sight.unmasked), visible):
-        return vlm.call(given)[0, x.answer_positions - 1]
+    left = {k: v for k, v in x.model_inputs.items() if k not in family.image_inputs}
+    given = {k: torch.zeros_like(v) if k in family.gates else v for k, v in left.items()}
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        with masking(masks), skipping((*vlm.recurrent, *sight.unmasked), visible):
+            return vlm.call(given)[0, x.answer_positions - 1]
+
+    return run
 
 
 def sites(vlm: HookedVLM, x: Inputs) -> Checked:
@@ -275,8 +271,8 @@ def sites(vlm: HookedVLM, x: Inputs) -> Checked:
     recombined = [gap for site in zs if (gap := _recombined(vlm, site, found)) is not None]
     read = [gap for site in zs if (gap := _read(site, found)) is not None]
     last = max((n for n in vlm.sites if n.startswith("blocks.") and n.endswith("resid_post")), key=_number)
-    lens = _gap(vlm.readout(found[last]), found["logits"])
-    gap, limit = float(torch.tensor([lens, *recombined, *read]).max()), _limit(found["logits"])
+    lens = apart(vlm.readout(found[last]), found["logits"])
+    gap, limit = float(torch.tensor([lens, *recombined, *read]).max()), float_error(vlm, found["logits"])
     missing = f"; {len(vlm.missing)} sites cannot be read ({next(iter(vlm.missing.values()))})" if vlm.missing else ""
     heads = f"heads recombine in {len(recombined)} layers, values give them in {len(read)}"
     detail = f"{len(vlm.sites)} sites fired; {heads}; lens {lens:.1e}{missing}"
@@ -300,7 +296,7 @@ def _recombined(vlm: HookedVLM, site: Site, found: Any) -> float | None:
     if not _inside(site.module, out.module):  # a norm stands between attention and the residual stream
         heads = out.module(heads)
     heads = out.scaled(heads)
-    return _gap(heads.reshape(added.shape), added) / max(1.0, float(added.abs().max()))
+    return apart(heads.reshape(added.shape), added) / max(1.0, float(added.abs().max()))
 
 
 def _read(site: Site, found: Any) -> float | None:
@@ -310,7 +306,7 @@ def _read(site: Site, found: Any) -> float | None:
         return None
     values = v.reshape(len(pattern), -1, *v.shape[-2:]).repeat_interleave(pattern.shape[1] // v.shape[-2], 2)
     read = torch.einsum("bhqk,bkhi->bqhi", pattern, values).reshape(z.shape)
-    return _gap(read, z) / max(1.0, float(z.abs().max()))
+    return apart(read, z) / max(1.0, float(z.abs().max()))
 
 
 def _inside(inner: nn.Module, outer: nn.Module) -> bool:
@@ -329,7 +325,7 @@ def restore(vlm: HookedVLM, x: Inputs) -> Checked:
     with contextlib.suppress(InterruptedError):
         vlm.capture(x, "blocks.0.*", edits={"blocks.0.hook_resid_pre": broken})
     score(vlm, x, torch.stack([x.hidden(), x.hidden("image")]))
-    gap, left = _gap(before, vlm.run(x)), [k for k, v in _state(vlm).items() if state[k] != v]
+    gap, left = apart(before, vlm.run(x)), [k for k, v in _state(vlm).items() if state[k] != v]
     ok = gap == 0 and not left
     detail = f"outputs differ by {gap:.1e} afterwards" + (f"; changed: {', '.join(left)}" if left else "")
     return Checked("restore", ok, gap, 0.0, detail, "" if ok else "Something was left in the model: load it anew.")
@@ -379,15 +375,15 @@ def check_at_load(vlm: HookedVLM) -> None:
         plain = vlm.run(words)
     except Exception:  # some models answer no prompt without an image (InstructBLIP): they are checked with one
         return
-    gap = _difference(vlm, words, plain)
-    if not gap <= _limit(plain):
-        again = _gap(plain, vlm.run(words))
+    gap, rounding = _difference(vlm, words, plain)
+    if not gap <= rounding.limit:
+        again = apart(plain, vlm.run(words))
         raise ModelError(
             f"{vlm.name!r} does not give the same logits twice: they differ by {again:.1e} in two plain runs. "
             "Models that draw something at random cannot be read."
             if again
             else f"capturing changes what {vlm.name!r} computes: its logits differ by {gap:.1e} "
-            f"(limit {_limit(plain):.1e}). "
+            f"(limit {rounding.limit:.1e}{rounding.note}). "
             "Its attention does not go by transformers' AttentionInterface in the way that is read here."
         )
 
