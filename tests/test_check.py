@@ -7,7 +7,8 @@ import torch
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError
-from lvlm_interp.opening.conformance import CHECKS, check
+from lvlm_interp.opening.checks import CHECKS
+from lvlm_interp.opening.conformance import check
 from tests.families import tiny_model
 from tests.saved import SAVED, save
 

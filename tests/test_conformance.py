@@ -19,8 +19,10 @@ from lvlm_interp.families.shared.family import Family
 from lvlm_interp.model import attention, parts
 from lvlm_interp.model.sites import Site
 from lvlm_interp.model.vlm import HookedVLM
-from lvlm_interp.opening import conformance
-from lvlm_interp.opening.conformance import CHECKS, check
+from lvlm_interp.opening import checks, conformance, rounding
+from lvlm_interp.opening.checks import CHECKS
+from lvlm_interp.opening.conformance import check
+from lvlm_interp.opening.masked import masked
 from tests.families import ALL, FAILING, TOO_NEW, UNTRIED, tiny_example, tiny_model
 from tests.families.shared.tiny import text
 from tools import models_table
@@ -83,7 +85,7 @@ def test_biases_and_sinks_of_attention_are_captured(name):
     """Learned biases by distance, and a score more in each row: these families fail other checks, but not this one."""
     vlm = li.wrap(tiny_model(name))
     vlm.accepted = True
-    assert conformance.parity(vlm, tiny_example(vlm, name)).ok
+    assert checks.parity(vlm, tiny_example(vlm, name)).ok
 
 
 def test_a_decoder_with_a_sink_for_each_head():
@@ -164,12 +166,12 @@ def test_a_site_that_does_not_fire():
     vlm, x = example()
     idle = torch.nn.Linear(1, 1)
     vlm.sites["blocks.0.hook_idle"] = Site("blocks.0.hook_idle", idle, "output")
-    before, state = vlm.run(x), conformance._state(vlm)
+    before, state = vlm.run(x), checks._state(vlm)
     found = check(vlm, x)
     assert [row.check for row in found.checks if not row.ok] == ["sites"]
     assert "blocks.0.hook_idle" in found["sites"].detail
     # Captures broke off in the middle of three checks, and left nothing behind, not even in the module that idles.
-    assert torch.equal(vlm.run(x), before) and conformance._state(vlm) == state and not idle._forward_hooks
+    assert torch.equal(vlm.run(x), before) and checks._state(vlm) == state and not idle._forward_hooks
     del vlm.sites["blocks.0.hook_idle"]
     assert check(vlm, x).ok  # the control
 
@@ -290,11 +292,14 @@ def test_what_is_computed_once_changes_no_number(name, monkeypatch):
     vlm, x = example(name)
     visible = x.everything.repeat(3, 1)
     visible[1:, x.images[0].positions[:2]] = ~torch.eye(2, dtype=torch.bool)
-    expected = torch.stack([conformance.masked_pass(vlm, x, row) for row in visible])
+    slowly = [masked(vlm, x, row) for row in visible]
+    expected = torch.stack([run() for run in slowly])
     given = run_to_decoder(vlm, x, keep_prompt=True)
     for handed in (None, given, given):
         found = li.score(vlm, x, visible, decoder_inputs=handed).logits()
-        assert (found - expected).abs().max() < conformance._limit(expected)
+        for run, one, other in zip(slowly, found, expected, strict=True):
+            gap = rounding.apart(one, other)
+            assert gap <= rounding.allowed(vlm, run, other, gap).limit
     assert (expected[0] - expected[1]).abs().max() > 1e-2
 
 

@@ -23,7 +23,8 @@ import lvlm_interp as li  # noqa: E402
 from lvlm_interp.errors import ModelError  # noqa: E402
 from lvlm_interp.families.shared.family import Family  # noqa: E402
 from lvlm_interp.families.shared.registry import FAMILIES  # noqa: E402
-from lvlm_interp.opening.conformance import CHECKS, Conformance, check  # noqa: E402
+from lvlm_interp.opening.checks import CHECKS  # noqa: E402
+from lvlm_interp.opening.conformance import Conformance, check  # noqa: E402
 from tests.families import ALL, FAILING, MODEL_TYPES, UNTRIED, WITH_TIMM, tiny_example, tiny_model  # noqa: E402
 
 PAGE = ROOT / "docs" / "models.md"

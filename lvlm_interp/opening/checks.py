@@ -1,0 +1,226 @@
+"""What holds of a model that is read truly: one function a check.
+
+| check | what holds |
+|---|---|
+| parity | a captured run gives the same logits as the plain model: exactly under the same kernel, else to rounding |
+| leak | with the image hidden, other pixels change nothing; seen, they do |
+| positions | under every coalition, what is seen stands where it stood: as one masked pass over all rows |
+| sites | every site fires, values and patterns give the heads, heads `hook_attn_out`, the last layer the logits |
+| restore | afterwards outputs, weights, attention implementations and hooks are what they were |
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from lvlm_interp.engine.decoder import run_to_decoder
+from lvlm_interp.engine.score import score
+from lvlm_interp.errors import SiteError
+from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.attention import implementation, implementations
+from lvlm_interp.model.sites import Site, reads_z
+from lvlm_interp.model.vlm import HookedVLM
+from lvlm_interp.opening.masked import masked
+from lvlm_interp.opening.rounding import HALF, Allowed, allowed, apart, float_error, kept, visited
+
+VISIBLE_CHANGE = 1e-3  # logits by which other pixels must change an answer that sees them
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What one check found.
+
+    Attributes:
+        check: its name.
+        ok: whether it holds.
+        measured: the largest difference that should not be there; NaN if the check could not be carried out.
+        limit: what it may be.
+        detail: what was measured.
+        advice: what to do where it does not hold.
+    """
+
+    check: str
+    ok: bool
+    measured: float
+    limit: float
+    detail: str
+    advice: str = ""
+
+
+def with_some_answer(vlm: HookedVLM, x: Inputs) -> Inputs:
+    ids = x.input_ids[0, ~vlm.visual_in(x.model_inputs)[0]].tolist()[:-4:-1]
+    return x.with_answer(ids, vlm.token_strings(ids), "")
+
+
+def _other_pixels(x: Inputs) -> Inputs:
+    """The same example with noise for pixels."""
+    return x.with_noise(0.0, torch.Generator().manual_seed(2026))
+
+
+def parity(vlm: HookedVLM, x: Inputs) -> Checked:
+    """A captured run gives the logits of the plain model."""
+    with implementation(vlm.model, "eager"):
+        exact = apart(vlm.run(x), _captured(vlm, x))
+    plain = vlm.run(x)
+    gap, rounding = difference(vlm, x, plain)
+    # The eager formulas of some towers round elsewhere than ours, which shows in half precision only.
+    ok = exact <= (rounding.limit if vlm.model.dtype in HALF else 0) and gap <= rounding.limit
+    under = f"{exact:.1e} under eager (0 expected), {gap:.1e} under its own kernel"
+    detail = f"captured against plain logits: {under}{rounding.note}"
+    advice = "Captures would not show what the model does. Is attention or its mask built outside AttentionInterface?"
+    return Checked("parity", ok, max(exact, gap), rounding.limit, detail, "" if ok else advice)
+
+
+def difference(vlm: HookedVLM, x: Inputs, plain: Tensor) -> tuple[float, Allowed]:
+    """How far a captured run is from the plain model, and how far it may be.
+
+    What is captured goes by the eager formula. In half precision transformers' own kernels may be further apart than
+    any limit that still finds faults; where rounding explains it, there it is enough to be near to one of them.
+    """
+    captured = _captured(vlm, x)
+    gap = apart(plain, captured)
+    rounding = allowed(vlm, lambda: vlm.run(x), plain, gap)
+    if vlm.model.dtype in HALF and gap <= rounding.explained:
+        with implementation(vlm.model, "eager"):
+            gap = min(gap, apart(vlm.run(x), captured))
+    return gap, rounding
+
+
+def _captured(vlm: HookedVLM, x: Inputs) -> Tensor:
+    """Logits of a run in which every site is recorded; sites that do not fire are another check's."""
+    return visited(vlm, lambda: vlm.run(x), kept)
+
+
+def leak(vlm: HookedVLM, x: Inputs) -> Checked:
+    """Behind the mask other pixels change nothing; without it they do."""
+    other = _other_pixels(x)
+    (hidden, seen), (hidden_other, seen_other) = (
+        [_scored(vlm, y, visible) for visible in (y.hidden("image"), y.everything)] for y in (x, other)
+    )
+    gap, control = apart(hidden, hidden_other), apart(seen, seen_other)
+    ok = gap == 0 and control > VISIBLE_CHANGE
+    detail = f"other pixels change the answer's logits by {gap:.1e} hidden (0 expected) and by {control:.1e} seen"
+    advice = (
+        "The image reaches the answer past the mask; the family needs another way to hide it."
+        if gap
+        else "Other pixels make no difference at all: is the image used? (untrained gates, pixels that are dropped)"
+    )
+    return Checked("leak", ok, gap, 0.0, detail, "" if ok else advice)
+
+
+def _scored(vlm: HookedVLM, x: Inputs, visible: Bool[Tensor, " position"]) -> Tensor:
+    return score(vlm, x, visible[None]).logits(0)
+
+
+def positions(vlm: HookedVLM, x: Inputs) -> Checked:
+    """What is seen stands where it stood: the engine against one masked pass over all rows."""
+    coalitions = [x.hidden("image"), x.hidden("question") | x.where("template"), x.hidden("image", "question")]
+    other = with_some_answer(vlm, x)  # what goes by token must follow another answer
+    decoder_inputs = run_to_decoder(vlm, x)
+    gaps, roundings = [], []
+    for y, visible in [*((x, visible) for visible in coalitions), (other, other.hidden("image"))]:
+        slowly = masked(vlm, y, visible)
+        expected = slowly()
+        gaps.append(apart(score(vlm, y, visible[None], decoder_inputs=decoder_inputs).logits(0), expected))
+        roundings.append(allowed(vlm, slowly, expected, gaps[-1]))
+    gap = float(torch.tensor(gaps).max())  # NaN, if one is
+    limit, note = max((rounding.limit, rounding.note) for rounding in roundings)
+    ok = gap <= limit
+    cases = f"{len(coalitions)} coalitions, 2 answers"
+    detail = f"rows dropped and packed against one masked pass, {cases}: {gap:.1e}{note}"
+    advice = "Position ids move when something is hidden, or the decoder takes arguments by row that are not cut."
+    return Checked("positions", ok, gap, limit, detail, "" if ok else advice)
+
+
+def sites(vlm: HookedVLM, x: Inputs) -> Checked:
+    """Every site fires, heads recombine, values and patterns give them, the last layer's lens is the logits."""
+    found = vlm.capture(x, "*")
+    zs = [site for name, site in vlm.sites.items() if name.endswith("attn.hook_z")]
+    recombined = [gap for site in zs if (gap := _recombined(vlm, site, found)) is not None]
+    read = [gap for site in zs if (gap := _read(site, found)) is not None]
+    last = max((n for n in vlm.sites if n.startswith("blocks.") and n.endswith("resid_post")), key=_number)
+    lens = apart(vlm.readout(found[last]), found["logits"])
+    gap, limit = float(torch.tensor([lens, *recombined, *read]).max()), float_error(vlm, found["logits"])
+    missing = f"; {len(vlm.missing)} sites cannot be read ({next(iter(vlm.missing.values()))})" if vlm.missing else ""
+    heads = f"heads recombine in {len(recombined)} layers, values give them in {len(read)}"
+    detail = f"{len(vlm.sites)} sites fired; {heads}; lens {lens:.1e}{missing}"
+    ok = gap <= limit
+    advice = "The names of the parts in model/parts.py do not fit this model."
+    return Checked("sites", ok, gap, limit, detail, "" if ok else advice)
+
+
+def _number(name: str) -> int:
+    return int(name.split(".")[1])
+
+
+def _recombined(vlm: HookedVLM, site: Site, found: Any) -> float | None:
+    """How far the heads of one layer, projected, are from what attention puts out, relative to its size."""
+    projection = reads_z(site)
+    block = site.name.rsplit(".", 2)[0]
+    out = vlm.sites.get(f"{block}.hook_attn_out")
+    if projection is None or out is None:
+        return None
+    heads, added = projection(found[site.name].flatten(-2)), found[out.name]
+    if not _inside(site.module, out.module):  # a norm stands between attention and the residual stream
+        heads = out.module(heads)
+    heads = out.scaled(heads)
+    return apart(heads.reshape(added.shape), added) / max(1.0, float(added.abs().max()))
+
+
+def _read(site: Site, found: Any) -> float | None:
+    """How far the values of one layer, weighted by its pattern, are from z; None where something stands between."""
+    v, pattern, z = (found.get(site.name.replace("hook_z", f"hook_{name}")) for name in ("v", "pattern", "z"))
+    if v is None or pattern is None or site.read == "input":  # a gate stands between
+        return None
+    values = v.reshape(len(pattern), -1, *v.shape[-2:]).repeat_interleave(pattern.shape[1] // v.shape[-2], 2)
+    read = torch.einsum("bhqk,bkhi->bqhi", pattern, values).reshape(z.shape)
+    return apart(read, z) / max(1.0, float(z.abs().max()))
+
+
+def _inside(inner: nn.Module, outer: nn.Module) -> bool:
+    return any(module is inner for module in outer.modules())
+
+
+def restore(vlm: HookedVLM, x: Inputs) -> Checked:
+    """Captures, edits that break off and scores leave nothing behind."""
+    before, state = vlm.run(x), _state(vlm)
+
+    def broken(value: Tensor) -> Tensor:
+        raise InterruptedError
+
+    with contextlib.suppress(SiteError):  # sites that do not fire are another check's
+        vlm.capture(x, "blocks.*")
+    with contextlib.suppress(InterruptedError):
+        vlm.capture(x, "blocks.0.*", edits={"blocks.0.hook_resid_pre": broken})
+    score(vlm, x, torch.stack([x.everything, x.hidden("image")]))
+    gap, left = apart(before, vlm.run(x)), [k for k, v in _state(vlm).items() if state[k] != v]
+    ok = gap == 0 and not left
+    detail = f"outputs differ by {gap:.1e} afterwards" + (f"; changed: {', '.join(left)}" if left else "")
+    return Checked("restore", ok, gap, 0.0, detail, "" if ok else "Something was left in the model: load it anew.")
+
+
+def _state(vlm: HookedVLM) -> dict[str, Any]:
+    """What of a model could be left changed."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+    digest = type(vlm).fingerprint.func(vlm)  # type: ignore[attr-defined]  # computed anew, not the cached one
+    return {
+        "hooks": sum(len(getattr(m, name)) for m in vlm.model.modules() for name in hooks),
+        "attention implementation": sorted(kernel for _, kernel in implementations(vlm.model).values()),
+        "weights": digest,
+    }
+
+
+CHECKS: dict[str, Callable[[HookedVLM, Inputs], Checked]] = {
+    "parity": parity,
+    "leak": leak,
+    "positions": positions,
+    "sites": sites,
+    "restore": restore,
+}
