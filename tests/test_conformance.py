@@ -376,9 +376,10 @@ def test_the_command_line(monkeypatch):
     from typer.testing import CliRunner
 
     from lvlm_interp import cli
+    from lvlm_interp.cli.commands import check as command
 
     vlm, x = example()
-    monkeypatch.setattr(cli.models, "open_model", lambda *_: vlm)
+    monkeypatch.setattr(command, "open_model", lambda *_: vlm)
     monkeypatch.setattr(conformance, "_example", lambda _: x)
     good = CliRunner().invoke(cli.app, ["check", "some/model"])
     assert good.exit_code == 0 and all(name in good.output for name in CHECKS) and "FAILS" not in good.output

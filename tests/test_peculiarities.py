@@ -11,7 +11,7 @@ from transformers.models.idefics.image_processing_pil_idefics import IdeficsImag
 from transformers.models.kosmos2_5.image_processing_pil_kosmos2_5 import Kosmos2_5ImageProcessorPil
 
 import lvlm_interp as li
-from lvlm_interp.compat import images_kwargs
+from lvlm_interp.compat import has_transformers, images_kwargs
 from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.errors import InputError, ModelError, SiteError, VisibilityError
 from tests.families import ALL, FAMILIES, need_read, tiny_example, tiny_model
@@ -249,6 +249,8 @@ def changed(vlm, x, ids, **other):
 def test_image_tokens_that_do_not_match_the_features(name, cut):
     """One too few, as a truncated prompt has, or one too many."""
     vlm, x = of(name)
+    if cut > 0 and name == "idefics3" and not has_transformers("5.21"):
+        pytest.skip("transformers before 5.21 lets it pass")
     ids = x.input_ids[0].tolist()
     at = ids.index(IMAGE)
     wrong = ids[:at] + ids[at + 1 :] if cut > 0 else [*ids[:at], IMAGE, *ids[at:]]

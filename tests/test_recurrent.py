@@ -70,9 +70,9 @@ def test_scores_are_those_of_the_visible_rows_alone(family):
 def test_masks_alone_do_not_hide(family, monkeypatch):
     """The control of the positions check: without `skipping` its oracle lets hidden positions through."""
     vlm, x = family
-    assert conformance.positions(vlm, x).ok
-    monkeypatch.setattr(conformance, "skipping", lambda modules, rows: skipping((), rows))
-    assert not conformance.positions(vlm, x).ok
+    assert checks.positions(vlm, x).ok
+    monkeypatch.setattr(masked, "skipping", lambda modules, rows: skipping((), rows))
+    assert not checks.positions(vlm, x).ok
 
 
 def test_methods_add_up(family):

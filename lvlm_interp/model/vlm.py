@@ -29,6 +29,13 @@ from lvlm_interp.model.sites import Site, match
 from lvlm_interp.results import Provenance
 
 
+# What is said where image tokens do not match the features; the last by torch, where transformers does not look.
+UNMATCHED = {
+    ValueError: ("match",),
+    RuntimeError: ("shape mismatch", "Number of elements of source < number of ones in mask"),
+}
+
+
 class HookedVLM(Preparing):
     """A vision-language model whose inside can be read. Made by `load` or `wrap`; the model itself is never changed.
 
@@ -108,7 +115,8 @@ class HookedVLM(Preparing):
         try:
             return self.model(**model_inputs, use_cache=False).logits
         except (ValueError, RuntimeError) as error:
-            if ("match" if isinstance(error, ValueError) else "shape mismatch") not in str(error):
+            said = UNMATCHED[ValueError if isinstance(error, ValueError) else RuntimeError]
+            if not any(text in str(error) for text in said):
                 raise
             count = int(self.visual_in(model_inputs).sum())
             raise InputError(

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import is_torchvision_available
 
 from lvlm_interp.adapters.nnsight import traced
 from lvlm_interp.errors import ModelError
@@ -26,6 +27,9 @@ INSTALLED = {  # packages that some processors need, and how to get them
     "num2words": "pip install num2words",
     "timm": "pip install timm",
 }
+
+# What transformers says where it would not import an image processor without torchvision.
+UNSEEN = "Unrecognized image processor"
 
 
 def wrap(model: nn.Module, processor: Any = None, name: str | None = None) -> HookedVLM:
@@ -99,7 +103,10 @@ def _need_all_weights(name: str, missing: Collection[str]) -> None:
 
 def _why_not_opened(name: str, error: str) -> str:
     """What a user can do about it: transformers' own words where nothing better is known."""
-    if needed := next((package for package in INSTALLED if re.search(rf"\b{package}\b", error.lower())), None):
+    needed = next((package for package in INSTALLED if re.search(rf"\b{package}\b", error.lower())), None)
+    if UNSEEN in error and not is_torchvision_available():
+        needed = "torchvision"
+    if needed:
         return f"could not open {name!r}: its processor needs the package {needed}; {INSTALLED[needed]}"
     if "trust_remote_code" in error:
         return (

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ def cutting_fuyu() -> type:
 
     class Cutting(FuyuImageProcessorPil):
         def patchify_image(self, image: Tensor, patch_size: Any = None) -> Tensor:
-            return torch.from_numpy(super().patchify_image(image.numpy(), patch_size))
+            return torch.from_numpy(super().patchify_image(np.asarray(image), patch_size))
 
     return Cutting
 
@@ -40,7 +41,7 @@ def pieces(processor: Any, given: list[Image.Image], made: Mapping[str, Any]) ->
     if not hasattr(FuyuProcessor, "_process_images"):
         told = [torch.stack(list(made[f"image_unpadded_{side}"])).view(-1, 1) for side in ("heights", "widths")]
         shown = torch.stack([torch.as_tensor(one) for one in made["images"]]).view(len(given), 1, 3, 60, 80)
-        cut = processor.preprocess_with_tokenizer_info(shown, torch.ones(len(given), 1), *told, 1, 2, True)
+        cut = cutting_fuyu()(**PAPER).preprocess_with_tokenizer_info(shown, torch.ones(len(given), 1), *told, 1, 2, True)
         return {"image_patches": torch.cat([one for (one,) in cut["image_patches"]])}
     own = SimpleNamespace(image_processor=processor, replace_image_token=lambda *told, **more: "")
     made = FuyuProcessor._process_images(own, given, return_tensors="pt")[0]

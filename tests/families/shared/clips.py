@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -111,7 +112,10 @@ def as_video(model: nn.Module, made: Mapping[str, Tensor]) -> Tensor:
     """Features of models that take videos."""
     told = dict(made)
     pixels = told.pop("pixel_values_videos")  # LLaVA-OneVision called them otherwise before
-    return model.get_video_features(pixels, **told).pooler_output[0]
+    found = model.get_video_features(pixels, **told).pooler_output[0]
+    if "image_newline" in dir(model) and "newline" not in inspect.getsource(type(model).get_video_features):
+        found = torch.cat([found, model.image_newline[None]])  # before transformers 5.23, it came in later
+    return found
 
 
 def as_images(model: nn.Module, made: Mapping[str, Tensor]) -> Tensor:
