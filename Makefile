@@ -3,6 +3,15 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# `make test ISA=avx2` computes as a processor without AVX-512 does, `ISA=default` as one without AVX; each library has
+# a name of its own for that. `make test THREADS=2` sums in two threads.
+THREADS ?= 1
+ISAS := avx2 default
+LIBRARIES_avx2 := MKL_CBWR=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell
+LIBRARIES_default := MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=Nehalem
+MACHINE := TEST_THREADS=$(THREADS) $(if $(ISA),ATEN_CPU_CAPABILITY=$(ISA) $(LIBRARIES_$(ISA)))
+$(if $(ISA),$(if $(filter $(ISA),$(ISAS)),,$(error ISA=$(ISA) is not one of: $(ISAS))))
+
 # Touched when an installation has finished; an interrupted one is done again.
 STAMP := .venv/.installed
 # Files that begin with an underscore are shared by the others.
@@ -18,8 +27,8 @@ help:  ## show this list
 demo: $(STAMP)  ## diagnose the shipped scenes with the reference model; pages in demo/
 	$(BIN)/lvlm-interp demo --out demo --force
 
-test: lint  ## lint, then all tests with coverage
-	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+test: lint  ## lint, then all tests with coverage; as another machine sums: ISA=avx2, ISA=default, THREADS=2
+	$(MACHINE) $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 lint: $(STAMP)  ## style, format and types
 	$(BIN)/ruff check .

@@ -5,7 +5,9 @@ import os
 # Set before anything imports torch, transformers or matplotlib.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
-os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+# One thread: the same sums, in the same order, whatever else the machine does; `make test` runs two workers.
+THREADS = os.environ.setdefault("TEST_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = THREADS  # for the processes that tests start
 
 from jaxtyping import install_import_hook
 
@@ -17,7 +19,7 @@ install_import_hook("lvlm_interp", CHECKER)
 
 import torch
 
-torch.set_num_threads(1)  # the same sums, in the same order, on any machine; `make test` runs two workers
+torch.set_num_threads(int(THREADS))
 
 import pytest
 

@@ -11,6 +11,7 @@ from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.errors import SiteError, VisibilityError
 from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.model.hooks import masking, skipping
+from lvlm_interp.opening import checks, masked
 from tests.families import tiny_example, tiny_model
 
 HYBRID = ("glm5_next", "lfm2_vl", "lfm3_vl", "nemotron_h_omni", "qwen3_5", "qwen3_5_moe", "qwen4_exp")

@@ -28,7 +28,6 @@ from lvlm_interp.model.preparing import Preparing
 from lvlm_interp.model.sites import Site, match
 from lvlm_interp.results import Provenance
 
-
 # What is said where image tokens do not match the features; the last by torch, where transformers does not look.
 UNMATCHED = {
     ValueError: ("match",),

@@ -41,7 +41,9 @@ def pieces(processor: Any, given: list[Image.Image], made: Mapping[str, Any]) ->
     if not hasattr(FuyuProcessor, "_process_images"):
         told = [torch.stack(list(made[f"image_unpadded_{side}"])).view(-1, 1) for side in ("heights", "widths")]
         shown = torch.stack([torch.as_tensor(one) for one in made["images"]]).view(len(given), 1, 3, 60, 80)
-        cut = cutting_fuyu()(**PAPER).preprocess_with_tokenizer_info(shown, torch.ones(len(given), 1), *told, 1, 2, True)
+        cut = cutting_fuyu()(**PAPER).preprocess_with_tokenizer_info(
+            shown, torch.ones(len(given), 1), *told, 1, 2, True
+        )
         return {"image_patches": torch.cat([one for (one,) in cut["image_patches"]])}
     own = SimpleNamespace(image_processor=processor, replace_image_token=lambda *told, **more: "")
     made = FuyuProcessor._process_images(own, given, return_tensors="pt")[0]
