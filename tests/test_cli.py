@@ -109,6 +109,17 @@ def test_contrast_and_credit_mirror_the_api(run, picture, reference):
 
 
 @pytest.mark.usefixtures("loaded")
+def test_credit_by_answer_among_sentences(run, picture, reference):
+    told = "The cat sleeps. The dog barks."
+    x = reference.prepare("What color is the banana?", picture, context=told, answer="Purple.")
+    options = ["--value", "logprob", "--unit", "answer", "--players", "sentences", "--json"]
+    _, out, _ = run("credit", "--image", picture, *ASK, "--answer", "Purple.", "--context", told, *options)
+    split, found = li.credit(reference, x, value="logprob", unit="answer", players="sentences"), json.loads(out)
+    assert tuple(found["players"]) == split.players == ("question", "sentence 0", "sentence 1", "image")
+    assert found["logprob"][0] == pytest.approx(split.values[0].tolist(), abs=1e-4)
+
+
+@pytest.mark.usefixtures("loaded")
 def test_lens_and_direct_mirror_the_api(run, picture, reference):
     x = reference.prepare("What color is the banana?", picture, answer="Purple.")
     options = ["--target", "Yellow", "--layer", 20, "--layer", -1, "--json"]
@@ -129,6 +140,11 @@ def test_heatmap(run, picture, tmp_path):
     out = tmp_path / "where.png"
     status, printed, _ = run("heatmap", "--image", picture, *ASK, "--answer", "Purple.", "--out", out)
     assert status == 0 and printed.splitlines()[-1] == str(out) and Image.open(out).format == "PNG"
+    foil = tmp_path / "foil.png"
+    status, printed, _ = run(
+        "heatmap", "--image", picture, *ASK, "--answer", "Purple.", "--against", "Yellow", "--out", foil, "--json"
+    )
+    assert status == 0 and foil.exists() and json.loads(printed)["alternatives"] == [["Yellow"]]
     status, _, err = run("heatmap", "--image", picture, *ASK, "--out", tmp_path / "nowhere" / "where.png")
     assert status == 1 and one_line(err) and "there is no directory" in err
     status, _, err = run("heatmap", "--image", picture, *ASK, "--out", out)

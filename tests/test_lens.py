@@ -6,6 +6,7 @@ import torch
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.inside import lens as module
+from lvlm_interp.model import readout
 from tests.families import FAMILIES, tiny_example, tiny_model
 
 
@@ -76,7 +77,7 @@ def test_a_few_positions_at_a_time_change_no_number(llava, monkeypatch):
         return found
 
     monkeypatch.setattr(module, "_logprobs", noted)
-    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 2 * vlm.readout.vocabulary)
+    monkeypatch.setattr(readout, "LOGITS_AT_ONCE", 2 * vlm.readout.vocabulary)
     streamed = li.lens(vlm, x, target=7)
     assert max(largest) == 2 * vlm.readout.vocabulary
     for name in ("top_ids", "top_logprobs", "entropy", "kl", "target_logprob", "target_rank"):

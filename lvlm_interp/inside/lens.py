@@ -29,7 +29,6 @@ from lvlm_interp.results import Result
 
 Pieces = Literal["max", "first"]
 Vocabulary = Literal["all", "text", "image"]
-LOGITS_AT_ONCE = 1 << 24  # elements of logits held at once, twice
 
 
 @dataclass(frozen=True)
@@ -156,10 +155,9 @@ def lens(
     most = size if allowed is None else int(allowed.sum())
     if not 1 <= k <= most:
         raise InputError(f"k is between 1 and the vocabulary's {most}, got {k}")
-    rows = max(1, LOGITS_AT_ONCE // size)
     found: list[list[_Read]] = [[] for _ in chosen]
     with tqdm(total=len(chosen) * len(at), desc="lens", disable=not progress, leave=False) as bar:
-        for some in torch.arange(len(at)).split(rows):
+        for some in torch.arange(len(at)).split(vlm.readout.rows_at_once):
             final = _logprobs(vlm, states[last][some], norm, allowed)
             for n, layer in enumerate(chosen):
                 here = final if layer == last else _logprobs(vlm, states[layer][some], norm, allowed)

@@ -108,6 +108,11 @@ class Readout:
             return logits
         return logits.index_fill(-1, self.never.to(logits.device), torch.finfo(logits.dtype).min)
 
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows go through the unembedding together."""
+        return max(1, LOGITS_AT_ONCE // getattr(self.unembed, "out_features", 1 << 16))
+
     def few_at_once(
         self, normalized: Float[Tensor, "rows width"]
     ) -> Iterator[tuple[slice, Float[Tensor, "some vocabulary"]]]:
@@ -115,7 +120,6 @@ class Readout:
 
         Rows times vocabulary would soon be gigabytes; and unembedding a few rows costs as much as unembedding many.
         """
-        some = max(1, LOGITS_AT_ONCE // getattr(self.unembed, "out_features", 1 << 16))
-        for start in range(0, len(normalized), some):
-            rows = slice(start, start + some)
+        for start in range(0, len(normalized), self.rows_at_once):
+            rows = slice(start, start + self.rows_at_once)
             yield rows, self.logits(normalized[rows])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +23,7 @@ def heatmap(
     asked: Asked,
     out: Annotated[Path, typer.Option(help="The PNG file to write.")],
     word: Annotated[int, typer.Option(help="Which word of the answer is drawn, from 0.")] = 0,
+    against: Annotated[str | None, typer.Option(help="Why that word rather than this one.")] = None,
     hide_from: Annotated[Literal["text", "all"] | None, typer.Option(help="Who loses sight of a patch.")] = None,
     force: Force = False,
     as_json: Json = False,
@@ -37,9 +38,13 @@ def heatmap(
     from lvlm_interp.report.terminal import frame_table, peaks
 
     vlm, x = asked.open()
-    found = li.attribute(vlm, x, hide_from=hide_from, progress=sys.stderr.isatty())
-    patches = found.words(split_words(found.tokens))
-    save_heatmap(patches, x.images[0].picture, out, word, x.question)
+    told: Any = {"hide_from": hide_from, "progress": sys.stderr.isatty()}
+    if against is None:
+        found = li.attribute(vlm, x, **told)
+        patches, drawn = found.words(split_words(found.tokens)), word
+    else:
+        patches, drawn = li.attribute(vlm, x, target=word, against=against, **told), 0
+    save_heatmap(patches, x.images[0].picture, out, drawn, x.question)
     if as_json:
         show(patches, True, x.answer)
     else:
