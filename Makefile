@@ -14,14 +14,16 @@ $(if $(ISA),$(if $(filter $(ISA),$(ISAS)),,$(error ISA=$(ISA) is not one of: $(I
 
 # Touched when an installation has finished; an interrupted one is done again.
 STAMP := .venv/.installed
+# The same with the lowest releases that pyproject.toml admits.
+OLDEST := .venv-oldest/.installed
 # Files that begin with an underscore are shared by the others.
 BENCHMARKS := $(filter-out _%,$(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test test-oldest lint docs bench clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "make bench-NAME runs one of: $(BENCHMARKS)"
 
 demo: $(STAMP)  ## diagnose the shipped scenes with the reference model; pages in demo/
@@ -29,6 +31,9 @@ demo: $(STAMP)  ## diagnose the shipped scenes with the reference model; pages i
 
 test: lint  ## lint, then all tests with coverage; as another machine sums: ISA=avx2, ISA=default, THREADS=2
 	$(MACHINE) $(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+test-oldest: $(OLDEST)  ## all tests with the lowest releases that are supported, in .venv-oldest
+	$(MACHINE) .venv-oldest/bin/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)  ## style, format and types
 	$(BIN)/ruff check .
@@ -44,17 +49,19 @@ bench: $(BENCHMARKS:%=bench-%)  ## run every benchmark
 bench-%: benchmarks/%.py $(STAMP)
 	$(BIN)/python $<
 
-clean:  ## remove everything that make made, .venv included
-	rm -rf .venv demo site build dist htmlcov .coverage .mypy_cache .pytest_cache .ruff_cache
+clean:  ## remove everything that make made, its environments included
+	rm -rf .venv .venv-oldest demo site build dist htmlcov .coverage .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): constraints.txt
+$(OLDEST): constraints-oldest.txt
+$(STAMP) $(OLDEST): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "lvlm_interp needs Python 3.11 or newer; $(PYTHON) is: $$($(PYTHON) --version 2>&1)"; \
 	    echo "Name another interpreter with: make PYTHON=/path/to/python3.11 ..."; \
 	    exit 1; }
 	@rm -f $@
-	@echo "Installing into .venv (once; takes some minutes)"
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,docs,train]'
+	@echo "Installing into $(@D) (once; takes some minutes)"
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --constraint $(filter constraints%,$^) --editable '.[dev,docs,train]'
 	@touch $@

@@ -69,7 +69,7 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
 
 ROWS: dict[str, Saved] = collected("SAVED")
 SAVED = {name: row for name, row in ROWS.items() if not row.frames}
-# Until 5.22, transformers takes this image processor for one that needs torchvision, since a comment speaks of that.
+# Before 5.18, transformers takes this image processor for one that needs torchvision, since a comment speaks of that.
 UNOPENED = {"idefics3"} if getattr(transformers.Idefics3ImageProcessorPil, "is_dummy", False) else set()
 WITH_VIDEO = {name: row for name, row in ROWS.items() if row.frames}
 """Families whose processors read videos too."""

@@ -73,7 +73,7 @@ def as_tiles(made: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {"pixel_values": made["pixel_values"]}
 
 
-# Before transformers 5.10, nothing of a video processor can be imported without torchvision.
+# Before transformers 5.19, nothing of a video processor can be imported without torchvision.
 Base: Any = getattr(video_processing_utils, "VideoProcessorMixin", BaseImageProcessor)
 
 
@@ -114,7 +114,7 @@ def as_video(model: nn.Module, made: Mapping[str, Tensor]) -> Tensor:
     pixels = told.pop("pixel_values_videos")  # LLaVA-OneVision called them otherwise before
     found = model.get_video_features(pixels, **told).pooler_output[0]
     if "image_newline" in dir(model) and "newline" not in inspect.getsource(type(model).get_video_features):
-        found = torch.cat([found, model.image_newline[None]])  # before transformers 5.23, it came in later
+        found = torch.cat([found, model.image_newline[None]])  # before transformers 5.18, it came in later
     return found
 
 
