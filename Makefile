@@ -54,7 +54,9 @@ clean:  ## remove everything that make made, its environments included
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): constraints.txt
+$(STAMP): EXTRAS := dev,docs,families,train
 $(OLDEST): constraints-oldest.txt
+$(OLDEST): EXTRAS := dev,docs,train
 $(STAMP) $(OLDEST): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "lvlm_interp needs Python 3.11 or newer; $(PYTHON) is: $$($(PYTHON) --version 2>&1)"; \
@@ -63,5 +65,5 @@ $(STAMP) $(OLDEST): pyproject.toml
 	@rm -f $@
 	@echo "Installing into $(@D) (once; takes some minutes)"
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --constraint $(filter constraints%,$^) --editable '.[dev,docs,train]'
+	$(@D)/bin/python -m pip install --constraint $(filter constraints%,$^) --editable '.[$(EXTRAS)]'
 	@touch $@
