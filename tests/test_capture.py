@@ -5,6 +5,7 @@ import torch
 
 import lvlm_interp as li
 from lvlm_interp.errors import ModelError, SiteError
+from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.model import attention, parts
 from tests.families import tiny_example, tiny_model
 from tests.tiny import hooks_of, tiny_inputs, tiny_llava
@@ -83,7 +84,7 @@ def test_what_a_block_scales_is_added_scaled():
 def test_heads_recombine_to_attention_out(vlm):
     c = vlm.capture(tiny_inputs(vlm), ALL)
     for prefix, tower in (("", vlm.decoder), ("vision.", vlm.model.base_model.vision_tower)):
-        project = parts.part(parts.attention_of(parts.find_blocks(tower)[1]), parts.OUTPUT_PROJECTION)
+        project = parts.part(parts.attention_of(parts.find_blocks(tower)[1]), NAMES.output_projection)
         z = c[f"{prefix}blocks.1.attn.hook_z"]
         assert torch.allclose(project(z.flatten(-2)), c[f"{prefix}blocks.1.hook_attn_out"], atol=1e-5)
 
