@@ -12,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 import lvlm_interp as li
+from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.model import parts
 from lvlm_interp.reference import make_scenes
 
@@ -42,7 +43,7 @@ def inside(vlm: li.HookedVLM, x: li.Inputs) -> dict[str, float]:
     last = len(parts.find_blocks(vlm.decoder)) - 1
     heads = 0.0
     for i, block in enumerate(parts.find_blocks(vlm.decoder)):
-        project = parts.part(parts.attention_of(block), parts.OUTPUT_PROJECTION)
+        project = parts.part(parts.attention_of(block), NAMES.output_projection)
         mixed = project(captured[f"blocks.{i}.attn.hook_z"].flatten(-2))
         heads = max(heads, float((mixed - captured[f"blocks.{i}.hook_attn_out"]).abs().max()))
     read = vlm.readout(captured[f"blocks.{last}.hook_resid_post"])

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import transformers
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -62,7 +61,7 @@ def test_a_bound_that_is_not_tested_is_found() -> None:
 
 @pytest.mark.parametrize(("here", "has"), [("5.9.0", False), ("5.10.2", True), ("5.23.0", True), ("6.0.0.dev0", True)])
 def test_releases_are_compared_by_number(here: str, has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformers, "__version__", here)
+    monkeypatch.setattr(compat, "transformers", SimpleNamespace(__version__=here))
     assert compat.has_transformers("5.10") == has
 
 
