@@ -48,7 +48,7 @@ def tower(name: str) -> nn.Module:
         kind = getattr(transformers, MODEL_TYPES[case.config])
         model = lively(kind._from_config(config, attn_implementation="eager")).base_model.eval()
     else:
-        config = getattr(transformers, f"{case.config}Config")(**case.options)
+        config = getattr(transformers, f"{case.config}Config")(**copy.deepcopy(dict(case.options)))
         model = getattr(transformers, f"{case.config}Model")._from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for path, weight in model.named_parameters():
