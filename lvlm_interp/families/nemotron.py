@@ -18,6 +18,8 @@ def _resized(image: Processed) -> Layout:
 
 FAMILIES = {
     "nemotron_h_omni": Family(layout=_resized, merge=_shuffled),
-    **dict.fromkeys(("cosmos3_edge", "cosmos3_omni"), Family(layout=resized, merge=merged)),
+    # Before, its mask was made of positions that image tokens share, as if each were a text of its own.
+    "cosmos3_edge": Family(layout=resized, merge=merged, since="5.23"),
+    "cosmos3_omni": Family(layout=resized, merge=merged),
 }
 NAMES = Names(final_norm=("norm_f",), per_image=("image_grid_hw",))

@@ -19,7 +19,7 @@ from transformers import (
 from lvlm_interp.errors import ModelError
 from lvlm_interp.reference.sources import LANGUAGE_MODEL, VISION_TOWER, fetch
 
-# What transformers calls, from 5.10 on, the attention weights that the ONNX file names as it did before.
+# What transformers calls, from 5.18 on, the attention weights that the ONNX file names as it did before.
 _RENAMED = {
     "attention.attention.query": "attention.q_proj",
     "attention.attention.key": "attention.k_proj",
