@@ -29,21 +29,21 @@ def cutting_fuyu() -> type:
 
     class Cutting(FuyuImageProcessorPil):
         def patchify_image(self, image: Tensor, patch_size: Any = None) -> Tensor:
-            return torch.from_numpy(super().patchify_image(np.asarray(image), patch_size))
+            return torch.as_tensor(super().patchify_image(np.asarray(image), patch_size))
 
     return Cutting
 
 
 def pieces(processor: Any, given: list[Image.Image], made: Mapping[str, Any]) -> dict[str, Any]:
     """Fuyu's processor cuts what its image processor made into patches; before transformers 5.16, another part did."""
+    from transformers.models.fuyu.image_processing_pil_fuyu import FuyuImageProcessorPil
     from transformers.models.fuyu.processing_fuyu import FuyuProcessor
 
     if not hasattr(FuyuProcessor, "_process_images"):
         told = [torch.stack(list(made[f"image_unpadded_{side}"])).view(-1, 1) for side in ("heights", "widths")]
         shown = torch.stack([torch.as_tensor(one) for one in made["images"]]).view(len(given), 1, 3, 60, 80)
-        cut = cutting_fuyu()(**PAPER).preprocess_with_tokenizer_info(
-            shown, torch.ones(len(given), 1), *told, 1, 2, True
-        )
+        own_cut = FuyuImageProcessorPil(**PAPER).preprocess_with_tokenizer_info
+        cut = own_cut(shown, torch.ones(len(given), 1), *told, 1, 2, True)
         return {"image_patches": torch.cat([one for (one,) in cut["image_patches"]])}
     own = SimpleNamespace(image_processor=processor, replace_image_token=lambda *told, **more: "")
     made = FuyuProcessor._process_images(own, given, return_tensors="pt")[0]

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from tests.families.shared.tiny import Tiny, need
+from tests.families.shared.tiny import Tiny, named, need
 
 PATCH = 4
 TILE = 24
@@ -125,7 +124,7 @@ class Case:
     @property
     def image_processor(self) -> Any:
         need(self.config)
-        kind = getattr(transformers, self.processor) if isinstance(self.processor, str) else self.processor()
+        kind = named(self.processor) if isinstance(self.processor, str) else self.processor()
         return kind(**NEAREST, **self.settings)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import transformers
+from tests.families.shared.tiny import named
 
 QWEN_SIZES = {"patch_size": 14, "merge_size": 2, "size": {"shortest_edge": 56**2, "longest_edge": 112**2}}
 SMOL = {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": 56}}
@@ -39,7 +39,7 @@ class Saved:
 
 def pil(name: str, **settings: Any) -> Any:
     """An image or video processor of transformers."""
-    return getattr(transformers, name)(**settings)
+    return named(name)(**settings)
 
 
 def later(name: str, **settings: Any) -> Callable[[], Any]:

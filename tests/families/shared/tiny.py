@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,3 +164,13 @@ def need(model_type: str) -> None:
     """Skip a test of a type that is too new for the transformers installed here."""
     if too_new(model_type):
         pytest.skip(f"transformers {transformers.__version__} has no model type {model_type!r}")
+
+
+def named(name: str) -> Any:
+    """A class of transformers, also where an older release takes it for one that needs torchvision (Idefics 3)."""
+    kind = getattr(transformers, name)
+    if not getattr(kind, "is_dummy", False):
+        return kind
+    files = Path(transformers.__file__).parent.glob("models/*/image_processing_pil_*.py")
+    file = next(file for file in files if f"class {name}(" in file.read_text(encoding="utf-8"))
+    return getattr(importlib.import_module(f"transformers.models.{file.parent.name}.{file.stem}"), name)
