@@ -124,3 +124,17 @@ def test_bars_of_players_that_are_no_roles():
 def legend_of(axes):
     legend = axes.get_legend()
     return legend.get_texts(), legend.legend_handles
+
+
+@pytest.mark.parametrize(
+    ("alternatives", "title"),
+    [
+        ((), "“cat”"),
+        (((" dog",),), "“cat” rather than “dog”"),
+        (((" dog", " cow"),), "“cat” rather than 2 others"),
+    ],
+)
+def test_a_map_says_what_it_is_held_against(alternatives, title):
+    patches = dataclasses.replace(made_map(("cat",), torch.zeros), alternatives=alternatives)
+    assert figures.heatmap(patches).get_title() == title
+    assert figures.heatmap(patches, title="mine").get_title() == "mine"

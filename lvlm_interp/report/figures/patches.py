@@ -44,7 +44,7 @@ def heatmap(
             only ones.
         mark_peak: outline the patch that supports the token most.
         colorbar: draw the scale.
-        title: the token by default.
+        title: by default the token, and what it is held against.
 
     Raises:
         InputError: no such token, or a picture of another size than the map was made for.
@@ -61,11 +61,18 @@ def heatmap(
         ax.add_patch(_rectangle(boxes[int(values.argmax())], fill=False, edgecolor=INK, linewidth=1.4))
     if patch_map.size[::-1] == patch_map.values.shape[1:]:  # the original picture is not known
         ax.set_xlabel("patches")
-    drawing.title(ax, title or f"“{patch_map.tokens[token]}”", "center")
+    drawing.title(ax, title or _asked(patch_map, token), "center")
     if colorbar:
         lost = {"logodds": "log-odds"}.get(patch_map.value, patch_map.value)
         drawing.color_bar(ax, scale, f"{lost} lost when the patch is hidden, {patch_map.unit}", pad=0.03)
     return ax
+
+
+def _asked(patch_map: PatchMap, token: int) -> str:
+    """The token, and the one foil that it is held against: two maps of one word must not look the same."""
+    foils = [foil.strip() for foil in patch_map.alternatives[token]] if patch_map.alternatives else []
+    against = f" rather than “{foils[0]}”" if len(foils) == 1 else f" rather than {len(foils)} others" if foils else ""
+    return f"“{patch_map.tokens[token]}”{against}"
 
 
 def _tiles(boxes: np.ndarray, values: np.ndarray, scale: ScalarMappable) -> PatchCollection:
