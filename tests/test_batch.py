@@ -9,7 +9,7 @@ import lvlm_interp as li
 from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.inputs.batch import batched
 from tests.families import FAMILIES, tiny_example, tiny_model
-from tests.families.shared.tiny import ANSWER
+from tests.families.shared.tiny import ANSWER, ROUNDING
 
 SIZES = {
     "qwen2_vl": ({"pixel_values": (16, 3 * 2 * 14 * 14), "image_grid_thw": torch.tensor([[1, 4, 4]])}, 4),
@@ -47,7 +47,7 @@ def test_batched_is_single(family):
         alone = vlm.capture(x, SITES)
         assert set(alone) == set(together)
         for name in alone:
-            assert torch.allclose(batch.of(number, together[name]), alone[name], atol=1e-5), name
+            assert torch.allclose(batch.of(number, together[name]), alone[name], atol=ROUNDING), name
 
 
 def test_a_batch_without_its_mask_is_another(family):
@@ -68,10 +68,10 @@ def test_padding_that_is_no_position(name):
     short, other = tiny_example(vlm, name), tiny_example(vlm, name, seed=2)
     long = other.with_answer([*ANSWER, *range(11, 17)], ["<11>"] * (len(ANSWER) + 6), "longer")
     alone, batch = vlm.run(short), vlm.batch([short, long])
-    assert torch.allclose(batch.of(0, vlm.run(batch)), alone, atol=1e-5)
+    assert torch.allclose(batch.of(0, vlm.run(batch)), alone, atol=ROUNDING)
     assert not torch.allclose(batch.of(0, vlm.run(batched([short, long], 2))), alone, atol=1e-2)  # the control
     longer = padded(vlm, short, 3)
-    assert torch.allclose(li.contrast(vlm, longer).delta, li.contrast(vlm, short).delta, atol=1e-5)
+    assert torch.allclose(li.contrast(vlm, longer).delta, li.contrast(vlm, short).delta, atol=ROUNDING)
 
 
 def test_patterns_of_a_row():
@@ -99,9 +99,9 @@ def test_contrast_and_credit_of_a_padded_example(family):
     vlm, (x, _) = family
     longer = padded(vlm, x, 3)
     alone, behind = li.contrast(vlm, x), li.contrast(vlm, longer)
-    assert torch.allclose(alone.delta, behind.delta, atol=1e-5)
+    assert torch.allclose(alone.delta, behind.delta, atol=ROUNDING)
     one, other = li.credit(vlm, x), li.credit(vlm, longer)
-    assert one.roles == other.roles and torch.allclose(one.credits, other.credits, atol=1e-5)
+    assert one.roles == other.roles and torch.allclose(one.credits, other.credits, atol=ROUNDING)
 
 
 def test_parts_of_a_batch_are_whole_or_refused():
@@ -128,9 +128,9 @@ def test_padding_is_not_chosen_and_takes_no_part_in_a_mean():
         vlm.capture(batch, site, positions=[0])
     last = vlm.capture(batch, site, positions=[-2, -1], reduce="mean")[site]
     alone = torch.cat([vlm.capture(x, site, positions=[-2, -1], reduce="mean")[site] for x in examples])
-    assert torch.allclose(last, alone, atol=1e-5)
+    assert torch.allclose(last, alone, atol=ROUNDING)
     same = vlm.capture(vlm.batch([examples[0]] * 2), site, reduce="mean")[site]  # no padding, nothing to refuse
-    assert torch.allclose(same[1:], vlm.capture(examples[0], site, reduce="mean")[site], atol=1e-5)
+    assert torch.allclose(same[1:], vlm.capture(examples[0], site, reduce="mean")[site], atol=ROUNDING)
     assert len(vlm.capture(batch, "vision.blocks.0.hook_resid_post", reduce="mean")) == 2
 
 

@@ -10,6 +10,7 @@ from lvlm_interp.attribution.credit import coalitions
 from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.errors import ImageError
 from tests.families import FAMILIES, tiny_example, tiny_model
+from tests.families.shared.tiny import ROUNDING
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
@@ -51,7 +52,7 @@ def test_scores_are_those_of_transformers(family):
     visible = some_coalitions(name, x)
     expected = torch.stack([in_transformers(name, vlm, x, row) for row in visible])
     found = li.score(vlm, x, visible).logits()
-    assert (found - expected).abs().max() < 2e-5
+    assert (found - expected).abs().max() < ROUNDING
     assert (expected[0] - expected[1]).abs().max() > 0.1  # coalitions differ by far more
 
 
@@ -92,7 +93,7 @@ def test_hiding_from_text_is_a_matter_of_the_familys_own_masks(family):
         pytest.skip("its images are hidden from all by leaving out what carries them: no row of the text holds one")
     visible, eager = some_patches_hidden(x), li.wrap(tiny_model(name, "eager"))
     expected = torch.stack([hidden_from_text(eager, x, row) for row in visible])
-    assert (li.score(vlm, x, visible, "text").logits() - expected).abs().max() < 2e-5
+    assert (li.score(vlm, x, visible, "text").logits() - expected).abs().max() < ROUNDING
     # The control: hidden from all, image rows do not see the hidden patch either, and pass nothing of it on.
     assert (li.score(vlm, x, visible, "all").logits() - expected).abs().max() > 0.1
 
@@ -102,7 +103,7 @@ def test_contrast_and_credit_are_those_of_transformers(family):
     seen, unseen = (in_transformers(name, vlm, x, row) for row in (x.everything, x.hidden("image")))
     labels = x.answer_ids[:, None]
     delta = (seen.gather(-1, labels) - unseen.gather(-1, labels))[:, 0]
-    assert torch.allclose(li.contrast(vlm, x).delta, delta, atol=2e-5) and delta.abs().max() > 0.1
+    assert torch.allclose(li.contrast(vlm, x).delta, delta, atol=ROUNDING) and delta.abs().max() > 0.1
 
     split = li.credit(vlm, x)
     assert split.roles == ("question", "image")
@@ -110,7 +111,7 @@ def test_contrast_and_credit_are_those_of_transformers(family):
     values = torch.stack(
         [in_transformers(name, vlm, x, row).log_softmax(-1).gather(-1, labels)[:, 0] for row in rows], 1
     )
-    assert torch.allclose(split.full.float(), values + math.log(200), atol=2e-5)
+    assert torch.allclose(split.full.float(), values + math.log(200), atol=ROUNDING)
     assert torch.allclose(split.prior + split.credits.sum(1), split.total)
 
 
@@ -145,7 +146,7 @@ def test_longer_answers_and_several_at_once(family):
     for ids, scores in zip(answers, scored, strict=True):
         y = x.with_answer(ids.tolist(), [""] * len(ids), "")
         for n, row in enumerate((y.everything, y.hidden("image"))):
-            assert (scores.logits(n) - in_transformers(name, vlm, y, row)).abs().max() < 2e-5
+            assert (scores.logits(n) - in_transformers(name, vlm, y, row)).abs().max() < ROUNDING
 
 
 def test_sites_of_every_family(family):

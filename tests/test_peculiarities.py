@@ -16,7 +16,7 @@ from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.errors import InputError, ModelError, SiteError, VisibilityError
 from tests.families import ALL, FAMILIES, need_read, tiny_example, tiny_model
 from tests.families.shared.saved import CROPPED
-from tests.families.shared.tiny import IMAGE
+from tests.families.shared.tiny import IMAGE, ROUNDING
 from tests.saved import tokenizer
 
 # Norms stand behind attention and MLP, by names that elsewhere stand before them.
@@ -116,10 +116,10 @@ def test_an_image_behind_gates():
     shut |= {"attention_mask": x.hidden("image")[None].long(), "position_ids": torch.arange(x.length)[None]}
     expected = vlm.model(**shut).logits[0, x.answer_positions - 1]
     seen, hidden = li.score(vlm, x, torch.stack([x.everything, x.hidden("image")])).logits()
-    assert (hidden - expected).abs().max() < 2e-5 and (seen - expected).abs().max() > 0.1
+    assert (hidden - expected).abs().max() < ROUNDING and (seen - expected).abs().max() > 0.1
     longer = vlm.prepare("What is it?", Image.new("RGB", (40, 30), "red"), answer="A cat is in it")
     given = run_to_decoder(vlm, longer)  # of the same prompt, with another answer
-    assert torch.allclose(li.score(vlm, x, x.everything[None], decoder_inputs=given).logits()[0], seen, atol=2e-5)
+    assert torch.allclose(li.score(vlm, x, x.everything[None], decoder_inputs=given).logits()[0], seen, atol=ROUNDING)
 
 
 KOSMOS_TYPES = ("kosmos-2", "kosmos-2.5")
@@ -170,7 +170,7 @@ def test_an_image_that_a_mask_marks(name, with_kosmos_processor):
         visible = torch.stack([y.everything, y.hidden("image"), y.hidden("question")])
         given = [{"attention_mask": row[None].long(), "position_ids": own[:, : y.length]} for row in visible]
         expected = [vlm.model(**{**y.model_inputs, **g}).logits[0, y.answer_positions - 1] for g in given]
-        assert (li.score(vlm, y, visible).logits() - torch.stack(expected)).abs().max() < 2e-5
+        assert (li.score(vlm, y, visible).logits() - torch.stack(expected)).abs().max() < ROUNDING
         assert (expected[0] - expected[1]).abs().max() > 0.01
     answer = vlm.generate(x, 4)
     assert vlm.run(vlm.answered(x, answer))[0, x.answer_start - 1 : -1].argmax(-1).tolist() == list(answer.ids)

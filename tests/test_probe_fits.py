@@ -192,3 +192,13 @@ def test_false_discoveries_stay_at_the_level():
         p = p_values(x, y, (torch.arange(40) // 2) % 4, torch.arange(40), seed=seed, count=199)
         any_p, any_q = any_p + bool((p <= 0.05).any()), any_q + bool((statistics.false_discovery_q(p) <= 0.05).any())
     assert any_q <= binom.ppf(0.999, runs, 0.05) < any_p
+
+
+def test_a_group_is_drawn_as_one():
+    groups = torch.tensor([0, 0, 0, 1, 2, 2])
+    weights = bootstrap.bootstrap_weights(groups, 50, torch.Generator().manual_seed(0))
+    assert torch.equal(weights[0], torch.ones(6))
+    for members in ([0, 1, 2], [4, 5]):
+        assert (weights[:, members] == weights[:, members[:1]]).all()
+    drawn = weights[:, [0, 3, 4]]  # one of each group: as many groups are drawn as there are
+    assert (drawn.sum(1) == 3).all() and (drawn[1:] != 1).any()

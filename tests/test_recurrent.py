@@ -13,6 +13,7 @@ from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.model.hooks import masking, skipping
 from lvlm_interp.opening import checks, masked
 from tests.families import tiny_example, tiny_model
+from tests.families.shared.tiny import ROUNDING
 
 HYBRID = ("glm5_next", "lfm2_vl", "lfm3_vl", "nemotron_h_omni", "qwen3_5", "qwen3_5_moe", "qwen4_exp")
 
@@ -63,9 +64,9 @@ def test_scores_are_those_of_the_visible_rows_alone(family):
     vlm, x = family
     visible = some_coalitions(x)
     expected = torch.stack([on_its_own(vlm, x, row) for row in visible])
-    assert (li.score(vlm, x, visible).logits() - expected).abs().max() < 2e-5
+    assert (li.score(vlm, x, visible).logits() - expected).abs().max() < ROUNDING
     plain = vlm.run(x)[0, x.answer_positions - 1]
-    assert (expected[0] - plain).abs().max() < 2e-5 and (expected[1] - plain).abs().max() > 0.1
+    assert (expected[0] - plain).abs().max() < ROUNDING and (expected[1] - plain).abs().max() > 0.1
 
 
 def test_masks_alone_do_not_hide(family, monkeypatch):
@@ -82,7 +83,7 @@ def test_methods_add_up(family):
     assert torch.allclose(split.prior + split.credits.sum(-1), split.total, atol=1e-5)
     both = li.contrast(vlm, x)
     expected = [on_its_own(vlm, x, row)[torch.arange(3), x.answer_ids] for row in (x.everything, x.hidden("image"))]
-    assert torch.allclose(both.delta, expected[0] - expected[1], atol=2e-5)
+    assert torch.allclose(both.delta, expected[0] - expected[1], atol=ROUNDING)
 
 
 def test_nothing_is_hidden_from_text_alone(family):

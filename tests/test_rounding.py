@@ -133,6 +133,7 @@ def test_sums_in_another_order_move_no_position(bias, monkeypatch):
 
 
 def test_what_may_pass_for_rounding_is_bounded():
+    assert rounding.MOST < 0.01 and rounding.MOST_IN_HALF <= 0.1  # a mask left out moves logits by a twelfth
     for bias, dtype, most in ((1e6, torch.float32, rounding.MOST), (1e3, torch.bfloat16, rounding.MOST_IN_HALF)):
         vlm, x = example("llava", bias if dtype == torch.float32 else 0, dtype)
         vlm.accepted = True
