@@ -17,6 +17,7 @@ NAME = "lvlm_interp"
 ORDER = (
     "errors",
     "compat",
+    "storing",
     "results",
     "bootstrap",
     "checkpoints",
