@@ -30,6 +30,7 @@ from lvlm_interp.attribution.value import Value, described, named, target_of, te
 from lvlm_interp.engine.decoder import DecoderInputs, run_to_decoder
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.words import Unit
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 
 __all__ = ["CreditSplit", "coalitions", "credit", "shares"]
@@ -38,6 +39,7 @@ FREE = ("full", "logprob", "logodds", "logit")  # values that compare with nothi
 TOLERANCE = 1e-4  # nats or logits by which a split may miss its total
 
 
+@in_one_go
 @torch.no_grad()
 def credit(
     vlm: HookedVLM,

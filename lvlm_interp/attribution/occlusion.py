@@ -26,6 +26,7 @@ from lvlm_interp.errors import ImageError, InputError
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.view import Box, ImageView
 from lvlm_interp.inputs.words import Unit, Word, by_word
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
 
@@ -86,6 +87,7 @@ class PatchMap(Result):
         return frame.assign(value=self.values.flatten().tolist(), **sides)
 
 
+@in_one_go
 def attribute(
     vlm: HookedVLM,
     x: Inputs,

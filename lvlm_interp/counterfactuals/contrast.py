@@ -21,6 +21,7 @@ from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.engine.score import Scores, score
 from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.example import Inputs, named_by
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Provenance, Result
 
@@ -135,6 +136,7 @@ def contrast(
     seed: int = ...,
     decoder_inputs: DecoderInputs | None = ...,
 ) -> Contrasts: ...
+@in_one_go
 def contrast(
     vlm: HookedVLM,
     x: Inputs,

@@ -22,6 +22,7 @@ from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inside.frozen import frozen
 from lvlm_interp.inside.residual import READ, along, between, bias_of, layer_of, stream_of
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
 
@@ -122,6 +123,7 @@ class DirectAttribution(Result):
         return self.to_frame().style.format(precision=2, escape="html").set_caption(note).to_html()
 
 
+@in_one_go
 @torch.no_grad()
 def direct(
     vlm: HookedVLM, x: Inputs, *, target: str | int | None = None, against: str | int | None = None

@@ -24,6 +24,7 @@ from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inside.tuned_lens import TunedLens
 from lvlm_interp.model.choice import Positions, indices
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
 
@@ -102,6 +103,7 @@ class Lens(Result):
         return zip(self.tokens, self.positions.tolist(), strict=True)
 
 
+@in_one_go
 @torch.no_grad()
 def lens(
     vlm: HookedVLM,

@@ -24,6 +24,7 @@ from lvlm_interp.bootstrap import bootstrap_weights, interval
 from lvlm_interp.checkpoints import read_checkpoint, write_checkpoint
 from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.example import Inputs, digest
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
 
@@ -104,6 +105,7 @@ class Fitting:
     from_each: int = 16
 
 
+@in_one_go
 def fit_tuned_lens(
     vlm: HookedVLM,
     examples: Sequence[Inputs],

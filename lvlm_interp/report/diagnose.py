@@ -18,12 +18,14 @@ from lvlm_interp.errors import ImageError, InputError
 from lvlm_interp.inputs.example import Answer, Inputs
 from lvlm_interp.inputs.media import ImageLike
 from lvlm_interp.inputs.words import split_words
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.report.diagnosis import Diagnosis
 
 STEPS = ("answer", "contrast", "credit", "heatmap")
 
 
+@in_one_go
 def diagnose(
     vlm: HookedVLM,
     image: ImageLike,
