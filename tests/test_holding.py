@@ -279,7 +279,8 @@ def test_an_attention_function_of_ones_own_is_run_or_refused(vlm):
     AttentionInterface.register("doubled", doubled)
     ALL_MASK_ATTENTION_FUNCTIONS.register("doubled", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
     vlm.model.set_attn_implementation("doubled")
-    assert not torch.allclose(plain := vlm.run(x), before, atol=1e-2)
+    plain = vlm.run(x)
+    assert not torch.allclose(plain, before, atol=1e-2)
     assert torch.equal(vlm.capture(x, SITE)["logits"], plain)
     logprobs = plain[0, x.answer_start - 1 : -1].log_softmax(-1).gather(-1, x.answer_ids[:, None])[:, 0]
     assert torch.allclose(li.score(vlm, x, x.everything[None]).logprob[0], logprobs, atol=1e-5)

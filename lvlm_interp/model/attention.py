@@ -176,7 +176,7 @@ def _need_known(kernel: str) -> None:
         ModelError: one that somebody registered.
     """
     own = AttentionInterface._global_mapping.get(kernel)
-    if kernel == "eager" or kernel in KERNELS and (own is None or own.__module__.startswith("transformers.")):
+    if kernel == "eager" or (kernel in KERNELS and (own is None or own.__module__.startswith("transformers."))):
         return
     raise ModelError(
         f"attention is computed by a function of your own ({kernel!r}), whose steps cannot be read: patterns, scores, "
