@@ -79,7 +79,7 @@ class DecoderInputs:
         """
         if self.decoder is not None and self.decoder is not vlm.decoder:
             raise InputError("decoder_inputs are those of another model; take them down for this one")
-        if self.weights not in (None, vlm.fingerprint):
+        if self.weights not in (None, vlm.identity):
             raise InputError("decoder_inputs are those of the model before its weights or settings changed")
         if self.edits != edits_before(vlm):
             raise InputError("decoder_inputs were taken down under other edits before the decoder; do it anew")
@@ -224,6 +224,6 @@ def run_to_decoder(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: i
         kept=kept,
         source=x,
         decoder=vlm.decoder,
-        weights=vlm.fingerprint,
+        weights=vlm.identity,
         edits=edits_before(vlm),
     )

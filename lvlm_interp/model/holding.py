@@ -16,8 +16,10 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.nn.modules import module as every_module
+from transformers import PreTrainedModel
 
 from lvlm_interp.errors import InputError, ModelError
+from lvlm_interp.model.identity import Known
 
 M = TypeVar("M", bound=Callable[..., Any])
 # Hooks of these change nothing that a user did not ask for in a `with` of theirs or ours.
@@ -34,13 +36,14 @@ class Held:
     Attributes:
         edited: the sites that a user's edits are at now, with these.
         paused: modules whose visits are left out for the moment.
-        identity: the model's fingerprint, read once for a whole call.
+        known: what of the model was read, for its fingerprint.
     """
 
     def __init__(self) -> None:
         self.edited: Edits = ()
         self.paused: frozenset[nn.Module] = frozenset()
-        self.identity: str | None = None
+        self.known = Known()
+        self._identity: str | None = None
         self._lock, self._editor, self._passing, self._depth = threading.RLock(), 0, False, 0
 
     @contextlib.contextmanager
@@ -68,7 +71,7 @@ class Held:
             finally:
                 self._depth -= 1
                 if not self._depth:
-                    self.identity = None
+                    self._identity = None
 
     @contextlib.contextmanager
     def passing(self) -> Iterator[None]:
@@ -110,13 +113,11 @@ class Held:
             finally:
                 self.edited, self._editor = before
 
-    def identified(self, read: Callable[[], str]) -> str:
-        """The model's fingerprint: read anew, but once only within a method."""
-        if not self._depth:
-            return read()
-        if self.identity is None:
-            self.identity = read()
-        return self.identity
+    def identity(self, model: PreTrainedModel) -> str:
+        """The model's fingerprint, looked at once within a method."""
+        found = self._identity or self.known.fingerprint(model)
+        self._identity = found if self._depth else None
+        return found
 
 
 _HELD: WeakKeyDictionary[nn.Module, Held] = WeakKeyDictionary()

@@ -59,8 +59,13 @@ class HookedVLM(Preparing):
 
     @property
     def fingerprint(self) -> str:
-        """Tells models apart by weights and settings, read anew each time: see `identity.fingerprint`."""
-        return self.held.identified(lambda: fingerprint(self.model))
+        """Tells models apart by weights and settings: all of them are read, see `identity.fingerprint`."""
+        return fingerprint(self.model)
+
+    @property
+    def identity(self) -> str:
+        """The same, quickly: see `identity.Known` for what is looked at again."""
+        return self.held.identity(self.model)
 
     @property
     def held(self) -> Held:
@@ -78,7 +83,7 @@ class HookedVLM(Preparing):
         dtype = str(self.model.dtype).removeprefix("torch.")
         of = named_by(*examples) if examples else None
         about = (method, parameters, self.revision, seed, dtype, of, self.active_edits)
-        return Provenance(self.name, self.fingerprint, *about)
+        return Provenance(self.name, self.identity, *about)
 
     def __repr__(self) -> str:
         kind = type(self.model).__name__
