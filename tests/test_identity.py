@@ -100,7 +100,7 @@ def test_what_is_known_of_a_model_is_looked_at_again(model, change):
 
 def test_a_change_that_fills_a_page_is_seen_at_once(model):
     """Though torch did not count it."""
-    model.big = nn.Linear(256, 256)
+    model.big = nn.Linear(256, 256)  # 16 rows fill a page
     known = Known()
     for _ in range(TURNS):
         before = known.fingerprint(model)

@@ -26,7 +26,7 @@ SWITCHES = frozenset({"_active_adapter", "_disable_adapters", "merged_adapters"}
 # Rotary frequencies that follow the length of what is read; what they start from stands beside them.
 LENGTHENED, ORIGINAL, FOLLOWING = "inv_freq", "original_inv_freq", ("dynamic", "longrope")
 LEFT_OUT = PASSING | frozenset(vars(nn.Module()))
-PAGE, TURNS = 4096, 16
+PAGE, TURNS = 1 << 14, 32
 Content = Callable[[Tensor], bytes]
 WORDS = 1 << 22  # 32-bit words of a tensor on a device that are summed together
 _fetched: dict[tuple[int, ...], bytes] = {}  # digests of contents that were on a device, by their length and sums
@@ -56,7 +56,7 @@ def fingerprint(model: PreTrainedModel, content: Content | None = None) -> str:
 class Known:
     """The contents of one model's tensors, as they were read.
 
-    A change that torch counts, and one that touches a page of memory (4096 bytes) as a whole, is noticed at the next
+    A change that torch counts, and one that fills `PAGE` bytes, is noticed at the next
     call; a single number that was written behind torch's back, after `TURNS` calls at the latest.
     """
 
@@ -84,7 +84,7 @@ class Known:
 
 
 def pages_of(tensor: Tensor) -> bytes:
-    """A few bytes of every page of memory that a tensor fills."""
+    """A few bytes of every page that a tensor fills."""
     flat = _bytes(tensor)
     return flat[: len(flat) // PAGE * PAGE].view(-1, PAGE)[:, :8].contiguous().numpy().tobytes()
 
