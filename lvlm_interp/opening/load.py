@@ -131,9 +131,9 @@ def _first_check(vlm: HookedVLM, x: Inputs) -> None:
 
 def _locate(name: str | os.PathLike[str]) -> str:
     if str(name) == REFERENCE:
-        from lvlm_interp.reference import build
+        from lvlm_interp.reference import ready
 
-        return str(build())
+        return str(ready())
     if isinstance(name, os.PathLike) or Path(name).exists() or str(name).startswith((".", "/", "~")):
         folder = Path(name).expanduser()
         if not (folder / "config.json").is_file():
