@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,9 +30,18 @@ def _spelled(found: re.Match[str]) -> str:
     return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
 
 
-def table_html(frame: pd.DataFrame, precision: int, caption: str | None = None) -> str:
-    """A table for a notebook, all of it escaped: cells, the names of rows and columns, and what stands above it."""
-    style = frame.style.format(precision=precision, escape="html")
+def table_html(
+    frame: pd.DataFrame, precision: int = 3, caption: str | None = None, formats: Mapping[str, str] | None = None
+) -> str:
+    """A table for a notebook, all of it escaped: cells, the names of rows and columns, and what stands above it.
+
+    Args:
+        frame: the table.
+        precision: digits behind the point.
+        caption: stands above it.
+        formats: of columns that are shown otherwise, such as `"{:.1e}"`.
+    """
+    style = frame.style.format(dict(formats) if formats else None, precision=precision, escape="html")
     for axis in (0, 1):
-        style = style.format_index(str, escape="html", axis=axis)
+        style = style.format_index(escape="html", axis=axis)
     return (style if caption is None else style.set_caption(html.escape(caption))).to_html()

@@ -15,6 +15,7 @@ from lvlm_interp.attribution.shapley import Interactions, dividends, shapley_wei
 from lvlm_interp.errors import InputError, VisibilityError
 from lvlm_interp.inputs.example import CREDITED
 from lvlm_interp.results import Result
+from lvlm_interp.shown import table_html
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ class CreditSplit(Result):
 
     def _repr_html_(self) -> str:
         note = f"{self.unit}, value {self.value!r}; prior + credits = total"
-        return self.to_frame().style.format(precision=2, escape="html").set_caption(note).to_html()
+        return table_html(self.to_frame(), 2, note)
 
 
 def kept_always(keep: Sequence[str]) -> tuple[str, ...]:

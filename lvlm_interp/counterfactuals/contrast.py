@@ -22,6 +22,7 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
+from lvlm_interp.shown import table_html
 
 TokenClass = Literal["correlated", "irrelevant", "contradictory"]
 
@@ -60,7 +61,7 @@ class Contrast(Result):
         return pd.DataFrame({"token": self.tokens, **columns, "classes": self.classes})
 
     def _repr_html_(self) -> str:
-        return self.to_frame().style.format(precision=3, escape="html").to_html()
+        return table_html(self.to_frame())
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from lvlm_interp.inside.frozen import frozen
 from lvlm_interp.inside.residual import READ, along, between, bias_of, layer_of, stream_of
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
+from lvlm_interp.shown import table_html
 
 TOLERANCE = 1e-3  # share of the parts' sizes by which their sum may miss the logit; larger means misread weights
 
@@ -119,7 +120,7 @@ class DirectAttribution(Result):
 
     def _repr_html_(self) -> str:
         note = f"raw logits{f' against {self.against!r}' if self.against else ''}; the parts add up to the logit"
-        return self.to_frame().style.format(precision=2, escape="html").set_caption(note).to_html()
+        return table_html(self.to_frame(), 2, note)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from lvlm_interp.inside.tuned_lens import TunedLens
 from lvlm_interp.model.choice import Positions, indices
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
+from lvlm_interp.shown import table_html
 
 Pieces = Literal["max", "first"]
 Vocabulary = Literal["all", "text", "image"]
@@ -96,7 +97,7 @@ class Lens(Result):
         rows = [[words[0] for words in layer] for layer in self.top_words][::-1]
         frame = pd.DataFrame(rows, index=list(self.layers)[::-1], columns=[f"{t} ({p})" for t, p in self._columns()])
         note = "likeliest word after each layer (rows), by position (columns)"
-        return frame.style.format(escape="html").format_index(escape="html", axis=1).set_caption(note).to_html()
+        return table_html(frame, caption=note)
 
     def _columns(self) -> Iterator[tuple[str, int]]:
         return zip(self.tokens, self.positions.tolist(), strict=True)

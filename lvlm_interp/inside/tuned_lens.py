@@ -26,6 +26,7 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.example import Inputs, digest
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
+from lvlm_interp.shown import table_html
 
 Modality = Literal["text", "image"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
@@ -89,7 +90,7 @@ class TunedLens(Result):
 
     def _repr_html_(self) -> str:
         note = "KL(final ‖ lens) on held-out positions, nats"
-        return self.to_frame().style.format(precision=3, escape="html").set_caption(note).to_html()
+        return table_html(self.to_frame(), caption=note)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from lvlm_interp.model.weights import all_fetched
 from lvlm_interp.opening.checks import CHECKS, Checked, difference, with_some_answer
 from lvlm_interp.opening.rounding import apart
 from lvlm_interp.results import Result
+from lvlm_interp.shown import table_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +47,7 @@ class Conformance(Result):
         return pd.DataFrame([dataclasses.asdict(row) for row in self.checks])
 
     def _repr_html_(self) -> str:
-        return self.to_frame().style.format({"measured": "{:.1e}", "limit": "{:.1e}"}, escape="html").to_html()
+        return table_html(self.to_frame(), formats={"measured": "{:.1e}", "limit": "{:.1e}"})
 
     def need(self) -> None:
         """Raise unless all checks hold.
