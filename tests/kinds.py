@@ -6,6 +6,7 @@ import dataclasses
 import torch
 
 import lvlm_interp as li
+from lvlm_interp.counterfactuals.contrast import Contrasts
 from lvlm_interp.inside.tuned_lens import TunedLens
 from lvlm_interp.opening.checks import Checked
 from lvlm_interp.opening.conformance import Conformance
@@ -23,6 +24,7 @@ def one_of_each():
     found = (
         *(diagnosis, diagnosis.contrast, diagnosis.credit, diagnosis.patches, tuned),
         *(li.lens(vlm, x, target=5), li.direct(vlm, x), li.fit_probes(*labelled(), **QUICK)),
+        Contrasts({"hidden": diagnosis.contrast}, provenance=about("contrast")),
         Conformance("llava", (Checked("parity", True, 0.0, 1.0, "d", "a"),), provenance=about("check")),
     )
     return {type(one).__name__: one for one in found}

@@ -19,6 +19,7 @@ ORDER = (
     "errors",
     "files",
     "compat",
+    "storing",
     "results",
     "bootstrap",
     "checkpoints",

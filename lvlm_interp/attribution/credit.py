@@ -101,7 +101,7 @@ def credit(
         alternatives=found.alternatives,
         kept=kept_always(keep),
         provenance=vlm.provenance(
-            "credit", keep=list(keep), unit=unit, **described(target, against, word), **_asked(players)
+            "credit", x, keep=list(keep), unit=unit, **described(target, against, word), **_asked(players)
         ),
     )
     return _closing(split)

@@ -165,7 +165,7 @@ def attribute(
         value=chosen.name,
         unit=chosen.unit,
         alternatives=valued.alternatives if explained.compares else (),
-        provenance=vlm.provenance("occlusion", hide_from=hide_from, image=image, frame=frame, **told),
+        provenance=vlm.provenance("occlusion", x, hide_from=hide_from, image=image, frame=frame, **told),
     )
 
 

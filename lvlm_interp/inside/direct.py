@@ -161,7 +161,7 @@ def direct(
         others=between(stream, out.direction) + torch.stack([layer.other for layer in layers], 1),
         bias=out.bias,
         softcap=out.softcap,
-        provenance=vlm.provenance("direct logit attribution", target=target, against=against),
+        provenance=vlm.provenance("direct logit attribution", x, target=target, against=against),
     )
     return _closing(found, out.rounding)
 

@@ -254,7 +254,7 @@ def _lens(
         targets=targets,
         target_logprob=torch.stack([f.logprob for f in found], 1),
         target_rank=torch.stack([f.rank for f in found], 1),
-        provenance=vlm.provenance("tuned lens" if used["tuned"] else "logit lens", **used),
+        provenance=vlm.provenance("tuned lens" if used["tuned"] else "logit lens", x, **used),
     )
 
 

@@ -141,7 +141,7 @@ def fit_tuned_lens(
         measured = [_measured(vlm, held[kind], weight[n], bias[n], how) for n, kind in enumerate(MODALITIES)]
     columns = {name: torch.stack([m[name] for m in measured]) for name in measured[0]}
     parameters = {**dataclasses.asdict(how), "examples": split, "held_out_examples": len(examples) - split}
-    provenance = vlm.provenance("tuned lens", parameters.pop("seed"), **parameters)
+    provenance = vlm.provenance("tuned lens", *examples, seed=parameters.pop("seed"), **parameters)
     return TunedLens(weight.cpu(), bias.cpu(), **columns, steps=how.steps, provenance=provenance)
 
 

@@ -1,21 +1,122 @@
-"""What tells one model from another."""
+"""What tells one model from another: every weight, buffer and setting, read anew whenever it is asked.
+
+Nothing is kept from one call to the next that a change could outlive: weights may be written to in ways that torch does
+not count (`weight.data.mul_(2)`), settings are plain attributes, and an adapter is switched by one of them.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from xxhash import xxh3_128
 
-from lvlm_interp.model.weights import all_fetched
+from lvlm_interp.model.weights import fetched
 
-SAMPLED = 1024  # elements of each weight tensor that are looked at
+# Attributes of modules that change no number, or change from pass to pass.
+PASSING = frozenset({"gradient_checkpointing", "max_seq_len_cached", "is_quantized"})
+SWITCHES = frozenset({"_active_adapter", "_disable_adapters", "merged_adapters"})  # of peft's layers
+# Rotary frequencies that follow the length of what is read; what they start from stands beside them.
+LENGTHENED, ORIGINAL, FOLLOWING = "inv_freq", "original_inv_freq", ("dynamic", "longrope")
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+WORDS = 1 << 22  # 32-bit words of a tensor on a device that are summed together
+_fetched: dict[tuple[int, ...], bytes] = {}  # digests of contents that were on a device, by their length and sums
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """A hash over names, shapes and evenly spaced elements of all weights; cheap at any size."""
-    digest = hashlib.sha256()
-    for name, weight in all_fetched(model, sorted(model.state_dict())):
-        flat = weight.detach().flatten()
-        some = flat[:: max(1, flat.numel() // SAMPLED)].float().cpu()
-        digest.update(f"{name}{tuple(weight.shape)}".encode() + some.numpy().tobytes())
-    return digest.hexdigest()[:16]
+    """A hash over all that decides what a model computes: 32 hexadecimal digits, at the speed of memory.
+
+    Over names, shapes and bytes of all parameters and buffers, those of adapters, of quantised and of offloaded weights
+    among them; over the numbers that modules hold beside them (an epsilon, an adapter's scale) and those with a point
+    in the configuration; over which adapters are on. The same on every device. What hooks do is not in it.
+    """
+    digest = xxh3_128(f"{sorted(_points(model.config.to_dict()))}".encode())
+    for path, module in model.named_modules():
+        digest.update(f"{path}{sorted(_settings(module).items())}".encode())
+        for name, tensor in _own(module):
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            for part in _parts(tensor):
+                digest.update(_content(part))
+    return digest.hexdigest()
+
+
+def _points(config: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers with a point in a configuration; others say what shapes say already, or which token is which."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _points(value, f"{path}{name}.")
+        elif isinstance(value, float):
+            yield f"{path}{name}", value
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """The numbers that a module holds beside tensors and modules, and its switches."""
+    mine = {k: v for k, v in vars(module).items() if k not in OF_EVERY_MODULE | PASSING}
+    return {k: v for k, v in mine.items() if k in SWITCHES or (not k.startswith("_") and _is_number(v))}
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a setting is a number, or several."""
+    if isinstance(value, Mapping):
+        return bool(value) and all(map(_is_number, value.values()))
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(map(_is_number, value))
+    return isinstance(value, (int, float))
+
+
+def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A module's own weights and buffers, those that are not saved among them."""
+    follows = getattr(module, "rope_type", None) in FOLLOWING and hasattr(module, ORIGINAL)
+    for name in (*module._parameters, *module._buffers):
+        if getattr(module, name) is not None:
+            yield name, fetched(module, ORIGINAL if follows and name == LENGTHENED else name)
+
+
+def _parts(value: Any) -> Iterator[Tensor]:
+    """The plain tensors that a tensor is made of: a quantised one has scales, a sharded one a shard."""
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _parts(one)
+    elif hasattr(value, "__tensor_flatten__"):
+        yield from _parts([getattr(value, name) for name in value.__tensor_flatten__()[0]])
+    elif isinstance(value, Tensor):
+        yield value
+        yield from _parts(list(getattr(value, "__dict__", {}).values()))
+    elif hasattr(value, "absmax"):  # how bitsandbytes says what the bytes of a 4-bit weight stand for
+        yield from _parts(list(vars(value).values()))
+
+
+def _content(tensor: Tensor) -> bytes:
+    """A digest of a tensor's bytes, the same on every device.
+
+    From a device they are fetched once: after that, sums computed there tell whether they are still the same.
+    """
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    if flat.device.type == "cpu":
+        return xxh3_128(flat.numpy().data).digest()
+    key = len(flat), *sums(flat)
+    if key not in _fetched:
+        _fetched[key] = xxh3_128(flat.cpu().numpy().data).digest()
+    return _fetched[key]
+
+
+def sums(flat: UInt8[Tensor, " byte"]) -> list[int]:
+    """Sums of 32-bit words, each times a number of its own, modulo 2^64: exact, in any order.
+
+    Two contents share a sum with a chance of 2^-32 (multilinear hashing: Carter and Wegman 1979).
+    """
+    words = nn.functional.pad(flat, (0, -len(flat) % 4)).view(torch.int32)
+    factors = _factors(flat.device)
+    found = [(some.long() * factors[: len(some)]).sum() for some in words.split(WORDS)]
+    return torch.stack(found).tolist()
+
+
+@functools.lru_cache(maxsize=8)
+def _factors(device: torch.device) -> Int64[Tensor, " word"]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(-(2**63), 2**63 - 1, (WORDS,), generator=generator).to(device)

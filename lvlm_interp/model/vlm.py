@@ -19,6 +19,7 @@ from lvlm_interp.inputs.batch import Batch
 from lvlm_interp.inputs.example import (
     Answer,
     Inputs,
+    named_by,
 )
 from lvlm_interp.model.capture import Capture, Edit, recording
 from lvlm_interp.model.choice import Positions, Reduction, choose, depths_of, in_layers
@@ -59,15 +60,16 @@ class HookedVLM(Preparing):
         self.accepted = registry.known(model.config.model_type)
         self._first_check, self._tracer = first_check, tracer
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
-        """Tells models apart by their weights, see `identity.fingerprint`."""
+        """Tells models apart by weights and settings, read anew each time: see `identity.fingerprint`."""
         return fingerprint(self.model)
 
-    def provenance(self, method: str, seed: int | None = None, **parameters: Any) -> Provenance:
-        """Where a result of this model comes from."""
+    def provenance(self, method: str, *examples: Inputs, seed: int | None = None, **parameters: Any) -> Provenance:
+        """Where a result of this model comes from, and of which example (or examples) it is."""
         dtype = str(self.model.dtype).removeprefix("torch.")
-        return Provenance(self.name, self.fingerprint, method, parameters, self.revision, seed, dtype)
+        of = named_by(*examples) if examples else None
+        return Provenance(self.name, self.fingerprint, method, parameters, self.revision, seed, dtype, of)
 
     def __repr__(self) -> str:
         kind = type(self.model).__name__

@@ -80,7 +80,7 @@ def check(vlm: HookedVLM, x: Inputs | None = None) -> Conformance:
     x.need_image()
     x = x if x.answer_start < x.length else with_some_answer(vlm, x)
     rows = tuple(_carried_out(name, function, vlm, x) for name, function in CHECKS.items())
-    return Conformance(vlm.model.config.model_type, rows, provenance=vlm.provenance("conformance"))
+    return Conformance(vlm.model.config.model_type, rows, provenance=vlm.provenance("conformance", x))
 
 
 def _example(vlm: HookedVLM) -> Inputs:

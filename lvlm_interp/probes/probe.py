@@ -282,5 +282,5 @@ def _provenance(vlm: HookedVLM | None, seed: int, plan: Plan, about: Mapping[str
     fitting = {"l2": plan.l2, "standardize": plan.standardize, "tolerance": plan.tolerance}
     parameters: dict[str, Any] = {"task": plan.task.kind, **fitting, **about}
     if vlm is not None:
-        return vlm.provenance("probe", seed, **parameters)
+        return vlm.provenance("probe", seed=seed, **parameters)
     return Provenance("not given", "not given", "probe", parameters, seed=seed)

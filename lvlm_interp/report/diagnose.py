@@ -85,7 +85,7 @@ def diagnose(
         no_map=no_map,
         picture=torch.from_numpy(np.array(x.images[0].picture)),
         provenance=vlm.provenance(
-            "diagnosis", hide_from=None if patches is None else patches.hide_from, max_new_tokens=max_new_tokens
+            "diagnosis", x, hide_from=None if patches is None else patches.hide_from, max_new_tokens=max_new_tokens
         ),
     )
 
