@@ -20,6 +20,7 @@ ORDER = (
     "files",
     "compat",
     "storing",
+    "fields",
     "results",
     "bootstrap",
     "checkpoints",

@@ -10,9 +10,9 @@ tiles is hidden together with the thumbnail tokens that show its centre: otherwi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 import torch
@@ -50,6 +50,7 @@ class PatchMap(Result):
         alternatives: for each token, what the value compares it with; nothing for those that compare with none.
     """
 
+    along: ClassVar[Mapping[str, str]] = {"tokens": "answer"}
     tokens: tuple[str, ...]
     values: Float[Tensor, "answer row column"]
     image_total: Float[Tensor, " answer"]
@@ -59,6 +60,13 @@ class PatchMap(Result):
     value: str = "logodds"
     unit: str = "nats"
     alternatives: tuple[tuple[str, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(*self.size, self.values.shape[1], self.values.shape[2]) < 1:
+            raise InputError(f"a map has patches and a picture; got {list(self.values.shape)} of a picture {self.size}")
+        if len(self.alternatives) not in (0, len(self.tokens)):
+            raise InputError(f"a map of {len(self.tokens)} parts has alternatives for {len(self.alternatives)}")
 
     def peak(self, token: int = 0) -> tuple[int, int]:
         """Row and column of the patch that supports a token most."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -37,6 +37,12 @@ class CreditSplit(Result):
     """
 
     too_large: ClassVar[frozenset[str]] = frozenset({"numbers"})  # `to_dict` has them by name
+    along: ClassVar[Mapping[str, str]] = {
+        "tokens": "answer",
+        "alternatives": "answer",
+        "computed": "value",
+        "units": "value",
+    }
     tokens: tuple[str, ...]
     players: tuple[str, ...]
     player_roles: tuple[str, ...]
@@ -47,6 +53,16 @@ class CreditSplit(Result):
     numbers: Float[Tensor, "value answer coalition"]
     alternatives: tuple[tuple[str, ...], ...]
     kept: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._checked(self.value)
+        count, coalitions = len(self.players), self.numbers.shape[2]
+        if coalitions != 1 << count or {len(self.player_roles), len(self.player_texts)} != {count}:
+            raise InputError(
+                f"{count} players have 2^{count} coalitions, a role and a text each; got {coalitions} coalitions, "
+                f"{len(self.player_roles)} roles and {len(self.player_texts)} texts"
+            )
 
     # --- values under every coalition -------------------------------------------------------------
 

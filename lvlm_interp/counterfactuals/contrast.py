@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Any, ClassVar, Literal, overload
 
 import pandas as pd
 import torch
@@ -25,6 +25,7 @@ from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Provenance, Result
 from lvlm_interp.shown import table_html
 
+ROUNDING = 1e-3  # by which a distance may miss its range
 TokenClass = Literal["correlated", "irrelevant", "contradictory"]
 
 
@@ -44,6 +45,7 @@ class Contrast(Result):
         without: the counterfactual's name.
     """
 
+    along: ClassVar[Mapping[str, str]] = {"tokens": "answer", "classes": "answer"}
     tokens: tuple[str, ...]
     with_logit: Float[Tensor, " answer"]
     without_logit: Float[Tensor, " answer"]
@@ -55,6 +57,11 @@ class Contrast(Result):
     weights: Float[Tensor, " answer"]
     classes: tuple[TokenClass, ...]
     without: str = "hidden"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not bool(((self.hellinger > -ROUNDING) & (self.hellinger < 1 + ROUNDING)).all()):
+            raise InputError(f"Hellinger distances are from 0 to 1, got {self.hellinger.tolist()}")
 
     def to_frame(self) -> pd.DataFrame:
         numbers = ("with_logit", "without_logit", "delta", "delta_nats", "hellinger", "weights")
@@ -70,6 +77,11 @@ class Contrasts(Result, Mapping[str, Contrast]):
     """Several counterfactuals side by side: name → `Contrast`."""
 
     each: Mapping[str, Contrast] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.each or len({one.tokens for one in self.each.values()}) > 1:
+            raise InputError("contrasts side by side are of one answer, and there is at least one")
 
     def __getitem__(self, name: str) -> Contrast:
         return self.each[name]

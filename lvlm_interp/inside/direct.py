@@ -11,7 +11,9 @@ first is that later layer's part.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pandas as pd
 import torch
@@ -19,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lvlm_interp.errors import InputError, SiteError
-from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.inputs.example import ROLES, Inputs
 from lvlm_interp.inside.frozen import frozen
 from lvlm_interp.inside.residual import READ, along, between, bias_of, layer_of, stream_of
 from lvlm_interp.model.vlm import HookedVLM
@@ -51,6 +53,13 @@ class DirectAttribution(Result):
         softcap: what a cap of the logits takes away, `[answer]`.
     """
 
+    along: ClassVar[Mapping[str, str]] = {
+        "tokens": "answer",
+        "target": "answer",
+        "positions": "position",
+        "roles": "position",
+    }
+    among: ClassVar[Mapping[str, Collection[str]]] = {"roles": ROLES}
     tokens: tuple[str, ...]
     target: tuple[str, ...]
     against: str
