@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from lvlm_interp.errors import OutputError
 from lvlm_interp.fields import check_fields, equal
+from lvlm_interp.given import explained
 from lvlm_interp.storing import KINDS, is_tensor, packed, scalar, storable, unpacked
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class Result:
         cls.__eq__, cls.__hash__ = Result.__eq__, Result.__hash__  # type: ignore[method-assign]
         storable(cls)
 
+    @explained
     def save(self, path: str | Path) -> Path:
         """Write one `.safetensors` file, tensors and JSON header; it is whole or as it was, never half.
 

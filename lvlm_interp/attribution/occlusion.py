@@ -23,6 +23,7 @@ from lvlm_interp.attribution.value import Target, Value, target_of, texts_of, va
 from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.engine.score import HideFrom
 from lvlm_interp.errors import ImageError, InputError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.view import Box, ImageView
 from lvlm_interp.inputs.words import Unit, Word, by_word
@@ -94,6 +95,7 @@ class PatchMap(Result):
         return frame.assign(value=self.values.flatten().tolist(), **sides)
 
 
+@explained
 def attribute(
     vlm: HookedVLM,
     x: Inputs,

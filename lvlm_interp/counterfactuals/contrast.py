@@ -20,6 +20,7 @@ from lvlm_interp.counterfactuals.counterfactual import Counterfactual, applied, 
 from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.engine.score import Scores, score
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs, named_by
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Provenance, Result
@@ -148,6 +149,7 @@ def contrast(
     seed: int = ...,
     decoder_inputs: DecoderInputs | None = ...,
 ) -> Contrasts: ...
+@explained
 def contrast(
     vlm: HookedVLM,
     x: Inputs,
@@ -174,6 +176,8 @@ def contrast(
     Raises:
         InputError: there is no image or no answer, a name that is not known or that stands twice, or an empty list.
     """
+    if not threshold >= 0:
+        raise InputError(f"threshold= is a number of nats, 0 or more; got {threshold}")
     x.need_image()
     x.need_answer()
     chosen = [named(one) for one in (without if isinstance(without, (list, tuple)) else [without])]

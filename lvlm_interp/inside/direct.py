@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lvlm_interp.errors import InputError, SiteError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import ROLES, Inputs
 from lvlm_interp.inside.frozen import frozen
 from lvlm_interp.inside.residual import READ, along, between, bias_of, layer_of, stream_of
@@ -132,6 +133,7 @@ class DirectAttribution(Result):
         return table_html(self.to_frame(), 2, note)
 
 
+@explained
 @torch.no_grad()
 def direct(
     vlm: HookedVLM, x: Inputs, *, target: str | int | None = None, against: str | int | None = None

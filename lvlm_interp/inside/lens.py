@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvlm_interp.errors import InputError, SiteError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import ROLES, Inputs
 from lvlm_interp.inside.tuned_lens import TunedLens
 from lvlm_interp.model.choice import Positions, indices
@@ -117,6 +118,7 @@ class Lens(Result):
         return zip(self.tokens, self.positions.tolist(), strict=True)
 
 
+@explained
 @torch.no_grad()
 def lens(
     vlm: HookedVLM,

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from lvlm_interp.bootstrap import bootstrap_weights, interval
 from lvlm_interp.checkpoints import read_checkpoint, write_checkpoint
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs, digest
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
@@ -105,6 +106,7 @@ class Fitting:
     from_each: int = 16
 
 
+@explained
 def fit_tuned_lens(
     vlm: HookedVLM,
     examples: Sequence[Inputs],

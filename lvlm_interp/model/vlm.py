@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from lvlm_interp.errors import InputError, ModelError, SiteError
 from lvlm_interp.families.shared import registry
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.batch import Batch
 from lvlm_interp.inputs.example import (
     Answer,
@@ -86,9 +87,12 @@ class HookedVLM(Preparing):
             self.accepted = True
         return x
 
+    @explained
     @torch.no_grad()
     def generate(self, x: Inputs, max_new_tokens: int = 64) -> Answer:
         """The model's greedy answer to a prompt, without end-of-turn tokens; an answer that x has is ignored."""
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is 1 or more, got {max_new_tokens}")
         made = self.model.generate(
             **x.prompt_inputs(), do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=self.stops()[0]
         )
@@ -99,6 +103,7 @@ class HookedVLM(Preparing):
             text = self.prompter.tokenizer.decode(kept, skip_special_tokens=True)
         return Answer(text.strip(), kept, finished=len(kept) < len(ids))
 
+    @explained
     @torch.no_grad()
     def run(self, x: Inputs | Batch) -> Float[Tensor, "batch position vocabulary"]:
         """The plain model's logits, with nothing hooked."""
@@ -132,10 +137,26 @@ class HookedVLM(Preparing):
             raise ModelError("this model was made without nnsight: open it with load() or wrap()")
         return self._tracer(self)
 
-    def visiting(self, visits: Mapping[Site, Edit]) -> contextlib.AbstractContextManager[None]:
-        """Within the `with`, each site's value passes through its visit."""
-        return visiting(self.model, visits)
+    @explained
+    def visiting(self, visits: Mapping[str, Edit] | Mapping[Site, Edit]) -> contextlib.AbstractContextManager[None]:
+        """Within the `with`, the value of each site passes through its visit: by the site, its name or a glob.
 
+        Raises:
+            SiteError: a name that matches nothing, or two visits of one site.
+        """
+        return visiting(self.model, self._by_site(visits))
+
+    def _by_site(self, visits: Mapping[Any, Edit]) -> dict[Site, Edit]:
+        """What happens at each site; a visit may be given by name or glob."""
+        found: dict[Site, Edit] = {}
+        for name, visit in visits.items():
+            sites = [name] if isinstance(name, Site) else match(self.sites, name, self.missing)
+            if twice := [site.name for site in sites if site in found]:
+                raise SiteError(f"{name!r} means {twice[0]!r}, which another edit means too; give it one")
+            found.update(dict.fromkeys(sites, visit))
+        return found
+
+    @explained
     def capture(
         self,
         x: Inputs | Batch,
@@ -184,12 +205,7 @@ class HookedVLM(Preparing):
         if layers is not None:
             chosen = in_layers(chosen, depths_of(self.sites.values()), layers)
         choice = choose(x, chosen, positions, heads, reduce, dtype, device, grad)
-        changes: dict[Site, Edit] = {}
-        for name, edit in (edits or {}).items():
-            changed = match(self.sites, name, self.missing)
-            if twice := [site.name for site in changed if site in changes]:
-                raise SiteError(f"{name!r} means {twice[0]!r}, which another edit means too; give it one")
-            changes.update(dict.fromkeys(changed, edit))
+        changes = self._by_site(edits or {})
         with (
             torch.inference_mode(False),
             torch.set_grad_enabled(grad),

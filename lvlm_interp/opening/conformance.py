@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lvlm_interp.errors import InputError, LvlmInterpError, ModelError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs, Role
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.model.weights import all_fetched
@@ -65,6 +66,7 @@ class Conformance(Result):
             )
 
 
+@explained
 @torch.no_grad()
 def check(vlm: HookedVLM, x: Inputs | None = None) -> Conformance:
     """Run all checks.

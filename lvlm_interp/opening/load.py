@@ -16,6 +16,7 @@ from transformers.utils import is_torchvision_available
 
 from lvlm_interp.adapters.nnsight import traced
 from lvlm_interp.errors import InputError, ModelError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.opening.conformance import check, check_at_load
@@ -33,6 +34,7 @@ INSTALLED = {  # packages that some processors need, and how to get them
 UNSEEN = "Unrecognized image processor"
 
 
+@explained
 def wrap(model: nn.Module, processor: Any = None, name: str | None = None) -> HookedVLM:
     """Open a transformers model that is in memory already.
 
@@ -57,6 +59,7 @@ def _how_to_wrap(model: object) -> str:
     return "that of `AutoModelForImageTextToText.from_pretrained(…)`, say, and its processor"
 
 
+@explained
 def load(
     name: str | os.PathLike[str],
     *,
