@@ -97,7 +97,8 @@ def _is_made_of(value: Any, origin: type, parts: tuple[Any, ...], strict: bool) 
         return all(fits(k, parts[0], strict) and fits(v, parts[1], strict) for k, v in value.items())
     if isinstance(value, (str, bytes)) or not isinstance(value, origin if strict else Iterable):
         return False
-    return isinstance(value, Iterator) or all(fits(one, parts[0], strict) for one in value)
+    members: Any = value
+    return isinstance(value, Iterator) or all(fits(one, parts[0], strict) for one in members)
 
 
 def _is_a(value: Any, hint: Any, strict: bool) -> bool:

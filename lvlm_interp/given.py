@@ -17,6 +17,8 @@ MADE = {  # how what is asked for is made, by its type
     "HookedVLM": "an opened model: lvlm_interp.load(name), or wrap(model, processor)",
     "Inputs": "an example: vlm.prepare(question, image, answer=…)",
     "Batch": "examples side by side: vlm.batch(examples)",
+    "Module": "a transformers model (load(name) opens one by its name)",
+    "os.PathLike[str]": "a path (wrap(model, processor) opens a model that is in memory)",
     "Image": "a PIL image",
     "dtype": "a torch dtype such as torch.float16",
     "device": "a torch device",

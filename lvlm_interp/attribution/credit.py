@@ -32,6 +32,7 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.words import Unit
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 
 __all__ = ["CreditSplit", "coalitions", "credit", "shares"]
@@ -41,6 +42,7 @@ TOLERANCE = 1e-4  # nats or logits by which a split may miss its total
 
 
 @explained
+@in_one_go
 @torch.no_grad()
 def credit(
     vlm: HookedVLM,

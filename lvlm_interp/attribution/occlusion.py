@@ -27,6 +27,7 @@ from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.view import Box, ImageView
 from lvlm_interp.inputs.words import Unit, Word, by_word
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
 
@@ -96,6 +97,7 @@ class PatchMap(Result):
 
 
 @explained
+@in_one_go
 def attribute(
     vlm: HookedVLM,
     x: Inputs,

@@ -22,6 +22,7 @@ from lvlm_interp.engine.score import Scores, score
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs, named_by
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Provenance, Result
 from lvlm_interp.shown import table_html
@@ -150,6 +151,7 @@ def contrast(
     decoder_inputs: DecoderInputs | None = ...,
 ) -> Contrasts: ...
 @explained
+@in_one_go
 def contrast(
     vlm: HookedVLM,
     x: Inputs,

@@ -25,6 +25,7 @@ from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import ROLES, Inputs
 from lvlm_interp.inside.frozen import frozen
 from lvlm_interp.inside.residual import READ, along, between, bias_of, layer_of, stream_of
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
 from lvlm_interp.shown import table_html
@@ -134,6 +135,7 @@ class DirectAttribution(Result):
 
 
 @explained
+@in_one_go
 @torch.no_grad()
 def direct(
     vlm: HookedVLM, x: Inputs, *, target: str | int | None = None, against: str | int | None = None

@@ -25,6 +25,7 @@ from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import ROLES, Inputs
 from lvlm_interp.inside.tuned_lens import TunedLens
 from lvlm_interp.model.choice import Positions, indices
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
 from lvlm_interp.shown import table_html
@@ -119,6 +120,7 @@ class Lens(Result):
 
 
 @explained
+@in_one_go
 @torch.no_grad()
 def lens(
     vlm: HookedVLM,

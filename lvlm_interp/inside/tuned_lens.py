@@ -25,6 +25,7 @@ from lvlm_interp.checkpoints import read_checkpoint, write_checkpoint
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs, digest
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
 from lvlm_interp.shown import table_html
@@ -107,6 +108,7 @@ class Fitting:
 
 
 @explained
+@in_one_go
 def fit_tuned_lens(
     vlm: HookedVLM,
     examples: Sequence[Inputs],

@@ -19,6 +19,7 @@ from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Answer, Inputs
 from lvlm_interp.inputs.media import ImageLike
 from lvlm_interp.inputs.words import split_words
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.report.diagnosis import Diagnosis
 
@@ -26,6 +27,7 @@ STEPS = ("answer", "contrast", "credit", "heatmap")
 
 
 @explained
+@in_one_go
 def diagnose(
     vlm: HookedVLM,
     image: ImageLike,
