@@ -31,6 +31,7 @@ from lvlm_interp.engine.decoder import ROOM, DecoderInputs, made_of, run_to_deco
 from lvlm_interp.engine.packed import planned
 from lvlm_interp.engine.plan import sequences_of
 from lvlm_interp.errors import VisibilityError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.capture import Edit
 from lvlm_interp.model.holding import in_one_go
@@ -68,6 +69,7 @@ class Scores:
             return self.readout.logits(self.states[coalition]).float()
 
 
+@explained
 @in_one_go
 @torch.no_grad()
 def score(

@@ -67,7 +67,11 @@ def _noting(site: Site, visit: Visit, fired: set[str], use: Held) -> Visit:
 
 def passed(name: str, visit: Visit, value: Tensor) -> Tensor:
     """What a visit returns; torch would drop a missing tensor, and stretch one of another shape."""
-    seen = visit(value)
+    try:
+        seen = visit(value)
+    except Exception as error:
+        error.add_note(f"(raised in an edit, or a record, of {name!r})")
+        raise
     if not isinstance(seen, Tensor) or seen.shape != value.shape:
         found = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
         raise SiteError(f"an edit of {name!r} returns the value to go on with, {tuple(value.shape)}; it gave {found}")

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from lvlm_interp.errors import InputError, ModelError, SiteError
 from lvlm_interp.families.shared import registry
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.batch import Batch
 from lvlm_interp.inputs.example import Answer, Inputs, named_by
 from lvlm_interp.model.capture import Capture, Edit, recording
@@ -100,9 +101,12 @@ class HookedVLM(Preparing):
             self.accepted = True
         return x
 
+    @explained
     @torch.no_grad()
     def generate(self, x: Inputs, max_new_tokens: int = 64) -> Answer:
         """The model's greedy answer to a prompt, without end-of-turn tokens; an answer that x has is ignored."""
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is 1 or more, got {max_new_tokens}")
         self._need_evaluation()
         with self.held.passing(), self._greedily():
             made = self.model.generate(**x.prompt_inputs(), max_new_tokens=max_new_tokens)
@@ -130,6 +134,7 @@ class HookedVLM(Preparing):
         finally:
             self.model.generation_config = own
 
+    @explained
     @torch.no_grad()
     def run(self, x: Inputs | Batch) -> Float[Tensor, "batch position vocabulary"]:
         """The plain model's logits, with nothing hooked."""
@@ -148,7 +153,7 @@ class HookedVLM(Preparing):
                 return self.model(**model_inputs, use_cache=False).logits
         except (ValueError, RuntimeError) as error:
             said = UNMATCHED[ValueError if isinstance(error, ValueError) else RuntimeError]
-            if not any(text in str(error) for text in said):
+            if hasattr(error, "__notes__") or not any(text in str(error) for text in said):  # noted: of an edit's own
                 raise
             count = int(self.visual_in(model_inputs).sum())
             raise InputError(
@@ -191,6 +196,7 @@ class HookedVLM(Preparing):
             found.update(dict.fromkeys(changed, edit))
         return found
 
+    @explained
     def capture(
         self,
         x: Inputs | Batch,
