@@ -27,6 +27,7 @@ SWITCHES = frozenset({"_active_adapter", "_disable_adapters", "merged_adapters"}
 LENGTHENED, ORIGINAL, FOLLOWING = "inv_freq", "original_inv_freq", ("dynamic", "longrope")
 LEFT_OUT = PASSING | frozenset(vars(nn.Module()))
 PAGE, TURNS = 1 << 14, 32
+SMALL = 1 << 16  # bytes of a tensor that is read whole each time
 Content = Callable[[Tensor], bytes]
 WORDS = 1 << 22  # 32-bit words of a tensor on a device that are summed together
 _fetched: dict[tuple[int, ...], bytes] = {}  # digests of contents that were on a device, by their length and sums
@@ -71,7 +72,7 @@ class Known:
 
     def _content(self, tensor: Tensor, before: dict[int, tuple[Any, bytes, bytes]]) -> bytes:
         number = len(self._read)
-        if tensor.device.type != "cpu" or tensor.is_inference():  # quick there; no changes are counted here
+        if tensor.nbytes <= SMALL or tensor.device.type != "cpu" or tensor.is_inference():  # quick, or not counted
             key, pages = None, b""
         else:
             key, pages = (tensor.data_ptr(), tensor._version, tensor.shape, tensor.dtype), pages_of(tensor)
