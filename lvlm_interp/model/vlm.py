@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ from lvlm_interp.given import explained
 from lvlm_interp.inputs.batch import Batch
 from lvlm_interp.inputs.example import Answer, Inputs, named_by
 from lvlm_interp.model.capture import Capture, Edit, recording
-from lvlm_interp.model.choice import Positions, Reduction, choose, depths_of, in_layers
+from lvlm_interp.model.choice import Choice, Positions, Reduction, choose, depths_of, in_layers
 from lvlm_interp.model.holding import Held, held, hooks_of_others
 from lvlm_interp.model.hooks import visiting
 from lvlm_interp.model.identity import fingerprint
@@ -79,7 +80,9 @@ class HookedVLM(Preparing):
         edited = (site.name for site, _ in self.held.edited)
         return (*dict.fromkeys(edited), *(f"hook: {name}" for name in hooks_of_others(self.model.named_modules())))
 
-    def provenance(self, method: str, *examples: Inputs, seed: int | None = None, **parameters: Any) -> Provenance:
+    def provenance(
+        self, method: str, *examples: Inputs | Batch, seed: int | None = None, **parameters: Any
+    ) -> Provenance:
         """Where a result of this model comes from, and of which example (or examples) it is."""
         dtype = str(self.model.dtype).removeprefix("torch.")
         of = named_by(*examples) if examples else None
@@ -253,4 +256,22 @@ class HookedVLM(Preparing):
             recording(self.model, chosen, choice, changes) as found,
         ):
             logits = choice.of_logits(self.call(x.model_inputs))
-        return Capture({**found, "logits": logits}, choice)
+            origin = self._origin(x, choice, [site.name for site in chosen])
+        return Capture({**found, "logits": logits}, choice, origin)
+
+    def _origin(self, x: Inputs | Batch, choice: Choice, sites: list[str]) -> Callable[[], Provenance]:
+        """Where a capture comes from, looked up when it is asked for."""
+        kept: dict[str, Any] = {
+            k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(choice).items() if v is not None
+        }
+        before, edited = self.held.known.changes(self.model), self.active_edits
+
+        def provenance() -> Provenance:
+            if self.held.known.changes(self.model) != before:
+                raise ModelError(
+                    "the model was changed after this capture, and what it was then is not known: ask for a capture's "
+                    "provenance, or save it, before"
+                )
+            return dataclasses.replace(self.provenance("capture", x, sites=sites, **kept), edits=edited)
+
+        return provenance
