@@ -47,3 +47,7 @@ class OutputError(LvlmInterpError, OSError):
 
 class SceneError(LvlmInterpError, ValueError):
     """A scene that cannot be drawn."""
+
+
+class LvlmInterpWarning(UserWarning):
+    """What is done as asked, and may not mean what it seems to."""

@@ -226,7 +226,8 @@ class HookedVLM(Preparing):
                 patterns. The logits too are those of these positions.
             layers: of the sites, those in these blocks only; negative numbers count from the last.
             heads: which heads are kept, along the site's own axis: in grouped-query attention k and v have fewer.
-            reduce: `"mean"` over the (chosen) positions, or the `"last"` of them; that axis goes away.
+            reduce: `"mean"` over the (chosen) positions, or the `"last"` of them; that axis goes away. Padding, where
+                `attention_mask` is 0, is left out.
             dtype: what is kept is converted to this type; a mean is computed in it.
             device: where what is kept goes.
             grad: keep the graph. The logits can then be differentiated with respect to what is kept (as long as it is
