@@ -17,6 +17,7 @@ from transformers.utils import is_torchvision_available
 from lvlm_interp.adapters.nnsight import traced
 from lvlm_interp.errors import ModelError
 from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.compiled import original
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.opening.conformance import check, check_at_load
 
@@ -36,12 +37,13 @@ def wrap(model: nn.Module, processor: Any = None, name: str | None = None) -> Ho
     """Open a transformers model that is in memory already.
 
     Args:
-        model: an image-text-to-text model.
+        model: an image-text-to-text model; what of it was compiled runs without the compiler, which knows no hooks.
         processor: its processor; without one, only `vlm.inputs` makes inputs.
 
     Raises:
         ModelError: a kind of model that cannot be read.
     """
+    model = original(model)
     if not isinstance(model, PreTrainedModel):
         raise ModelError(f"wrap() takes a transformers model, got {type(model).__name__}; to load one, use load()")
     return _opened(model, processor, name or model.name_or_path or None)
