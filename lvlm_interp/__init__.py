@@ -23,6 +23,7 @@ _HOMES = {
     "Inputs": "inputs.example",
     "Answer": "inputs.example",
     "Capture": "model.capture",
+    "Captured": "model.capture",
     "check": "opening.conformance",
     "Conformance": "opening.conformance",
     "score": "engine.score",

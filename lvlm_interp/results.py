@@ -7,13 +7,15 @@ import functools
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from lvlm_interp.errors import OutputError
+from lvlm_interp.fields import check_fields, equal
+from lvlm_interp.given import explained
 from lvlm_interp.storing import KINDS, is_tensor, packed, scalar, storable, unpacked
 
 if TYPE_CHECKING:
@@ -69,11 +71,29 @@ class Provenance:
 class Result:
     """Base of results: frozen, with `provenance`; tensors are saved as safetensors, the rest as its JSON header.
 
-    Results may hold results; names in `too_large` are fields that `to_dict` leaves out.
+    Results may hold results. Two are equal if all in them is, tensors number by number. One whose fields do not fit
+    together cannot be made, nor read from a file.
+
+    Attributes:
+        too_large: fields that `to_dict` leaves out.
+        along: fields with a member for each place of an axis of the tensors, and the name of that axis.
+        among: fields whose members are each one of some.
     """
 
     too_large: ClassVar[frozenset[str]] = frozenset()
+    along: ClassVar[Mapping[str, str]] = {}
+    among: ClassVar[Mapping[str, Collection[str]]] = {}
     provenance: Provenance = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_fields(self, self.along, self.among)
+
+    def __eq__(self, other: object) -> bool:
+        return equal(self, other) if type(other) is type(self) else NotImplemented
+
+    def __hash__(self) -> int:
+        about = self.provenance
+        return hash((type(self).__name__, about.model, about.weights, about.method, about.example))
 
     def to_frame(self) -> pd.DataFrame:
         """The result as a table, one row a token; columns are named like the attributes."""
@@ -89,8 +109,11 @@ class Result:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        # What a dataclass would have of itself compares tensors as truths. These it leaves, as they are there first.
+        cls.__eq__, cls.__hash__ = Result.__eq__, Result.__hash__  # type: ignore[method-assign]
         storable(cls)
 
+    @explained
     def save(self, path: str | Path) -> Path:
         """Write one `.safetensors` file, tensors and JSON header; it is whole or as it was, never half.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Any, ClassVar, Literal, overload
 
 import pandas as pd
 import torch
@@ -20,10 +20,14 @@ from lvlm_interp.counterfactuals.counterfactual import Counterfactual, applied, 
 from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.engine.score import Scores, score
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs, named_by
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Provenance, Result
+from lvlm_interp.shown import table_html
 
+ROUNDING = 1e-3  # by which a distance may miss its range
 TokenClass = Literal["correlated", "irrelevant", "contradictory"]
 
 
@@ -43,6 +47,7 @@ class Contrast(Result):
         without: the counterfactual's name.
     """
 
+    along: ClassVar[Mapping[str, str]] = {"tokens": "answer", "classes": "answer"}
     tokens: tuple[str, ...]
     with_logit: Float[Tensor, " answer"]
     without_logit: Float[Tensor, " answer"]
@@ -55,13 +60,18 @@ class Contrast(Result):
     classes: tuple[TokenClass, ...]
     without: str = "hidden"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not bool(((self.hellinger > -ROUNDING) & (self.hellinger < 1 + ROUNDING)).all()):
+            raise InputError(f"Hellinger distances are from 0 to 1, got {self.hellinger.tolist()}")
+
     def to_frame(self) -> pd.DataFrame:
         numbers = ("with_logit", "without_logit", "delta", "delta_nats", "hellinger", "weights")
         columns = {name: getattr(self, name).tolist() for name in numbers}
         return pd.DataFrame({"token": self.tokens, **columns, "classes": self.classes})
 
     def _repr_html_(self) -> str:
-        return self.to_frame().style.format(precision=3, escape="html").to_html()
+        return table_html(self.to_frame())
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,11 @@ class Contrasts(Result, Mapping[str, Contrast]):
     """Several counterfactuals side by side: name → `Contrast`."""
 
     each: Mapping[str, Contrast] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.each or len({one.tokens for one in self.each.values()}) > 1:
+            raise InputError("contrasts side by side are of one answer, and there is at least one")
 
     def __getitem__(self, name: str) -> Contrast:
         return self.each[name]
@@ -135,6 +150,8 @@ def contrast(
     seed: int = ...,
     decoder_inputs: DecoderInputs | None = ...,
 ) -> Contrasts: ...
+@explained
+@in_one_go
 def contrast(
     vlm: HookedVLM,
     x: Inputs,
@@ -161,6 +178,8 @@ def contrast(
     Raises:
         InputError: there is no image or no answer, a name that is not known or that stands twice, or an empty list.
     """
+    if not threshold >= 0:
+        raise InputError(f"threshold= is a number of nats, 0 or more; got {threshold}")
     x.need_image()
     x.need_answer()
     chosen = [named(one) for one in (without if isinstance(without, (list, tuple)) else [without])]

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ class Runner:
 
     def __init__(self, vlm: HookedVLM, inputs: DecoderInputs, prompt: int, hide_from: str) -> None:
         self.vlm, self.inputs, self.prompt = vlm, inputs, prompt
-        self.rows, self.at_once = 0, 0 if inputs.sight.recurrent else ROWS_AT_ONCE
+        self.rows, self.at_once = 0, 0 if inputs.sight.alone else ROWS_AT_ONCE
         # Image rows, where they go on seeing what is hidden from text.
         self.sighted = frozenset(inputs.image.nonzero().flatten().tolist() if hide_from == "text" else ())
         self.kept = None if inputs.sight.whole else inputs.kept
@@ -136,7 +137,7 @@ class Runner:
             masking({m: mask for kind, mask in pairs if mask is not None for m in kind.modules}),
             self._told(rows, done),
         ):
-            out = self.vlm.decoder(
+            out = self._called(
                 inputs_embeds=inputs.embeds[rows][None],
                 position_ids=positions if len(positions) == 1 else positions[:, None],
                 attention_mask=masks[0] if masks and not direct else None,
@@ -166,6 +167,10 @@ class Runner:
                 forget(rotaries)
                 stack.enter_context(lengthened(rotaries, inputs.last))
             yield
+
+    def _called(self, **arguments: Any) -> Any:
+        with self.vlm.held.passing():
+            return self.vlm.decoder(**arguments)
 
     def _whole(self, pack: list[Run]) -> int | None:
         """Which sequence of a pack begins with the prompt, nothing hidden, where that is wanted and not known yet."""
@@ -202,7 +207,7 @@ class Runner:
     def _hide(self, block: Tensor, sequence: Run, done: int) -> None:
         """Take hidden keys out of the sight of all rows but the image's (rows still see themselves)."""
         hidden = ~torch.tensor(sequence.seen)
-        sighted = self.inputs.image[torch.tensor(sequence.rows[done:])]
+        sighted = torch.tensor([row in self.sighted for row in sequence.rows[done:]])
         block &= ~hidden | sighted[:, None]
         own = torch.arange(len(block))
         block[own, done + own] = True

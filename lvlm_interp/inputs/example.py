@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -228,7 +228,15 @@ def pixels_of(model_inputs: Mapping[str, Any], video: bool | None = None) -> dic
     return {k: v for k, v in found.items() if video is None or video == (k == VIDEO_PIXELS)}
 
 
-def digest(*examples: Inputs) -> str:
+@runtime_checkable
+class Called(Protocol):
+    """What a model is called with: an example, or several side by side."""
+
+    @property
+    def model_inputs(self) -> Mapping[str, Tensor]: ...
+
+
+def digest(*examples: Called) -> str:
     """Tells examples apart: SHA-256 of all that the model is called with, in hexadecimal digits."""
     found = hashlib.sha256()
     for x in examples:
@@ -238,7 +246,7 @@ def digest(*examples: Inputs) -> str:
     return found.hexdigest()
 
 
-def named_by(*examples: Inputs) -> str:
+def named_by(*examples: Called) -> str:
     """A short name of examples, for provenance: the first half of their digest."""
     return digest(*examples)[:DIGITS]
 
