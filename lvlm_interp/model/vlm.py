@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from lvlm_interp.errors import InputError, ModelError, SiteError
@@ -21,9 +21,11 @@ from lvlm_interp.inputs.batch import Batch
 from lvlm_interp.inputs.example import Answer, Inputs, named_by
 from lvlm_interp.model.capture import Capture, Edit, recording
 from lvlm_interp.model.choice import Choice, Positions, Reduction, choose, depths_of, in_layers
+from lvlm_interp.model.compiled import uncompiled
 from lvlm_interp.model.holding import Held, held, hooks_of_others
-from lvlm_interp.model.hooks import visiting
+from lvlm_interp.model.hooks import rescaling, visiting
 from lvlm_interp.model.identity import fingerprint
+from lvlm_interp.model.lengths import following, forget, recounted
 from lvlm_interp.model.preparing import Preparing
 from lvlm_interp.model.sites import Site, match
 from lvlm_interp.results import Provenance
@@ -140,7 +142,7 @@ class HookedVLM(Preparing):
     @explained
     @torch.no_grad()
     def run(self, x: Inputs | Batch) -> Float[Tensor, "batch position vocabulary"]:
-        """The plain model's logits, with nothing hooked."""
+        """The plain model's logits, with nothing hooked; a compiled model computes them as it is written."""
         return self.call(x.model_inputs)
 
     def call(self, model_inputs: Mapping[str, Any]) -> Float[Tensor, "batch position vocabulary"]:
@@ -152,7 +154,8 @@ class HookedVLM(Preparing):
         """
         self._need_evaluation()
         try:
-            with self.held.passing():
+            with self.held.passing(), uncompiled(self.model), rescaling(self._recounted(model_inputs)):
+                forget(following(self.decoder))
                 return self.model(**model_inputs, use_cache=False).logits
         except (ValueError, RuntimeError) as error:
             said = UNMATCHED[ValueError if isinstance(error, ValueError) else RuntimeError]
@@ -163,6 +166,14 @@ class HookedVLM(Preparing):
                 f"the prompt has {count} image tokens, and the image gives another number of features "
                 f"({error}). Was the prompt cut, or made for another image? Prepare it with its own processor."
             ) from error
+
+    def _recounted(self, model_inputs: Mapping[str, Any]) -> dict[nn.Module, Tensor]:
+        """What layers that count rows are told behind padding, which a row of a batch may begin with."""
+        mask = model_inputs.get("attention_mask")
+        if self.family.tempered is None or not isinstance(mask, Tensor) or mask.ndim != 2:
+            return {}
+        places = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        return recounted(self.family, itertools.chain(*self.attention_kinds), places)
 
     @functools.cached_property
     def nnsight(self) -> Any:
