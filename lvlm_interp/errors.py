@@ -51,3 +51,6 @@ class SceneError(LvlmInterpError, ValueError):
 
 class LvlmInterpWarning(UserWarning):
     """What is done as asked, and may not mean what it seems to."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())

@@ -27,6 +27,7 @@ def one_of_each():
         *(li.lens(vlm, x, target=5), li.direct(vlm, x), li.fit_probes(*labelled(), **QUICK)),
         Contrasts({"hidden": diagnosis.contrast}, provenance=about("contrast")),
         Captured({"blocks.0.hook_resid_pre": y}, provenance=about("capture", positions=[3])),
+        dataclasses.replace(li.score(vlm, x, x.everything[None]), readout=None),
         Conformance("llava", (Checked("parity", True, 0.0, 1.0, "d", "a"),), provenance=about("check")),
     )
     return {type(one).__name__: one for one in found}

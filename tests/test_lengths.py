@@ -13,6 +13,7 @@ from tests.families import tiny_example, tiny_model
 from tests.families.shared.tiny import ROUNDING
 from tests.tiny import tiny_inputs, tiny_llava
 
+pytestmark = pytest.mark.filterwarnings("ignore:the example has")  # that it is longer than the model was made for
 FACTORS = {"short_factor": [1.0] * 4, "long_factor": [1.0, 3.0, 9.0, 27.0]}
 
 

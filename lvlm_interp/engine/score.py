@@ -20,10 +20,11 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
+import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -38,15 +39,18 @@ from lvlm_interp.model.finite import need_finite
 from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.readout import Readout
 from lvlm_interp.model.vlm import HookedVLM
+from lvlm_interp.results import Result
 
 HideFrom = Literal["all", "text"]
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class Scores(Result):
     """What the engine found.
 
     Attributes:
+        tokens: the answer tokens as text.
+        visible: which positions each coalition saw.
         states: the state that predicts each answer token, after the final norm, `[coalition, answer, width]`.
         ids: the answer tokens.
         logit: raw logit of each answer token, `[coalition, answer]`, float32.
@@ -56,16 +60,34 @@ class Scores:
         rows: rows that were computed for it (a plain forward pass per coalition would compute T each).
     """
 
+    too_large: ClassVar[frozenset[str]] = frozenset({"states"})
+    unsaved: ClassVar[frozenset[str]] = frozenset({"readout"})
+    along: ClassVar[Mapping[str, str]] = {"tokens": "answer"}
+    tokens: tuple[str, ...]
+    visible: Bool[Tensor, "coalition _"]
     states: Float[Tensor, "coalition answer width"]
     ids: Int[Tensor, " answer"]
     logit: Float[Tensor, "coalition answer"]
     logprob: Float[Tensor, "coalition answer"]
     logodds: Float[Tensor, "coalition answer"]
     rows: int
-    readout: Readout = field(repr=False)
+    readout: Readout | None = field(default=None, repr=False)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each coalition and answer token; logits, and nats."""
+        index = pd.MultiIndex.from_product([range(len(self.logit)), range(len(self.tokens))])
+        frame = index.to_frame(index=False, name=["coalition", "answer"])
+        numbers = {name: getattr(self, name).flatten().tolist() for name in ("logit", "logprob", "logodds")}
+        return frame.assign(token=[self.tokens[i] for i in frame["answer"]], **numbers)
 
     def logits(self, coalition: int | slice = slice(None)) -> Float[Tensor, "*coalition answer vocabulary"]:
-        """Logits over the whole vocabulary, float32; take few coalitions at a time where it is large."""
+        """Logits over the whole vocabulary, float32; take few coalitions at a time where it is large.
+
+        Raises:
+            InputError: these scores were read from a file, which does not hold the model's unembedding.
+        """
+        if self.readout is None:
+            raise InputError("scores from a file hold no logits of other tokens: score the example again")
         with torch.no_grad():
             return self.readout.logits(self.states[coalition]).float()
 
@@ -158,7 +180,15 @@ def score_answers(
                 bar.update()
     by_answer = [torch.stack([found[c, a] for c in range(len(seen))]) for a in range(len(answers))]
     rows = sum(runner.rows for runner, _ in runners)
-    scores = _read(vlm.readout, by_answer, [ids.to(vlm.device) for ids in ends], rows)
+    about: dict[str, Any] = {
+        "visible": visible,
+        "rows": rows,
+        "provenance": vlm.provenance("score", x, hide_from=hide_from),
+    }
+    scores = [
+        Scores(tokens=vlm.token_strings(ids.tolist()), **about, **found)
+        for ids, found in zip(ends, _read(vlm.readout, by_answer, [ids.to(vlm.device) for ids in ends]), strict=True)
+    ]
     need_finite(vlm, x, *(value for one in scores for value in (one.states, one.logit, one.logprob)))
     return scores
 
@@ -229,7 +259,7 @@ def _with_answers(
     return longer, paths
 
 
-def _read(readout: Readout, states: list[Tensor], answers: list[Tensor], rows: int) -> list[Scores]:
+def _read(readout: Readout, states: list[Tensor], answers: list[Tensor]) -> list[dict[str, Any]]:
     """Logit and log-probability of the tokens of every answer, a few rows at a time, those of all answers together."""
     rows_read = torch.cat([s.flatten(0, 1) for s in states])  # unembedding a few rows costs as much as unembedding many
     labels = torch.cat([ids.repeat(len(s)) for s, ids in zip(states, answers, strict=True)])
@@ -243,5 +273,6 @@ def _read(readout: Readout, states: list[Tensor], answers: list[Tensor], rows: i
     scores = []
     for s, ids, found in zip(states, answers, split, strict=True):
         logit, logprob, logodds = found.view(3, *s.shape[:2])
-        scores.append(Scores(s, ids, logit, logprob, logodds, rows, readout))
+        read = {"logit": logit, "logprob": logprob, "logodds": logodds}
+        scores.append({"states": s, "ids": ids, "readout": readout, **read})
     return scores

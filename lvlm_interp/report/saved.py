@@ -7,6 +7,7 @@ from pathlib import Path
 from lvlm_interp.attribution.occlusion import PatchMap
 from lvlm_interp.attribution.split import CreditSplit
 from lvlm_interp.counterfactuals.contrast import Contrast, Contrasts
+from lvlm_interp.engine.score import Scores
 from lvlm_interp.inside.direct import DirectAttribution
 from lvlm_interp.inside.lens import Lens
 from lvlm_interp.inside.tuned_lens import TunedLens
@@ -20,6 +21,7 @@ KINDS: tuple[type[Result], ...] = (
     *(Conformance, Contrast, Contrasts, CreditSplit, PatchMap, Lens, TunedLens, DirectAttribution, ProbeResult),
     Diagnosis,
     Captured,
+    Scores,
 )
 
 
