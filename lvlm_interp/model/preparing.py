@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from lvlm_interp.inputs import prompt
 from lvlm_interp.inputs.batch import Batch, batched
 from lvlm_interp.inputs.example import VIDEO_PIXELS, Answer, Inputs, Role, Written, pixels_of
 from lvlm_interp.inputs.media import ImageLike, VideoLike, open_image, open_video
+from lvlm_interp.inputs.spelling import LOST, Decode, spelled
 from lvlm_interp.inputs.view import ImageView, Shown
 from lvlm_interp.model.anatomy import Anatomy
 from lvlm_interp.model.views import find_views, shown_in
@@ -36,7 +38,12 @@ class Preparing(Anatomy):
                 "this model was wrapped without a processor, which text and images need: "
                 "wrap(model, processor), or use vlm.inputs(input_ids=…) for tensors that are processed already"
             )
-        return prompt.Prompter(self.processor, self.family.prompt)
+        return prompt.Prompter(self.processor, self.family.prompt, self.visual_token_ids)
+
+    @property
+    def decode(self) -> Decode | None:
+        """What makes text of token ids; None where there is no tokenizer."""
+        return None if self.processor is None else self.prompter.text
 
     def prepare(
         self,
@@ -101,9 +108,7 @@ class Preparing(Anatomy):
         x = self._accepted(self._example(model_inputs, roles, len(ids), views, texts, encoded.written))
         if answer is None:
             return x
-        if isinstance(answer, Answer):
-            return self.answered(x, answer)
-        return self._answered(x, self.prompter.answer_ids(messages, answer), answer)
+        return self._answered(x, answer, functools.partial(self.prompter.answer_ids, messages))
 
     def inputs(
         self,
@@ -134,7 +139,8 @@ class Preparing(Anatomy):
         self._need_video(given)
         views = find_views(self, given, shown_in(self, given))
         named = roles or self._plain_roles(ids, self.visual_in(given)[0].tolist(), start)
-        return self._accepted(self._example(given, named, start, views))
+        texts = {"answer": self.text_of(ids[start:])} if start < len(ids) else {}
+        return self._accepted(self._example(given, named, start, views, texts))
 
     def _example(
         self,
@@ -191,6 +197,15 @@ class Preparing(Anatomy):
             return tuple(f"<{i}>" for i in ids)
         return tuple(self.prompter.read(i) for i in ids)
 
+    def text_of(self, ids: Sequence[int]) -> str:
+        """What tokens read as together behind other text; bytes that are no whole character as such, `<0xE7>`."""
+        tokens = self.token_strings(ids)
+        text = spelled(tokens, ids, self.decode).text
+        if LOST in text:
+            return "".join(tokens)
+        blank = bool(tokens) and tokens[0][:1] == " " != text[:1]  # some drop it from a text's beginning
+        return f" {text}" if blank else text
+
     def batch(self, examples: Sequence[Inputs]) -> Batch:
         """Examples side by side, padded on the left, for `run` and `capture`; each row computes what it does alone.
 
@@ -206,12 +221,22 @@ class Preparing(Anatomy):
         return x.with_model_inputs(**changed)
 
     def answered(self, x: Inputs, answer: str) -> Inputs:
-        """The same prompt with this answer (an `Answer` keeps its exact tokens)."""
-        ids = answer.ids if isinstance(answer, Answer) else self.prompter.answer_ids((), answer)
-        return self._answered(x, ids, answer)
+        """The same prompt with this answer, as the chat template writes it; an `Answer` keeps its exact tokens."""
+        return self._answered(x, answer, self.prompter.reply_ids)
 
-    def _answered(self, x: Inputs, ids: Sequence[int], answer: str) -> Inputs:
-        return x.with_answer(ids, self.token_strings(ids), str(answer))
+    def _answered(self, x: Inputs, answer: str, ids_of: Callable[[str], list[int]]) -> Inputs:
+        """An answer as a model writes it: blanks around it are not what follows a prompt, and are left out."""
+        if isinstance(answer, Answer):
+            return x.with_answer(answer.ids, self.token_strings(answer.ids), str(answer))
+        ids = ids_of(answer.strip() or answer)
+        tokens = self.token_strings(ids)
+        if answer != answer.strip() and "".join(tokens) != answer:
+            warnings.warn(
+                f"the answer {answer!r} is scored as {''.join(tokens)!r}, which is how it follows this prompt; "
+                "Answer(text, ids) keeps other tokens",
+                stacklevel=3,
+            )
+        return x.with_answer(ids, tokens, answer.strip())
 
     def stops(self) -> list[int]:
         """Ids of the tokens that end a turn."""

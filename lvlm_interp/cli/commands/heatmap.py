@@ -33,7 +33,7 @@ def heatmap(
         raise OutputError(f"{out} exists; give another file, or --force to replace it")
     if not out.parent.is_dir():
         raise OutputError(f"there is no directory {out.parent} to write {out.name} to")
-    from lvlm_interp.inputs.words import split_words
+    from lvlm_interp.inputs.words import parts_of
     from lvlm_interp.report.export import save_heatmap
     from lvlm_interp.report.terminal import frame_table, peaks
 
@@ -41,7 +41,7 @@ def heatmap(
     told: Any = {"hide_from": hide_from, "progress": sys.stderr.isatty()}
     if against is None:
         found = li.attribute(vlm, x, **told)
-        patches, drawn = found.words(split_words(found.tokens)), word
+        patches, drawn = found.words(parts_of(x, "word", vlm.decode)), word
     else:
         patches, drawn = li.attribute(vlm, x, target=word, against=against, **told), 0
     save_heatmap(patches, x.images[0].picture, out, drawn, x.question)
