@@ -197,7 +197,8 @@ def _read(readout: Readout, states: list[Tensor], answers: list[Tensor], rows: i
     labels = torch.cat([ids.repeat(len(s)) for s, ids in zip(states, answers, strict=True)])
     numbers = []
     for some, read in readout.few_at_once(rows_read):
-        logits, place = read.float(), labels[some, None]
+        logits = read.float()
+        place = labels[some, None].to(logits.device)  # a device_map may have put the unembedding on another
         chosen = logits.gather(-1, place)[:, 0]
         others = logits.scatter(-1, place, -torch.inf).logsumexp(-1)
         numbers.append(torch.stack([chosen, chosen - logits.logsumexp(-1), chosen - others]).cpu())
