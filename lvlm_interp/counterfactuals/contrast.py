@@ -6,6 +6,7 @@ Xiao et al., "Seeing the Image: Prioritizing Visual Correlation by Contrastive A
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
@@ -24,6 +25,7 @@ from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
 
 TokenClass = Literal["correlated", "irrelevant", "contradictory"]
+Edge = Literal["answer", "row"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Contrast(Result):
         with_logprob, without_logprob: log-probabilities, nats.
         delta_nats: their difference, nats: how many times more likely the image makes the token is e^delta_nats.
         hellinger: Hellinger distance of the two whole distributions, 0 (same) … 1 (disjoint).
-        weights: CAL's training weights: Δ clamped to [1, 5], then averaged over 3 neighbours.
+        weights: CAL's training weights: Δ clamped to [1, 5], then averaged over 3 neighbours (`edge` of `contrast`).
         classes: `correlated` if delta_nats ≥ threshold, `contradictory` if ≤ −threshold, else `irrelevant`.
         without: the counterfactual's name.
     """
@@ -92,15 +94,31 @@ class Contrasts(Mapping[str, Contrast]):
 
 
 def cal_weights(
-    delta: Float[Tensor, "*batch answer"], low: float = 1.0, high: float = 5.0, window: int = 3
+    delta: Float[Tensor, "*batch answer"],
+    low: float = 1.0,
+    high: float = 5.0,
+    window: int = 3,
+    *,
+    before: Float[Tensor, "*batch _"] | None = None,
+    after: Float[Tensor, "*batch _"] | None = None,
 ) -> Float[Tensor, "*batch answer"]:
     """CAL's training weights of one answer: clamp Δ to [α, β], average over W neighbours (section 3.2, code).
 
-    Padding does not count in the average (`count_include_pad=False`).
+    Alone, the answer is averaged over its own tokens (`count_include_pad=False`), as the paper writes it. CAL's code
+    averages over whole rows of a batch: what stands beside the answer counts at its edges, supervised or not.
+
+    Args:
+        delta: Δ of the answer tokens.
+        low, high: α and β.
+        window: W.
+        before, after: Δ of the tokens that stand before the answer and behind it, for what CAL's code gives.
     """
     pool = nn.AvgPool1d(window, stride=1, padding=window // 2, count_include_pad=False)
-    clamped = delta.clamp(low, high)
-    return pool(clamped.reshape(-1, 1, delta.shape[-1])).reshape(delta.shape)
+    sides = [delta[..., :0] if side is None else side for side in (before, after)]
+    row = torch.cat([sides[0], delta, sides[1]], -1).clamp(low, high)
+    pooled = pool(row.reshape(-1, 1, row.shape[-1])).reshape(row.shape)
+    start = sides[0].shape[-1]
+    return pooled[..., start : start + delta.shape[-1]]
 
 
 def token_classes(delta_nats: Float[Tensor, " answer"], threshold: float = 1.0) -> tuple[TokenClass, ...]:
@@ -122,6 +140,7 @@ def contrast(
     *,
     threshold: float = ...,
     seed: int = ...,
+    edge: Edge = ...,
     decoder_inputs: DecoderInputs | None = ...,
 ) -> Contrast: ...
 @overload
@@ -132,6 +151,7 @@ def contrast(
     *,
     threshold: float = ...,
     seed: int = ...,
+    edge: Edge = ...,
     decoder_inputs: DecoderInputs | None = ...,
 ) -> Contrasts: ...
 def contrast(
@@ -141,6 +161,7 @@ def contrast(
     *,
     threshold: float = 1.0,
     seed: int = 0,
+    edge: Edge = "answer",
     decoder_inputs: DecoderInputs | None = None,
 ) -> Any:
     """Compare the answer with and without the image.
@@ -152,6 +173,8 @@ def contrast(
             default), or a list of them.
         threshold: nats from which a token counts as correlated or contradictory.
         seed: decides what is random in a counterfactual.
+        edge: what CAL's weights are averaged over at the edges of the answer: its own tokens (`answer`, the paper), or
+            also the token before it and the end of the turn behind it (`row`, CAL's code).
         decoder_inputs: of the example (`run_to_decoder`), if it is scored by several methods.
 
     Returns:
@@ -164,6 +187,8 @@ def contrast(
     x.need_answer()
     chosen = [named(one) for one in (without if isinstance(without, (list, tuple)) else [without])]
     names = [c.name for c in chosen]
+    if edge not in ("answer", "row"):
+        raise InputError(f"edge is 'answer' or 'row', got {edge!r}")
     if not chosen or len(set(names)) < len(names):
         raise InputError(
             f"the counterfactuals side by side need different names, got {names}; dataclasses.replace(one, name=…) "
@@ -171,6 +196,8 @@ def contrast(
         )
     scored = _scored(vlm, x, chosen, seed, decoder_inputs)
     found = {c.name: _compared(vlm, x, c, *scored[c.name], threshold, seed) for c in chosen}
+    if edge == "row":
+        found = {c.name: _in_its_row(vlm, x, c, found[c.name], seed) for c in chosen}
     return Contrasts(found) if isinstance(without, (list, tuple)) else found[chosen[0].name]
 
 
@@ -215,6 +242,23 @@ def _compared(
         without=counterfactual.name,
         provenance=vlm.provenance("contrast", seed, **parameters),
     )
+
+
+def _in_its_row(vlm: HookedVLM, x: Inputs, counterfactual: Counterfactual, found: Contrast, seed: int) -> Contrast:
+    """The same with the weights of CAL's code, for which the tokens beside the answer are scored too.
+
+    Raises:
+        VisibilityError: the token before the answer is read from an image token, which is hidden.
+    """
+    last = x.answer_start - 1
+    ids = [*x.input_ids[0, last:].tolist(), vlm.stops()[0]]
+    longer = dataclasses.replace(x, answer_start=last).with_answer(ids, vlm.token_strings(ids), x.answer)
+    (a, i), (b, j) = _scored(vlm, longer, [counterfactual], seed, None)[counterfactual.name]
+    row = a.logit[i] - b.logit[j]
+    weights = cal_weights(found.delta, before=row[:1], after=row[-1:])
+    about = found.provenance
+    told = dataclasses.replace(about, parameters={**about.parameters, "edge": "row"})
+    return dataclasses.replace(found, weights=weights, provenance=told)
 
 
 @torch.no_grad()
