@@ -48,6 +48,8 @@ _HOMES = {
     "ProbeResult": "probes.result",
     "diagnose": "report.diagnose",
     "Diagnosis": "report.diagnosis",
+    "load_result": "report.saved",
+    "Contrasts": "counterfactuals.contrast",
 }
 
 __all__ = ["__version__", *_HOMES]

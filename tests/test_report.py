@@ -190,7 +190,9 @@ def test_words_that_tell_come_first_and_those_that_hold_together_not():
 def test_words_are_the_tokens_that_they_were_made_of(tmp_path):
     """What tokens read as by themselves may not tell the words; older files have no spans."""
     diagnosis = made(("<0xE7>", "<0x8C>", "<0xAB>"))
-    credit = dataclasses.replace(diagnosis.credit, tokens=("猫",), numbers=diagnosis.credit.numbers[:, :1])
+    credit = dataclasses.replace(
+        diagnosis.credit, tokens=("猫",), numbers=diagnosis.credit.numbers[:, :1], alternatives=((),)
+    )
     one = dataclasses.replace(diagnosis, words=("猫",), spans=((0, 3),), credit=credit, patches=None)
     read = li.Diagnosis.load(one.save(tmp_path / "diagnosis.safetensors"))
     assert [(r.text, r.word.start, r.word.stop) for r in read.reports] == [("猫", 0, 3)]

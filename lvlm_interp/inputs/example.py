@@ -21,6 +21,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 CREDITED: tuple[Role, ...] = ("question", "context", "system", "image")
 """The roles that can be given credit; template and the answer so far are always visible."""
 
+DIGITS = 32  # of a digest that a result is told by
 VIDEO_PIXELS = "pixel_values_videos"  # what models call the pixels of videos, where these have an input of their own
 
 
@@ -235,6 +236,11 @@ def digest(*examples: Inputs) -> str:
             found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
             found.update(value.detach().cpu().float().numpy().tobytes())
     return found.hexdigest()
+
+
+def named_by(*examples: Inputs) -> str:
+    """A short name of examples, for provenance: the first half of their digest."""
+    return digest(*examples)[:DIGITS]
 
 
 class Answer(str):

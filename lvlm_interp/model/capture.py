@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -43,7 +44,8 @@ class Capture(Mapping[str, Tensor]):
         return "Capture(\n" + "".join(f"  {k}: {tuple(v.shape)} {v.dtype}\n" for k, v in self.items()) + ")"
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{k}</td><td>{tuple(v.shape)}</td><td>{v.dtype}</td></tr>" for k, v in self.items())
+        cells = ((html.escape(name), tuple(value.shape), value.dtype) for name, value in self.items())
+        rows = "".join(f"<tr><td>{name}</td><td>{shape}</td><td>{dtype}</td></tr>" for name, shape, dtype in cells)
         return f"<table><tr><th>site</th><th>shape</th><th>dtype</th></tr>{rows}</table>"
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, ModelError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs import prompt
 from lvlm_interp.inputs.batch import Batch, batched
 from lvlm_interp.inputs.example import VIDEO_PIXELS, Answer, Inputs, Role, Written, pixels_of
@@ -45,6 +46,7 @@ class Preparing(Anatomy):
         """What makes text of token ids; None where there is no tokenizer."""
         return None if self.processor is None else self.prompter.text
 
+    @explained
     def prepare(
         self,
         question: str,
@@ -76,6 +78,7 @@ class Preparing(Anatomy):
         clip = None if video is None else {"video": open_video(video), "fps": fps}
         return self._prepared(prompt.conversation(question, pictures, context, system, clip), answer)
 
+    @explained
     def prepare_chat(self, messages: Sequence[Mapping[str, Any]], answer: str | None = None) -> Inputs:
         """Chat messages (transformers' format, images as `{"type": "image", "image": …}`) as model inputs.
 
@@ -110,6 +113,7 @@ class Preparing(Anatomy):
             return x
         return self._answered(x, answer, functools.partial(self.prompter.answer_ids, messages))
 
+    @explained
     def inputs(
         self,
         input_ids: Tensor,
@@ -206,6 +210,7 @@ class Preparing(Anatomy):
         blank = bool(tokens) and tokens[0][:1] == " " != text[:1]  # some drop it from a text's beginning
         return f" {text}" if blank else text
 
+    @explained
     def batch(self, examples: Sequence[Inputs]) -> Batch:
         """Examples side by side, padded on the left, for `run` and `capture`; each row computes what it does alone.
 
@@ -220,6 +225,7 @@ class Preparing(Anatomy):
         changed = {k: v.to(x.model_inputs[k]) for k, v in processed.items() if k in x.model_inputs}
         return x.with_model_inputs(**changed)
 
+    @explained
     def answered(self, x: Inputs, answer: str) -> Inputs:
         """The same prompt with this answer, as the chat template writes it; an `Answer` keeps its exact tokens."""
         return self._answered(x, answer, self.prompter.reply_ids)
