@@ -204,7 +204,7 @@ def _closing(found: DirectAttribution, rounding: Float[Tensor, " answer"]) -> Di
 
 
 def _token(vlm: HookedVLM, token: str | int) -> int:
-    ids = [token] if isinstance(token, int) else vlm.prompter.word_ids(token)
+    ids = [token] if isinstance(token, int) else vlm.prompter.lettered_ids(token)
     if len(ids) != 1:
         pieces = list(vlm.token_strings(ids))
         raise InputError(
@@ -246,7 +246,7 @@ def _readout(
     direction = norm.back(row)
     raw = along(last, direction) + bias.cpu()
     logits = readout(last)
-    eps, logits = torch.finfo(logits.dtype).eps, logits.double()
+    eps, logits = torch.finfo(last.dtype).eps, logits.double()
     own = logits.gather(1, ids[:, None])[:, 0]
     subtracted = torch.zeros_like(own) if other is None else logits[:, other]
     summed = (direction * last.double()).norm(dim=-1)  # errors of its terms have no common sign

@@ -21,6 +21,7 @@ from lvlm_interp.counterfactuals.contrast import Contrast, TokenClass, token_cla
 from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.view import Box
 from lvlm_interp.inputs.words import Word, split_words
+from lvlm_interp.report.function_words import is_function_word
 from lvlm_interp.report.sentences import dominant, sentence
 from lvlm_interp.results import Result
 
@@ -92,6 +93,11 @@ class WordReport:
         return self.odds["total"] < 0
 
     @property
+    def tells(self) -> bool:
+        """Whether it says something by itself: no punctuation, and no word such as "the" or "of"."""
+        return self.word.is_content and not is_function_word(self.text)
+
+    @property
     def sentence(self) -> str:
         """Where it came from, in words."""
         peak = None if self.peak is None else (self.peak.box, self.peak.nats)
@@ -118,6 +124,7 @@ class Diagnosis(Result):
         patches: where in the image, by word; None if its tokens have no place in the picture.
         no_map: why there are no patches, or None.
         picture: the image, RGB.
+        spans: the tokens of each word, (start, stop), counted from 0; none in what older releases wrote.
     """
 
     too_large: ClassVar[frozenset[str]] = frozenset({"picture"})
@@ -133,10 +140,11 @@ class Diagnosis(Result):
     patches: PatchMap | None
     no_map: str | None
     picture: UInt8[Tensor, "height width 3"] = dataclasses.field(repr=False)
+    spans: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = {len(self.words), len(self.credit.tokens), len(split_words(self.contrast.tokens))}
+        counts = {len(self.words), len(self.credit.tokens), len(self.spans or split_words(self.contrast.tokens))}
         if len(counts | ({len(self.patches.tokens)} if self.patches else set())) > 1:
             raise InputError(f"credit, contrast and map are of one answer; here they have {sorted(counts)} words")
         if self.patches and self.patches.size != self.image.size:
@@ -152,8 +160,8 @@ class Diagnosis(Result):
     @property
     def reports(self) -> tuple[WordReport, ...]:
         """One report for each word."""
-        parts = split_words(self.contrast.tokens)
-        named = [dataclasses.replace(part, text=text) for part, text in zip(parts, self.words, strict=True)]
+        spans = self.spans or [(part.start, part.stop) for part in split_words(self.contrast.tokens)]
+        named = [Word(text, *span) for text, span in zip(self.words, spans, strict=True)]
         odds = self.credit.with_value("odds")
         rows = zip(*map(_records, (odds, self.credit.with_value("full"), odds.keeping("question"))), strict=True)
         return tuple(self._report(i, word, *row) for i, (word, row) in enumerate(zip(named, rows, strict=True)))
@@ -183,6 +191,17 @@ class Diagnosis(Result):
         if self.patches is None:
             return None
         return Peak(self.patches.peak_box(index), float(self.patches.values[index].max()))
+
+    @property
+    def telling(self) -> tuple[WordReport, ...]:
+        """The words that say something, those for which the image did most first: the head of a long answer.
+
+        They are ordered by `delta_nats`, how much likelier the image made them, words that the image speaks against
+        last; all content words, where no other says anything.
+        """
+        content = [report for report in self.reports if report.word.is_content]
+        chosen = [report for report in content if report.tells] or content
+        return tuple(sorted(chosen, key=lambda report: -report.delta_nats))
 
     @property
     def sentences(self) -> tuple[str, ...]:
