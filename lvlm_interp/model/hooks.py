@@ -152,7 +152,8 @@ def _normed(norm: nn.Module, part: NormPart, visit: Visit) -> Iterator[None]:
         read = args[0] if args else next(kwargs[name] for name in NAMES.hidden_states if name in kwargs)
         value = part_of(norm, part, read)
         seen = visit(value)
-        return output if seen is value else rejoined(norm, part, seen, read)
+        kept = seen is value and not (torch.is_grad_enabled() and value.requires_grad)
+        return output if kept else rejoined(norm, part, seen, read)
 
     handle = norm.register_forward_hook(after, with_kwargs=True)
     try:
@@ -167,7 +168,7 @@ def _hooked(site: Site, visit: Visit) -> Iterator[None]:
 
     def split(value: Tensor) -> Tensor:
         if site.heads is None:
-            return visit(value)
+            return visit(value) if site.span is None else _within(value, site.span, visit)
         start, stop = site.span or (0, value.shape[-1])
         heads = value[..., start:stop].unflatten(-1, (site.heads, -1))
         seen = _within(heads, site.inner or (0, heads.shape[-1]), visit).flatten(-2)
