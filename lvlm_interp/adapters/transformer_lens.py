@@ -64,7 +64,8 @@ def as_activation_cache(vlm: HookedVLM, capture: Capture) -> ActivationCache:
     `accumulated_resid` works where `blocks.*.hook_resid_pre` and the last `hook_resid_post` were captured;
     `decompose_resid` where `blocks.*.hook_attn_out`, `blocks.*.hook_mlp_out` and the first `hook_resid_pre`, which is
     its `hook_embed`, were; `stack_head_results` where `blocks.*.attn.hook_z` was. What goes through the final norm
-    (`apply_ln=True`, `logit_attrs`) needs the last `hook_resid_post`. `logit_attrs` takes token ids.
+    (`apply_ln=True`, `logit_attrs`) needs the last `hook_resid_post`. `logit_attrs` takes token ids. Every name has
+    TransformerLens's value; scores of what is masked become -inf, as there.
 
     The weights are the maps that the model computes, adapters and all; where they are stored as they are, nothing is
     copied. Where a family adds something between two blocks (the

@@ -4,7 +4,8 @@ The names are TransformerLens's:
 
 | site | what | shape |
 |---|---|---|
-| `hook_embed` | what enters the first block: embeddings, with the image's features in their places | \
+| `hook_embed` | what enters the first block: embeddings, with the image's features in their places (where a bridge of \
+TransformerLens has the placeholder's) | \
 `[batch, position, width]` |
 | `blocks.{i}.hook_resid_pre`, `hook_resid_mid`, `hook_resid_post` | residual stream; the middle is what enters the \
 block and what attention added to it | `[batch, position, width]` |
