@@ -23,6 +23,7 @@ _HOMES = {
     "Inputs": "inputs.example",
     "Answer": "inputs.example",
     "Capture": "model.capture",
+    "Captured": "model.capture",
     "check": "opening.conformance",
     "Conformance": "opening.conformance",
     "score": "engine.score",
@@ -48,6 +49,8 @@ _HOMES = {
     "ProbeResult": "probes.result",
     "diagnose": "report.diagnose",
     "Diagnosis": "report.diagnosis",
+    "load_result": "report.saved",
+    "Contrasts": "counterfactuals.contrast",
 }
 
 __all__ = ["__version__", *_HOMES]

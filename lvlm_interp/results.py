@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from lvlm_interp.errors import OutputError
+from lvlm_interp.fields import check_fields, equal
+from lvlm_interp.given import explained
+from lvlm_interp.storing import KINDS, is_tensor, packed, scalar, storable, unpacked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="Result")
 MOST_ROWS = 40  # of a table in a notebook; it shows the first and the last of more
 PACKAGES = ("lvlm-interp", "torch", "transformers", "numpy")
+LAYOUT = "2"  # of files
 
 
 def package_versions() -> dict[str, str]:
@@ -33,11 +38,21 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+@storable
 @dataclass(frozen=True)
 class Provenance:
-    """Which model, which method, which parameters: enough to compute a result again.
+    """Which model, which method, which parameters, of what: enough to compute a result again.
 
-    `weights` is a fingerprint of the model's weights (see `HookedVLM.fingerprint`).
+    Attributes:
+        model: what it was loaded from.
+        weights: a fingerprint of its weights and settings (see `HookedVLM.fingerprint`).
+        method, parameters: what was computed.
+        revision: of the model, on a hub.
+        seed: what decided all that was random; None where nothing was.
+        dtype: in which the model computed.
+        example: a digest of all that the model was called with: tokens, pixels, masks; of several examples together.
+        edits: the sites that were edited meanwhile, and modules with hooks of others.
+        versions: of the packages that decide a number.
     """
 
     model: str
@@ -47,6 +62,8 @@ class Provenance:
     revision: str | None = None
     seed: int | None = None
     dtype: str | None = None
+    example: str | None = None
+    edits: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=package_versions)
 
 
@@ -54,11 +71,29 @@ class Provenance:
 class Result:
     """Base of results: frozen, with `provenance`; tensors are saved as safetensors, the rest as its JSON header.
 
-    Results may hold results; names in `too_large` are fields that `to_dict` leaves out.
+    Results may hold results. Two are equal if all in them is, tensors number by number. One whose fields do not fit
+    together cannot be made, nor read from a file.
+
+    Attributes:
+        too_large: fields that `to_dict` leaves out.
+        along: fields with a member for each place of an axis of the tensors, and the name of that axis.
+        among: fields whose members are each one of some.
     """
 
     too_large: ClassVar[frozenset[str]] = frozenset()
+    along: ClassVar[Mapping[str, str]] = {}
+    among: ClassVar[Mapping[str, Collection[str]]] = {}
     provenance: Provenance = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_fields(self, self.along, self.among)
+
+    def __eq__(self, other: object) -> bool:
+        return equal(self, other) if type(other) is type(self) else NotImplemented
+
+    def __hash__(self) -> int:
+        about = self.provenance
+        return hash((type(self).__name__, about.model, about.weights, about.method, about.example))
 
     def to_frame(self) -> pd.DataFrame:
         """The result as a table, one row a token; columns are named like the attributes."""
@@ -72,8 +107,15 @@ class Result:
     def _repr_html_(self) -> str | None:
         return html(self)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # What a dataclass would have of itself compares tensors as truths. These it leaves, as they are there first.
+        cls.__eq__, cls.__hash__ = Result.__eq__, Result.__hash__  # type: ignore[method-assign]
+        storable(cls)
+
+    @explained
     def save(self, path: str | Path) -> Path:
-        """Write one `.safetensors` file, tensors and JSON header.
+        """Write one `.safetensors` file, tensors and JSON header; it is whole or as it was, never half.
 
         Raises:
             OutputError: the file cannot be written.
@@ -81,31 +123,47 @@ class Result:
         from safetensors.torch import save_file
 
         tensors: dict[str, Any] = {}
-        header = {"result": type(self).__name__, "fields": json.dumps(_packed(self, "", tensors))}
+        header = {"result": type(self).__name__, "layout": LAYOUT, "value": json.dumps(packed(self, "", tensors))}
+        path = Path(path)
+        partial = path.with_name(f".{os.getpid()}.partial")
         try:
-            save_file(tensors, str(path), metadata=header)
+            save_file(tensors, partial, metadata=header)
+            os.replace(partial, path)
         except Exception as error:  # safetensors raises its own kinds for a full disk or a missing folder
+            partial.unlink(missing_ok=True)
             raise OutputError(f"could not write {path}: {error}") from error
-        return Path(path)
+        return path
 
     @classmethod
     def load(cls: type[R], path: str | Path) -> R:
-        """Read what `save` wrote.
+        """Read what `save` wrote; `lvlm_interp.load_result` needs not know of which kind it is.
 
         Raises:
-            OutputError: the file is missing, broken, or holds another kind of result.
+            OutputError: the file is missing, damaged, or holds another kind of result.
         """
-        from safetensors import SafetensorError, safe_open
-
+        header, tensors = _read(path)
+        kind = KINDS.get(header.get("result", ""))
+        if kind is None or not issubclass(kind, cls):
+            raise OutputError(f"{path} holds a {header.get('result', 'file of another kind')}, not a {cls.__name__}")
+        if header.get("layout") != LAYOUT:
+            raise OutputError(f"{path} was written by another version of lvlm_interp; compute it again")
         try:
-            with safe_open(str(path), "pt") as file:
-                header = file.metadata() or {}
-                values: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise OutputError(f"could not read {path}: {error}") from error
-        if header.get("result") != cls.__name__:
-            raise OutputError(f"{path} holds a {header.get('result')}, not a {cls.__name__}")
-        return _unpacked(cls, json.loads(header["fields"]), "", values)
+            result = unpacked(json.loads(header["value"]), tensors)
+            if type(result) is not kind:
+                raise TypeError(f"holds a {type(result).__name__}")
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise OutputError(f"{path} is damaged: {type(error).__name__} {error}") from error
+        return result
+
+
+def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"could not read {path}: {error}") from error
 
 
 @functools.singledispatch
@@ -119,44 +177,8 @@ def html(result: Result) -> str | None:
     return result.to_frame().to_html(float_format="{:.3f}".format, max_rows=MOST_ROWS)
 
 
-def _is_tensor(value: Any) -> bool:
-    return hasattr(value, "detach") and hasattr(value, "numpy")
-
-
-def _packed(result: Result, path: str, tensors: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a result as JSON values; its tensors, and those of results inside it, go to `tensors` by path."""
-    rest: dict[str, Any] = {}
-    for f in dataclasses.fields(result):
-        value = getattr(result, f.name)
-        if _is_tensor(value):
-            tensors[path + f.name] = value.detach().cpu().contiguous().clone()  # safetensors refuses shared memory
-        elif isinstance(value, Result):
-            rest[f.name] = {"result": type(value).__name__, "fields": _packed(value, f"{path}{f.name}.", tensors)}
-        else:
-            rest[f.name] = _plain(value)
-    return rest
-
-
-def _unpacked(kind: type[Any], rest: Mapping[str, Any], path: str, tensors: Mapping[str, Any]) -> Any:
-    """What `_packed` took apart."""
-    known = {one.__name__: one for one in Result.__subclasses__()}
-    values: dict[str, Any] = {}
-    for f in dataclasses.fields(kind):
-        value = rest.get(f.name)
-        if path + f.name in tensors:
-            values[f.name] = tensors[path + f.name]
-        elif f.name not in rest:
-            continue  # written before the field existed: its default stands
-        elif isinstance(value, Mapping) and value.keys() == {"result", "fields"}:
-            values[f.name] = _unpacked(known[value["result"]], value["fields"], f"{path}{f.name}.", tensors)
-        else:
-            values[f.name] = _frozen(value)
-    values["provenance"] = Provenance(**values["provenance"])
-    return kind(**values)
-
-
 def _plain(value: Any) -> Any:
-    if _is_tensor(value):
+    if is_tensor(value):
         return value.detach().float().cpu().tolist() if value.is_floating_point() else value.tolist()
     if isinstance(value, Result):
         return value.to_dict()
@@ -166,8 +188,4 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_plain(v) for v in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+    return scalar(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def read_examples(path: str | Path) -> pd.DataFrame:
             raise InputError(f"{file}: {name!r} is empty in row {int(empty.to_numpy().argmax()) + 1}")
         frame[name] = frame[name].astype(str)
     frame["image"] = [str(file.parent / name) for name in frame["image"]]
-    if lost := [name for name in frame["image"].unique() if not Path(name).is_file()]:
+    if lost := [name for name in frame["image"].unique() if not os.path.isfile(name)]:
         more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
         raise InputError(f"{file} names pictures that are not there: {', '.join(lost[:SHOWN])}{more}")
     for name in OPTIONAL:
@@ -55,7 +56,7 @@ def read_examples(path: str | Path) -> pd.DataFrame:
 def _read(file: Path) -> pd.DataFrame:
     if file.suffix not in (".csv", ".jsonl"):
         raise InputError(f"a table of examples is a .csv or a .jsonl file, got {str(file)!r}")
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise InputError(f"no table at {str(file)!r}")
     try:
         frame, texts = _csv(file) if file.suffix == ".csv" else _jsonl(file)
@@ -79,8 +80,12 @@ def _jsonl(file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 def _object(number: int, line: str) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"line {number} is no JSON, {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"line {number} is no object")
+    if nested := [name for name, value in found.items() if isinstance(value, (list, dict))]:
+        raise ValueError(
+            f"line {number}: {nested[0]!r} holds a {type(found[nested[0]]).__name__}; a cell holds one value"
+        )
     return found

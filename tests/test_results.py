@@ -1,13 +1,30 @@
-"""How results show themselves in a notebook."""
+"""How results show themselves in a notebook, how they are kept in files, and that they say what they are of."""
 
+import dataclasses
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
+import lvlm_interp as li
+from lvlm_interp.counterfactuals.contrast import Contrasts
+from lvlm_interp.errors import ModelError, OutputError
+from lvlm_interp.inputs.example import named_by
+from lvlm_interp.inputs.view import ImageView
+from lvlm_interp.opening.checks import Checked
+from lvlm_interp.opening.conformance import Conformance
+from lvlm_interp.report.saved import KINDS, load_result
 from lvlm_interp.results import MOST_ROWS, Result, html
 from tests.made import about, made, made_map
+from tests.tiny import tiny_inputs, tiny_llava
 
 
 def test_a_result_shows_its_table_escaped():
@@ -43,3 +60,151 @@ def test_a_loaded_diagnosis_shows_the_explorer(tmp_path):
     code = "import sys, lvlm_interp as li; print(li.Diagnosis.load(sys.argv[1])._repr_html_())"
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip("\n") == made()._repr_html_().rstrip("\n") and "<svg" in done.stdout
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Base(Result):
+    number: Any
+
+
+@dataclass(frozen=True)
+class Deep(Base):
+    """A kind two classes below `Result`."""
+
+    more: Any = None
+
+
+def saved(value, tmp_path):
+    return load_result(Deep(value, provenance=about("deep")).save(tmp_path / "r.safetensors")).number
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, True, 3, 0.5, "é\n", (), (1, (2, "x")), [1, [2]], {"a": (1,), 2: [None]}, {"tensor": "x"}, {}),
+        *({"kind": "Deep", "fields": {}}, float("inf")),
+    ],
+    ids=str,
+)
+def test_a_value_is_read_as_it_was_written(value, tmp_path):
+    assert saved(value, tmp_path) == value and type(saved(value, tmp_path)) is type(value)
+
+
+def test_tensors_are_read_wherever_they_stand(tmp_path):
+    tensor = torch.arange(3, dtype=torch.int16)
+    read = saved({"a": [tensor, Base(tensor * 2, provenance=about("base"))]}, tmp_path)
+    assert torch.equal(read["a"][0], tensor) and read["a"][0].dtype == tensor.dtype
+    assert type(read["a"][1]) is Base and torch.equal(read["a"][1].number, tensor * 2)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    assert saved((np.float32(0.5), np.int64(3), np.bool_(True)), tmp_path) == (0.5, 3, True)
+
+
+def test_a_result_is_loaded_by_a_class_above_it_only(tmp_path):
+    path = Deep(1, provenance=about("deep", list=[1], tuple=(2,))).save(tmp_path / "r.safetensors")
+    assert Result.load(path) == Base.load(path) == Deep.load(path) == Deep(1, provenance=Deep.load(path).provenance)
+    assert Deep.load(path).provenance.parameters == {"list": [1], "tuple": (2,)}
+    with pytest.raises(OutputError, match="holds a Deep, not a Contrast"):
+        li.Contrast.load(path)
+
+
+def test_every_kind_that_a_user_can_name_is_known_where_files_are_opened():
+    named = {getattr(li, name) for name in li.__all__}
+    assert {kind for kind in named if isinstance(kind, type) and issubclass(kind, Result)} == set(KINDS)
+
+
+def test_several_contrasts_are_one_result(tmp_path):
+    each = {name: made().contrast for name in ("hidden", "blank")}
+    read = load_result(Contrasts(each, provenance=about("contrast")).save(tmp_path / "c.safetensors"))
+    assert list(read) == ["hidden", "blank"] and read.provenance.method == "contrast"
+    assert torch.equal(read["blank"].delta, each["blank"].delta) and read.table().equals(Contrasts.table(read))
+
+
+def test_a_loaded_conformance_knows_whether_it_is_ok(tmp_path):
+    rows = (Checked("parity", True, 0.0, 1.0, "", ""), Checked("leak", False, float("nan"), 1.0, "", ""))
+    read = load_result(Conformance("llava", rows, provenance=about("check")).save(tmp_path / "c.safetensors"))
+    assert not read.ok and read["parity"].ok and isinstance(read["leak"], Checked)
+
+
+def damaged(path, **changes):
+    """The same file with another header."""
+    with safe_open(str(path), "pt") as file:
+        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file({k: v for k, v in tensors.items() if changes.get("without") != k}, path, {**header, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"value": "{"}, {"value": "[]"}, {"value": '{"kind": "os", "fields": {}}'}, {"without": "number"}),
+        *({"value": '{"kind": "Deep", "fields": {"other": 1}}'}, {"value": "[" * 100_000}, {"layout": "1"}),
+        *({"result": "Path"}, {"result": "Checked"}),
+    ],
+    ids=str,
+)
+def test_a_damaged_file_says_so(changes, tmp_path):
+    path = Deep(torch.ones(2), provenance=about("deep")).save(tmp_path / "r.safetensors")
+    damaged(path, **changes)
+    with pytest.raises(OutputError, match=r"r\.safetensors"):
+        load_result(path)
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
+    path = Deep(1, provenance=about("deep")).save(tmp_path / "r.safetensors")
+    monkeypatch.setattr("safetensors.torch.save_file", broken)
+    with pytest.raises(OutputError, match="could not write"):
+        Deep(2, provenance=about("deep")).save(path)
+    assert load_result(path).number == 1 and os.listdir(tmp_path) == ["r.safetensors"]
+
+
+def broken(tensors, path, metadata):
+    Path(path).write_bytes(b"half")
+    raise OSError("disk full")
+
+
+# --- provenance -------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_says_of_which_model_example_and_seed_it_is():
+    vlm = li.wrap(tiny_llava(), name="mine")
+    vlm.revision = "abc"
+    x, y = tiny_inputs(vlm), tiny_inputs(vlm, seed=2)
+    red, blue = (li.counterfactuals.noise(step) for step in (10, 20))
+    found = li.contrast(vlm, x, [red, dataclasses.replace(blue, name="more")], seed=3)
+    told = found["noise"].provenance
+    assert (told.model, told.revision, told.seed, told.weights) == ("mine", "abc", 3, vlm.fingerprint)
+    assert told.example == found.provenance.example != li.contrast(vlm, y).provenance.example
+    others = {one.provenance.parameters["other_example"] for one in found.values()}
+    assert len(others) == 2 and told.example not in others
+
+
+@pytest.mark.parametrize("method", [li.contrast, li.credit, li.attribute, li.direct, li.lens])
+def test_every_method_names_its_example(method):
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    x = dataclasses.replace(x, images=(gridded(x),))
+    assert method(vlm, x).provenance.example == named_by(x)
+
+
+def test_a_capture_is_saved_with_what_it_is_of(tmp_path):
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    capture = vlm.capture(x, ["blocks.*.hook_resid_post"], positions=[3, 5], edits={"blocks.0.hook_resid_pre": abs})
+    read = load_result(capture.save(tmp_path / "c.safetensors"))
+    assert {name: value.tolist() for name, value in read.items()} == {n: v.tolist() for n, v in capture.items()}
+    told = read.provenance
+    assert (told.method, told.example, told.edits) == ("capture", named_by(x), ("blocks.0.hook_resid_pre",))
+    assert told.parameters["positions"] == [3, 5] and told.weights == vlm.fingerprint
+    later = vlm.capture(x, "blocks.0.*")
+    vlm.model.get_input_embeddings().weight.data = vlm.model.get_input_embeddings().weight.data * 2
+    with pytest.raises(ModelError, match="changed after this capture"):
+        later.save(tmp_path / "d.safetensors")
+
+
+def gridded(x):
+    """A view of its image tokens as a grid of two by two."""
+    return ImageView(x.where("image").nonzero().flatten(), cells=torch.arange(4).view(2, 2))

@@ -10,9 +10,9 @@ tiles is hidden together with the thumbnail tokens that show its centre: otherwi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 import torch
@@ -23,9 +23,11 @@ from lvlm_interp.attribution.value import Target, Value, target_of, texts_of, va
 from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.engine.score import HideFrom
 from lvlm_interp.errors import ImageError, InputError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.view import Box, ImageView
 from lvlm_interp.inputs.words import Unit, Word, by_word
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
 
@@ -50,6 +52,7 @@ class PatchMap(Result):
         alternatives: for each token, what the value compares it with; nothing for those that compare with none.
     """
 
+    along: ClassVar[Mapping[str, str]] = {"tokens": "answer"}
     tokens: tuple[str, ...]
     values: Float[Tensor, "answer row column"]
     image_total: Float[Tensor, " answer"]
@@ -59,6 +62,13 @@ class PatchMap(Result):
     value: str = "logodds"
     unit: str = "nats"
     alternatives: tuple[tuple[str, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(*self.size, self.values.shape[1], self.values.shape[2]) < 1:
+            raise InputError(f"a map has patches and a picture; got {list(self.values.shape)} of a picture {self.size}")
+        if len(self.alternatives) not in (0, len(self.tokens)):
+            raise InputError(f"a map of {len(self.tokens)} parts has alternatives for {len(self.alternatives)}")
 
     def peak(self, token: int = 0) -> tuple[int, int]:
         """Row and column of the patch that supports a token most."""
@@ -86,6 +96,8 @@ class PatchMap(Result):
         return frame.assign(value=self.values.flatten().tolist(), **sides)
 
 
+@explained
+@in_one_go
 def attribute(
     vlm: HookedVLM,
     x: Inputs,
@@ -165,7 +177,7 @@ def attribute(
         value=chosen.name,
         unit=chosen.unit,
         alternatives=valued.alternatives if explained.compares else (),
-        provenance=vlm.provenance("occlusion", hide_from=hide_from, image=image, frame=frame, **told),
+        provenance=vlm.provenance("occlusion", x, hide_from=hide_from, image=image, frame=frame, **told),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from lvlm_interp.attribution.shapley import Interactions, dividends, shapley_wei
 from lvlm_interp.errors import InputError, VisibilityError
 from lvlm_interp.inputs.example import CREDITED
 from lvlm_interp.results import Result
+from lvlm_interp.shown import table_html
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,12 @@ class CreditSplit(Result):
     """
 
     too_large: ClassVar[frozenset[str]] = frozenset({"numbers"})  # `to_dict` has them by name
+    along: ClassVar[Mapping[str, str]] = {
+        "tokens": "answer",
+        "alternatives": "answer",
+        "computed": "value",
+        "units": "value",
+    }
     tokens: tuple[str, ...]
     players: tuple[str, ...]
     player_roles: tuple[str, ...]
@@ -46,6 +53,16 @@ class CreditSplit(Result):
     numbers: Float[Tensor, "value answer coalition"]
     alternatives: tuple[tuple[str, ...], ...]
     kept: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._checked(self.value)
+        count, coalitions = len(self.players), self.numbers.shape[2]
+        if coalitions != 1 << count or {len(self.player_roles), len(self.player_texts)} != {count}:
+            raise InputError(
+                f"{count} players have 2^{count} coalitions, a role and a text each; got {coalitions} coalitions, "
+                f"{len(self.player_roles)} roles and {len(self.player_texts)} texts"
+            )
 
     # --- values under every coalition -------------------------------------------------------------
 
@@ -220,7 +237,7 @@ class CreditSplit(Result):
 
     def _repr_html_(self) -> str:
         note = f"{self.unit}, value {self.value!r}; prior + credits = total"
-        return self.to_frame().style.format(precision=2, escape="html").set_caption(note).to_html()
+        return table_html(self.to_frame(), 2, note)
 
 
 def kept_always(keep: Sequence[str]) -> tuple[str, ...]:

@@ -6,9 +6,10 @@ Xiao et al., "Seeing the Image: Prioritizing Visual Correlation by Contrastive A
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Any, ClassVar, Literal, overload
 
 import pandas as pd
 import torch
@@ -19,10 +20,14 @@ from lvlm_interp.counterfactuals.counterfactual import Counterfactual, applied, 
 from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.engine.score import Scores, score
 from lvlm_interp.errors import InputError
-from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.given import explained
+from lvlm_interp.inputs.example import Inputs, named_by
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
-from lvlm_interp.results import Result
+from lvlm_interp.results import Provenance, Result
+from lvlm_interp.shown import table_html
 
+ROUNDING = 1e-3  # by which a distance may miss its range
 TokenClass = Literal["correlated", "irrelevant", "contradictory"]
 
 
@@ -42,6 +47,7 @@ class Contrast(Result):
         without: the counterfactual's name.
     """
 
+    along: ClassVar[Mapping[str, str]] = {"tokens": "answer", "classes": "answer"}
     tokens: tuple[str, ...]
     with_logit: Float[Tensor, " answer"]
     without_logit: Float[Tensor, " answer"]
@@ -54,20 +60,30 @@ class Contrast(Result):
     classes: tuple[TokenClass, ...]
     without: str = "hidden"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not bool(((self.hellinger > -ROUNDING) & (self.hellinger < 1 + ROUNDING)).all()):
+            raise InputError(f"Hellinger distances are from 0 to 1, got {self.hellinger.tolist()}")
+
     def to_frame(self) -> pd.DataFrame:
         numbers = ("with_logit", "without_logit", "delta", "delta_nats", "hellinger", "weights")
         columns = {name: getattr(self, name).tolist() for name in numbers}
         return pd.DataFrame({"token": self.tokens, **columns, "classes": self.classes})
 
     def _repr_html_(self) -> str:
-        return self.to_frame().style.format(precision=3, escape="html").to_html()
+        return table_html(self.to_frame())
 
 
 @dataclass(frozen=True)
-class Contrasts(Mapping[str, Contrast]):
+class Contrasts(Result, Mapping[str, Contrast]):
     """Several counterfactuals side by side: name → `Contrast`."""
 
     each: Mapping[str, Contrast] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.each or len({one.tokens for one in self.each.values()}) > 1:
+            raise InputError("contrasts side by side are of one answer, and there is at least one")
 
     def __getitem__(self, name: str) -> Contrast:
         return self.each[name]
@@ -134,6 +150,8 @@ def contrast(
     seed: int = ...,
     decoder_inputs: DecoderInputs | None = ...,
 ) -> Contrasts: ...
+@explained
+@in_one_go
 def contrast(
     vlm: HookedVLM,
     x: Inputs,
@@ -160,6 +178,8 @@ def contrast(
     Raises:
         InputError: there is no image or no answer, a name that is not known or that stands twice, or an empty list.
     """
+    if not threshold >= 0:
+        raise InputError(f"threshold= is a number of nats, 0 or more; got {threshold}")
     x.need_image()
     x.need_answer()
     chosen = [named(one) for one in (without if isinstance(without, (list, tuple)) else [without])]
@@ -169,38 +189,34 @@ def contrast(
             f"the counterfactuals side by side need different names, got {names}; dataclasses.replace(one, name=…) "
             "gives another"
         )
-    scored = _scored(vlm, x, chosen, seed, decoder_inputs)
-    found = {c.name: _compared(vlm, x, c, *scored[c.name], threshold, seed) for c in chosen}
-    return Contrasts(found) if isinstance(without, (list, tuple)) else found[chosen[0].name]
-
-
-def _scored(
-    vlm: HookedVLM, x: Inputs, chosen: Sequence[Counterfactual], seed: int, decoder_inputs: DecoderInputs | None
-) -> dict[str, tuple[tuple[Scores, int], tuple[Scores, int]]]:
-    """For each counterfactual, where the scores with and without it are: (scores, row of them)."""
+    about = vlm.provenance("contrast", x, seed=seed, threshold=threshold)
     both = score(vlm, x, torch.stack([x.everything, x.hidden("image")]), decoder_inputs=decoder_inputs)
-    found = {}
-    for counterfactual in chosen:
-        other = (both, 1)
-        if counterfactual.change is not None:
-            changed = applied(counterfactual, vlm, x, seed)
-            other = (score(vlm, changed, changed.everything[None]), 0)
-        found[counterfactual.name] = ((both, 0), other)
-    return found
+    found = {c.name: _compared(x, c, both, *_other(vlm, x, c, both, seed), about) for c in chosen}
+    if not isinstance(without, (list, tuple)):
+        return found[chosen[0].name]
+    return Contrasts(found, provenance=_with(about, without=names))
+
+
+def _other(
+    vlm: HookedVLM, x: Inputs, counterfactual: Counterfactual, both: Scores, seed: int
+) -> tuple[Scores, int, dict[str, str]]:
+    """Where the scores under a counterfactual are, scores and a row of them, and of which example they are."""
+    if counterfactual.change is None:
+        return both, 1, {}
+    changed = applied(counterfactual, vlm, x, seed)
+    return score(vlm, changed, changed.everything[None]), 0, {"other_example": named_by(changed)}
+
+
+def _with(about: Provenance, **parameters: Any) -> Provenance:
+    return dataclasses.replace(about, parameters={**about.parameters, **parameters})
 
 
 def _compared(
-    vlm: HookedVLM,
-    x: Inputs,
-    counterfactual: Counterfactual,
-    seen: tuple[Scores, int],
-    unseen: tuple[Scores, int],
-    threshold: float,
-    seed: int,
+    x: Inputs, counterfactual: Counterfactual, a: Scores, b: Scores, j: int, other: Mapping[str, str], about: Provenance
 ) -> Contrast:
-    (a, i), (b, j) = seen, unseen
+    i = 0  # everything seen
     delta, delta_nats = a.logit[i] - b.logit[j], a.logprob[i] - b.logprob[j]
-    parameters = {"without": counterfactual.name, **counterfactual.parameters, "threshold": threshold}
+    parameters = {"without": counterfactual.name, **counterfactual.parameters, **other}
     return Contrast(
         tokens=x.answer_tokens,
         with_logit=a.logit[i],
@@ -211,9 +227,9 @@ def _compared(
         delta_nats=delta_nats,
         hellinger=_hellinger(a.logits(i), b.logits(j)).cpu(),
         weights=cal_weights(delta),
-        classes=token_classes(delta_nats, threshold),
+        classes=token_classes(delta_nats, about.parameters["threshold"]),
         without=counterfactual.name,
-        provenance=vlm.provenance("contrast", seed, **parameters),
+        provenance=_with(about, **parameters),
     )
 
 

@@ -133,7 +133,7 @@ def swap(image: ImageLike) -> Counterfactual:
     def one(picture: Picture, generator: torch.Generator) -> Picture:
         return opened.resize(picture.size, Image.Resampling.BICUBIC)
 
-    return Counterfactual("swap", _on_pictures(one), {"other": f"{opened.width}x{opened.height}"})
+    return Counterfactual("swap", _on_pictures(one), {"size": opened.size})
 
 
 # --- pixels -----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ class Runner:
 
     def __init__(self, vlm: HookedVLM, inputs: DecoderInputs, prompt: int, hide_from: str) -> None:
         self.vlm, self.inputs, self.prompt = vlm, inputs, prompt
-        self.rows, self.at_once = 0, 0 if inputs.sight.recurrent else ROWS_AT_ONCE
+        self.rows, self.at_once = 0, 0 if inputs.sight.alone else ROWS_AT_ONCE
         # Image rows, where they go on seeing what is hidden from text.
         self.sighted = frozenset(inputs.image.nonzero().flatten().tolist() if hide_from == "text" else ())
         self.kept = None if inputs.sight.whole else inputs.kept
@@ -129,7 +130,7 @@ class Runner:
         masks = [self._mask(pack, prefix, nodes, len(rows), kind) for kind in inputs.sight.kinds]
         pairs = () if inputs.sight.causal and not direct else zip(inputs.sight.kinds, masks, strict=True)
         with masking({m: mask for kind, mask in pairs if mask is not None for m in kind.modules}):
-            out = self.vlm.decoder(
+            out = self._called(
                 inputs_embeds=inputs.embeds[rows][None],
                 position_ids=positions if len(positions) == 1 else positions[:, None],
                 attention_mask=masks[0] if masks and not direct else None,
@@ -145,6 +146,10 @@ class Runner:
             self.kept.append(Prefix(tuple(range(self.prompt)), states_kept))
         states = out.last_hidden_state[0]
         return [states[at[len(at) - run.reads :]] for run, at in zip(pack, nodes, strict=True)], cache
+
+    def _called(self, **arguments: Any) -> Any:
+        with self.vlm.held.passing():
+            return self.vlm.decoder(**arguments)
 
     def _whole(self, pack: list[Run]) -> int | None:
         """Which sequence of a pack begins with the prompt, nothing hidden, where that is wanted and not known yet."""
@@ -181,7 +186,7 @@ class Runner:
     def _hide(self, block: Tensor, sequence: Run, done: int) -> None:
         """Take hidden keys out of the sight of all rows but the image's (rows still see themselves)."""
         hidden = ~torch.tensor(sequence.seen)
-        sighted = self.inputs.image[torch.tensor(sequence.rows[done:])]
+        sighted = torch.tensor([row in self.sighted for row in sequence.rows[done:]])
         block &= ~hidden | sighted[:, None]
         own = torch.arange(len(block))
         block[own, done + own] = True

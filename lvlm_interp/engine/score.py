@@ -15,9 +15,10 @@ The plan is made first, from row numbers alone; then it is carried out.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,11 +27,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lvlm_interp.engine.decoder import ROOM, DecoderInputs, made_of, run_to_decoder
+from lvlm_interp.engine.decoder import ROOM, DecoderInputs, made_of, run_to_decoder, standing
 from lvlm_interp.engine.packed import planned
 from lvlm_interp.engine.plan import sequences_of
 from lvlm_interp.errors import VisibilityError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.capture import Edit
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.readout import Readout
 from lvlm_interp.model.vlm import HookedVLM
 
@@ -65,6 +69,8 @@ class Scores:
             return self.readout.logits(self.states[coalition]).float()
 
 
+@explained
+@in_one_go
 @torch.no_grad()
 def score(
     vlm: HookedVLM,
@@ -73,6 +79,7 @@ def score(
     hide_from: HideFrom = "all",
     progress: bool = False,
     decoder_inputs: DecoderInputs | None = None,
+    edits: Mapping[str, Edit] | None = None,
 ) -> Scores:
     """Score the answer of `x` under every coalition.
 
@@ -84,6 +91,8 @@ def score(
             and only the other rows lose sight of it.
         progress: show a progress bar.
         decoder_inputs: of the example (`run_to_decoder`), if it is scored more than once.
+        edits: site name or glob → function of its whole value, as in `capture`. What is edited in the decoder runs
+            coalition by coalition, all rows in their places: row p is position p, the last answer token has none.
 
     Returns:
         Scores, one row a coalition.
@@ -92,9 +101,11 @@ def score(
         VisibilityError: a matrix that does not fit, or that hides what an answer is read from.
         InputError: there is no answer.
     """
-    return score_answers(vlm, x, visible, [x.answer_ids], hide_from, progress, decoder_inputs)[0]
+    with vlm.visiting(edits) if edits else contextlib.nullcontext():
+        return score_answers(vlm, x, visible, [x.answer_ids], hide_from, progress, decoder_inputs)[0]
 
 
+@in_one_go
 @torch.no_grad()
 def score_answers(
     vlm: HookedVLM,
@@ -122,11 +133,15 @@ def score_answers(
     longest = max(map(len, answers))
     if decoder_inputs is None or start + longest > decoder_inputs.positions.shape[1]:
         decoder_inputs = run_to_decoder(vlm, x, room=max(ROOM, longest))
+    edited = standing(vlm)
+    if edited:
+        decoder_inputs = _standing(decoder_inputs, edited, visible)
     decoder_inputs, paths = _with_answers(vlm, decoder_inputs, start, answers)
     ends = [ids[-n:] for ids, n in zip(answers, reads or map(len, answers), strict=True)]
     seen = visible[:, :start] & x.model_inputs["attention_mask"][:, :start].bool().cpu()
     found: dict[tuple[int, int], Tensor] = {}
-    sequences = sequences_of(seen, decoder_inputs.image[:start], paths, [len(ids) for ids in ends], hide_from)
+    counts = [len(ids) for ids in ends]
+    sequences = sequences_of(seen, decoder_inputs.image[:start], paths, counts, hide_from, bool(edited))
     with tqdm(total=len(seen) * len(answers), desc="coalitions", disable=not progress, leave=False) as bar:
         runners = planned(vlm, decoder_inputs, start, sequences, hide_from)
         for sequence, states in itertools.chain(*(runner.run(some) for runner, some in runners)):
@@ -137,6 +152,20 @@ def score_answers(
     return _read(
         vlm.readout, by_answer, [ids.to(vlm.device) for ids in ends], sum(runner.rows for runner, _ in runners)
     )
+
+
+def _standing(inputs: DecoderInputs, edited: Sequence[str], visible: Tensor) -> DecoderInputs:
+    """The same for rows that stay in their places.
+
+    Raises:
+        VisibilityError: something is hidden where that means passing over it.
+    """
+    if inputs.sight.recurrent and not visible.all():
+        raise VisibilityError(
+            f"{edited[0]!r} is edited or hooked, and layers of this model hand a state from row to row: what is hidden "
+            "is passed over there, so that rows would not stand where the edit looks for them"
+        )
+    return dataclasses.replace(inputs, sight=dataclasses.replace(inputs.sight, whole=True, standing=True))
 
 
 def _check(x: Inputs, visible: Tensor, hide_from: str) -> None:

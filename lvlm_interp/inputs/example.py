@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -21,6 +21,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 CREDITED: tuple[Role, ...] = ("question", "context", "system", "image")
 """The roles that can be given credit; template and the answer so far are always visible."""
 
+DIGITS = 32  # of a digest that a result is told by
 VIDEO_PIXELS = "pixel_values_videos"  # what models call the pixels of videos, where these have an input of their own
 
 
@@ -227,7 +228,15 @@ def pixels_of(model_inputs: Mapping[str, Any], video: bool | None = None) -> dic
     return {k: v for k, v in found.items() if video is None or video == (k == VIDEO_PIXELS)}
 
 
-def digest(*examples: Inputs) -> str:
+@runtime_checkable
+class Called(Protocol):
+    """What a model is called with: an example, or several side by side."""
+
+    @property
+    def model_inputs(self) -> Mapping[str, Tensor]: ...
+
+
+def digest(*examples: Called) -> str:
     """Tells examples apart: SHA-256 of all that the model is called with, in hexadecimal digits."""
     found = hashlib.sha256()
     for x in examples:
@@ -235,6 +244,11 @@ def digest(*examples: Inputs) -> str:
             found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
             found.update(value.detach().cpu().float().numpy().tobytes())
     return found.hexdigest()
+
+
+def named_by(*examples: Called) -> str:
+    """A short name of examples, for provenance: the first half of their digest."""
+    return digest(*examples)[:DIGITS]
 
 
 class Answer(str):

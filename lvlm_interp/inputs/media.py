@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ def open_image(image: ImageLike) -> Image.Image:
         ImageError: missing, truncated, empty or animated, or not an image at all.
     """
     name = repr(str(image)) if isinstance(image, (str, Path)) else "the image"
-    if isinstance(image, (str, Path)) and not Path(image).is_file():
+    if isinstance(image, (str, Path)) and not os.path.isfile(image):
         raise ImageError(f"no image file at {name}")
     try:
         with warnings.catch_warnings():

@@ -11,7 +11,9 @@ first is that later layer's part.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pandas as pd
 import torch
@@ -19,11 +21,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lvlm_interp.errors import InputError, SiteError
-from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.given import explained
+from lvlm_interp.inputs.example import ROLES, Inputs
 from lvlm_interp.inside.frozen import frozen
 from lvlm_interp.inside.residual import READ, along, between, gains_of, layer_of, stream_of
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
+from lvlm_interp.shown import table_html
 
 TOLERANCE = 1e-3  # share of the parts' sizes by which their sum may miss the logit; larger means misread weights
 
@@ -50,6 +55,13 @@ class DirectAttribution(Result):
         softcap: what a cap of the logits takes away, `[answer]`.
     """
 
+    along: ClassVar[Mapping[str, str]] = {
+        "tokens": "answer",
+        "target": "answer",
+        "positions": "position",
+        "roles": "position",
+    }
+    among: ClassVar[Mapping[str, Collection[str]]] = {"roles": ROLES}
     tokens: tuple[str, ...]
     target: tuple[str, ...]
     against: str
@@ -119,9 +131,11 @@ class DirectAttribution(Result):
 
     def _repr_html_(self) -> str:
         note = f"raw logits{f' against {self.against!r}' if self.against else ''}; the parts add up to the logit"
-        return self.to_frame().style.format(precision=2, escape="html").set_caption(note).to_html()
+        return table_html(self.to_frame(), 2, note)
 
 
+@explained
+@in_one_go
 @torch.no_grad()
 def direct(
     vlm: HookedVLM, x: Inputs, *, target: str | int | None = None, against: str | int | None = None
@@ -161,7 +175,7 @@ def direct(
         others=between(stream, out.direction) + torch.stack([layer.other for layer in layers], 1),
         bias=out.bias,
         softcap=out.softcap,
-        provenance=vlm.provenance("direct logit attribution", target=target, against=against),
+        provenance=vlm.provenance("direct logit attribution", x, target=target, against=against),
     )
     return _closing(found, out.rounding)
 

@@ -10,9 +10,9 @@ vocabulary is ever held: a few positions go through the unembedding at a time, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 import torch
@@ -21,11 +21,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvlm_interp.errors import InputError, SiteError
-from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.given import explained
+from lvlm_interp.inputs.example import ROLES, Inputs
 from lvlm_interp.inside.tuned_lens import TunedLens
 from lvlm_interp.model.choice import Positions, indices
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
+from lvlm_interp.shown import table_html
 
 Pieces = Literal["max", "first"]
 Vocabulary = Literal["all", "text", "image"]
@@ -49,6 +52,14 @@ class Lens(Result):
         target_rank: how many tokens are at least as likely, 1 for the likeliest, `[target, layer, position]`.
     """
 
+    along: ClassVar[Mapping[str, str]] = {
+        "layers": "layer",
+        "top_words": "layer",
+        "tokens": "position",
+        "roles": "position",
+        "targets": "target",
+    }
+    among: ClassVar[Mapping[str, Collection[str]]] = {"roles": ROLES}
     layers: tuple[int, ...]
     positions: Int[Tensor, " position"]
     tokens: tuple[str, ...]
@@ -61,6 +72,12 @@ class Lens(Result):
     targets: tuple[str, ...]
     target_logprob: Float[Tensor, "target layer position"]
     target_rank: Int[Tensor, "target layer position"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shape, words = self.top_ids.shape, self.top_words
+        if any(len(layer) != shape[1] or {len(some) for some in layer} - {shape[2]} for layer in words):
+            raise InputError(f"there are {list(shape)} likeliest tokens by layer and position, and other words")
 
     def of(self, target: str) -> Float[Tensor, "layer position"]:
         """Log-probability of one target, nats.
@@ -96,12 +113,14 @@ class Lens(Result):
         rows = [[words[0] for words in layer] for layer in self.top_words][::-1]
         frame = pd.DataFrame(rows, index=list(self.layers)[::-1], columns=[f"{t} ({p})" for t, p in self._columns()])
         note = "likeliest word after each layer (rows), by position (columns)"
-        return frame.style.format(escape="html").format_index(escape="html", axis=1).set_caption(note).to_html()
+        return table_html(frame, caption=note)
 
     def _columns(self) -> Iterator[tuple[str, int]]:
         return zip(self.tokens, self.positions.tolist(), strict=True)
 
 
+@explained
+@in_one_go
 @torch.no_grad()
 def lens(
     vlm: HookedVLM,
@@ -253,7 +272,7 @@ def _lens(
         targets=targets,
         target_logprob=torch.stack([f.logprob for f in found], 1),
         target_rank=torch.stack([f.rank for f in found], 1),
-        provenance=vlm.provenance("tuned lens" if used["tuned"] else "logit lens", **used),
+        provenance=vlm.provenance("tuned lens" if used["tuned"] else "logit lens", x, **used),
     )
 
 

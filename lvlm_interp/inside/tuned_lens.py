@@ -23,9 +23,12 @@ from tqdm.auto import tqdm
 from lvlm_interp.bootstrap import bootstrap_weights, interval
 from lvlm_interp.checkpoints import read_checkpoint, write_checkpoint
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs, digest
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
+from lvlm_interp.shown import table_html
 
 Modality = Literal["text", "image"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
@@ -89,7 +92,7 @@ class TunedLens(Result):
 
     def _repr_html_(self) -> str:
         note = "KL(final ‖ lens) on held-out positions, nats"
-        return self.to_frame().style.format(precision=3, escape="html").set_caption(note).to_html()
+        return table_html(self.to_frame(), caption=note)
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ class Fitting:
     from_each: int = 16
 
 
+@explained
+@in_one_go
 def fit_tuned_lens(
     vlm: HookedVLM,
     examples: Sequence[Inputs],
@@ -140,7 +145,7 @@ def fit_tuned_lens(
         measured = [_measured(vlm, held[kind], weight[n], bias[n], how) for n, kind in enumerate(MODALITIES)]
     columns = {name: torch.stack([m[name] for m in measured]) for name in measured[0]}
     parameters = {**dataclasses.asdict(how), "examples": split, "held_out_examples": len(examples) - split}
-    provenance = vlm.provenance("tuned lens", parameters.pop("seed"), **parameters)
+    provenance = vlm.provenance("tuned lens", *examples, seed=parameters.pop("seed"), **parameters)
     return TunedLens(weight.cpu(), bias.cpu(), **columns, steps=how.steps, provenance=provenance)
 
 

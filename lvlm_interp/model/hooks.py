@@ -21,6 +21,7 @@ from transformers.utils import ModelOutput
 from lvlm_interp.errors import SiteError
 from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.model.attention import tapped
+from lvlm_interp.model.holding import Held, held
 from lvlm_interp.model.norms import NormPart, part_of, rejoined
 from lvlm_interp.model.sites import Site
 from lvlm_interp.model.sums import Seen, follow
@@ -40,12 +41,12 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
         SiteError: a visit returns no tensor of the value's shape; on leaving without another error, if a site did not
             fire.
     """
-    fired: set[str] = set()
+    fired, use = set[str](), held(model)
     taps: dict[nn.Module, dict[str, list[Visit]]] = defaultdict(lambda: defaultdict(list))
     sums: dict[nn.Module, dict[Seen, list[Visit]]] = defaultdict(lambda: defaultdict(list))
     with contextlib.ExitStack() as stack:
         for site, visit in visits.items():
-            noted = _noting(site.name, visit, fired)
+            noted = _noting(site, visit, fired, use)
             if site.read == "attention":
                 taps[site.module][site.part].append(_as_positions(noted, site.part))
             elif site.read in ("scale", "normalized"):
@@ -63,17 +64,23 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
         raise SiteError(f"these sites did not fire in this forward pass: {silent}")
 
 
-def _noting(name: str, visit: Visit, fired: set[str]) -> Visit:
+def _noting(site: Site, visit: Visit, fired: set[str], use: Held) -> Visit:
     def noted(value: Tensor) -> Tensor:
-        fired.add(name)
-        return passed(name, visit, value)
+        if site.module in use.paused:
+            return value
+        fired.add(site.name)
+        return passed(site.name, visit, value)
 
     return noted
 
 
 def passed(name: str, visit: Visit, value: Tensor) -> Tensor:
     """What a visit returns; torch would drop a missing tensor, and stretch one of another shape."""
-    seen = visit(value)
+    try:
+        seen = visit(value)
+    except Exception as error:
+        error.add_note(f"(raised in an edit, or a record, of {name!r})")
+        raise
     if not isinstance(seen, Tensor) or seen.shape != value.shape:
         found = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
         raise SiteError(f"an edit of {name!r} returns the value to go on with, {tuple(value.shape)}; it gave {found}")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.families.shared.lengths import counts_rows
+from lvlm_interp.given import explained
 from lvlm_interp.inputs import prompt
 from lvlm_interp.inputs.batch import Batch, batched
 from lvlm_interp.inputs.example import VIDEO_PIXELS, Answer, Inputs, Role, Written, pixels_of
@@ -40,6 +41,7 @@ class Preparing(Anatomy):
             )
         return prompt.Prompter(self.processor, self.family.prompt)
 
+    @explained
     def prepare(
         self,
         question: str,
@@ -71,6 +73,7 @@ class Preparing(Anatomy):
         clip = None if video is None else {"video": open_video(video), "fps": fps}
         return self._prepared(prompt.conversation(question, pictures, context, system, clip), answer)
 
+    @explained
     def prepare_chat(self, messages: Sequence[Mapping[str, Any]], answer: str | None = None) -> Inputs:
         """Chat messages (transformers' format, images as `{"type": "image", "image": …}`) as model inputs.
 
@@ -107,6 +110,7 @@ class Preparing(Anatomy):
             return self.answered(x, answer)
         return self._answered(x, self.prompter.answer_ids(messages, answer), answer)
 
+    @explained
     def inputs(
         self,
         input_ids: Tensor,
@@ -193,6 +197,7 @@ class Preparing(Anatomy):
             return tuple(f"<{i}>" for i in ids)
         return tuple(self.prompter.read(i) for i in ids)
 
+    @explained
     def batch(self, examples: Sequence[Inputs]) -> Batch:
         """Examples side by side, padded on the left, for `run` and `capture`; each row computes what it does alone.
 
@@ -229,6 +234,7 @@ class Preparing(Anatomy):
         changed = {k: v.to(x.model_inputs[k]) for k, v in processed.items() if k in x.model_inputs}
         return x.with_model_inputs(**changed)
 
+    @explained
     def answered(self, x: Inputs, answer: str) -> Inputs:
         """The same prompt with this answer (an `Answer` keeps its exact tokens)."""
         ids = answer.ids if isinstance(answer, Answer) else self.prompter.answer_ids((), answer)

@@ -35,10 +35,12 @@ from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.opening.additions import gaps
 from lvlm_interp.opening.masked import masked
 from lvlm_interp.opening.rounding import HALF, Allowed, allowed, apart, float_error, kept, size, visited
+from lvlm_interp.storing import storable
 
 VISIBLE_CHANGE = 1e-3  # logits by which other pixels must change an answer that sees them
 
 
+@storable
 @dataclass(frozen=True)
 class Checked:
     """What one check found.
@@ -258,11 +260,10 @@ def restore(vlm: HookedVLM, x: Inputs) -> Checked:
 def _state(vlm: HookedVLM) -> dict[str, Any]:
     """What of a model could be left changed."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
-    digest = type(vlm).fingerprint.func(vlm)  # type: ignore[attr-defined]  # computed anew, not the cached one
     return {
         "hooks": sum(len(getattr(m, name)) for m in vlm.model.modules() for name in hooks),
         "attention implementation": sorted(kernel for _, kernel in implementations(vlm.model).values()),
-        "weights": digest,
+        "weights": vlm.fingerprint,
     }
 
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvlm_interp.errors import InputError
+from lvlm_interp.files import told
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.sites import match
 from lvlm_interp.model.vlm import HookedVLM
@@ -57,6 +59,7 @@ class ByHead:
         return part.reshape(len(part), last - first, *self.shape[2:])
 
 
+@explained
 def collect_features(
     vlm: HookedVLM,
     examples: Iterable[Inputs],
@@ -86,7 +89,11 @@ def collect_features(
         SiteError: a glob that matches nothing.
     """
     chosen = {name: [site.name for site in match(vlm.sites, glob, vlm.missing)] for name, glob in sites.items()}
-    kept = InMemory() if store is None else OnDisk(store, vlm, chosen)
+    if store is None:
+        kept: InMemory | OnDisk = InMemory()
+    else:
+        with told("keep features in", store):
+            kept = OnDisk(store, vlm, chosen)
     with tqdm(total=_length(examples), desc="features", unit="example", disable=not progress) as bar:
         bar.update(kept.done)
         for some in _several(kept.remaining(examples), batch):
@@ -118,6 +125,7 @@ def _length(examples: Iterable[Inputs]) -> int | None:
     return len(examples) if isinstance(examples, Sized) else None
 
 
+@explained
 def stack_features(captures: Iterable[Mapping[str, Tensor]]) -> Stacked:
     """Features and site names for `fit_probes`, from captures that keep one vector for each site (`reduce="last"`).
 

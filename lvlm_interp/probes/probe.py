@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from lvlm_interp.bootstrap import Samples, bootstrap_weights, interval
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.probes import statistics
 from lvlm_interp.probes.estimators import strengths
@@ -49,6 +50,7 @@ BLOCK = 1 << 24  # bytes of features that are fitted together: what stays in a c
 # --- the call ---------------------------------------------------------------------------------------------------------
 
 
+@explained
 def fit_probes(
     features: Any,
     labels: Any,
@@ -282,5 +284,5 @@ def _provenance(vlm: HookedVLM | None, seed: int, plan: Plan, about: Mapping[str
     fitting = {"l2": plan.l2, "standardize": plan.standardize, "tolerance": plan.tolerance}
     parameters: dict[str, Any] = {"task": plan.task.kind, **fitting, **about}
     if vlm is not None:
-        return vlm.provenance("probe", seed, **parameters)
+        return vlm.provenance("probe", seed=seed, **parameters)
     return Provenance("not given", "not given", "probe", parameters, seed=seed)

@@ -15,15 +15,19 @@ from lvlm_interp.counterfactuals.contrast import contrast
 from lvlm_interp.engine.decoder import DecoderInputs, run_to_decoder
 from lvlm_interp.engine.score import HideFrom
 from lvlm_interp.errors import ImageError, InputError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Answer, Inputs
 from lvlm_interp.inputs.media import ImageLike
 from lvlm_interp.inputs.words import split_words
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.report.diagnosis import Diagnosis
 
 STEPS = ("answer", "contrast", "credit", "heatmap")
 
 
+@explained
+@in_one_go
 def diagnose(
     vlm: HookedVLM,
     image: ImageLike,
@@ -85,7 +89,7 @@ def diagnose(
         no_map=no_map,
         picture=torch.from_numpy(np.array(x.images[0].picture)),
         provenance=vlm.provenance(
-            "diagnosis", hide_from=None if patches is None else patches.hide_from, max_new_tokens=max_new_tokens
+            "diagnosis", x, hide_from=None if patches is None else patches.hide_from, max_new_tokens=max_new_tokens
         ),
     )
 

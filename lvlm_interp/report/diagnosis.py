@@ -18,6 +18,7 @@ from torch import Tensor
 from lvlm_interp.attribution.credit import CreditSplit, shares
 from lvlm_interp.attribution.occlusion import PatchMap
 from lvlm_interp.counterfactuals.contrast import Contrast, TokenClass, token_classes
+from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.view import Box
 from lvlm_interp.inputs.words import Word, split_words
 from lvlm_interp.report.sentences import dominant, sentence
@@ -132,6 +133,16 @@ class Diagnosis(Result):
     patches: PatchMap | None
     no_map: str | None
     picture: UInt8[Tensor, "height width 3"] = dataclasses.field(repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts = {len(self.words), len(self.credit.tokens), len(split_words(self.contrast.tokens))}
+        if len(counts | ({len(self.patches.tokens)} if self.patches else set())) > 1:
+            raise InputError(f"credit, contrast and map are of one answer; here they have {sorted(counts)} words")
+        if self.patches and self.patches.size != self.image.size:
+            raise InputError(f"the map is of a picture of {self.patches.size} pixels, this one has {self.image.size}")
+        if "threshold" not in self.contrast.provenance.parameters:
+            raise InputError("the contrast does not say from how many nats on a word counts as correlated")
 
     @property
     def image(self) -> Image.Image:

@@ -1,0 +1,32 @@
+"""Opens a file that holds any kind of result. All kinds are imported here, so that each is known by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lvlm_interp.attribution.occlusion import PatchMap
+from lvlm_interp.attribution.split import CreditSplit
+from lvlm_interp.counterfactuals.contrast import Contrast, Contrasts
+from lvlm_interp.inside.direct import DirectAttribution
+from lvlm_interp.inside.lens import Lens
+from lvlm_interp.inside.tuned_lens import TunedLens
+from lvlm_interp.model.capture import Captured
+from lvlm_interp.opening.conformance import Conformance
+from lvlm_interp.probes.result import ProbeResult
+from lvlm_interp.report.diagnosis import Diagnosis
+from lvlm_interp.results import Result
+
+KINDS: tuple[type[Result], ...] = (
+    *(Conformance, Contrast, Contrasts, CreditSplit, PatchMap, Lens, TunedLens, DirectAttribution, ProbeResult),
+    Diagnosis,
+    Captured,
+)
+
+
+def load_result(path: str | Path) -> Result:
+    """Read a result that was saved, whatever kind it is of.
+
+    Raises:
+        OutputError: the file is missing, damaged, or holds no result.
+    """
+    return Result.load(path)

@@ -1,0 +1,72 @@
+"""Values as JSON and tensors, and back: what the file of a result holds. Nothing that stands in a file is ever run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+K = TypeVar("K", bound=type)
+KINDS: dict[str, type] = {}
+"""Name → the dataclass that a file may hold under it."""
+
+
+def storable(kind: K) -> K:
+    """Let files hold values of a dataclass."""
+    KINDS[kind.__name__] = kind
+    return kind
+
+
+def is_tensor(value: Any) -> bool:
+    return hasattr(value, "detach") and hasattr(value, "numpy")
+
+
+def packed(value: Any, path: str, tensors: dict[str, Any]) -> Any:
+    """A value as JSON; its tensors go to `tensors`, under where they stand in it.
+
+    What is neither a number, a text, a tensor, a storable dataclass nor made of these is kept as its text.
+    """
+    if is_tensor(value):
+        tensors[path] = value.detach().cpu().contiguous().clone()  # safetensors refuses memory that is shared
+        return {"tensor": path}
+    if dataclasses.is_dataclass(value) and KINDS.get(type(value).__name__) is type(value):
+        names = [f.name for f in dataclasses.fields(value)]
+        return {"kind": type(value).__name__, "fields": _named(((n, getattr(value, n)) for n in names), path, tensors)}
+    if isinstance(value, Mapping):
+        return {"mapping": [[scalar(k), packed(v, f"{path}.{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        each = [packed(one, f"{path}.{n}", tensors) for n, one in enumerate(value)]
+        return {"list": each} if isinstance(value, list) else each
+    return scalar(value)
+
+
+def _named(fields: Iterable[tuple[str, Any]], path: str, tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name: packed(value, f"{path}.{name}" if path else name, tensors) for name, value in fields}
+
+
+def scalar(value: Any) -> Any:
+    """A number, a text, a truth or None; numpy's as Python's, and all else as its text."""
+    value = value.item() if hasattr(value, "item") and not getattr(value, "ndim", 0) else value
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def unpacked(value: Any, tensors: Mapping[str, Any]) -> Any:
+    """What `packed` took apart.
+
+    Raises:
+        KeyError: a tensor or a kind that is not there.
+        TypeError: fields that the kind does not have.
+    """
+    match value:
+        case {"tensor": path}:
+            return tensors[path]
+        case {"kind": name, "fields": fields}:
+            return KINDS[name](**{k: unpacked(v, tensors) for k, v in fields.items()})
+        case {"mapping": pairs}:
+            return {k: unpacked(v, tensors) for k, v in pairs}
+        case {"list": each}:
+            return [unpacked(one, tensors) for one in each]
+        case list():
+            return tuple(unpacked(one, tensors) for one in value)
+        case _:
+            return value

@@ -1,0 +1,160 @@
+"""A fingerprint changes with all that decides what a model computes, and with nothing else."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import lvlm_interp as li
+from lvlm_interp.model.identity import TURNS, Known, fingerprint, sums
+from tests.tiny import tiny_inputs, tiny_llava
+
+
+@pytest.fixture
+def model():
+    return tiny_llava()
+
+
+def first(model, kind):
+    return next(module for module in model.modules() if kind in type(module).__name__)
+
+
+def every_other(model):
+    model.get_output_embeddings().weight.data[:, ::2] *= 1.5
+
+
+def one_element(model):
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5, 3] += 1e-3
+
+
+def one_bit(model):
+    weight = model.get_input_embeddings().weight.data.view(torch.int32)
+    weight[7, 1] ^= 1
+
+
+def two_heads(model):
+    weight = first(model, "Attention").q_proj.weight.data
+    weight[[0, 1]] = weight[[1, 0]]
+
+
+def epsilon(model):
+    first(model, "RMSNorm").variance_epsilon = 1e-2
+
+
+def rotary(model):
+    first(model, "RotaryEmbedding").inv_freq *= 2
+
+
+def configured(model):
+    model.config.text_config.rms_norm_eps = 0.5
+
+
+def dtype(model):
+    model.to(torch.bfloat16)
+
+
+CHANGES = (every_other, one_element, one_bit, two_heads, epsilon, rotary, configured, dtype)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_fingerprint_notices_what_changes_the_model(model, change):
+    before = fingerprint(model)
+    change(model)
+    assert fingerprint(model) != before
+
+
+def test_adapters_are_part_of_a_model(model):
+    peft = pytest.importorskip("peft")
+    model.add_adapter(peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False, lora_alpha=16))
+    seen = [fingerprint(model)]
+    for switch in (model.disable_adapters, model.enable_adapters):
+        switch()
+        seen.append(fingerprint(model))
+    first(model, "Attention").q_proj.scaling["default"] *= 2
+    assert seen[0] == seen[2] != seen[1] and fingerprint(model) not in seen
+
+
+def test_nothing_else_is_part_of_it(model, tmp_path):
+    """Neither gradients nor training mode, hooks, a kernel, where it is kept, nor that it was saved and opened."""
+    before = fingerprint(model)
+    model.train()
+    first(model, "Decoder").gradient_checkpointing = True
+    model.set_attn_implementation("eager")
+    model.register_forward_hook(lambda *_: None)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert fingerprint(model) == before == fingerprint(copy.deepcopy(model)) == fingerprint(again)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_what_is_known_of_a_model_is_looked_at_again(model, change):
+    """The quick way gives the same; tensors as small as these are read whole."""
+    known = Known()
+    assert known.fingerprint(model) == known.fingerprint(model) == fingerprint(model)
+    change(model)
+    assert known.fingerprint(model) == fingerprint(model)
+
+
+def test_a_number_written_behind_torch_s_back_is_seen_in_turn(model):
+    model.big = nn.Linear(256, 256)
+    known = Known()
+    for at in (3, 1 << 15):
+        before = known.fingerprint(model)
+        model.big.weight.data.view(-1)[at] += 1
+        seen = [known.fingerprint(model) for _ in range(TURNS)]
+        assert seen[-1] == fingerprint(model) != before
+
+
+def test_a_change_that_fills_a_page_is_seen_at_once(model):
+    """Though torch did not count it."""
+    model.big = nn.Linear(256, 256)  # sixteen rows fill a page
+    known = Known()
+    for _ in range(TURNS):
+        before = known.fingerprint(model)
+        model.big.weight.data[16:32] += 1
+        assert known.fingerprint(model) == fingerprint(model) != before
+
+
+def test_running_a_model_leaves_its_fingerprint(model):
+    vlm = li.wrap(model)
+    x = tiny_inputs(vlm)
+    before = vlm.fingerprint
+    vlm.run(x)
+    li.contrast(vlm, x)
+    assert vlm.fingerprint == before
+
+
+class Packed(nn.Module):
+    """Weights as a package for quantised ones keeps them: bytes, with scales beside them that no state lists."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(6, dtype=torch.uint8), requires_grad=False)
+        self.weight.quant_state = State()
+
+
+class State:
+    def __init__(self):
+        self.absmax, self.offset, self.shape = torch.ones(3), torch.zeros(()), (2, 3)
+
+
+def test_the_scales_of_quantised_weights_count(model):
+    model.extra = Packed()
+    before = fingerprint(model)
+    model.extra.weight.quant_state.absmax[1] = 2.0
+    assert fingerprint(model) != before
+
+
+@pytest.mark.parametrize("change", [lambda t: t.neg_(), lambda t: t[:2].neg_(), lambda t: t.copy_(t.flip(0))])
+def test_sums_tell_contents_apart(change):
+    """What tells, on a device, whether the bytes are those that were fetched: signs and order count."""
+    tensor = torch.randn(1001, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    before = sums(tensor.view(torch.uint8))
+    change(tensor)
+    assert sums(tensor.view(torch.uint8)) != before
+
+
+def test_sums_of_any_length_are_sums():
+    assert sums(torch.zeros(0, dtype=torch.uint8)) == [0] and len(sums(torch.ones(7, dtype=torch.uint8))) == 1
