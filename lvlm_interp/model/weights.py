@@ -67,7 +67,7 @@ def _probed(module: nn.Module, width: int) -> tuple[Tensor, Tensor]:
     like = next((w for w in module.parameters() if w.is_floating_point() and not w.is_meta), torch.zeros(()))
     device = next((w.device for w in module.parameters() if not w.is_meta), like.device)
     dtype = like.dtype if like.dtype.itemsize > 1 else torch.float32
-    bias = module(torch.zeros(1, width, dtype=dtype, device=device))[0]
+    bias = module.forward(torch.zeros(1, width, dtype=dtype, device=device))[0]  # past hooks: an edit is not the map
     unit = torch.eye(width, dtype=dtype, device=device)
-    columns = torch.cat([module(some) for some in unit.split(AT_ONCE)]) - bias
+    columns = torch.cat([module.forward(some) for some in unit.split(AT_ONCE)]) - bias
     return columns.T, bias

@@ -153,7 +153,7 @@ def _row(values: Mapping[str, Tensor]) -> Float[Tensor, "example site dim"]:
             raise InputError(
                 f"{name} has a number for each key, of which examples have more or fewer: no vector to probe"
             )
-        if value.ndim != (3 if "attn.hook_" in name else 2):
+        if value.ndim != (3 if ".attn.hook_" in name or ".cross_attn.hook_" in name else 2):
             raise InputError(
                 f"{name} keeps {tuple(value.shape)}, not one vector: capture it with reduce='last' or 'mean'"
             )
