@@ -25,7 +25,7 @@ Positions = str | Iterable[str] | Iterable[int] | Tensor
 # Axes of (positions, heads), counted from the last: a vision tower may have no batch axis in front.
 _PER_HEAD = {f"hook_{name}": (-3, -2) for name in ("q", "k", "v", "z", "rot_q", "rot_k")}
 _AXES = {**_PER_HEAD, "hook_pattern": (-2, -3), "hook_attn_scores": (-2, -3)}
-_OF_THE_PROMPT = ("blocks.", "ln_final.")
+_OF_THE_PROMPT = ("blocks.", "ln_final.", "hook_embed")
 _KEYS = ("hook_k", "hook_v", "hook_rot_k")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, LvlmInterpWarning, ModelError
+from lvlm_interp.families.shared.lengths import counts_rows
 from lvlm_interp.given import explained
 from lvlm_interp.inputs import chat, prompt
 from lvlm_interp.inputs.batch import Batch, batched
@@ -252,9 +254,31 @@ class Preparing(Anatomy):
         """Examples side by side, padded on the left, for `run` and `capture`; each row computes what it does alone.
 
         Raises:
-            InputError: no example, or examples of which only some have an image.
+            InputError: no example, examples of which only some have an image, or a model in which a row would compute
+                something else than its example does alone.
         """
-        return batched(examples, self.stops()[0] if self.uncounted is None else self.uncounted)
+        if len(examples) > 1 and (why := self.not_side_by_side([x.length for x in examples])):
+            raise InputError(f"examples of this model cannot stand side by side: {why}. Run them one by one")
+        padding = self.stops()[0] if self.uncounted is None else self.uncounted
+        made = batched(examples, padding, self.family.packed, self.family.indices)
+        make = None if "position_ids" in made.model_inputs else self.family.positions
+        own = [p for x in examples if make and (p := make(self.model.base_model, x.model_inputs)) is not None]
+        if len(own) < len(examples):
+            return made
+        positions = torch.cat([torch.nn.functional.pad(p, (made.length - p.shape[-1], 0)) for p in own], -2)
+        return dataclasses.replace(made, model_inputs={**made.model_inputs, "position_ids": positions})
+
+    def not_side_by_side(self, lengths: Sequence[int]) -> str:
+        """Why examples of these lengths cannot stand in one batch; empty if they can."""
+        if self.family.alone:
+            return self.family.alone
+        most = max(lengths)
+        if min(lengths) < most and (limit := counts_rows(self.model.config.get_text_config())) < most:
+            return (
+                f"beyond {limit} positions it computes by the length of the longest row ({most}), and the shortest has "
+                f"{min(lengths)}; examples of one length can"
+            )
+        return ""
 
     def with_pictures(self, x: Inputs, pictures: Sequence[Image | list[Image]]) -> Inputs:
         """The same example with other pictures of the same size in the place of its own; of a video, its frames."""

@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lvlm_interp.model.weights import fetched
+from lvlm_interp.errors import ModelError
+from lvlm_interp.model.weights import map_of, sizes_of
 
 LOGITS_AT_ONCE = 1 << 24  # elements of logits held at once
 WEIGHTS_AT_ONCE = 1 << 26  # elements of the unembedding held in float32 at once
@@ -91,15 +92,30 @@ class Readout:
 
     @property
     def weight(self) -> Float[Tensor, "vocabulary width"]:
-        """The direction in which each token's logit is read."""
-        return fetched(self.unembed, "weight")
+        """The direction in which each token's logit is read: the map that is computed, also where another is stored."""
+        return map_of(self.unembed)[0]
+
+    @property
+    def bias(self) -> Float[Tensor, " vocabulary"] | None:
+        """What is added to each token's logit, whatever is read; None for most."""
+        return map_of(self.unembed)[1]
 
     @property
     def vocabulary(self) -> int:
         """How many tokens there are logits for."""
-        weight = self.unembed.weight  # its shape is known wherever it is kept
-        assert isinstance(weight, Tensor)
-        return len(weight)
+        return self._sizes[1]
+
+    @property
+    def width(self) -> int:
+        """How many numbers the unembedding reads."""
+        return self._sizes[0]
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        sizes = sizes_of(self.unembed)
+        if sizes is None:
+            raise ModelError(f"{type(self.unembed).__name__} is no linear map from a stream to a vocabulary")
+        return sizes
 
     def __call__(self, residual: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocabulary"]:
         """Logits of a residual stream (the logit lens, at any layer)."""
