@@ -22,6 +22,7 @@ ORDER = (
     "storing",
     "fields",
     "results",
+    "pairs",
     "bootstrap",
     "checkpoints",
     "inputs",

@@ -19,6 +19,7 @@ from lvlm_interp.errors import ModelError
 from lvlm_interp.families.shared import registry
 from lvlm_interp.families.shared.family import Family
 from lvlm_interp.families.shared.registry import NAMES
+from lvlm_interp.model.listing import Sites
 from lvlm_interp.model.parts import (
     attention_of,
     axis_of_streams,
@@ -132,7 +133,7 @@ class Anatomy:
     @functools.cached_property
     def sites(self) -> dict[str, Site]:
         """Every place that can be captured, by name."""
-        return {name: site for name, site in self._named.items() if name not in self.missing}
+        return Sites({name: site for name, site in self._named.items() if name not in self.missing})
 
     @functools.cached_property
     def vision(self) -> nn.Module | None:
