@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import numbers
 import types
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jaxtyping import AbstractArray
 
 from lvlm_interp.errors import InputError
 from lvlm_interp.storing import is_tensor
+
+NUMBERS = {int: numbers.Integral, float: numbers.Real}
 
 
 def check_fields(value: Any, along: Mapping[str, str], among: Mapping[str, Iterable[str]]) -> None:
@@ -32,7 +35,7 @@ def check_fields(value: Any, along: Mapping[str, str], among: Mapping[str, Itera
     for name, hint in _hints(value).items():
         held = getattr(value, name)
         if not fits(held, hint):
-            raise InputError(f"{kind}.{name} is {_shown(held)}; it should be {_named(hint)}")
+            raise InputError(f"{kind}.{name} is {shown(held)}; it should be {named(hint)}")
         for axis, size in _axes(held, hint):
             if sizes.setdefault(axis, size) != size:
                 raise InputError(f"{kind}.{name} has {size} along its axis {axis!r}, where others have {sizes[axis]}")
@@ -56,23 +59,28 @@ def _annotations(kind: Any) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is what an annotation says, as far as annotations of results go."""
+def fits(value: Any, hint: Any, strict: bool = True) -> bool:
+    """Whether a value is what an annotation says.
+
+    Args:
+        value: the value.
+        hint: the annotation; one that cannot be judged is taken as kept.
+        strict: as in results; else as for arguments, where numbers may be numpy's, and arrays stand for sequences.
+    """
     origin, parts = get_origin(hint), get_args(hint)
-    if hint is Any or origin is ClassVar:
+    if hint is Any or isinstance(hint, TypeVar):
         return True
     if origin is Literal:
         return value in parts
     if origin in (Union, types.UnionType):
-        return any(fits(value, part) for part in parts)
-    if origin is tuple:
+        return any(fits(value, part, strict) for part in parts)
+    if origin is Callable:
+        return callable(value)
+    if origin is tuple and strict:
         return isinstance(value, tuple) and _members_fit(value, parts)
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(fits(k, parts[0]) and fits(v, parts[1]) for k, v in value.items())
     if isinstance(origin, type):
-        members: Any = value
-        return isinstance(value, origin) and not isinstance(value, str) and all(fits(v, parts[0]) for v in members)
-    return _is_a(value, hint)
+        return _is_made_of(value, origin, parts, strict)
+    return _is_a(value, hint, strict)
 
 
 def _members_fit(value: tuple[Any, ...], parts: tuple[Any, ...]) -> bool:
@@ -81,13 +89,29 @@ def _members_fit(value: tuple[Any, ...], parts: tuple[Any, ...]) -> bool:
     return len(value) == len(parts) and all(map(fits, value, parts))
 
 
-def _is_a(value: Any, hint: Any) -> bool:
+def _is_made_of(value: Any, origin: type, parts: tuple[Any, ...], strict: bool) -> bool:
+    """Whether a collection is of a kind, and its members are; what can be read only once is not read."""
+    if issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            return False
+        return all(fits(k, parts[0], strict) and fits(v, parts[1], strict) for k, v in value.items())
+    if isinstance(value, (str, bytes)) or not isinstance(value, origin if strict else Iterable):
+        return False
+    members: Any = value
+    return isinstance(value, Iterator) or all(fits(one, parts[0], strict) for one in members)
+
+
+def _is_a(value: Any, hint: Any, strict: bool) -> bool:
     """Whether a value is of a plain type, or a tensor of a kind of numbers and axes; a truth is no number."""
     if hint in (int, float):
-        return isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
-    if not isinstance(value, hint):
-        return False
-    return not dataclasses.is_dataclass(value) or hasattr(value, "__post_init__") or _all_fit(value)
+        kind = int if hint is int else (int, float)
+        return isinstance(value, kind if strict else NUMBERS[hint]) and not (strict and isinstance(value, bool))
+    try:
+        if not isinstance(value, hint):
+            return False
+    except TypeError:
+        return True
+    return not strict or not dataclasses.is_dataclass(value) or hasattr(value, "__post_init__") or _all_fit(value)
 
 
 def _all_fit(value: Any) -> bool:
@@ -101,17 +125,22 @@ def _axes(value: Any, hint: Any) -> Iterator[tuple[str, int]]:
         yield from ((axis, size) for axis, size in named if axis.isidentifier())
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value in a message: a tensor by its kind and shape, others in a few letters."""
     if is_tensor(value):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     text = repr(value)
     return text if len(text) < 80 else f"{text[:76]} …"
 
 
-def _named(hint: Any) -> str:
+def named(hint: Any) -> str:
+    """An annotation in a message."""
     if isinstance(hint, type) and issubclass(hint, AbstractArray):
         return f"{hint.__name__.partition('[')[0]} [{', '.join(hint.dim_str.split())}]"
-    return str(getattr(hint, "__name__", hint) if isinstance(hint, type) else hint).replace("typing.", "")
+    if get_origin(hint) in (Union, types.UnionType):
+        return " | ".join(map(named, get_args(hint)))
+    plain = isinstance(hint, type) and not get_args(hint)
+    return str(hint.__name__ if plain else hint).replace("typing.", "").replace("collections.abc.", "")
 
 
 def equal(one: Any, other: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 import tempfile
 import time
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from lvlm_interp.errors import LvlmInterpError, OutputError
 
 PARTIAL = ".partial-"
 """How directories begin that hold what is not whole yet."""
@@ -65,3 +68,15 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def told(doing: str, path: str | os.PathLike[str]) -> Iterator[None]:
+    """What the system says of a path as an error of ours, which begins with "could not" and what was done."""
+    try:
+        yield
+    except LvlmInterpError:
+        raise
+    except (OSError, ValueError) as error:  # a name may hold what no name can
+        said = (error.strerror if isinstance(error, OSError) else None) or error
+        raise OutputError(f"could not {doing} {os.fspath(path)}: {said}") from error

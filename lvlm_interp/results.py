@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from lvlm_interp.errors import OutputError
 from lvlm_interp.fields import check_fields, equal
+from lvlm_interp.given import explained
 from lvlm_interp.shown import printable
 from lvlm_interp.storing import KINDS, is_tensor, packed, scalar, storable, unpacked
 
@@ -77,11 +78,13 @@ class Result:
 
     Attributes:
         too_large: fields that `to_dict` leaves out.
+        unsaved: fields that a file does not hold either.
         along: fields with a member for each place of an axis of the tensors, and the name of that axis.
         among: fields whose members are each one of some.
     """
 
     too_large: ClassVar[frozenset[str]] = frozenset()
+    unsaved: ClassVar[frozenset[str]] = frozenset()
     along: ClassVar[Mapping[str, str]] = {}
     among: ClassVar[Mapping[str, Collection[str]]] = {}
     provenance: Provenance = field(kw_only=True)
@@ -106,7 +109,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values; tensors become nested lists."""
-        kept = (f.name for f in dataclasses.fields(self) if f.name not in self.too_large)
+        kept = (f.name for f in dataclasses.fields(self) if f.name not in self.too_large | self.unsaved)
         return {name: _plain(getattr(self, name)) for name in kept}
 
     def _repr_html_(self) -> str | None:
@@ -123,6 +126,7 @@ class Result:
             cls.__repr__ = Result.__repr__  # type: ignore[method-assign]
         storable(cls)
 
+    @explained
     def save(self, path: str | Path) -> Path:
         """Write one `.safetensors` file, tensors and JSON header; it is whole or as it was, never half.
 

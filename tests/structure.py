@@ -21,6 +21,7 @@ ORDER = (
     "compat",
     "storing",
     "fields",
+    "given",
     "results",
     "pairs",
     "bootstrap",

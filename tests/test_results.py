@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import lvlm_interp as li
 from lvlm_interp.counterfactuals.contrast import Contrasts
-from lvlm_interp.errors import OutputError
+from lvlm_interp.errors import InputError, ModelError, OutputError
 from lvlm_interp.inputs.example import named_by
 from lvlm_interp.inputs.view import ImageView
 from lvlm_interp.opening.checks import Checked
@@ -197,6 +197,32 @@ def test_every_method_names_its_example(method):
     x = tiny_inputs(vlm)
     x = dataclasses.replace(x, images=(gridded(x),))
     assert method(vlm, x).provenance.example == named_by(x)
+
+
+def test_scores_are_a_result(tmp_path):
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    scores = li.score(vlm, x, torch.stack([x.everything, x.hidden("image")]))
+    read = load_result(scores.save(tmp_path / "s.safetensors"))
+    assert torch.equal(read.logprob, scores.logprob) and read.provenance.example == named_by(x)
+    assert len(read.to_frame()) == 2 * len(x.answer_ids)
+    with pytest.raises(InputError, match="from a file"):
+        read.logits()
+
+
+def test_a_capture_is_saved_with_what_it_is_of(tmp_path):
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    capture = vlm.capture(x, ["blocks.*.hook_resid_post"], positions=[3, 5], edits={"blocks.0.hook_resid_pre": abs})
+    read = load_result(capture.save(tmp_path / "c.safetensors"))
+    assert {name: value.tolist() for name, value in read.items()} == {n: v.tolist() for n, v in capture.items()}
+    told = read.provenance
+    assert (told.method, told.example, told.edits) == ("capture", named_by(x), ("blocks.0.hook_resid_pre",))
+    assert told.parameters["positions"] == [3, 5] and told.weights == vlm.fingerprint
+    later = vlm.capture(x, "blocks.0.*")
+    vlm.model.get_input_embeddings().weight.data = vlm.model.get_input_embeddings().weight.data * 2
+    with pytest.raises(ModelError, match="changed after this capture"):
+        later.save(tmp_path / "d.safetensors")
 
 
 def gridded(x):

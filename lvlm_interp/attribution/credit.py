@@ -28,8 +28,11 @@ from lvlm_interp.attribution.shapley import shares
 from lvlm_interp.attribution.split import CreditSplit, kept_always
 from lvlm_interp.attribution.value import Value, described, named, target_of, texts_of, values_of
 from lvlm_interp.engine.decoder import DecoderInputs, run_to_decoder
+from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.words import Unit
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 
 __all__ = ["CreditSplit", "coalitions", "credit", "shares"]
@@ -38,6 +41,8 @@ FREE = ("full", "logprob", "logodds", "logit")  # values that compare with nothi
 TOLERANCE = 1e-4  # nats or logits by which a split may miss its total
 
 
+@explained
+@in_one_go
 @torch.no_grad()
 def credit(
     vlm: HookedVLM,
@@ -81,6 +86,8 @@ def credit(
             players.
         VisibilityError: an unknown role in `keep`, or masks that overlap, are empty or cover what cannot be hidden.
     """
+    if isinstance(keep, str):
+        raise InputError(f"keep is several roles or players, got the text {keep!r}; give ({keep!r},)")
     chosen = named(value)
     target = target_of(vlm, x, _values(chosen, against), unit, against, word, alternatives)
     parts = players_of(x, players, keep, None if vlm.processor is None else vlm.prompter.text)

@@ -23,9 +23,11 @@ from lvlm_interp.attribution.value import Target, Value, target_of, texts_of, va
 from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.engine.score import HideFrom
 from lvlm_interp.errors import ImageError, InputError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.view import Box, ImageView
 from lvlm_interp.inputs.words import Unit, Word, by_word
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.pairs import Comparable
 from lvlm_interp.results import heading, html, table, text
@@ -119,6 +121,8 @@ def _peaks_in_a_cell(result: PatchMap) -> str:
     return table_html(result.peaks(), caption=note)
 
 
+@explained
+@in_one_go
 def attribute(
     vlm: HookedVLM,
     x: Inputs,

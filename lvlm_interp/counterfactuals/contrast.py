@@ -20,7 +20,9 @@ from lvlm_interp.counterfactuals.counterfactual import Counterfactual, applied, 
 from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.engine.score import Scores, score
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs, named_by
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.pairs import Comparable
 from lvlm_interp.results import Provenance, Result, heading, shown_frame, table, text
@@ -157,6 +159,8 @@ def contrast(
     seed: int = ...,
     decoder_inputs: DecoderInputs | None = ...,
 ) -> Contrasts: ...
+@explained
+@in_one_go
 def contrast(
     vlm: HookedVLM,
     x: Inputs,
@@ -183,6 +187,8 @@ def contrast(
     Raises:
         InputError: there is no image or no answer, a name that is not known or that stands twice, or an empty list.
     """
+    if not threshold >= 0:
+        raise InputError(f"threshold= is a number of nats, 0 or more; got {threshold}")
     x.need_image()
     x.need_answer()
     chosen = [named(one) for one in (without if isinstance(without, (list, tuple)) else [without])]

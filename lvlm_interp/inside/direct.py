@@ -21,9 +21,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lvlm_interp.errors import InputError, SiteError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import ROLES, Inputs
 from lvlm_interp.inside.frozen import frozen
 from lvlm_interp.inside.residual import READ, along, between, bias_of, layer_of, stream_of
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
 from lvlm_interp.shown import table_html
@@ -132,6 +134,8 @@ class DirectAttribution(Result):
         return table_html(self.to_frame(), 2, note)
 
 
+@explained
+@in_one_go
 @torch.no_grad()
 def direct(
     vlm: HookedVLM, x: Inputs, *, target: str | int | None = None, against: str | int | None = None
@@ -147,6 +151,7 @@ def direct(
     Raises:
         InputError: no answer, or a target that is not one token of the vocabulary.
         SiteError: attention that cannot be read in this model, or parts that do not add up to the logit.
+        ModelError: the model gives NaN or infinity.
     """
     x.need_answer()
     rows = x.answer_positions - 1

@@ -21,6 +21,8 @@ from transformers.utils import ModelOutput
 from lvlm_interp.errors import SiteError
 from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.model.attention import tapped
+from lvlm_interp.model.compiled import uncompiled
+from lvlm_interp.model.holding import Held, held
 from lvlm_interp.model.sites import Site
 
 TOKENS = "input_ids"  # given to a projector that embeds some tokens as well (Gemma 3n): such calls are no site's
@@ -38,11 +40,12 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
         SiteError: a visit returns no tensor of the value's shape; on leaving without another error, if a site did not
             fire.
     """
-    fired: set[str] = set()
+    fired, use = set[str](), held(model)
     taps: dict[nn.Module, dict[str, list[Visit]]] = defaultdict(lambda: defaultdict(list))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(uncompiled(model))
         for site, visit in visits.items():
-            noted = _noting(site.name, visit, fired)
+            noted = _noting(site, visit, fired, use)
             if site.read == "attention":
                 taps[site.module][site.part].append(_as_positions(noted, site.part))
             else:
@@ -54,17 +57,23 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
         raise SiteError(f"these sites did not fire in this forward pass: {silent}")
 
 
-def _noting(name: str, visit: Visit, fired: set[str]) -> Visit:
+def _noting(site: Site, visit: Visit, fired: set[str], use: Held) -> Visit:
     def noted(value: Tensor) -> Tensor:
-        fired.add(name)
-        return passed(name, visit, value)
+        if site.module in use.paused:
+            return value
+        fired.add(site.name)
+        return passed(site.name, visit, value)
 
     return noted
 
 
 def passed(name: str, visit: Visit, value: Tensor) -> Tensor:
     """What a visit returns; torch would drop a missing tensor, and stretch one of another shape."""
-    seen = visit(value)
+    try:
+        seen = visit(value)
+    except Exception as error:
+        error.add_note(f"(raised in an edit, or a record, of {name!r})")
+        raise
     if not isinstance(seen, Tensor) or seen.shape != value.shape:
         found = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
         raise SiteError(f"an edit of {name!r} returns the value to go on with, {tuple(value.shape)}; it gave {found}")
@@ -169,6 +178,42 @@ def skipping(modules: Iterable[nn.Module], rows: Bool[Tensor, " position"]) -> I
         for module in modules:
             stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(after).remove)
+        yield
+
+
+@contextlib.contextmanager
+def rescaling(factors: Mapping[nn.Module, Tensor]) -> Iterator[None]:
+    """Within the `with`, what each of these modules gives is multiplied by its factor."""
+
+    def scaled(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return (output * factors[module].to(output.device)).to(output.dtype)
+
+    with contextlib.ExitStack() as stack:
+        for module in factors:
+            stack.callback(module.register_forward_hook(scaled).remove)
+        yield
+
+
+@contextlib.contextmanager
+def lengthened(rotaries: Iterable[nn.Module], last: Tensor) -> Iterator[None]:
+    """Within the `with`, these embeddings are given a position more, the last of the whole, and so know its length."""
+
+    def longer(positions: Tensor) -> Tensor:
+        end = last.to(positions.device, positions.dtype).expand(*positions.shape[:-1], 1)
+        return torch.cat([positions, end], -1)
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if "position_ids" in kwargs:
+            return args, {**kwargs, "position_ids": longer(kwargs["position_ids"])}
+        return (args[0], longer(args[1]), *args[2:]), kwargs
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return tuple(one[..., :-1, :] for one in output) if isinstance(output, tuple) else output[..., :-1, :]
+
+    with contextlib.ExitStack() as stack:
+        for rotary in rotaries:
+            stack.callback(rotary.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(rotary.register_forward_hook(after).remove)
         yield
 
 

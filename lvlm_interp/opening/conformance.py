@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from lvlm_interp.errors import InputError, LvlmInterpError, ModelError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs, Role
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.model.weights import all_fetched
 from lvlm_interp.opening.checks import CHECKS, Checked, difference, with_some_answer
@@ -65,6 +67,8 @@ class Conformance(Result):
             )
 
 
+@explained
+@in_one_go
 @torch.no_grad()
 def check(vlm: HookedVLM, x: Inputs | None = None) -> Conformance:
     """Run all checks.

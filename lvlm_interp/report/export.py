@@ -18,11 +18,11 @@ from PIL import Image
 
 from lvlm_interp.attribution.occlusion import PatchMap
 from lvlm_interp.errors import OutputError
-from lvlm_interp.files import aside
+from lvlm_interp.files import aside, told
 from lvlm_interp.probes.result import ProbeResult
 from lvlm_interp.report import explorer, figures
 from lvlm_interp.report.diagnosis import Diagnosis
-from lvlm_interp.report.placing import Writer, check, check_file, placed, told
+from lvlm_interp.report.placing import Writer, check, check_file, placed
 from lvlm_interp.report.sheet import drawn, sheet
 
 __all__ = ["check", "check_file", "figure_kind", "heatmap_png", "save_heatmap", "slug", "write", "write_probes"]

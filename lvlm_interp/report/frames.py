@@ -10,8 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from lvlm_interp.errors import OutputError
-from lvlm_interp.files import aside
-from lvlm_interp.report.placing import told
+from lvlm_interp.files import aside, told
 
 KINDS: dict[str, Callable[[pd.DataFrame, Path], object]] = {
     ".csv": lambda frame, path: frame.to_csv(path, index=False),

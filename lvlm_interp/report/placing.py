@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lvlm_interp.errors import LvlmInterpError, OutputError
-from lvlm_interp.files import PARTIAL, aside
+from lvlm_interp.errors import OutputError
+from lvlm_interp.files import PARTIAL, aside, told
 
 Writer = Callable[[], bytes]
 """Makes the bytes of one file, when it is its turn."""
@@ -59,18 +59,6 @@ def _try(path: Path) -> None:
     nearest = next(one for one in (path, *path.absolute().parents) if one.is_dir())
     with tempfile.TemporaryFile(dir=nearest) as trial:
         trial.write(b"0")
-
-
-@contextmanager
-def told(doing: str, path: Path) -> Iterator[None]:
-    """What the system says of a path as an error of ours."""
-    try:
-        yield
-    except LvlmInterpError:
-        raise
-    except (OSError, ValueError) as error:
-        said = (error.strerror if isinstance(error, OSError) else None) or error
-        raise OutputError(f"could not {doing} {path}: {said}") from error
 
 
 def placed(folder: Path, files: Mapping[str, Writer]) -> Path:

@@ -321,7 +321,7 @@ def color_bar(ax: Axes, scale: ScalarMappable, label: str) -> None:
     # The same numbers whatever height a layout tries, since it leaves room for these.
     if type(scale.norm) is Normalize:
         low, high = scale.get_clim()
-        ticks = MaxNLocator(_numbers(ax), min_n_ticks=1).tick_values(low, high)
+        ticks = MaxNLocator(_numbers(ax), steps=[1, 2, 2.5, 5, 10], min_n_ticks=1).tick_values(low, high)
         shown = [float(tick) for tick in ticks if low <= tick <= high]
         bar.set_ticks(shown, labels=[f"{tick:g}".replace("-", "−") for tick in shown])
     bar.set_label(literal(label))
