@@ -23,6 +23,7 @@ ORDER = (
     "fields",
     "given",
     "results",
+    "pairs",
     "bootstrap",
     "checkpoints",
     "inputs",

@@ -73,7 +73,7 @@ def test_diagnose(run, picture, tmp_path):
     status, out, err = run("diagnose", "--image", picture, *ASK, "--answer", "Purple.", "--out", tmp_path / "out")
     assert (status, err) == (0, "")
     assert out.splitlines()[-1] == str(tmp_path / "out" / "report.html") and "Purple" in out and "%" in out
-    assert (tmp_path / "out" / "00-purple.png").is_file()
+    assert (tmp_path / "out" / "heatmaps.png").is_file()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     status, _, err = run("diagnose", "--image", picture, *ASK, "--out", tmp_path / "out")
     assert status == 1 and one_line(err) and "--force" in err

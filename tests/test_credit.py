@@ -86,7 +86,7 @@ def test_prior_and_credits_add_up_to_the_total(vlm, value, unit, keep):
     split = li.credit(vlm, tiny_inputs(vlm), keep, value, unit=unit)
     assert torch.allclose(split.prior + split.credits.sum(1), split.total, atol=1e-6)
     frame = split.to_frame()
-    assert list(frame.columns) == ["token", "prior", *split.roles, "total"]
+    assert list(frame.columns) == ["token", "prior", *(f"credit[{role}]" for role in split.roles), "total", "example"]
     assert set(split.roles) == {"question", "context", "system", "image"} - set(keep)
     assert split.credits.abs().max() > 1e-2
 
@@ -290,8 +290,7 @@ def test_found_alternatives_are_words(reference, purple_banana):
 
 def test_the_image_says_purple(reference, purple_banana):
     split = li.credit(reference, purple_banana, unit="word")
-    word = split.to_frame().iloc[0]
-    assert word["image"] == max(word["prior"], word["question"], word["image"])
+    assert split.image[0] == max(split.prior[0], split.question[0], split.image[0])
 
 
 def test_alternatives_must_be_others(reference, purple_banana):

@@ -51,7 +51,7 @@ def test_a_diagnosis_says_what_the_methods_say(reference, banana):
     row = banana.to_frame().iloc[0]
     contrast, credit = li.contrast(reference, x), li.credit(reference, x, unit="word")
     assert row["delta_nats"] == pytest.approx(float(contrast.delta_nats[:2].sum()), abs=1e-4)
-    assert row["image"] == pytest.approx(float(credit.image[0]), abs=1e-4)
+    assert row["credit[image]"] == pytest.approx(float(credit.image[0]), abs=1e-4)
     assert row["full_prior"] == pytest.approx(float(credit.with_value("full").prior[0]), abs=1e-4)
     assert row["peak_nats"] == pytest.approx(float(li.attribute(reference, x).values[:2].sum(0).max()), abs=1e-4)
 
@@ -179,12 +179,12 @@ def test_numbers_do_not_claim_certainty():
 def test_words_that_tell_come_first_and_those_that_hold_together_not():
     tokens = ("The", " cat", " is", " on", " the", " red", " sofa", ".")
     diagnosis = made(tokens)
-    telling = diagnosis.telling
-    assert {report.text for report in telling} == {"cat", "red", "sofa"}
-    assert [r.delta_nats for r in telling] == sorted((r.delta_nats for r in telling), reverse=True)
-    assert [report.text for report in made(("The", " the")).telling] != []  # nothing else is said
-    assert made((".", "!")).telling == ()
-    assert {report.text for report in made(("Yes", ",", " left", " of", " it")).telling} == {"Yes", "left"}
+    ranked = diagnosis.ranked
+    assert {report.text for report in ranked} == {"cat", "red", "sofa"}
+    assert [abs(r.delta_nats) for r in ranked] == sorted((abs(r.delta_nats) for r in ranked), reverse=True)
+    assert [report.text for report in made(("The", " the")).ranked] != []  # nothing else is said
+    assert made((".", "!")).ranked == ()
+    assert {report.text for report in made(("Yes", ",", " left", " of", " it")).ranked} == {"Yes", "left"}
 
 
 def test_words_are_the_tokens_that_they_were_made_of(tmp_path):

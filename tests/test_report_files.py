@@ -19,21 +19,21 @@ def test_written_files(tmp_path):
     one = made()
     assert export.write(one, tmp_path / "new" / "out") == tmp_path / "new" / "out" / "report.html"
     names = {path.name for path in (tmp_path / "new" / "out").iterdir()}
-    assert names == {"report.html", "diagnosis.json", "tokens.csv", "heatmaps.npz", "00-purple.png"}
+    assert names == {"report.html", "diagnosis.json", "tokens.csv", "heatmaps.npz", "heatmaps.png"}
     out = tmp_path / "new" / "out"
     assert json.loads((out / "diagnosis.json").read_text())["answer"] == "Purple."
-    assert (out / "tokens.csv").read_text().startswith("word,prior,question,image,total,")
+    assert (out / "tokens.csv").read_text().startswith("word,prior,credit[question],credit[image],total,")
     with np.load(out / "heatmaps.npz", allow_pickle=False) as arrays:
         assert arrays["words"].tolist() == ["Purple", "."] and arrays["values"].shape == (2, 2, 3)
         assert arrays["boxes"].shape == (2, 3, 4) and arrays["size"].tolist() == [60, 40]
         assert not any(arrays[name].dtype == object for name in arrays)
-    assert Image.open(out / "00-purple.png").format == "PNG"
+    assert Image.open(out / "heatmaps.png").format == "PNG"
 
 
 def test_several_share_a_page(tmp_path):
     export.write([made(), made(question="Where?")], tmp_path / "out", title="Two")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"report.html", "01-what-color-is-it", "02-where"}
-    assert (tmp_path / "out" / "02-where" / "00-purple.png").is_file()
+    assert (tmp_path / "out" / "02-where" / "heatmaps.png").is_file()
     assert len(Page((tmp_path / "out" / "report.html").read_text()).of("section", "diagnosis")) == 2
 
 

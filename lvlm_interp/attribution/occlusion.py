@@ -30,11 +30,13 @@ from lvlm_interp.inputs.view import Box, ImageView
 from lvlm_interp.inputs.words import Unit, Word, by_word, unit_name
 from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
-from lvlm_interp.results import Result
+from lvlm_interp.pairs import Comparable
+from lvlm_interp.results import heading, html, table, text
+from lvlm_interp.shown import table_html
 
 
 @dataclass(frozen=True)
-class PatchMap(Result):
+class PatchMap(Comparable):
     """How much each patch of one image supports each answer token.
 
     Attributes:
@@ -54,6 +56,8 @@ class PatchMap(Result):
     """
 
     along: ClassVar[Mapping[str, str]] = {"tokens": "answer"}
+    keys = ("answer", "token", "row", "column", "left", "top", "right", "bottom")
+    agreeing = ("tokens", "value", "unit", "alternatives", "hide_from", "size", "boxes")
     tokens: tuple[str, ...]
     values: Float[Tensor, "answer row column"]
     image_total: Float[Tensor, " answer"]
@@ -86,6 +90,13 @@ class PatchMap(Result):
         values, total = by_word(self.values, words), by_word(self.image_total, words)
         return dataclasses.replace(self, tokens=texts_of(words), values=values, image_total=total, alternatives=())
 
+    def peaks(self) -> pd.DataFrame:
+        """One row for each token: what hiding its strongest patch takes from it, where that is, and the whole image."""
+        sides = [self.peak_box(i) for i in range(len(self.tokens))]
+        boxes = [f"({left:.0f}, {top:.0f})–({right:.0f}, {bottom:.0f})" for left, top, right, bottom in sides]
+        found = {"strongest patch": boxes, "patch": self.values.flatten(1).amax(1).tolist()}
+        return pd.DataFrame({"token": self.tokens, **found, "image": self.image_total.tolist()})
+
     def to_frame(self) -> pd.DataFrame:
         """One row for each token and patch."""
         answers, rows, columns = self.values.shape
@@ -94,7 +105,21 @@ class PatchMap(Result):
         frame.insert(1, "token", [self.tokens[i] for i in frame["answer"]])
         boxes = self.boxes.reshape(-1, 4).repeat(answers, 1)
         sides = {name: boxes[:, i].tolist() for i, name in enumerate(("left", "top", "right", "bottom"))}
-        return frame.assign(value=self.values.flatten().tolist(), **sides)
+        return self.identified(frame.assign(value=self.values.flatten().tolist(), **sides))
+
+
+@text.register
+def _peaks(result: PatchMap) -> str:
+    rows, columns = result.values.shape[1:]
+    note = f"{rows} × {columns} patches, {result.value} lost in {result.unit}"
+    return f"{heading(result, note)}\n{table(result.peaks())}"
+
+
+@html.register
+def _peaks_in_a_cell(result: PatchMap) -> str:
+    rows, columns = result.values.shape[1:]
+    note = f"{result.value} lost, {result.unit}; {rows} × {columns} patches; figures.heatmap draws it"
+    return table_html(result.peaks(), caption=note)
 
 
 @explained

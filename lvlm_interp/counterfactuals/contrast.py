@@ -24,7 +24,8 @@ from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs, named_by
 from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
-from lvlm_interp.results import Provenance, Result
+from lvlm_interp.pairs import Comparable
+from lvlm_interp.results import Provenance, Result, heading, shown_frame, table, text
 from lvlm_interp.shown import table_html
 
 ROUNDING = 1e-3  # by which a distance may miss its range
@@ -33,7 +34,7 @@ Edge = Literal["answer", "row"]
 
 
 @dataclass(frozen=True)
-class Contrast(Result):
+class Contrast(Comparable):
     """The answer with and without the image, token by token (all tensors `[answer]`).
 
     Attributes:
@@ -49,6 +50,8 @@ class Contrast(Result):
     """
 
     along: ClassVar[Mapping[str, str]] = {"tokens": "answer", "classes": "answer"}
+    keys = ("token",)
+    agreeing = ("tokens",)
     tokens: tuple[str, ...]
     with_logit: Float[Tensor, " answer"]
     without_logit: Float[Tensor, " answer"]
@@ -67,12 +70,13 @@ class Contrast(Result):
             raise InputError(f"Hellinger distances are from 0 to 1, got {self.hellinger.tolist()}")
 
     def to_frame(self) -> pd.DataFrame:
+        """One row a token: the numbers above, `classes`, and `example`."""
         numbers = ("with_logit", "without_logit", "delta", "delta_nats", "hellinger", "weights")
         columns = {name: getattr(self, name).tolist() for name in numbers}
-        return pd.DataFrame({"token": self.tokens, **columns, "classes": self.classes})
+        return self.identified(pd.DataFrame({"token": self.tokens, **columns, "classes": self.classes}))
 
     def _repr_html_(self) -> str:
-        return table_html(self.to_frame())
+        return table_html(shown_frame(self))
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,11 @@ class Contrasts(Result, Mapping[str, Contrast]):
 
     def _repr_html_(self) -> str:
         return self.table().to_html(float_format="{:.3f}".format)
+
+
+@text.register
+def _side_by_side(result: Contrasts) -> str:
+    return f"{heading(result, 'Δ in nats')}\n{table(result.table(), index=True)}"
 
 
 def cal_weights(

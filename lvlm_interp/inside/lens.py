@@ -28,15 +28,17 @@ from lvlm_interp.model.choice import Positions, indices
 from lvlm_interp.model.finite import need_finite
 from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
-from lvlm_interp.results import Result
+from lvlm_interp.pairs import Comparable
+from lvlm_interp.results import heading, table, text
 from lvlm_interp.shown import table_html
 
+FEW_COLUMNS = 6  # positions that are printed
 Pieces = Literal["max", "first"]
 Vocabulary = Literal["all", "text", "image"]
 
 
 @dataclass(frozen=True)
-class Lens(Result):
+class Lens(Comparable):
     """What each layer would say at each position.
 
     Attributes:
@@ -48,6 +50,7 @@ class Lens(Result):
         entropy: of the whole distribution, nats, `[layer, position]`.
         kl: divergence of the layer's distribution from the last layer's, KL(last ‖ layer) in nats, `[layer, position]`.
         targets: words that were asked for.
+        target_tokens: the tokens that each was read as.
         target_logprob: their log-probability in nats, `[target, layer, position]`; of a word of several tokens that of
             its likeliest (or first) token, see `lens`.
         target_rank: how many tokens are at least as likely, 1 for the likeliest, `[target, layer, position]`.
@@ -61,6 +64,8 @@ class Lens(Result):
         "targets": "target",
     }
     among: ClassVar[Mapping[str, Collection[str]]] = {"roles": ROLES}
+    keys = ("layer", "position", "token", "role")
+    agreeing = ("layers", "positions", "tokens", "target_names")
     layers: tuple[int, ...]
     positions: Int[Tensor, " position"]
     tokens: tuple[str, ...]
@@ -73,6 +78,12 @@ class Lens(Result):
     targets: tuple[str, ...]
     target_logprob: Float[Tensor, "target layer position"]
     target_rank: Int[Tensor, "target layer position"]
+    target_tokens: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """The tokens that were read for each target: `Pur|ple` for the likeliest of several."""
+        return tuple("|".join(tokens) for tokens in self.target_tokens) or self.targets
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,7 +105,7 @@ class Lens(Result):
         """One row for each layer and position.
 
         Columns: `layer`, `position`, `token`, `role`, `word` (the likeliest) and its `logprob`, `entropy`, `kl`, and
-        for each target `logprob[target]` and `rank[target]`.
+        for each target `logprob[token]` and `rank[token]`, named by the token that was read (`target_names`).
         """
         index = pd.MultiIndex.from_product([self.layers, range(len(self.positions))], names=["layer", "position"])
         frame = index.to_frame(index=False)
@@ -104,10 +115,10 @@ class Lens(Result):
         frame["word"] = [words[0] for layer in self.top_words for words in layer]
         frame["logprob"] = self.top_logprobs[..., 0].flatten().tolist()
         frame["entropy"], frame["kl"] = self.entropy.flatten().tolist(), self.kl.flatten().tolist()
-        for n, target in enumerate(self.targets):
+        for n, target in enumerate(self.target_names):
             frame[f"logprob[{target}]"] = self.target_logprob[n].flatten().tolist()
             frame[f"rank[{target}]"] = self.target_rank[n].flatten().tolist()
-        return frame
+        return self.identified(frame)
 
     def _repr_html_(self) -> str:
         """The likeliest word of every layer at every position, the last layer on top."""
@@ -118,6 +129,17 @@ class Lens(Result):
 
     def _columns(self) -> Iterator[tuple[str, int]]:
         return zip(self.tokens, self.positions.tolist(), strict=True)
+
+
+@text.register
+def _grid(result: Lens) -> str:
+    """The likeliest words of the last layers, the last on top, at the ends of the positions."""
+    rows = [[words[0] for words in layer] for layer in result.top_words][::-1]
+    frame = pd.DataFrame(rows, index=list(result.layers)[::-1], columns=list(result.tokens))
+    if len(result.tokens) > FEW_COLUMNS:
+        frame = frame.iloc[:, :FEW_COLUMNS]
+    note = f"likeliest word after each layer, {len(result.tokens)} positions, {len(result.targets)} targets"
+    return f"{heading(result, note)}\n{table(frame.map(repr), index=True)}"
 
 
 @explained
@@ -169,6 +191,7 @@ def lens(
         states = {n: tuned.translated(n, state, x.where("image")[at]) for n, state in states.items()}
     words = (target,) if isinstance(target, (str, int)) else tuple(target)
     asked = [_pieces(vlm, word, pieces) for word in words]
+    spelt = tuple(tuple(vlm.token_strings(ids)) for ids in asked)
     names = tuple(vlm.token_strings([w])[0] if isinstance(w, int) else w for w in words)
     if len({*names}) < len(names):
         raise InputError(f"some of the targets {list(names)} read the same: ask for them one at a time")
@@ -191,7 +214,7 @@ def lens(
         "vocabulary": vocabulary,
         "tuned": tuned is not None,
     }
-    return _lens(vlm, x, chosen, at, names, [_joined(parts) for parts in found], used)
+    return _lens(vlm, x, chosen, at, (names, spelt), [_joined(parts) for parts in found], used)
 
 
 def visual_codes(vlm: HookedVLM) -> Bool[Tensor, " vocabulary"]:
@@ -254,7 +277,7 @@ def _lens(
     x: Inputs,
     layers: Sequence[int],
     at: Tensor,
-    targets: tuple[str, ...],
+    targets: tuple[tuple[str, ...], tuple[tuple[str, ...], ...]],
     found: Sequence[_Read],
     used: Mapping[str, Any],
 ) -> Lens:
@@ -271,7 +294,8 @@ def _lens(
         top_words=tuple(tuple(tuple(names[i] for i in row) for row in layer) for layer in ids.tolist()),
         entropy=torch.stack([f.entropy for f in found]),
         kl=torch.stack([f.kl for f in found]),
-        targets=targets,
+        targets=targets[0],
+        target_tokens=targets[1],
         target_logprob=torch.stack([f.logprob for f in found], 1),
         target_rank=torch.stack([f.rank for f in found], 1),
         provenance=vlm.provenance("tuned lens" if used["tuned"] else "logit lens", x, **used),

@@ -21,6 +21,7 @@ from lvlm_interp.families.shared import registry
 from lvlm_interp.families.shared.family import Family
 from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.model.compiled import original
+from lvlm_interp.model.listing import Sites
 from lvlm_interp.model.parts import (
     attention_of,
     axis_of_streams,
@@ -146,7 +147,7 @@ class Anatomy:
 
     @functools.cached_property
     def _sites(self) -> dict[str, Site]:
-        return {name: site for name, site in self._named.items() if name not in self._missing}
+        return Sites({name: site for name, site in self._named.items() if name not in self._missing})
 
     @property
     def missing(self) -> dict[str, str]:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from lvlm_interp.errors import SiteError
 from lvlm_interp.model.choice import Choice
 from lvlm_interp.model.hooks import Visit, passed, visiting
+from lvlm_interp.model.listing import grouped
 from lvlm_interp.model.sites import Site
 from lvlm_interp.results import Provenance, Result
 
@@ -73,7 +74,11 @@ class Capture(Mapping[str, Tensor]):
         return len(self._values)
 
     def __repr__(self) -> str:
-        return "Capture(\n" + "".join(f"  {k}: {tuple(v.shape)} {v.dtype}\n" for k, v in self.items()) + ")"
+        kinds: dict[str, list[str]] = defaultdict(list)
+        for name, value in self.items():
+            kinds[f"{tuple(value.shape)} {value.dtype}"].append(name)
+        told = [f"  {name}: {kind}\n" for kind, names in kinds.items() for name in grouped(names)]
+        return "Capture(\n" + "".join(told) + ")"
 
     def _repr_html_(self) -> str:
         cells = ((html.escape(name), tuple(value.shape), value.dtype) for name, value in self.items())

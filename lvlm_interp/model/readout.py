@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lvlm_interp.errors import ModelError
-from lvlm_interp.model.weights import map_of, sizes_of
+from lvlm_interp.model.weights import fetched, map_of, sizes_of
 
 LOGITS_AT_ONCE = 1 << 24  # elements of logits held at once
 WEIGHTS_AT_ONCE = 1 << 26  # elements of the unembedding held in float32 at once

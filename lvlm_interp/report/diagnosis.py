@@ -22,9 +22,10 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.view import Box
 from lvlm_interp.inputs.words import Word, split_words
 from lvlm_interp.report.function_words import is_function_word
-from lvlm_interp.report.sentences import dominant, sentence
-from lvlm_interp.results import Result
+from lvlm_interp.report.sentences import dominant, sentence, signed
+from lvlm_interp.results import Result, heading, text
 
+FEW_WORDS, LONGEST_LINE = 8, 160  # that are printed, and letters of question and answer
 Numbers = Mapping[str, float]
 """Nats of `prior`, each role present and `total`."""
 
@@ -193,15 +194,14 @@ class Diagnosis(Result):
         return Peak(self.patches.peak_box(index), float(self.patches.values[index].max()))
 
     @property
-    def telling(self) -> tuple[WordReport, ...]:
-        """The words that say something, those for which the image did most first: the head of a long answer.
+    def ranked(self) -> tuple[WordReport, ...]:
+        """The words that say something, those first whose probability the image changes most, by `delta_nats` either way.
 
-        They are ordered by `delta_nats`, how much likelier the image made them, words that the image speaks against
-        last; all content words, where no other says anything.
+        Function words are left out, unless there are no others.
         """
         content = [report for report in self.reports if report.word.is_content]
         chosen = [report for report in content if report.tells] or content
-        return tuple(sorted(chosen, key=lambda report: -report.delta_nats))
+        return tuple(sorted(chosen, key=lambda report: -abs(report.delta_nats)))
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -211,12 +211,13 @@ class Diagnosis(Result):
     def to_frame(self) -> pd.DataFrame:
         """One row a word.
 
-        Columns: `word`; nats of `prior`, each role and `total` by `odds`, and by `full` as `full_prior`, …; of the odds
+        Columns: `word`; nats of `prior`, each role (`credit[image]`, …) and `total` by `odds`, and by `full` as
+        `full_prior`, …; of the odds
         once the question is asked `asked_prior` and `asked_image`; `delta_nats`, `with_logprob`, `without_logprob`
         (sums over its tokens); `class`; `source` (what most of it came from); and of the patch that supports it most
         `peak_nats` and, in pixels, `peak_left`, `peak_top`, `peak_right`, `peak_bottom`.
         """
-        return pd.DataFrame([_row(report) for report in self.reports])
+        return self.identified(pd.DataFrame([_row(report) for report in self.reports]))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values; of the picture only its size and the SHA-256 of its RGB bytes."""
@@ -227,10 +228,21 @@ class Diagnosis(Result):
         return {**super().to_dict(), "image": image, "by_word": rows, "sentences": list(self.sentences)}
 
 
+@text.register
+def _told(result: Diagnosis) -> str:
+    """What the image did to the words that it changes most, a sentence each."""
+    ranked = result.ranked
+    rest = f"\n… and {len(ranked) - FEW_WORDS} other words; to_frame() has all" if len(ranked) > FEW_WORDS else ""
+    told = [f"  {signed(report.delta_nats):>5} nats  {report.sentence}" for report in ranked[:FEW_WORDS]]
+    asked = f"{result.question}  →  {result.answer}"
+    asked = asked if len(asked) <= LONGEST_LINE else asked[: LONGEST_LINE - 1] + "…"
+    return "\n".join([heading(result, "by what the image does to a word"), asked, *told]) + rest
+
+
 def _records(split: CreditSplit) -> list[dict[str, float]]:
     """For each word, nats of `prior`, each role and `total`."""
-    frame = split.to_frame().drop(columns="token")
-    return [{str(name): float(value) for name, value in row.items()} for row in frame.to_dict("records")]
+    parts = {"prior": split.prior, **dict(zip(split.players, split.credits.T, strict=True)), "total": split.total}
+    return [dict(zip(parts, row, strict=True)) for row in zip(*(part.tolist() for part in parts.values()), strict=True)]
 
 
 def _row(report: WordReport) -> dict[str, Any]:
@@ -238,7 +250,7 @@ def _row(report: WordReport) -> dict[str, Any]:
     sides = zip(("left", "top", "right", "bottom"), box, strict=True)
     return {
         "word": report.text,
-        **report.odds,
+        **{name if name in ("prior", "total") else f"credit[{name}]": value for name, value in report.odds.items()},
         **{f"full_{name}": value for name, value in report.full.items()},
         "asked_prior": report.asked["prior"],
         "asked_image": report.asked["image"],

@@ -8,7 +8,6 @@ import os
 import re
 import tempfile
 import unicodedata
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,21 +22,22 @@ from lvlm_interp.files import aside, told
 from lvlm_interp.probes.result import ProbeResult
 from lvlm_interp.report import explorer, figures
 from lvlm_interp.report.diagnosis import Diagnosis
-from lvlm_interp.report.figures.drawing import INK, literal
 from lvlm_interp.report.placing import Writer, check, check_file, placed
+from lvlm_interp.report.sheet import drawn, sheet
 
 __all__ = ["check", "check_file", "figure_kind", "heatmap_png", "save_heatmap", "slug", "write", "write_probes"]
 
 PAGE = "report.html"
 DPI = 120
-PLACES = {"left": 0.02, "right": 0.92, "bottom": 0.04, "top": 0.9, "wspace": 0.04}
 LONGEST_NAME = 40
 
 
 def write(
     diagnoses: Diagnosis | Sequence[Diagnosis], out_dir: str | Path, force: bool = False, title: str | None = None
 ) -> Path:
-    """Write `report.html`, `diagnosis.json`, `tokens.csv`, `heatmaps.npz` and a PNG for each content word.
+    """Write `report.html`, `diagnosis.json`, `tokens.csv`, `heatmaps.npz` and `heatmaps.png`.
+
+    The last shows the picture and, on one scale, the maps of the words that the image changes most.
 
     Several diagnoses share one page; the other files of each go to a folder of its own, named by number and question.
 
@@ -73,12 +73,8 @@ def _single(diagnosis: Diagnosis) -> dict[str, Writer]:
         "tokens.csv": lambda: diagnosis.to_frame().to_csv(index=False).encode(),
         "heatmaps.npz": lambda: _arrays(diagnosis),
     }
-    patches = diagnosis.patches
-    if patches is not None:
-        for report in diagnosis.reports:
-            if report.word.is_content:
-                name = f"{report.index:02d}-{slug(report.text)}.png"
-                files[name] = _drawer(diagnosis, patches, report.index)
+    if diagnosis.patches is not None and (ranked := diagnosis.ranked):
+        files["heatmaps.png"] = lambda: sheet(diagnosis, ranked)
     return files
 
 
@@ -101,33 +97,9 @@ def _arrays(diagnosis: Diagnosis) -> bytes:
     return stream.getvalue()
 
 
-def _drawer(diagnosis: Diagnosis, patches: PatchMap, index: int) -> Writer:
-    return lambda: heatmap_png(patches, diagnosis.image, index, diagnosis.question, diagnosis.words[index])
-
-
-def heatmap_png(
-    patches: PatchMap, picture: Image.Image | None, index: int = 0, question: str = "", word: str | None = None
-) -> bytes:
+def heatmap_png(patches: PatchMap, picture: Image.Image | None, index: int = 0, question: str = "") -> bytes:
     """The picture, and beside it one word's map over it, as a PNG."""
-    return _drawn(patches, picture, index, question, word, "png")
-
-
-def _drawn(
-    patches: PatchMap, picture: Image.Image | None, index: int, question: str, word: str | None, kind: str
-) -> bytes:
-    figure = Figure(figsize=(8.4, 4.0), dpi=DPI)
-    # Places in numbers: a layout engine draws everything three times to find them.
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25), gridspec_kw=PLACES)
-    left.set_axis_off()
-    left.set_title(literal(_short(question)), fontsize=11, color=INK)
-    if picture is not None:
-        left.imshow(picture)
-    figures.heatmap(patches, index, picture, right, title=None if word is None else f"“{word}”")
-    stream = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # words in scripts that the font lacks are drawn as boxes
-        figure.savefig(stream, format=kind)
-    return stream.getvalue()
+    return drawn(patches, picture, index, question)
 
 
 def figure_kind(path: str | Path) -> str:
@@ -162,9 +134,9 @@ def save_heatmap(
         OutputError: a kind that is not known, or the file cannot be written.
     """
     target = Path(path)
-    drawn = _drawn(patches, picture, index, question, None, figure_kind(target))
+    made = drawn(patches, picture, index, question, figure_kind(target))
     with told("write", target), aside(target.parent) as partial:
-        (partial / target.name).write_bytes(drawn)
+        (partial / target.name).write_bytes(made)
         os.replace(partial / target.name, target)
     return target
 
@@ -199,7 +171,3 @@ def _probe_png(found: ProbeResult) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     return stream.getvalue()
-
-
-def _short(text: str, most: int = 48) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"

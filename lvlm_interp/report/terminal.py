@@ -59,7 +59,7 @@ def frame_tables(frame: pd.DataFrame, title: str, width: int, digits: int = 3) -
 
     No word is cut: columns that do not fit beside others begin the next table, which repeats the first column.
     """
-    columns = [_Column.of(frame, name, digits, width // 2) for name in frame.columns]
+    columns = [_Column.of(frame, name, digits, width // 2) for name in frame.columns if name != "example"]
     for number, some in enumerate(_blocks(columns, width)):
         table = Table(title=None if number else _text(title), title_justify="left", title_style="bold")
         for column in some:
