@@ -147,9 +147,16 @@ def choose(
         None if heads is None else _head_indices([heads] if isinstance(heads, int) else heads),
         reduce,
         dtype,
-        None if device is None else torch.device(device),
+        None if device is None else _device(device),
         grad,
     )
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"no device is called {device!r}; cpu, cuda and cuda:1 are devices") from error
 
 
 def _off_the_prompt(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -17,6 +17,7 @@ from matplotlib.transforms import ScaledTranslation
 from PIL import Image
 
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained
 from lvlm_interp.report.palette import OPACITY, OPPOSES, SUPPORTS
 from lvlm_interp.report.pictures import faded
 
@@ -32,8 +33,9 @@ FIGURES: dict[str, Callable[..., Axes]] = {}
 
 def figure(function: F) -> F:
     """Make a function a name of `lvlm_interp.report.figures`."""
-    FIGURES[function.__name__] = function
-    return function
+    known: Any = explained(function)
+    FIGURES[function.__name__] = known
+    return known
 
 
 def axes(ax: Axes | None, width: float, height: float) -> Axes:
