@@ -4,7 +4,7 @@ or from what the language model already knew?
     import lvlm_interp as li
 
     vlm = li.load("reference")
-    li.diagnose(vlm, "photo.png", "What color is the banana?")
+    li.diagnose(vlm, "What color is the banana?", "photo.png")
 
 Names are imported when they are first used, so that `import lvlm_interp` is quick.
 """
@@ -23,6 +23,7 @@ _HOMES = {
     "Inputs": "inputs.example",
     "Answer": "inputs.example",
     "Capture": "model.capture",
+    "Captured": "model.capture",
     "check": "opening.conformance",
     "Conformance": "opening.conformance",
     "score": "engine.score",

@@ -47,3 +47,10 @@ class OutputError(LvlmInterpError, OSError):
 
 class SceneError(LvlmInterpError, ValueError):
     """A scene that cannot be drawn."""
+
+
+class LvlmInterpWarning(UserWarning):
+    """What is done as asked, and may not mean what it seems to."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())

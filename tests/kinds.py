@@ -8,6 +8,7 @@ import torch
 import lvlm_interp as li
 from lvlm_interp.counterfactuals.contrast import Contrasts
 from lvlm_interp.inside.tuned_lens import TunedLens
+from lvlm_interp.model.capture import Captured
 from lvlm_interp.opening.checks import Checked
 from lvlm_interp.opening.conformance import Conformance
 from lvlm_interp.results import Result
@@ -25,6 +26,7 @@ def one_of_each():
         *(diagnosis, diagnosis.contrast, diagnosis.credit, diagnosis.patches, tuned),
         *(li.lens(vlm, x, target=5), li.direct(vlm, x), li.fit_probes(*labelled(), **QUICK)),
         Contrasts({"hidden": diagnosis.contrast}, provenance=about("contrast")),
+        Captured({"blocks.0.hook_resid_pre": y}, provenance=about("capture", positions=[3])),
         Conformance("llava", (Checked("parity", True, 0.0, 1.0, "d", "a"),), provenance=about("check")),
     )
     return {type(one).__name__: one for one in found}

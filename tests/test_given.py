@@ -141,7 +141,7 @@ def raising(error: Exception) -> None:
         ("ab", list[str], False),
         (iter([1.5]), list[int], True),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__ if hasattr(value, "__next__") else str(value),
 )
 def test_arguments_may_be_of_numpy(value, hint, is_so):
     assert fits(value, hint, strict=False) is is_so

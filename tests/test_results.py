@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import lvlm_interp as li
 from lvlm_interp.counterfactuals.contrast import Contrasts
-from lvlm_interp.errors import OutputError
+from lvlm_interp.errors import ModelError, OutputError
 from lvlm_interp.inputs.example import named_by
 from lvlm_interp.inputs.view import ImageView
 from lvlm_interp.opening.checks import Checked
@@ -188,6 +188,21 @@ def test_every_method_names_its_example(method):
     x = tiny_inputs(vlm)
     x = dataclasses.replace(x, images=(gridded(x),))
     assert method(vlm, x).provenance.example == named_by(x)
+
+
+def test_a_capture_is_saved_with_what_it_is_of(tmp_path):
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    capture = vlm.capture(x, ["blocks.*.hook_resid_post"], positions=[3, 5], edits={"blocks.0.hook_resid_pre": abs})
+    read = load_result(capture.save(tmp_path / "c.safetensors"))
+    assert {name: value.tolist() for name, value in read.items()} == {n: v.tolist() for n, v in capture.items()}
+    told = read.provenance
+    assert (told.method, told.example, told.edits) == ("capture", named_by(x), ("blocks.0.hook_resid_pre",))
+    assert told.parameters["positions"] == [3, 5] and told.weights == vlm.fingerprint
+    later = vlm.capture(x, "blocks.0.*")
+    vlm.model.get_input_embeddings().weight.data = vlm.model.get_input_embeddings().weight.data * 2
+    with pytest.raises(ModelError, match="changed after this capture"):
+        later.save(tmp_path / "d.safetensors")
 
 
 def gridded(x):

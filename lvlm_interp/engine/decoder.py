@@ -20,6 +20,7 @@ from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.holding import EVERYWHERE, Edits, hooks_of_others, in_one_go
+from lvlm_interp.model.lengths import following, unmoved
 from lvlm_interp.model.vlm import HookedVLM
 
 ROOM = 8  # positions beyond the example for which masks and position ids are taken down
@@ -54,6 +55,7 @@ class DecoderInputs:
             there. None keeps nothing.
         source: the example that they were taken down for.
         decoder: what they are given to.
+        last: the last position of the whole, where rotary embeddings turn every row by it; None where they do not.
         weights: the fingerprint of the model that they were taken down from.
         edits: those that were in front of its decoder.
     """
@@ -68,6 +70,7 @@ class DecoderInputs:
     kept: list[Prefix] | None = None
     source: Inputs | None = None
     decoder: PreTrainedModel | None = None
+    last: Real[Tensor, ""] | None = None
     weights: str | None = None
     edits: Edits = ()
 
@@ -88,6 +91,14 @@ class DecoderInputs:
         own, asked = (y.first(x.answer_start) for y in (self.source, x))
         if own.keys() != asked.keys() or not all(v is own[k] or torch.equal(v, own[k]) for k, v in asked.items()):
             raise InputError("decoder_inputs are those of another example; take them down for this one")
+
+    def within(self, vlm: HookedVLM, length: int) -> DecoderInputs:
+        """These for prompts and answers of this length together, which decides how rows are turned if it is large.
+
+        Then nothing that was kept of another length can be gone on from.
+        """
+        last = self.positions[:, :length].max()
+        return self if last < unmoved(following(vlm.decoder)) else dataclasses.replace(self, last=last, kept=None)
 
     def extras_of(self, rows: Int[Tensor, " some"]) -> dict[str, Any]:
         """The other arguments of the decoder for some rows."""

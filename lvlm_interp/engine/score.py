@@ -34,6 +34,7 @@ from lvlm_interp.errors import VisibilityError
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.capture import Edit
+from lvlm_interp.model.finite import need_finite
 from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.readout import Readout
 from lvlm_interp.model.vlm import HookedVLM
@@ -100,6 +101,7 @@ def score(
     Raises:
         VisibilityError: a matrix that does not fit, or that hides what an answer is read from.
         InputError: there is no answer.
+        ModelError: the model gives NaN or infinity.
     """
     with vlm.visiting(edits) if edits else contextlib.nullcontext():
         return score_answers(vlm, x, visible, [x.answer_ids], hide_from, progress, decoder_inputs)[0]
@@ -133,10 +135,16 @@ def score_answers(
     longest = max(map(len, answers))
     if decoder_inputs is None or start + longest > decoder_inputs.positions.shape[1]:
         decoder_inputs = run_to_decoder(vlm, x, room=max(ROOM, longest))
+    within = decoder_inputs.within(vlm, start + longest)
+    if within.last is not None and len({*map(len, answers)}) > 1:
+        return [
+            score_answers(vlm, x, visible, [ids], hide_from, progress, decoder_inputs, [n])[0]
+            for ids, n in zip(answers, reads or map(len, answers), strict=True)
+        ]
     edited = standing(vlm)
     if edited:
-        decoder_inputs = _standing(decoder_inputs, edited, visible)
-    decoder_inputs, paths = _with_answers(vlm, decoder_inputs, start, answers)
+        within = _standing(within, edited, visible)
+    decoder_inputs, paths = _with_answers(vlm, within, start, answers)
     ends = [ids[-n:] for ids, n in zip(answers, reads or map(len, answers), strict=True)]
     seen = visible[:, :start] & x.model_inputs["attention_mask"][:, :start].bool().cpu()
     found: dict[tuple[int, int], Tensor] = {}
@@ -149,9 +157,10 @@ def score_answers(
                 found[coalition, answer] = states
                 bar.update()
     by_answer = [torch.stack([found[c, a] for c in range(len(seen))]) for a in range(len(answers))]
-    return _read(
-        vlm.readout, by_answer, [ids.to(vlm.device) for ids in ends], sum(runner.rows for runner, _ in runners)
-    )
+    rows = sum(runner.rows for runner, _ in runners)
+    scores = _read(vlm.readout, by_answer, [ids.to(vlm.device) for ids in ends], rows)
+    need_finite(vlm, x, *(value for one in scores for value in (one.states, one.logit, one.logprob)))
+    return scores
 
 
 def _standing(inputs: DecoderInputs, edited: Sequence[str], visible: Tensor) -> DecoderInputs:

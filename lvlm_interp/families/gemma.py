@@ -55,7 +55,7 @@ def _kernel(config: PretrainedConfig) -> int:
 
 FAMILIES = {
     # The prompt sees itself in both directions, the answer does not: type 1.
-    "paligemma": Family(prompt="{image}{question}\n", fills={"token_type_ids": 1}, layout=fixed),
+    "paligemma": Family(prompt="{image}{question}", fills={"token_type_ids": 1}, layout=fixed),
     "gemma3": Family(layout=_crops, merge=_pooled),
     "shieldgemma2": Family(layout=_crops, merge=_pooled),
     "gemma3n": Family(note=STAGES),

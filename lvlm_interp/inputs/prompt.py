@@ -16,29 +16,25 @@ import torch
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, ModelError
-from lvlm_interp.inputs.example import Role, Written, pixels_of
+from lvlm_interp.inputs.chat import Message, Segment, segments_of
+from lvlm_interp.inputs.example import Written, pixels_of
+from lvlm_interp.inputs.once import once
 
-Message = dict[str, Any]
 PLACEHOLDERS = ("X", "Q", "k", "7")
 
 
 @dataclass(frozen=True)
-class Segment:
-    """One piece of the user's text: which message, which part of its content, and its role."""
-
-    message: int
-    part: int
-    role: Role
-    text: str
-
-
-@dataclass(frozen=True)
 class Encoded:
-    """Model inputs of a prompt, with the span (start, stop) of every segment."""
+    """Model inputs of a prompt, with the span (start, stop) of every segment.
+
+    `opening` is what the template writes between this prompt and a reply, such as a block of thoughts that is empty:
+    ids that stand before every answer that the model did not make itself.
+    """
 
     model_inputs: dict[str, Tensor]
     spans: tuple[tuple[int, int], ...]
     segments: tuple[Segment, ...]
+    opening: tuple[int, ...] = ()
 
     @property
     def written(self) -> tuple[Written, ...]:
@@ -57,6 +53,12 @@ class Prompter:
         added = {str(token) for token in self.tokenizer.get_added_vocab()}
         self.special = {*self.tokenizer.all_special_tokens, *added, *([str(extra)] if extra else [])}
 
+    def remembering(self) -> Prompter:
+        """The same for one prompt: pictures are processed once, however often its text is."""
+        made = copy.copy(self)
+        made.processor = once(self.processor)
+        return made
+
     def encode(self, messages: Sequence[Message]) -> Encoded:
         """Ids of a conversation that ends where the answer begins.
 
@@ -66,6 +68,7 @@ class Prompter:
         self._need_readers(messages)
         segments, guarded = segments_of(messages), self._guarded(messages)
         inputs = self._process(guarded)
+        inputs.pop("labels", None)  # for training, which PaliGemma's makes
         ids, spans = inputs["input_ids"][0].tolist(), []
         for segment in segments:
             now = guarded[segment.message]["content"][segment.part]["text"]
@@ -73,7 +76,7 @@ class Prompter:
             spans.append(_changed(ids, other["input_ids"][0].tolist()))
             if spans[-1][0] == spans[-1][1]:
                 raise InputError(f"the {segment.role} {segment.text!r} tokenises to nothing; give at least one word")
-        return self._spliced(Encoded(inputs, tuple(spans), tuple(segments)))
+        return self._spliced(Encoded(inputs, tuple(spans), tuple(segments), self._opening(guarded, ids)))
 
     def _need_readers(self, messages: Sequence[Message]) -> None:
         """Raise unless the processor can take what is shown.
@@ -103,12 +106,22 @@ class Prompter:
             return self._plain(answer)
         guarded = self._guarded(messages)
         prompt = self._process(guarded)["input_ids"][0].tolist()
+        prompt += self._opening(guarded, prompt)
         full, other = (self._with_reply(guarded, text) for text in (answer, _placeholder(answer)))
         _, stop = _changed(full, other)
         # Templates may render a reply with other words around it than the generation prompt has.
         if full[: len(prompt)] == prompt and stop > len(prompt):
             return full[len(prompt) : stop]
         return self._plain(answer)
+
+    def _opening(self, messages: Sequence[Message], prompt: Sequence[int]) -> tuple[int, ...]:
+        """What the template writes of its own before a reply, behind the prompt that generation begins with."""
+        try:
+            full, other = (self._with_reply(messages, text) for text in PLACEHOLDERS[:2])
+        except InputError:  # a template that takes no reply
+            return ()
+        start, _ = _changed(full, other)
+        return tuple(full[len(prompt) : start]) if full[: len(prompt)] == list(prompt) else ()
 
     def word_ids(self, word: str, blank: bool | None = None) -> list[int]:
         """Ids of a word that stands alone, or behind a blank: by default as it is written.
@@ -198,8 +211,13 @@ class Prompter:
         prompt = self.template.format(image=shown, question=text)
         if messages[-1]["role"] == "assistant":
             prompt += " " + messages[-1]["content"][0]["text"]
-        told = _about_videos(messages)
-        return dict(self.processor(text=[prompt], images=images or None, return_tensors="pt", **videos, **told))
+        told = {**videos, **_about_videos(messages)}
+        try:
+            return dict(self.processor(text=[prompt], images=images or None, return_tensors="pt", **told))
+        except Exception as error:  # what a processor asks for, such as an image, it says in its own way
+            raise InputError(
+                f"{type(self.processor).__name__} refused the prompt with {len(images)} images: {error}"
+            ) from error
 
     def _spliced(self, encoded: Encoded) -> Encoded:
         """Put the ids of texts with markers in them where their placeholders stand."""
@@ -212,7 +230,7 @@ class Prompter:
             shift = len(ids) - (stop - start)
             spans = [(a + shift, b + shift) if a >= stop else (a, b) for a, b in spans]
             spans[n] = (start, start + len(ids))
-        return Encoded(inputs, tuple(spans), encoded.segments)
+        return Encoded(inputs, tuple(spans), encoded.segments, encoded.opening)
 
 
 def _about_videos(messages: Sequence[Message]) -> dict[str, Any]:
@@ -229,58 +247,6 @@ def _about_videos(messages: Sequence[Message]) -> dict[str, Any]:
         for count, fps in zip(counts, (part.get("fps") for part in parts), strict=True)
     ]
     return {"do_sample_frames": False, "video_metadata": told} if told else {}
-
-
-def conversation(
-    question: str,
-    images: Sequence[Any],
-    context: str | None = None,
-    system: str | None = None,
-    video: Mapping[str, Any] | None = None,
-) -> list[Message]:
-    """Messages that ask one question: images first, then the video, the context, and the question.
-
-    Raises:
-        InputError: the question is empty.
-    """
-    if not question or not question.strip():
-        raise InputError("the question is empty; ask something about the image")
-    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-    if video:
-        content.append({"type": "video", **video})
-    if context:
-        content.append({"type": "text", "text": context.rstrip("\n") + "\n"})
-    content.append({"type": "text", "text": question})
-    start = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
-    return [*start, {"role": "user", "content": content}]
-
-
-def segments_of(messages: Sequence[Message]) -> list[Segment]:
-    """The user's texts: the last text is the question, system messages are system, all before is context.
-
-    Raises:
-        InputError: the conversation does not end with a question.
-    """
-    if not messages or messages[-1].get("role") != "user":
-        raise InputError("a conversation ends with a message of the user that asks the question")
-    found = [
-        Segment(i, j, "system" if message["role"] == "system" else "context", part["text"])
-        for i, message in enumerate(messages)
-        for j, part in enumerate(message["content"])
-        if part.get("type") == "text"
-    ]
-    if not found or found[-1].message != len(messages) - 1 or not found[-1].text.strip():
-        raise InputError("the last message asks nothing: it has no text")
-    last = found[-1]
-    return [*found[:-1], Segment(last.message, last.part, "question", last.text)]
-
-
-def listed(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """Messages with content as a list of parts, also where it was given as a plain string."""
-    return [
-        {**m, "content": [{"type": "text", "text": m["content"]}] if isinstance(m["content"], str) else m["content"]}
-        for m in messages
-    ]
 
 
 def _placeholder(*texts: str) -> str:

@@ -151,6 +151,7 @@ def direct(
     Raises:
         InputError: no answer, or a target that is not one token of the vocabulary.
         SiteError: attention that cannot be read in this model, or parts that do not add up to the logit.
+        ModelError: the model gives NaN or infinity.
     """
     x.need_answer()
     rows = x.answer_positions - 1

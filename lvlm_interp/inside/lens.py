@@ -25,6 +25,7 @@ from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import ROLES, Inputs
 from lvlm_interp.inside.tuned_lens import TunedLens
 from lvlm_interp.model.choice import Positions, indices
+from lvlm_interp.model.finite import need_finite
 from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
@@ -158,6 +159,7 @@ def lens(
         InputError: a lens fitted on another model, a target that tokenises to nothing or is not in the vocabulary,
             targets that read the same, k beyond the (part of the) vocabulary, a part of it that is empty.
         SiteError: a layer that the model does not have.
+        ModelError: the model gives NaN or infinity.
     """
     chosen, at = _layers(vlm, layers), indices(x, range(x.length) if positions is None else positions)
     last = vlm.depth
@@ -290,6 +292,7 @@ def _states(vlm: HookedVLM, x: Inputs, layers: Sequence[int], at: Tensor) -> dic
     """The residual stream after each number of blocks, at the positions."""
     names = {n: f"blocks.{n - 1}.hook_resid_post" if n else "blocks.0.hook_resid_pre" for n in layers}
     found = vlm.capture(x, list(names.values()), positions=at)
+    need_finite(vlm, x, *found.values())
     return {n: found[name][0] for n, name in names.items()}
 
 

@@ -15,6 +15,7 @@ from lvlm_interp.errors import SiteError
 from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inside.frozen import frozen
+from lvlm_interp.model.finite import need_finite
 from lvlm_interp.model.parts import part
 from lvlm_interp.model.sites import Site, reads_z
 from lvlm_interp.model.vlm import HookedVLM
@@ -65,6 +66,7 @@ def stream_of(vlm: HookedVLM, x: Inputs, rows: Int[Tensor, " answer"]) -> list[B
         at_rows += [f"blocks.{n}.{kind}.hook_{site}" for site in ("z", "pattern") if kind]
         whole += [f"blocks.{n}.attn.hook_v"] if kind == "attn" else []
     here = vlm.capture(x, [name for name in at_rows if name in vlm.sites], positions=rows)
+    need_finite(vlm, x, *(value for name, value in here.items() if "resid" in name or name == "logits"))
     _need_one_stream(vlm, here[f"blocks.{vlm.depth - 1}.hook_resid_post"].shape[-1])
     values = vlm.capture(x, whole)
     return [_block(vlm, f"blocks.{n}", kind, here, values) for n, kind in enumerate(kinds)]

@@ -25,6 +25,7 @@ from lvlm_interp.checkpoints import read_checkpoint, write_checkpoint
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs, digest
+from lvlm_interp.model.finite import need_finite
 from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
@@ -164,6 +165,7 @@ def _gathered(vlm: HookedVLM, examples: Sequence[Inputs], how: Fitting, progress
     sites = ["blocks.0.hook_resid_pre", "blocks.*.hook_resid_post"]
     for number, x in enumerate(tqdm(examples, desc="activations", disable=not progress, leave=False)):
         captured = torch.stack([value[0] for name, value in vlm.capture(x, sites).items() if name != "logits"])
+        need_finite(vlm, x, captured)
         image = x.where("image")
         for kind, where in (("text", ~image), ("image", image)):
             at = where.nonzero().flatten()

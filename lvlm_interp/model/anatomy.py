@@ -19,6 +19,7 @@ from lvlm_interp.errors import ModelError
 from lvlm_interp.families.shared import registry
 from lvlm_interp.families.shared.family import Family
 from lvlm_interp.families.shared.registry import NAMES
+from lvlm_interp.model.compiled import original
 from lvlm_interp.model.parts import (
     attention_of,
     axis_of_streams,
@@ -64,7 +65,8 @@ class Anatomy:
 
     def _at(self, path: str) -> Any:
         """What an attribute path of the family's row leads to."""
-        return attrgetter(path)(self.model.base_model)
+        found = attrgetter(path)(self.model.base_model)
+        return original(found) if isinstance(found, nn.Module) else found
 
     @property
     def device(self) -> torch.device:
@@ -75,10 +77,10 @@ class Anatomy:
     @functools.cached_property
     def decoder(self) -> PreTrainedModel:
         """The language model's transformer, without unembedding."""
-        found = self.model.get_decoder()
-        while (inner := found.get_decoder()) is not found:
+        found = original(self.model.get_decoder())
+        while (inner := original(found.get_decoder())) is not found:
             found = inner
-        return found.model if hasattr(found, "lm_head") else found
+        return original(found.model) if hasattr(found, "lm_head") else found
 
     @functools.cached_property
     def blocks(self) -> list[nn.Module]:
@@ -109,6 +111,7 @@ class Anatomy:
             unembed = language.get_output_embeddings()  # some name it in the language model only
         if norm is None or unembed is None:
             raise ModelError(f"found no final norm or no unembedding in {type(self.model).__name__}")
+        unembed = original(unembed)
         if (mixer := part(self.decoder, NAMES.mixed_at_last)) is not None:
             norm = Mixing(mixer, norm, unembed.weight.shape[-1])
         elif (axis := axis_of_streams(self.blocks[-1])) is not None:
@@ -140,7 +143,7 @@ class Anatomy:
         if self.family.vision:
             return self._at(self.family.vision)
         found = self.model.get_encoder(modality="image")
-        return None if found in (self.model, self.model.base_model, self.decoder) else found
+        return None if original(found) in (self.model, self.model.base_model, self.decoder) else original(found)
 
     @functools.cached_property
     def projector(self) -> nn.Module | None:

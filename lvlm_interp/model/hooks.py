@@ -21,6 +21,7 @@ from transformers.utils import ModelOutput
 from lvlm_interp.errors import SiteError
 from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.model.attention import tapped
+from lvlm_interp.model.compiled import uncompiled
 from lvlm_interp.model.holding import Held, held
 from lvlm_interp.model.sites import Site
 
@@ -42,6 +43,7 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
     fired, use = set[str](), held(model)
     taps: dict[nn.Module, dict[str, list[Visit]]] = defaultdict(lambda: defaultdict(list))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(uncompiled(model))
         for site, visit in visits.items():
             noted = _noting(site, visit, fired, use)
             if site.read == "attention":
@@ -176,6 +178,42 @@ def skipping(modules: Iterable[nn.Module], rows: Bool[Tensor, " position"]) -> I
         for module in modules:
             stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(after).remove)
+        yield
+
+
+@contextlib.contextmanager
+def rescaling(factors: Mapping[nn.Module, Tensor]) -> Iterator[None]:
+    """Within the `with`, what each of these modules gives is multiplied by its factor."""
+
+    def scaled(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return (output * factors[module].to(output.device)).to(output.dtype)
+
+    with contextlib.ExitStack() as stack:
+        for module in factors:
+            stack.callback(module.register_forward_hook(scaled).remove)
+        yield
+
+
+@contextlib.contextmanager
+def lengthened(rotaries: Iterable[nn.Module], last: Tensor) -> Iterator[None]:
+    """Within the `with`, these embeddings are given a position more, the last of the whole, and so know its length."""
+
+    def longer(positions: Tensor) -> Tensor:
+        end = last.to(positions.device, positions.dtype).expand(*positions.shape[:-1], 1)
+        return torch.cat([positions, end], -1)
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if "position_ids" in kwargs:
+            return args, {**kwargs, "position_ids": longer(kwargs["position_ids"])}
+        return (args[0], longer(args[1]), *args[2:]), kwargs
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return tuple(one[..., :-1, :] for one in output) if isinstance(output, tuple) else output[..., :-1, :]
+
+    with contextlib.ExitStack() as stack:
+        for rotary in rotaries:
+            stack.callback(rotary.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(rotary.register_forward_hook(after).remove)
         yield
 
 

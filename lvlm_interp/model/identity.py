@@ -70,6 +70,12 @@ class Known:
         before, self._read, self._turn = self._read, {}, self._turn + 1
         return fingerprint(model, lambda tensor: self._content(tensor, before))
 
+    @staticmethod
+    def changes(model: PreTrainedModel) -> list[tuple[int, int]]:
+        """Where tensors are and how often torch counted a change: quicker still."""
+        held = (tensor for module in model.modules() for _, tensor in _own(module))
+        return [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in held]
+
     def _content(self, tensor: Tensor, before: dict[int, tuple[Any, bytes, bytes]]) -> bytes:
         number = len(self._read)
         if tensor.nbytes <= SMALL or tensor.device.type != "cpu" or tensor.is_inference():  # quick, or not counted

@@ -10,6 +10,7 @@ from torch import nn
 
 from lvlm_interp.errors import ModelError
 from lvlm_interp.families.shared.registry import NAMES
+from lvlm_interp.model.compiled import original
 
 # A name that does not tell which part of a block it is; what carries a state is handed the cache that keeps it.
 MIXER, CACHES = "mixer", {"cache_params", "past_key_values"}
@@ -29,7 +30,7 @@ def part(module: nn.Module, names: Iterable[str]) -> nn.Module | None:
     mixer = getattr(module, MIXER, None)
     known = {MIXER: None, _told(mixer): mixer} if isinstance(mixer, nn.Module) else {}
     found = (known[name] if name in known else getattr(module, name, None) for name in names)
-    return next((child for child in found if isinstance(child, nn.Module)), None)
+    return next((original(child) for child in found if isinstance(child, nn.Module)), None)
 
 
 def _told(mixer: nn.Module) -> str:
@@ -53,7 +54,7 @@ def find_blocks(tower: nn.Module, other: nn.Module | None = None) -> list[nn.Mod
     if not lists:
         raise ModelError(f"found no transformer blocks in {type(tower).__name__}")
     blocks = max(lists, key=len)
-    return _interleaved(blocks, owner_of(tower, blocks))
+    return [original(block) for block in _interleaved(blocks, owner_of(tower, blocks))]
 
 
 def _interleaved(blocks: nn.ModuleList, owner: nn.Module) -> list[nn.Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from lvlm_interp.errors import InputError, ModelError, SiteError
@@ -19,10 +20,12 @@ from lvlm_interp.given import explained
 from lvlm_interp.inputs.batch import Batch
 from lvlm_interp.inputs.example import Answer, Inputs, named_by
 from lvlm_interp.model.capture import Capture, Edit, recording
-from lvlm_interp.model.choice import Positions, Reduction, choose, depths_of, in_layers
+from lvlm_interp.model.choice import Choice, Positions, Reduction, choose, depths_of, in_layers
+from lvlm_interp.model.compiled import uncompiled
 from lvlm_interp.model.holding import Held, held, hooks_of_others
-from lvlm_interp.model.hooks import visiting
+from lvlm_interp.model.hooks import rescaling, visiting
 from lvlm_interp.model.identity import fingerprint
+from lvlm_interp.model.lengths import following, forget, recounted
 from lvlm_interp.model.preparing import Preparing
 from lvlm_interp.model.sites import Site, match
 from lvlm_interp.results import Provenance
@@ -79,7 +82,9 @@ class HookedVLM(Preparing):
         edited = (site.name for site, _ in self.held.edited)
         return (*dict.fromkeys(edited), *(f"hook: {name}" for name in hooks_of_others(self.model.named_modules())))
 
-    def provenance(self, method: str, *examples: Inputs, seed: int | None = None, **parameters: Any) -> Provenance:
+    def provenance(
+        self, method: str, *examples: Inputs | Batch, seed: int | None = None, **parameters: Any
+    ) -> Provenance:
         """Where a result of this model comes from, and of which example (or examples) it is."""
         dtype = str(self.model.dtype).removeprefix("torch.")
         of = named_by(*examples) if examples else None
@@ -137,7 +142,7 @@ class HookedVLM(Preparing):
     @explained
     @torch.no_grad()
     def run(self, x: Inputs | Batch) -> Float[Tensor, "batch position vocabulary"]:
-        """The plain model's logits, with nothing hooked."""
+        """The plain model's logits, with nothing hooked; a compiled model computes them as it is written."""
         return self.call(x.model_inputs)
 
     def call(self, model_inputs: Mapping[str, Any]) -> Float[Tensor, "batch position vocabulary"]:
@@ -149,7 +154,8 @@ class HookedVLM(Preparing):
         """
         self._need_evaluation()
         try:
-            with self.held.passing():
+            with self.held.passing(), uncompiled(self.model), rescaling(self._recounted(model_inputs)):
+                forget(following(self.decoder))
                 return self.model(**model_inputs, use_cache=False).logits
         except (ValueError, RuntimeError) as error:
             said = UNMATCHED[ValueError if isinstance(error, ValueError) else RuntimeError]
@@ -160,6 +166,14 @@ class HookedVLM(Preparing):
                 f"the prompt has {count} image tokens, and the image gives another number of features "
                 f"({error}). Was the prompt cut, or made for another image? Prepare it with its own processor."
             ) from error
+
+    def _recounted(self, model_inputs: Mapping[str, Any]) -> dict[nn.Module, Tensor]:
+        """What layers that count rows are told behind padding, which a row of a batch may begin with."""
+        mask = model_inputs.get("attention_mask")
+        if self.family.tempered is None or not isinstance(mask, Tensor) or mask.ndim != 2:
+            return {}
+        places = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        return recounted(self.family, itertools.chain(*self.attention_kinds), places)
 
     @functools.cached_property
     def nnsight(self) -> Any:
@@ -223,7 +237,8 @@ class HookedVLM(Preparing):
                 patterns. The logits too are those of these positions.
             layers: of the sites, those in these blocks only; negative numbers count from the last.
             heads: which heads are kept, along the site's own axis: in grouped-query attention k and v have fewer.
-            reduce: `"mean"` over the (chosen) positions, or the `"last"` of them; that axis goes away.
+            reduce: `"mean"` over the (chosen) positions, or the `"last"` of them; that axis goes away. Padding, where
+                `attention_mask` is 0, is left out.
             dtype: what is kept is converted to this type; a mean is computed in it.
             device: where what is kept goes.
             grad: keep the graph. The logits can then be differentiated with respect to what is kept (as long as it is
@@ -253,4 +268,22 @@ class HookedVLM(Preparing):
             recording(self.model, chosen, choice, changes) as found,
         ):
             logits = choice.of_logits(self.call(x.model_inputs))
-        return Capture({**found, "logits": logits}, choice)
+            origin = self._origin(x, choice, [site.name for site in chosen])
+        return Capture({**found, "logits": logits}, choice, origin)
+
+    def _origin(self, x: Inputs | Batch, choice: Choice, sites: list[str]) -> Callable[[], Provenance]:
+        """Where a capture comes from, looked up when it is asked for."""
+        kept: dict[str, Any] = {
+            k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(choice).items() if v is not None
+        }
+        before, edited = self.held.known.changes(self.model), self.active_edits
+
+        def provenance() -> Provenance:
+            if self.held.known.changes(self.model) != before:
+                raise ModelError(
+                    "the model was changed after this capture, and what it was then is not known: ask for a capture's "
+                    "provenance, or save it, before"
+                )
+            return dataclasses.replace(self.provenance("capture", x, sites=sites, **kept), edits=edited)
+
+        return provenance

@@ -18,6 +18,7 @@ from lvlm_interp.adapters.nnsight import traced
 from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.compiled import original
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.opening.conformance import check, check_at_load
 from lvlm_interp.opening.place import floating, moved, need_device
@@ -39,12 +40,13 @@ def wrap(model: nn.Module, processor: Any = None, name: str | None = None) -> Ho
     """Open a transformers model that is in memory already.
 
     Args:
-        model: an image-text-to-text model.
+        model: an image-text-to-text model; what of it was compiled runs without the compiler, which knows no hooks.
         processor: its processor; without one, only `vlm.inputs` makes inputs.
 
     Raises:
         ModelError: a kind of model that cannot be read.
     """
+    model = original(model)
     if not isinstance(model, PreTrainedModel):
         raise ModelError(f"wrap() takes a transformers model, got {type(model).__name__}; {_how_to_wrap(model)}")
     return _opened(model, processor, name or model.name_or_path or None)

@@ -20,6 +20,7 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.files import told
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.finite import need_finite
 from lvlm_interp.model.sites import match
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.probes.store import InMemory, OnDisk, Stacked
@@ -87,6 +88,7 @@ def collect_features(
         InputError: no examples, or sites of different widths under one name; a store of another model, of other sites
             or examples.
         SiteError: a glob that matches nothing.
+        ModelError: the model gives NaN or infinity.
     """
     chosen = {name: [site.name for site in match(vlm.sites, glob, vlm.missing)] for name, glob in sites.items()}
     if store is None:
@@ -97,7 +99,9 @@ def collect_features(
     with tqdm(total=_length(examples), desc="features", unit="example", disable=not progress) as bar:
         bar.update(kept.done)
         for some in _several(kept.remaining(examples), batch):
-            found = vlm.capture(vlm.batch(some), [*sites.values()], reduce="last", dtype=torch.float32)
+            together = vlm.batch(some)
+            found = vlm.capture(together, [*sites.values()], reduce="last", dtype=torch.float32)
+            need_finite(vlm, together, *found.values())
             kept.add(some, {name: stack_features([{s: found[s].cpu() for s in chosen[name]}]) for name in sites})
             bar.update(len(some))
     if not kept.done:

@@ -16,8 +16,9 @@ from lvlm_interp.engine.decoder import DecoderInputs, run_to_decoder
 from lvlm_interp.engine.score import HideFrom
 from lvlm_interp.errors import ImageError, InputError
 from lvlm_interp.given import explained
+from lvlm_interp.inputs.chat import stand_swapped
 from lvlm_interp.inputs.example import Answer, Inputs
-from lvlm_interp.inputs.media import ImageLike
+from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.inputs.words import split_words
 from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
@@ -30,8 +31,8 @@ STEPS = ("answer", "contrast", "credit", "heatmap")
 @in_one_go
 def diagnose(
     vlm: HookedVLM,
-    image: ImageLike,
-    question: str,
+    question: str | ImageLike,
+    image: ImageLike | str,
     answer: str | None = None,
     context: str | None = None,
     system: str | None = None,
@@ -46,8 +47,9 @@ def diagnose(
 
     Args:
         vlm: the model.
-        image: a path or PIL image.
         question: what is asked.
+        image: a picture, in any form that `vlm.prepare` takes. Image first, question second works too, as it did
+            before: the two are told apart.
         answer: the answer to explain; by default the model's own, greedily. An `Answer` keeps its exact tokens.
         context: text of the user before the question.
         system: a system message.
@@ -61,12 +63,13 @@ def diagnose(
         ImageError: the image cannot be read.
         InputError: an empty question, an answer that tokenises to nothing, alternatives that do not fit.
     """
-    if isinstance(image, (list, tuple)):
-        raise InputError(f"a diagnosis is about one image, got {len(image)}; contrast and credit take several")
+    asks, shown = in_order(question, image)
+    if isinstance(shown, (list, tuple)):
+        raise InputError(f"a diagnosis is about one image, got {len(shown)}; contrast and credit take several")
     with tqdm(total=len(STEPS), disable=not progress, leave=False) as bar:
         advance = iter(STEPS).__next__
         bar.set_description(advance())
-        x, given = asked(vlm, image, question, answer, context, system, max_new_tokens)
+        x, given = asked(vlm, shown, asks, answer, context, system, max_new_tokens)
         _next(bar, advance())
         computed = run_to_decoder(vlm, x, keep_prompt=True)
         compared = contrast(vlm, x, decoder_inputs=computed)
@@ -76,7 +79,7 @@ def diagnose(
         patches, no_map = _map(vlm, x, hide_from, progress, computed)
         bar.update()
     return Diagnosis(
-        question=question,
+        question=asks,
         answer=x.answer,
         answer_generated=answer is None,
         answer_finished=given.finished if isinstance(given, Answer) else True,
@@ -92,6 +95,11 @@ def diagnose(
             "diagnosis", x, hide_from=None if patches is None else patches.hide_from, max_new_tokens=max_new_tokens
         ),
     )
+
+
+def in_order(question: Any, image: Any) -> tuple[Any, Any]:
+    """Question and image, whichever of the two came first."""
+    return (image, question) if stand_swapped(question, image) else (question, image)
 
 
 def _next(bar: Any, step: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from lvlm_interp.families.shared.cuts import one
@@ -35,6 +36,8 @@ class Family:
         gates: arguments of the model and of its decoder that say which rows read the image, where it does not run
             without one: hidden by setting them to zero.
         own_masks: the decoder makes its masks of padding alone; others can be given to its attention only.
+        tempered: what an attention module multiplies the queries of rows by that it numbers as they come, or None where
+            it does not: by the module and the numbers of the rows.
         fills: model inputs that run along the positions and what an answer gets in them; see `Inputs.fills`.
         places: model inputs whose patches begin with numbers that are no pixels; see `Inputs.places`.
         tiled: the first axis of the pixels counts tiles, not images.
@@ -62,6 +65,7 @@ class Family:
     image_inputs: tuple[str, ...] = ()
     gates: tuple[str, ...] = ()
     own_masks: bool = False
+    tempered: Callable[[nn.Module, Tensor], Tensor | None] | None = None
     fills: Mapping[str, int | None] = field(default_factory=dict)
     places: Mapping[str, int] = field(default_factory=dict)
     tiled: bool = False
