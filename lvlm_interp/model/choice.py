@@ -152,10 +152,17 @@ def choose(
         None if heads is None else _head_indices([heads] if isinstance(heads, int) else heads),
         reduce,
         dtype,
-        None if device is None else torch.device(device),
+        None if device is None else _device(device),
         grad,
         _attended(x, chosen) if reduce and isinstance(x, Inputs) else None,
     )
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"no device is called {device!r}; cpu, cuda and cuda:1 are devices") from error
 
 
 def _attended(x: Inputs, chosen: Int[Tensor, " position"] | None) -> Int[Tensor, " kept"] | None:

@@ -155,6 +155,8 @@ class Preparing(Anatomy):
         Warns:
             LvlmInterpWarning: the example is longer than the model was made for.
         """
+        if input_ids.ndim != 2 or len(input_ids) != 1:
+            raise InputError(f"input_ids is one example, [1, T]; got {list(input_ids.shape)}")
         start = input_ids.shape[-1] if answer_start is None else answer_start
         given = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **model_inputs}
         given = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in given.items()}

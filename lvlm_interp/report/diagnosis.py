@@ -195,7 +195,7 @@ class Diagnosis(Result):
 
     @property
     def ranked(self) -> tuple[WordReport, ...]:
-        """The words that say something, those first whose probability the image changes most, by `delta_nats` either way.
+        """The words that say something, those first that the image changes most, either way (`delta_nats`).
 
         Function words are left out, unless there are no others.
         """
