@@ -70,7 +70,8 @@ def credit(
             found if not given: the most likely other tokens over the coalitions that see the question, each with a
             chance of at least 1% there. Of longer parts, each is gone on with as the model would, to the part's length.
         unit: `token`, `word`, `sentence`, `answer`, or a span (start, stop) of answer tokens. A part of several tokens
-            is scored as a whole, against wholes.
+            is scored as a whole, against wholes. By token here, as in every function that returns numbers; reports
+            (`diagnose`, the command line) are by word.
         word: which word (or sentence) of the answer `against` stands against, counted from 0.
         alternatives: how many alternatives to find at most.
         players: among whom: `roles`, each of the `images`, each of the `turns` of a chat or of the `sentences` of the
