@@ -74,7 +74,8 @@ def credit(
             something else may be said at any of their tokens ("ten euros" for "ten dollars"), and each is gone on with
             as the model would, to the end of the word, or to the part's length.
         unit: `token`, `word`, `sentence`, `answer`, a span (start, stop) of answer tokens, or a function that cuts a
-            text into words. A part of several tokens is scored as a whole, against wholes.
+            text into words. A part of several tokens is scored as a whole, against wholes. By token here, as in every
+            function that returns numbers; reports (`diagnose`, the command line) are by word.
         word: which word (or sentence) of the answer `against` stands against, counted from 0.
         alternatives: how many alternatives to find at most.
         players: among whom: `roles`, each of the `images`, each of the `turns` of a chat or of the `sentences` of the
