@@ -23,4 +23,4 @@ def features(vlm: li.HookedVLM, level: str, count: int, folder: Path | None) -> 
     asked = [example.inputs(vlm) for example in examples(level, count)]
     store = folder / f"{vlm.fingerprint}-{level}-{count}" if folder else None
     found = li.collect_features(vlm, asked, SITES, progress=True, store=store)
-    return {name: Features(torch.as_tensor(f.values[:]), f.sites) for name, f in found.items()}
+    return {name: Features(torch.as_tensor(f.values[:]), f.sites, f.rows) for name, f in found.items()}

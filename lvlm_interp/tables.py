@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,15 @@ from lvlm_interp.errors import InputError
 REQUIRED = ("image", "question")
 OPTIONAL = ("answer", "context", "system")  # of the example itself; empty where a cell is
 SHOWN = 3  # missing pictures that a message names
+NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")  # as JSON writes them: 007 is a text
 
 
 def read_examples(path: str | Path) -> pd.DataFrame:
     """Read a table of examples.
 
     The columns `image` (a path, from the table's own folder) and `question` must be there; `answer`, `context` and
-    `system` may be: texts, taken letter for letter. All other columns, such as a label and a group, ride along.
+    `system` may be: texts, taken letter for letter. All other columns, such as a label and a group, ride along: of a
+    CSV those that hold nothing but numbers, written as numbers are, as numbers; all others as texts, letter for letter.
 
     Args:
         path: a `.csv`, or a `.jsonl` with an object on each line.
@@ -29,8 +34,8 @@ def read_examples(path: str | Path) -> pd.DataFrame:
         A frame with a row for each example. `image` is the whole path; empty cells of the optional columns are None.
 
     Raises:
-        InputError: the file is missing, empty or broken, lacks a column or a value, or names pictures that are not
-            there.
+        InputError: the file is missing, empty or broken, has a row of more or fewer fields than its head, lacks a
+            column or a value, or names pictures that are not there. Rows are counted from 1, without the head.
     """
     file = Path(path)
     frame = _read(file)
@@ -39,18 +44,48 @@ def read_examples(path: str | Path) -> pd.DataFrame:
     if frame.empty:
         raise InputError(f"{file} holds no examples")
     for name in REQUIRED:
-        if (empty := frame[name].isna()).any():
-            raise InputError(f"{file}: {name!r} is empty in row {int(empty.to_numpy().argmax()) + 1}")
-        frame[name] = frame[name].astype(str)
-    frame["image"] = [str(file.parent / name) for name in frame["image"]]
-    if lost := [name for name in frame["image"].unique() if not os.path.isfile(name)]:
-        more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
-        raise InputError(f"{file} names pictures that are not there: {', '.join(lost[:SHOWN])}{more}")
+        texts = _texts(file, frame[name])
+        if empty := [row for row, text in enumerate(texts, 1) if not text or text.isspace()]:
+            raise InputError(f"{file}: {name!r} is empty in row {empty[0]}")
+        frame[name] = texts
     for name in OPTIONAL:
         if name in frame:
-            told = [None if pd.isna(value) else str(value) for value in frame[name]]
-            frame[name] = pd.Series(told, index=frame.index, dtype=object)  # another type would make NaN of None
+            # another type would make NaN of None
+            frame[name] = pd.Series(_texts(file, frame[name]), index=frame.index, dtype=object)
+    frame["image"] = [str(file.parent / name) for name in frame["image"]]
+    _need_pictures(file, frame["image"].tolist())
     return frame
+
+
+def _texts(file: Path, column: pd.Series) -> list[str | None]:
+    """The cells as texts, None where they are empty.
+
+    Raises:
+        InputError: a list or an object stands in one.
+    """
+    if odd := [row for row, value in enumerate(column, 1) if isinstance(value, (list, dict))]:
+        raise InputError(
+            f"{file}: {column.name!r} is a text, but row {odd[0]} has the {type(column.iloc[odd[0] - 1]).__name__} "
+            f"{column.iloc[odd[0] - 1]!r}"
+        )
+    return [None if pd.isna(value) else str(value) for value in column]
+
+
+def _need_pictures(file: Path, names: list[str]) -> None:
+    """Raise where one is not there, with the first row of each."""
+    rows: dict[str, int] = {}
+    for row, name in enumerate(names, 1):
+        rows.setdefault(name, row)
+    if lost := [f"{name} (row {row})" for name, row in rows.items() if not _is_file(name)]:
+        more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
+        raise InputError(f"{file} names pictures that are not there: {', '.join(lost[:SHOWN])}{more}")
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # a name that is too long, or has a zero byte
+        return False
 
 
 def _read(file: Path) -> pd.DataFrame:
@@ -59,22 +94,52 @@ def _read(file: Path) -> pd.DataFrame:
     if not os.path.isfile(file):
         raise InputError(f"no table at {str(file)!r}")
     try:
-        frame, texts = _csv(file) if file.suffix == ".csv" else _jsonl(file)
-        return frame.assign(**{name: texts[name] for name in (*REQUIRED, *OPTIONAL) if name in texts})
-    except (ValueError, OSError) as error:
+        return _csv(file) if file.suffix == ".csv" else _jsonl(file)
+    except (ValueError, OSError, csv.Error, RecursionError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
 
 
-def _csv(file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table as pandas understands it, and as it is written: "007" and "None" are answers, not 7 and nothing."""
-    return pd.read_csv(file), pd.read_csv(file, dtype=str, keep_default_na=False, na_values=[""])
+def _csv(file: Path) -> pd.DataFrame:
+    """The table, with numbers where a column is written as numbers are."""
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        whole = [row for row in csv.reader(lines, strict=True) if row]
+    if not whole:
+        raise ValueError("it is empty")
+    head, *rows = whole
+    if twice := [name for name in head if head.count(name) > 1]:
+        raise ValueError(f"it has two columns {twice[0]!r}")
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(head):
+            raise ValueError(
+                f"row {number} has {len(row)} fields, but there are {len(head)} columns, {head}; a field that has a "
+                'comma must stand in quotes: "yes, it is"'
+            )
+    columns = {name: [row[i] or None for row in rows] for i, name in enumerate(head)}
+    told = {name: cells if name in (*REQUIRED, *OPTIONAL) else _valued(cells) for name, cells in columns.items()}
+    return pd.DataFrame(told, columns=head)
 
 
-def _jsonl(file: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The table with a type for each column, and with the values as they are written."""
+def _valued(cells: list[str | None]) -> list[Any]:
+    """Numbers, if all cells are written as such and those that are written differently differ; else the texts."""
+    texts = {cell for cell in cells if cell is not None}
+    if not all(NUMBER.fullmatch(text) for text in texts):
+        return list(cells)
+    whole = all(text.lstrip("-").isdigit() for text in texts)
+    values = {text: int(text) if whole else float(text) for text in texts}
+    if not all(math.isfinite(value) for value in values.values()):
+        return list(cells)
+    merged = len(set(values.values())) < len(texts)
+    if merged and all(float(value).is_integer() for value in values.values()):  # 7 and 7.0 are two classes
+        return list(cells)
+    return [math.nan if cell is None else values[cell] for cell in cells]
+
+
+def _jsonl(file: Path) -> pd.DataFrame:
+    """The table, with values as they are written; a column of nothing but numbers has their type."""
     with file.open(encoding="utf-8-sig") as lines:
         rows = [_object(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    return pd.DataFrame(rows), pd.DataFrame(rows, dtype=object)
+    texts = pd.DataFrame(rows, dtype=object)
+    return pd.DataFrame(rows).assign(**{name: texts[name] for name in (*REQUIRED, *OPTIONAL) if name in texts})
 
 
 def _object(number: int, line: str) -> dict[str, Any]:

@@ -1,13 +1,25 @@
 """Features on disk are those of memory; a run that was cut off goes on; nothing of another model gets in."""
 
+import functools
+import itertools
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 import torch
 import zarr
+from zarr.storage import _local
 
 import lvlm_interp as li
-from lvlm_interp.errors import InputError
-from lvlm_interp.probes.store import OnDisk
+from lvlm_interp.errors import InputError, ModelError, OutputError
+from lvlm_interp.probes.store import on_disk
+from tests import storing
 from tests.tiny import tiny_inputs, tiny_llava
+
+ROOT = Path(__file__).resolve().parents[1]
 
 SITES = {"heads": "blocks.*.attn.hook_z", "stream": "blocks.*.hook_resid_post"}
 
@@ -85,7 +97,7 @@ def test_other_features_are_refused(vlm, examples, tmp_path):
     li.collect_features(vlm, examples[:4], SITES, store=tmp_path / "store")
     with pytest.raises(InputError, match="other examples, from number 2 on"):
         li.collect_features(vlm, [examples[0], *examples[2:]], SITES, store=tmp_path / "store")
-    with pytest.raises(InputError, match="4 examples, more than the 2 given"):
+    with pytest.raises(InputError, match="4 rows of features, more than the 2 given"):
         li.collect_features(vlm, examples[:2], SITES, store=tmp_path / "store")
     with pytest.raises(InputError, match="other sites"):
         li.collect_features(vlm, examples, {"heads": "blocks.0.attn.hook_z"}, store=tmp_path / "store")
@@ -98,7 +110,152 @@ def test_directories_of_other_things_are_left_alone(vlm, examples, tmp_path):
     with pytest.raises(InputError, match="holds no features"):
         li.collect_features(vlm, examples, SITES, store=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
-    with pytest.raises(InputError, match="'examples'"):
-        OnDisk(tmp_path / "new", vlm, {"examples": ["blocks.0.hook_resid_post"]})
-    with pytest.raises(InputError, match="no features 'queries'"):
-        OnDisk(tmp_path / "new", vlm, {"queries": ["blocks.0.attn.hook_q"]})["queries"]
+    with pytest.raises(InputError, match="'examples'"), on_disk(tmp_path / "new", {"sites": {"examples": ["a"]}}):
+        pass
+    with pytest.raises(InputError, match="no features 'queries'"), on_disk(tmp_path / "new", {"sites": {}}) as kept:
+        kept["queries"]
+
+
+# --- killed at any moment ---------------------------------------------------------------------------------------------
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed(monkeypatch, count, after, run):
+    """Run until a number of files were written, and stop before or after the next one is; whether that came."""
+    put, written = _local._put, 0
+
+    def counted(*args, **kwargs):
+        nonlocal written
+        written += 1
+        if written > count and not after:
+            raise KilledError
+        done = put(*args, **kwargs)
+        if written > count:
+            raise KilledError
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_local, "_put", counted)
+        try:
+            run()
+        except KilledError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_run_that_is_killed_at_any_file_goes_on(tmp_path, monkeypatch, after):
+    """Whatever file was the last to be written, and whether or not it was: all rows are whole in the end."""
+    for moment in itertools.count():
+        store = tmp_path / str(moment)
+        if not killed(monkeypatch, moment, after, functools.partial(storing.fill, store, 6)):
+            break
+        storing.fill(store, 8)
+        storing.check(store, 8)
+    assert moment > 10
+
+
+@pytest.mark.parametrize("kill", range(int(os.environ.get("TEST_KILLS", 2))))
+def test_a_process_that_is_killed_leaves_whole_rows(tmp_path, kill):
+    """`TEST_KILLS=20` kills twenty."""
+    code = f"from tests import storing; storing.fill({str(tmp_path)!r}, 4000, tell=True)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
+    process.stdout.readline()  # it writes from now on
+    time.sleep(0.05 + 0.173 * kill)
+    process.kill()
+    process.wait()
+    storing.fill(tmp_path, storing.rows_in(tmp_path) + 20)
+    storing.check(tmp_path, storing.rows_in(tmp_path))
+
+
+def test_two_processes_do_not_write_to_one_store(tmp_path, vlm, examples):
+    code = f"from tests import storing; storing.fill({str(tmp_path)!r}, 10_000, tell=True)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        process.stdout.readline()
+        with pytest.raises(InputError, match="another process is writing"):
+            storing.fill(tmp_path, 4)
+        with pytest.raises(InputError, match="another process is writing"):
+            li.collect_features(vlm, examples, SITES, store=tmp_path)
+    finally:
+        process.kill()
+        process.wait()
+    storing.fill(tmp_path, storing.rows_in(tmp_path) + 4)  # what was locked is free again
+
+
+def test_a_damaged_chunk_is_noticed(tmp_path):
+    storing.fill(tmp_path, 10)
+    chunk = next(path for path in (tmp_path / storing.NAME / "c").rglob("*") if path.is_file())
+    chunk.write_bytes(chunk.read_bytes()[:-8] + bytes(8))
+    with pytest.raises(OutputError, match="cannot be kept"):
+        storing.fill(tmp_path, 12)
+
+
+def test_a_store_that_cannot_be_written_says_so(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be kept in"):
+        storing.fill(tmp_path / "file" / "store", 1)
+
+
+# --- one model, one kind of row ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_weights_that_change_meanwhile_are_noticed(examples, tmp_path, stored):
+    model = li.wrap(tiny_llava())
+    weight = model.model.get_output_embeddings().weight
+
+    def changing():
+        yield from examples[:3]
+        with torch.no_grad():
+            weight.mul_(2)
+        yield from examples[3:]
+
+    with pytest.raises(InputError, match="weights or settings changed"):
+        li.collect_features(model, changing(), SITES, batch=2, store=tmp_path / "store" if stored else None)
+    if stored:
+        with pytest.raises(InputError, match="other weights"):
+            li.collect_features(model, examples, SITES, batch=2, store=tmp_path / "store")
+
+
+def test_values_that_are_no_numbers_are_refused(examples, tmp_path):
+    model = li.wrap(tiny_llava())
+    with torch.no_grad():
+        model.model.get_input_embeddings().weight[examples[1].model_inputs["input_ids"][0, -1]] = torch.nan
+    with pytest.raises(ModelError, match="NaN for this example, first at"):
+        li.collect_features(model, examples, SITES)
+
+
+def test_any_positions_are_read_in_one_call(vlm, examples, tmp_path):
+    found = li.collect_features(vlm, examples[:3], SITES, batch=2, positions="image", store=tmp_path / "store")
+    rows = found["stream"].rows
+    at = [x.where("image").nonzero().flatten().tolist() for x in examples[:3]]
+    assert rows["position"].tolist() == [p for where in at for p in where] and set(rows["role"]) == {"image"}
+    assert rows["example"].tolist() == [i for i, where in enumerate(at) for _ in where]
+    assert rows["example_id"].nunique() == 3 and found["heads"].values.shape[0] == len(rows)
+    for i, x in enumerate(examples[:3]):
+        alone = vlm.capture(x, "blocks.1.hook_resid_post", positions="image")["blocks.1.hook_resid_post"][0]
+        stream = torch.as_tensor(found["stream"].values[:])[(rows["example"] == i).to_numpy()]
+        assert torch.allclose(stream[:, found["stream"].sites.index("blocks.1.hook_resid_post")], alone, atol=2e-4)
+    with pytest.raises(InputError, match="other positions"):
+        li.collect_features(vlm, examples[:3], SITES, store=tmp_path / "store")
+
+
+def test_positions_may_differ_between_examples(vlm, examples):
+    found = li.collect_features(vlm, examples, SITES, positions=lambda x: [x.length - 2, 0])["heads"]
+    assert found.rows["position"].tolist() == [p for x in examples for p in (x.length - 2, 0)]
+    whole = li.collect_features(vlm, examples, SITES, positions=[-2, 0])["heads"]
+    assert torch.equal(found.values, whole.values)
+    last = li.collect_features(vlm, examples, SITES)["heads"].rows
+    assert last["position"].tolist() == [x.length - 1 for x in examples]
+    with pytest.raises(InputError, match="no position"):
+        li.collect_features(vlm, examples, SITES, positions=lambda x: [])
+
+
+def test_rows_say_what_they_are_of(vlm, examples):
+    rows = li.collect_features(vlm, examples[:2], SITES)["heads"].rows
+    assert list(rows) == ["example", "example_id", "position", "token", "role"]
+    assert rows["example_id"][0] == vlm.provenance("any", examples[0]).example

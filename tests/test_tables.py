@@ -56,7 +56,15 @@ def test_numbers_of_json_are_texts_where_texts_belong(folder):
         ("t.csv", "image,label\na.png,yes\n", "no column 'question'; it has .*label"),
         ("t.csv", "image,question\n", "holds no examples"),
         ("t.csv", "image,question\na.png,What?\na.png,\n", "'question' is empty in row 2"),
-        ("t.csv", "image,question\nb.png,What?\n", "pictures that are not there: .*b.png"),
+        ("t.csv", "image,question\na.png,What?\nb.png,What?\n", r"not there: .*b.png \(row 2\)"),
+        ("t.csv", "question,answer,image\nWhat?,Yes,it is,a.png\n", "row 1 has 4 fields, but there are 3 columns"),
+        ("t.csv", "image,question,label\na.png,What?,1\na.png,What?\n", "row 2 has 2 fields"),
+        ("t.csv", "image,question,image\na.png,What?,a.png\n", "two columns 'image'"),
+        ("t.csv", 'image,question\na.png,"What?\n', "cannot be read"),
+        ("t.csv", "image,question\na.png,  \n", "'question' is empty in row 1"),
+        ("t.jsonl", '{"image": "a.png", "question": ["What?"]}', "'question' is a text, but row 1 has the list"),
+        ("t.jsonl", '{"image": "a.png", "question": ' + "[" * 100_000, "line 1 is no JSON"),
+        ("t.csv", f"image,question\n{'a' * 300}.png,What?\n", "not there"),
     ],
 )
 def test_what_cannot_be_read_is_refused(folder, name, text, message):
@@ -64,3 +72,29 @@ def test_what_cannot_be_read_is_refused(folder, name, text, message):
         (folder / name).write_text(text)
     with pytest.raises(InputError, match=message):
         read_examples(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("cells", "values"),
+    [
+        (["007", "7"], ["007", "7"]),
+        (["7", "7.0"], ["7", "7.0"]),
+        (["1e400", "2"], ["1e400", "2"]),
+        (["NA", "None", "nan"], ["NA", "None", "nan"]),
+        (["True", "1"], ["True", "1"]),
+        (["7", "-8"], [7, -8]),
+        (["0.5", "0.50", "-2"], [0.5, 0.5, -2.0]),
+        (["7.0", "8.0"], [7.0, 8.0]),
+    ],
+)
+def test_labels_that_are_written_differently_stay_apart(folder, cells, values):
+    rows = "".join(f"a.png,What?,{cell}\n" for cell in cells)
+    (folder / "t.csv").write_text("image,question,label\n" + rows)
+    assert read_examples(folder / "t.csv")["label"].tolist() == values
+
+
+def test_every_field_is_a_text_of_its_own_column(folder):
+    """The control: with a comma in quotes, the row that was one field too long is whole."""
+    (folder / "t.csv").write_text('question,answer,image\nWhat?,"Yes, it is",a.png\n\n')
+    frame = read_examples(folder / "t.csv")
+    assert frame.to_dict("records") == [{"question": "What?", "answer": "Yes, it is", "image": str(folder / "a.png")}]

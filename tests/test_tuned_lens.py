@@ -96,6 +96,23 @@ def test_one_example_held_out_has_no_interval(vlm, examples):
     assert found.gain_low.isnan().all() and found.gain_high.isnan().all() and found.tuned_kl.isfinite().all()
 
 
+def test_weights_that_change_meanwhile_are_noticed(examples, tmp_path, monkeypatch):
+    """What is kept, and what is handed back, is of one model."""
+    model, loss = li.wrap(tiny_model("llava")), module._loss
+
+    def changing(vlm, *args):
+        vlm.model.lm_head.weight.data.mul_(1.01)
+        return loss(vlm, *args)
+
+    monkeypatch.setattr(module, "_loss", changing)
+    monkeypatch.setattr(module, "CHECKPOINT_EVERY", 2)
+    path = tmp_path / "lens.safetensors"
+    for checkpoint in (path, None):
+        with pytest.raises(InputError, match="changed while its lens was fitted"):
+            li.fit_tuned_lens(model, examples[:4], dataclasses.replace(HOW, steps=3), checkpoint=checkpoint)
+    assert not path.exists()
+
+
 def test_another_model_is_refused(fitted, tmp_path):
     other = li.wrap(tiny_model("llava", attention="sdpa"))
     with torch.no_grad():

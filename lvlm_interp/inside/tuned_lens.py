@@ -129,7 +129,8 @@ def fit_tuned_lens(
         progress: show a progress bar.
 
     Raises:
-        InputError: fewer than two examples, or a checkpoint of another model, fitting or examples.
+        InputError: fewer than two examples, weights that change meanwhile, or a checkpoint of another model, fitting or
+            examples.
         OutputError: the checkpoint cannot be written.
     """
     how = fitting or Fitting()
@@ -138,16 +139,26 @@ def fit_tuned_lens(
         raise InputError(f"a tuned lens needs examples to fit and to hold out; got {len(examples)}")
     path = None if checkpoint is None else Path(checkpoint)
     with torch.inference_mode(False):
-        train = _gathered(vlm, examples[:split], how, progress)
         described = {"weights": vlm.fingerprint, "examples": digest(*examples[:split])}
+        train = _gathered(vlm, examples[:split], how, progress)
         described |= {k: str(v) for k, v in dataclasses.asdict(how).items()}
         weight, bias = _fitted(vlm, train, how, path, described, progress)
         held = _gathered(vlm, examples[split:], how, progress)
+        _need_weights(vlm, described["weights"])
         measured = [_measured(vlm, held[kind], weight[n], bias[n], how) for n, kind in enumerate(MODALITIES)]
     columns = {name: torch.stack([m[name] for m in measured]) for name in measured[0]}
     parameters = {**dataclasses.asdict(how), "examples": split, "held_out_examples": len(examples) - split}
     provenance = vlm.provenance("tuned lens", *examples, seed=parameters.pop("seed"), **parameters)
     return TunedLens(weight.cpu(), bias.cpu(), **columns, steps=how.steps, provenance=provenance)
+
+
+def _need_weights(vlm: HookedVLM, weights: str) -> None:
+    """Raise where the model is no longer what it was."""
+    if (found := vlm.fingerprint) != weights:
+        raise InputError(
+            f"the weights or settings of {vlm.name} changed while its lens was fitted (from {weights} to {found}): put "
+            "the model back as it was, or fit anew"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,6 +218,7 @@ def _fitted(
             optimizer.step()
             bar.update()
             if path is not None and ((step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == how.steps):
+                _need_weights(vlm, described["weights"])
                 write_checkpoint(path, learnt, optimizer, step + 1, described)
     return weight.detach(), bias.detach()
 

@@ -181,7 +181,8 @@ def _out_of(vlm: HookedVLM, site: Site) -> Site | None:
 def _given(vlm: HookedVLM, x: Inputs, zs: list[Site]) -> dict[str, Tensor]:
     """What attention, or the norm behind it, gives, before it is multiplied by something and added; by site."""
     outs = [dataclasses.replace(out, read="output") for site in zs if (out := _out_of(vlm, site))]
-    with recording(vlm.model, outs, Choice(x.length)) as given:
+    taps = [site for site in vlm.sites.values() if site.read == "attention"]  # computed as in a capture of all
+    with recording(vlm.model, [*outs, *taps], Choice(x.length)) as given:
         vlm.run(x)
     return given
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from einops import pack
 from jaxtyping import Float
@@ -17,12 +19,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvlm_interp.errors import InputError
-from lvlm_interp.files import told
 from lvlm_interp.given import explained
-from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.inputs.example import Inputs, named_by
+from lvlm_interp.model.choice import Positions, indices
+from lvlm_interp.model.finite import need_finite
 from lvlm_interp.model.sites import match
 from lvlm_interp.model.vlm import HookedVLM
-from lvlm_interp.probes.store import InMemory, OnDisk, Stacked
+from lvlm_interp.probes.store import Digests, InMemory, Stacked, Store, on_disk, row_digests
+
+COLUMNS = ("example", "example_id", "position", "token", "role")
+F32 = torch.float32
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,15 @@ class Features:
     """What the model holds, for `fit_probes`.
 
     Attributes:
-        values: `[example, site, dim]`, float32; a zarr array where they are kept on disk.
+        values: `[row, site, dim]`, float32; a zarr array where they are kept on disk.
         sites: names of the sites, those of heads with their number: `blocks.3.attn.hook_z.5`.
+        rows: what each row is of, to go on with as `metadata` and `groups`: the number of its `example`, what names
+            that in provenance (`example_id`), its `position`, the `token` there and its `role`.
     """
 
     values: Any
     sites: tuple[str, ...]
+    rows: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def by_head(self) -> Any:
@@ -67,57 +76,134 @@ def collect_features(
     batch: int = 8,
     progress: bool = False,
     store: str | os.PathLike[str] | None = None,
+    positions: Positions | Callable[[Inputs], Positions] | None = None,
 ) -> dict[str, Features]:
-    """Features at the last position of every example (that of the prompt, if there is no answer).
+    """Features of every example: at its last position (that of the prompt, if there is no answer), or at those chosen.
 
     Args:
         vlm: the model.
         examples: read one batch at a time, so a generator will do.
         sites: name → glob, such as `{"heads": "blocks.*.attn.hook_z"}`; all are read in the same passes. The sites of
             one name stand in one array, and so must be of one width.
-        batch: examples of one forward pass.
+        batch: examples of one forward pass. Where positions are chosen, their states at all positions are in memory.
         progress: show a progress bar.
         store: a directory for a zarr group: features that outgrow memory are kept there, and a call that was cut off
             goes on where it was when it is made again.
+        positions: of each example: roles (`"image"`), indices (negative: from the end), a bool mask; or a function that
+            says for an example. Each becomes a row: give `rows["example"]` as groups, since rows of one example are not
+            independent. The last position by default.
 
     Returns:
         The features by name.
 
     Raises:
-        InputError: no examples, or sites of different widths under one name; a store of another model, of other sites
-            or examples.
+        InputError: no examples, or sites of different widths under one name; an example without any of the positions;
+            weights that change meanwhile; a store of another model, of other sites,
+            positions or examples, or one that another process is writing to.
+        OutputError: a store that cannot be written to, or is damaged.
         SiteError: a glob that matches nothing.
         ModelError: the model gives NaN or infinity.
     """
     chosen = {name: [site.name for site in match(vlm.sites, glob, vlm.missing)] for name, glob in sites.items()}
-    if store is None:
-        kept: InMemory | OnDisk = InMemory()
-    else:
-        with told("keep features in", store):
-            kept = OnDisk(store, vlm, chosen)
-    with tqdm(total=_length(examples), desc="features", unit="example", disable=not progress) as bar:
-        bar.update(kept.done)
-        for some in _several(kept.remaining(examples), batch):
-            found = _last(vlm, some, [*sites.values()])
-            kept.add(
-                some, {name: stack_features([{s: one[s] for s in chosen[name]} for one in found]) for name in sites}
-            )
-            bar.update(len(some))
-    if not kept.done:
+    weights, rows = vlm.fingerprint, _Rows(positions)
+    about = {"model": vlm.name, "weights": weights, "sites": chosen, "positions": rows.named}
+    opened = contextlib.nullcontext(InMemory()) if store is None else on_disk(store, about)
+    with opened as kept, tqdm(total=_length(examples), desc="features", unit="example", disable=not progress) as bar:
+        for some in _several(rows.missing(kept, examples, bar), batch):
+            found = _captured(vlm, some, sites, positions is None)
+            if vlm.fingerprint != weights:
+                raise InputError(
+                    "the model's weights or settings changed while features were collected: those of this batch were "
+                    "not kept; put the model back as it was to go on, or collect all of them again"
+                )
+            stacked = {name: stack_features([{s: found[s] for s in chosen[name]}]) for name in sites}
+            kept.add(np.concatenate([one.digests for one in some]), stacked)
+        kept.close(rows.count)
+    if not rows.count:
         raise InputError("no examples to take features from")
-    return {name: Features(*kept[name]) for name in sites}
+    found_of = {name: kept[name] for name in sites}
+    return {name: Features(values, names, rows.frame()) for name, (values, names) in found_of.items()}
 
 
-def _last(vlm: HookedVLM, examples: list[Inputs], sites: list[str]) -> list[dict[str, Tensor]]:
-    """What the sites hold at the last position: of all examples at once, or one by one where rows are not alike."""
-    apart = len(examples) > 1 and vlm.not_side_by_side([x.length for x in examples])
-    passes = [[x] for x in examples] if apart else [examples]
-    found = (vlm.capture(vlm.batch(some), sites, reduce="last", dtype=torch.float32) for some in passes)
-    return [{name: value.cpu() for name, value in one.items()} for one in found]
+def _captured(vlm: HookedVLM, some: Sequence[_Asked], sites: Mapping[str, str], last: bool) -> dict[str, Tensor]:
+    """Of each site, the chosen positions of all examples one below the other; one by one where rows are not alike."""
+    apart = len(some) > 1 and vlm.not_side_by_side([one.x.length for one in some])
+    parts = [_together(vlm, group, sites, last) for group in ([[one] for one in some] if apart else [some])]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _several(examples: Iterable[Inputs], count: int) -> Iterator[list[Inputs]]:
-    rest = iter(examples)
+def _together(vlm: HookedVLM, some: Sequence[_Asked], sites: Mapping[str, str], last: bool) -> dict[str, Tensor]:
+    """The same in one pass."""
+    together = vlm.batch([one.x for one in some])
+    found = vlm.capture(together, [*sites.values()], reduce="last" if last else None, dtype=F32)
+    need_finite(vlm, together, *found.values())
+    if last:
+        return {name: value.cpu() for name, value in found.items()}
+    return {
+        name: torch.cat([together.of(row, value)[0, list(one.positions)] for row, one in enumerate(some)]).cpu()
+        for name, value in found.items()
+        if name != "logits"
+    }
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """An example whose features are missing, the positions that are to be read, and what tells its rows from others."""
+
+    x: Inputs
+    positions: tuple[int, ...]
+    digests: Digests
+
+
+class _Rows:
+    """What each row is of, written down as examples come by."""
+
+    def __init__(self, positions: Positions | Callable[[Inputs], Positions] | None) -> None:
+        self.positions = positions
+        self.columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+        self.examples = 0
+
+    @property
+    def count(self) -> int:
+        return len(self.columns["example"])
+
+    @property
+    def named(self) -> Any:
+        """The positions, in words that can be kept."""
+        if self.positions is None or isinstance(self.positions, str):
+            return self.positions or "last"
+        return "as a function says" if callable(self.positions) else list(map(str, self.positions))
+
+    def missing(self, kept: Store, examples: Iterable[Inputs], bar: Any) -> Iterator[_Asked]:
+        """The examples whose features are not there yet."""
+        for x in examples:
+            at, start = self._of(x), self.count
+            digests = row_digests(x, None if self.positions is None else at)
+            self._note(x, at)
+            if not kept.holds(digests, start):
+                yield _Asked(x, at, digests)
+            bar.update()
+
+    def _of(self, x: Inputs) -> tuple[int, ...]:
+        if self.positions is None:
+            return (x.length - 1,)
+        asked = self.positions(x) if callable(self.positions) else self.positions
+        return tuple(indices(x, asked).tolist())
+
+    def _note(self, x: Inputs, at: tuple[int, ...]) -> None:
+        tokens, named = x.tokens or [""] * x.length, named_by(x)
+        for position in at:
+            values = (self.examples, named, position, tokens[position], x.roles[position])
+            for name, value in zip(COLUMNS, values, strict=True):
+                self.columns[name].append(value)
+        self.examples += 1
+
+    def frame(self) -> pd.DataFrame:
+        return pd.DataFrame(self.columns)
+
+
+def _several(asked: Iterable[_Asked], count: int) -> Iterator[list[_Asked]]:
+    rest = iter(asked)
     while some := list(itertools.islice(rest, count)):
         yield some
 

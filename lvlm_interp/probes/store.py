@@ -1,32 +1,64 @@
 """Where features are kept while they are collected: in memory; or on disk, in a zarr group, if they outgrow it.
 
-On disk, what was cut off goes on. Layout: one array `[example, site, dim]` for each name, whose attribute `sites` names
-its sites (heads one by one); `examples`, a digest of every example whose features are there, written after them;
-attributes of the group say which model they are of. What a run wrote after its last digest is overwritten by the next.
+On disk, what was cut off goes on. Layout: one array `[row, site, dim]` for each name, whose attribute `sites` names
+its sites (heads one by one); `examples`, a digest of what each row is of, written after the row; attributes of the
+group say which model they are of. zarr replaces files whole, so a process that is killed leaves each as it was or as it
+should be: rows without a digest count as not written, and the next run writes them anew. Chunks carry a checksum, which
+reading them checks. One process at a time writes to a store.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt64
 from torch import Tensor
 
-from lvlm_interp.errors import InputError
+from lvlm_interp.errors import InputError, OutputError
 from lvlm_interp.inputs.example import Inputs, digest
-from lvlm_interp.model.vlm import HookedVLM
 
-EXAMPLES_AT_ONCE = 256  # examples of one chunk
+ROWS_AT_ONCE = 256  # of one chunk
 DIGESTS = "examples"
+LOCK = ".lock"
 
 
-Stacked = tuple[Float[Tensor, "example site dim"], tuple[str, ...]]
+Stacked = tuple[Float[Tensor, "row site dim"], tuple[str, ...]]
 """Features, and the names of their sites."""
+Digests = UInt64[np.ndarray, " row"]
+"""What tells each row from others."""
+
+
+@runtime_checkable
+class Store(Protocol):
+    """What features are put into, row by row."""
+
+    def __len__(self) -> int:
+        """How many rows are there."""
+        ...
+
+    def holds(self, digests: Digests, start: int) -> bool:
+        """Whether the rows from a number on are there already."""
+        ...
+
+    def add(self, digests: Digests, stacked: Mapping[str, Stacked]) -> None:
+        """Keep rows of features and their sites' names."""
+        ...
+
+    def close(self, count: int) -> None:
+        """All `count` rows were given."""
+        ...
+
+    def __getitem__(self, name: str) -> tuple[Any, tuple[str, ...]]:
+        """The features of a name, and the names of their sites."""
+        ...
 
 
 class InMemory:
@@ -35,17 +67,23 @@ class InMemory:
     def __init__(self) -> None:
         self.sites: dict[str, tuple[str, ...]] = {}
         self.rows: dict[str, list[Tensor]] = defaultdict(list)
-        self.done = 0
+        self.count = 0
 
-    def remaining(self, examples: Iterable[Inputs]) -> Iterator[Inputs]:
-        """All of them."""
-        return iter(examples)
+    def __len__(self) -> int:
+        return self.count
 
-    def add(self, examples: Sequence[Inputs], stacked: Mapping[str, Stacked]) -> None:
-        """Keep features `[example, site, dim]` and their sites' names."""
+    def holds(self, digests: Digests, start: int) -> bool:
+        """Nothing was there before."""
+        return False
+
+    def add(self, digests: Digests, stacked: Mapping[str, Stacked]) -> None:
+        """Keep rows of features and their sites' names."""
         for name, (rows, self.sites[name]) in stacked.items():
             self.rows[name].append(rows)
-        self.done += len(examples)
+        self.count += len(digests)
+
+    def close(self, count: int) -> None:
+        """Nothing is left to do."""
 
     def __getitem__(self, name: str) -> Stacked:
         """The features of a name, and the names of their sites."""
@@ -53,91 +91,156 @@ class InMemory:
 
 
 class OnDisk:
-    """A zarr group of features, opened for going on.
+    """A zarr group of features, opened for going on; `on_disk` sees to it that nobody else writes to it.
 
     Args:
-        path: a directory; made if it is not there.
-        vlm: the model that the features are of.
-        sites: name → sites of its array.
+        path: a directory.
+        about: what the features are of, by name: `sites` (name → sites of its array) and what else must be the same.
 
     Raises:
-        InputError: the directory holds something else, features of another model, or of other sites.
+        InputError: it holds features of something else.
+        OutputError: it cannot be written to, or is damaged.
     """
 
-    def __init__(self, path: str | os.PathLike[str], vlm: HookedVLM, sites: Mapping[str, Sequence[str]]) -> None:
-        self.path = os.fspath(path)
-        if DIGESTS in sites:
-            raise InputError(f"features cannot be called {DIGESTS!r}: a store keeps its digests under that name")
-        if os.path.isdir(path) and os.listdir(path) and not os.path.exists(os.path.join(path, "zarr.json")):
-            raise InputError(f"{self.path} is not empty and holds no features; give another directory")
+    def __init__(self, path: str | os.PathLike[str], about: Mapping[str, Any]) -> None:
         import zarr
 
-        self.group: Any = zarr.open_group(self.path, mode="a")
-        wanted: dict[str, Any] = {
-            "model": vlm.name,
-            "weights": vlm.fingerprint,
-            "sites": {k: list(v) for k, v in sites.items()},
-        }
-        for what, value in wanted.items():
-            if (found := self.group.attrs.setdefault(what, value)) != value:
-                raise InputError(f"{self.path} holds features of other {what}: {_short(found)}, not {_short(value)}")
-        if DIGESTS not in self.group:
-            self.group.create_array(DIGESTS, shape=(0,), chunks=(1 << 16,), dtype=np.uint64)
+        self.path, self.names = os.fspath(path), [*about["sites"]]
+        with _told(self.path):
+            self.group: Any = zarr.open_group(self.path, mode="a")
+            for what, value in about.items():
+                if (found := self.group.attrs.setdefault(what, value)) != value:
+                    raise InputError(
+                        f"{self.path} holds features of other {what}: {_short(found)}, not {_short(value)}"
+                    )
+            if DIGESTS not in self.group:
+                self._make(DIGESTS, (0,), (1 << 16,), np.uint64)
+            digests: Any = self.group[DIGESTS]
+            kept = np.asarray(digests[:])
+            # An array that was made longer and is not filled yet has zeros.
+            self.known: np.ndarray = kept if kept.all() else kept[: int((kept == 0).argmax())]
+            digests[len(self.known) :] = 0
 
-    @property
-    def done(self) -> int:
-        """How many examples are there."""
-        return int(self.group[DIGESTS].shape[0])
+    def _make(self, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: Any, **about: Any) -> Any:
+        from zarr.codecs import Crc32cCodec, ZstdCodec
 
-    def remaining(self, examples: Iterable[Inputs]) -> Iterator[Inputs]:
-        """The examples whose features are not there yet.
+        codecs = [ZstdCodec(), Crc32cCodec()]
+        return self.group.create_array(
+            name, shape=shape, chunks=chunks, dtype=dtype, compressors=codecs, attributes=about
+        )
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def holds(self, digests: Digests, start: int) -> bool:
+        """Whether the rows of an example, from a number on, are there already.
 
         Raises:
-            InputError: those that are there are of other examples.
+            InputError: other rows are there.
         """
-        known, count = self.group[DIGESTS][:], 0
-        for count, x in enumerate(examples, 1):
-            if count > len(known):
-                yield x
-            elif _number(x) != int(known[count - 1]):
-                raise InputError(f"{self.path} holds features of other examples, from number {count} on")
-        if count < len(known):
-            raise InputError(f"{self.path} holds features of {len(known)} examples, more than the {count} given")
+        there = self.known[start : start + len(digests)]
+        if len(other := np.flatnonzero(there != digests[: len(there)])):
+            raise InputError(f"{self.path} holds features of other examples, from number {start + other[0] + 1} on")
+        if len(there) < len(digests):
+            self.known = self.known[:start]  # some rows of an example are none
+        return len(there) == len(digests)
 
-    def add(self, examples: Sequence[Inputs], stacked: Mapping[str, Stacked]) -> None:
-        """Write features `[example, site, dim]` and their sites' names; they count once all of them are written."""
-        start = self.done
-        for name, (rows, sites) in stacked.items():
-            array = self._array(name, rows, sites)
-            array.resize((start + len(rows), *rows.shape[1:]))
-            array[start:] = rows.numpy()
-        self.group[DIGESTS].append(np.array([_number(x) for x in examples], np.uint64))
+    def add(self, digests: Digests, stacked: Mapping[str, Stacked]) -> None:
+        """Write rows of features and their sites' names; they count once all of them are written."""
+        start = len(self)
+        with _told(self.path):
+            for name, (rows, sites) in stacked.items():
+                if name not in self.group:
+                    count, width = rows.shape[1:]
+                    chunks = (ROWS_AT_ONCE, 1, width)  # they are read site by site
+                    self._make(name, (0, count, width), chunks, np.float32, sites=list(sites))
+                self._write(self.group[name], rows.numpy(), start)
+            self._write(self.group[DIGESTS], digests, start)
+        self.known = np.concatenate([self.known, digests])
 
-    def _array(self, name: str, rows: Tensor, sites: Sequence[str]) -> Any:
-        if name not in self.group:
-            count, width = rows.shape[1:]
-            chunks = (EXAMPLES_AT_ONCE, 1, width)  # they are read site by site
-            made = self.group.create_array(name, shape=(0, count, width), chunks=chunks, dtype=np.float32)
-            made.attrs["sites"] = list(sites)
-        return self.group[name]
+    def _write(self, array: Any, rows: np.ndarray, start: int) -> None:
+        array.resize((start + len(rows), *rows.shape[1:]))
+        array[start:] = rows
+
+    def close(self, count: int) -> None:
+        """Leave out what was not written to the end.
+
+        Raises:
+            InputError: there are more rows than were given.
+        """
+        if len(self) > count:
+            raise InputError(f"{self.path} holds {len(self)} rows of features, more than the {count} given")
+        with _told(self.path):
+            for name in (DIGESTS, *self.names):
+                if name in self.group and self.group[name].shape[0] != len(self):
+                    self.group[name].resize((len(self), *self.group[name].shape[1:]))
 
     def __getitem__(self, name: str) -> tuple[Any, tuple[str, ...]]:
-        """The zarr array of a name, without what was not written to the end, and the names of its sites.
+        """The zarr array of a name, and the names of its sites.
 
         Raises:
             InputError: nothing was written under it.
         """
         if name not in self.group:
-            raise InputError(f"{self.path} holds no features {name!r}; it has {sorted(self.group.array_keys())}")
-        array = self.group[name]
-        if array.shape[0] != self.done:
-            array.resize((self.done, *array.shape[1:]))
-        return array, tuple(array.attrs["sites"])
+            raise InputError(f"{self.path} holds no features {name!r}; it is for {self.names}")
+        return self.group[name], tuple(self.group[name].attrs["sites"])
 
 
-def _number(x: Inputs) -> int:
-    """The first 64 bits of an example's digest."""
-    return int(digest(x)[:16], 16)
+@contextlib.contextmanager
+def on_disk(path: str | os.PathLike[str], about: Mapping[str, Any]) -> Iterator[OnDisk]:
+    """A store that nobody else writes to within the `with`.
+
+    Raises:
+        InputError: the directory holds something else, or features of something else; another process (or another call
+            in this one) is writing to it.
+        OutputError: it cannot be written to, or is damaged.
+    """
+    from filelock import FileLock, Timeout
+
+    if DIGESTS in about["sites"]:
+        raise InputError(f"features cannot be called {DIGESTS!r}: a store keeps its digests under that name")
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "zarr.json").exists() and any(one.name != LOCK for one in folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no features; give another directory")
+    with contextlib.ExitStack() as held:
+        try:
+            with _told(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(folder / LOCK, timeout=0))
+        except Timeout as error:
+            raise InputError(
+                f"another process is writing features to {folder}: wait until it is done, or give another directory"
+            ) from error
+        yield OnDisk(folder, about)
+
+
+@contextlib.contextmanager
+def _told(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What goes wrong in reading and writing, as an error that says where.
+
+    Raises:
+        OutputError: no right to write, no room, or a checksum that does not fit.
+    """
+    from filelock import Timeout
+
+    try:
+        yield
+    except (InputError, Timeout):
+        raise
+    except (OSError, ValueError) as error:
+        raise OutputError(f"features cannot be kept in {os.fspath(path)}: {error}") from error
+
+
+def row_digests(x: Inputs, positions: Sequence[int] | None) -> Digests:
+    """64 bits for each row of an example: of its digest, and of the position, if positions were chosen; never 0."""
+    named = digest(x)
+    if positions is not None:
+        return np.concatenate([_number(f"{named} {position}") for position in positions])
+    return _number(named)
+
+
+def _number(named: str) -> Digests:
+    return np.array([int(hashlib.sha256(named.encode()).hexdigest()[:16], 16) or 1], np.uint64)
 
 
 def _short(value: Any) -> str:
