@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_interp.errors import InputError
-from lvlm_interp.inputs.media import ImageLike
+from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.inputs.view import Box, ImageView
 from lvlm_interp.inside.lens import Lens
 from lvlm_interp.report.figures import drawing, lettering

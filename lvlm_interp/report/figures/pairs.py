@@ -14,7 +14,7 @@ from lvlm_interp.attribution.occlusion import PatchMap
 from lvlm_interp.attribution.split import CreditSplit
 from lvlm_interp.counterfactuals.contrast import Contrast
 from lvlm_interp.errors import InputError
-from lvlm_interp.inputs.media import ImageLike
+from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.inside.lens import Lens
 from lvlm_interp.pairs import Pair
 from lvlm_interp.report.figures import drawing

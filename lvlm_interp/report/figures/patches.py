@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 
 from lvlm_interp.attribution.occlusion import PatchMap
-from lvlm_interp.inputs.media import ImageLike
+from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.report.figures import drawing
 from lvlm_interp.report.figures.drawing import MARK, figure
 from lvlm_interp.report.figures.lettering import quoted
