@@ -45,7 +45,7 @@ def pair(request):
 
 def test_captures_and_edits(pair):
     vlm, plain, x = pair
-    assert vlm.sites.keys() == plain.sites.keys()
+    assert vlm.sites.keys() == plain.sites.keys() and vlm.fingerprint == plain.fingerprint
     zeroed = {"blocks.1.attn.hook_z": torch.zeros_like, "blocks.2.hook_resid_pre": lambda value: value * 2}
     for edits in ({}, zeroed):
         found, expected = vlm.capture(x, "*", edits=edits), plain.capture(x, "*", edits=edits)

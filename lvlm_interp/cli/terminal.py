@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
+from lvlm_interp.errors import LvlmInterpWarning
 from lvlm_interp.shown import printable, printable_json
 
 if TYPE_CHECKING:
@@ -56,10 +57,17 @@ def _hush() -> None:
     from transformers.utils import logging
 
     warnings.simplefilter("ignore")
+    warnings.simplefilter("default", LvlmInterpWarning)
+    warnings.showwarning = _noted
     disable_progress_bars()
     hub_logging.set_verbosity_error()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def _noted(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning of ours, as a line."""
+    complain(f"note: {' '.join(str(message).split())}")
 
 
 def output() -> Console:

@@ -30,6 +30,7 @@ from lvlm_interp.shown import table_html
 
 ROUNDING = 1e-3  # by which a distance may miss its range
 TokenClass = Literal["correlated", "irrelevant", "contradictory"]
+Edge = Literal["answer", "row"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Contrast(Comparable):
         with_logprob, without_logprob: log-probabilities, nats.
         delta_nats: their difference, nats: how many times more likely the image makes the token is e^delta_nats.
         hellinger: Hellinger distance of the two whole distributions, 0 (same) … 1 (disjoint).
-        weights: CAL's training weights: Δ clamped to [1, 5], then averaged over 3 neighbours.
+        weights: CAL's training weights: Δ clamped to [1, 5], then averaged over 3 neighbours (`edge` of `contrast`).
         classes: `correlated` if delta_nats ≥ threshold, `contradictory` if ≤ −threshold, else `irrelevant`.
         without: the counterfactual's name.
     """
@@ -117,15 +118,31 @@ def _side_by_side(result: Contrasts) -> str:
 
 
 def cal_weights(
-    delta: Float[Tensor, "*batch answer"], low: float = 1.0, high: float = 5.0, window: int = 3
+    delta: Float[Tensor, "*batch answer"],
+    low: float = 1.0,
+    high: float = 5.0,
+    window: int = 3,
+    *,
+    before: Float[Tensor, "*batch _"] | None = None,
+    after: Float[Tensor, "*batch _"] | None = None,
 ) -> Float[Tensor, "*batch answer"]:
     """CAL's training weights of one answer: clamp Δ to [α, β], average over W neighbours (section 3.2, code).
 
-    Padding does not count in the average (`count_include_pad=False`).
+    Alone, the answer is averaged over its own tokens (`count_include_pad=False`), as the paper writes it. CAL's code
+    averages over whole rows of a batch: what stands beside the answer counts at its edges, supervised or not.
+
+    Args:
+        delta: Δ of the answer tokens.
+        low, high: α and β.
+        window: W.
+        before, after: Δ of the tokens that stand before the answer and behind it, for what CAL's code gives.
     """
     pool = nn.AvgPool1d(window, stride=1, padding=window // 2, count_include_pad=False)
-    clamped = delta.clamp(low, high)
-    return pool(clamped.reshape(-1, 1, delta.shape[-1])).reshape(delta.shape)
+    sides = [delta[..., :0] if side is None else side for side in (before, after)]
+    row = torch.cat([sides[0], delta, sides[1]], -1).clamp(low, high)
+    pooled = pool(row.reshape(-1, 1, row.shape[-1])).reshape(row.shape)
+    start = sides[0].shape[-1]
+    return pooled[..., start : start + delta.shape[-1]]
 
 
 def token_classes(delta_nats: Float[Tensor, " answer"], threshold: float = 1.0) -> tuple[TokenClass, ...]:
@@ -147,6 +164,7 @@ def contrast(
     *,
     threshold: float = ...,
     seed: int = ...,
+    edge: Edge = ...,
     decoder_inputs: DecoderInputs | None = ...,
 ) -> Contrast: ...
 @overload
@@ -157,6 +175,7 @@ def contrast(
     *,
     threshold: float = ...,
     seed: int = ...,
+    edge: Edge = ...,
     decoder_inputs: DecoderInputs | None = ...,
 ) -> Contrasts: ...
 @explained
@@ -168,6 +187,7 @@ def contrast(
     *,
     threshold: float = 1.0,
     seed: int = 0,
+    edge: Edge = "answer",
     decoder_inputs: DecoderInputs | None = None,
 ) -> Any:
     """Compare the answer with and without the image.
@@ -179,6 +199,8 @@ def contrast(
             default), or a list of them.
         threshold: nats from which a token counts as correlated or contradictory.
         seed: decides what is random in a counterfactual.
+        edge: what CAL's weights are averaged over at the edges of the answer: its own tokens (`answer`, the paper), or
+            also the token before it and the end of the turn behind it (`row`, CAL's code).
         decoder_inputs: of the example (`run_to_decoder`), if it is scored by several methods.
 
     Returns:
@@ -193,6 +215,8 @@ def contrast(
     x.need_answer()
     chosen = [named(one) for one in (without if isinstance(without, (list, tuple)) else [without])]
     names = [c.name for c in chosen]
+    if edge not in ("answer", "row"):
+        raise InputError(f"edge is 'answer' or 'row', got {edge!r}")
     if not chosen or len(set(names)) < len(names):
         raise InputError(
             f"the counterfactuals side by side need different names, got {names}; dataclasses.replace(one, name=…) "
@@ -201,6 +225,8 @@ def contrast(
     about = vlm.provenance("contrast", x, seed=seed, threshold=threshold)
     both = score(vlm, x, torch.stack([x.everything, x.hidden("image")]), decoder_inputs=decoder_inputs)
     found = {c.name: _compared(x, c, both, *_other(vlm, x, c, both, seed), about) for c in chosen}
+    if edge == "row":
+        found = {c.name: _in_its_row(vlm, x, c, found[c.name], seed) for c in chosen}
     if not isinstance(without, (list, tuple)):
         return found[chosen[0].name]
     return Contrasts(found, provenance=_with(about, without=names))
@@ -240,6 +266,22 @@ def _compared(
         without=counterfactual.name,
         provenance=_with(about, **parameters),
     )
+
+
+def _in_its_row(vlm: HookedVLM, x: Inputs, counterfactual: Counterfactual, found: Contrast, seed: int) -> Contrast:
+    """The same with the weights of CAL's code, for which the tokens beside the answer are scored too.
+
+    Raises:
+        VisibilityError: the token before the answer is read from an image token, which is hidden.
+    """
+    last = x.answer_start - 1
+    ids = [*x.input_ids[0, last:].tolist(), vlm.stops()[0]]
+    longer = dataclasses.replace(x, answer_start=last).with_answer(ids, vlm.token_strings(ids), x.answer)
+    both = score(vlm, longer, torch.stack([longer.everything, longer.hidden("image")]))
+    other, j, _ = _other(vlm, longer, counterfactual, both, seed)
+    row = both.logit[0] - other.logit[j]
+    weights = cal_weights(found.delta, before=row[:1], after=row[-1:])
+    return dataclasses.replace(found, weights=weights, provenance=_with(found.provenance, edge="row"))
 
 
 @torch.no_grad()

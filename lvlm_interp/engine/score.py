@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from lvlm_interp.engine.decoder import ROOM, DecoderInputs, made_of, run_to_decoder, standing
 from lvlm_interp.engine.packed import planned
 from lvlm_interp.engine.plan import sequences_of
-from lvlm_interp.errors import VisibilityError
+from lvlm_interp.errors import InputError, VisibilityError
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.capture import Edit
@@ -265,7 +265,8 @@ def _read(readout: Readout, states: list[Tensor], answers: list[Tensor]) -> list
     labels = torch.cat([ids.repeat(len(s)) for s, ids in zip(states, answers, strict=True)])
     numbers = []
     for some, read in readout.few_at_once(rows_read):
-        logits, place = read.float(), labels[some, None]
+        logits = read.float()
+        place = labels[some, None].to(logits.device)  # a device_map may have put the unembedding on another
         chosen = logits.gather(-1, place)[:, 0]
         others = logits.scatter(-1, place, -torch.inf).logsumexp(-1)
         numbers.append(torch.stack([chosen, chosen - logits.logsumexp(-1), chosen - others]).cpu())
@@ -273,6 +274,6 @@ def _read(readout: Readout, states: list[Tensor], answers: list[Tensor]) -> list
     scores = []
     for s, ids, found in zip(states, answers, split, strict=True):
         logit, logprob, logodds = found.view(3, *s.shape[:2])
-        read = {"logit": logit, "logprob": logprob, "logodds": logodds}
-        scores.append({"states": s, "ids": ids, "readout": readout, **read})
+        chances = {"logit": logit, "logprob": logprob, "logodds": logodds}
+        scores.append({"states": s, "ids": ids, "readout": readout, **chances})
     return scores

@@ -63,6 +63,8 @@ FAMILIES = {
     "gemma4_unified": Family(projector="embed_vision.multimodal_embedder", layout=_numbered),
 }
 NAMES = Names(
+    others={"post_per_layer_input_norm": "ple"},
+    rescaled=("layer_scalar",),
     streams={"altup": 0},
     value_norms=("v_norm",),
     projector=("embed_vision",),

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, ModelError
-from lvlm_interp.inputs.chat import Message, Segment, segments_of
+from lvlm_interp.inputs.chat import Message, Segment, conversation, segments_of
 from lvlm_interp.inputs.example import Written, pixels_of
 from lvlm_interp.inputs.once import once
+from lvlm_interp.inputs.spelling import LOST, piece_text, pieces_of
 
 PLACEHOLDERS = ("X", "Q", "k", "7")
+SHOWING = ("image_token", "video_token", "audio_token", "boi_token", "eoi_token")  # what processors call such tokens
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,16 @@ class Encoded:
 class Prompter:
     """Turns conversations into ids with a model's own processor and chat template."""
 
-    def __init__(self, processor: Any, template: str) -> None:
+    def __init__(self, processor: Any, template: str, shown: Sequence[int] = ()) -> None:
+        """`shown` are the ids that stand for pieces of pictures: no text of a user's, nor an answer, becomes one."""
         self.processor, self.template = processor, template
         self.tokenizer = getattr(processor, "tokenizer", processor)
         extra = getattr(processor, "image_token", None)
         added = {str(token) for token in self.tokenizer.get_added_vocab()}
         self.special = {*self.tokenizer.all_special_tokens, *added, *([str(extra)] if extra else [])}
+        named = (getattr(one, name, None) for one in (processor, self.tokenizer) for name in SHOWING)
+        ids = (self.tokenizer.decode([i]) for i in shown)
+        self.showing = {str(token) for token in (*named, *ids) if token}
 
     def remembering(self) -> Prompter:
         """The same for one prompt: pictures are processed once, however often its text is."""
@@ -97,13 +103,16 @@ class Prompter:
     def answer_ids(self, messages: Sequence[Message], answer: str) -> list[int]:
         """Ids of an answer as they follow this conversation, without an end-of-turn token.
 
+        An answer is what a model wrote, so special tokens in it (`<loc0012>`) are these tokens; but those that stand
+        for pictures are letters, as all of them are in what a user wrote.
+
         Raises:
             InputError: the answer tokenises to nothing.
         """
         if not answer.strip():
             raise InputError(f"the answer {answer!r} tokenises to nothing; give at least one word")
-        if self._has_marker(answer) or not messages:
-            return self._plain(answer)
+        if any(marker in answer for marker in self.showing) or not messages:
+            return self._alone(answer)
         guarded = self._guarded(messages)
         prompt = self._process(guarded)["input_ids"][0].tolist()
         prompt += self._opening(guarded, prompt)
@@ -112,7 +121,14 @@ class Prompter:
         # Templates may render a reply with other words around it than the generation prompt has.
         if full[: len(prompt)] == prompt and stop > len(prompt):
             return full[len(prompt) : stop]
-        return self._plain(answer)
+        return self._alone(answer)
+
+    def reply_ids(self, answer: str) -> list[int]:
+        """As `answer_ids`, where the conversation is not known: templates write a reply alike behind any."""
+        try:
+            return self.answer_ids(conversation(PLACEHOLDERS[0], ()), answer)
+        except Exception:  # processors that take no prompt without a picture raise errors of many kinds
+            return self.answer_ids((), answer)
 
     def _opening(self, messages: Sequence[Message], prompt: Sequence[int]) -> tuple[int, ...]:
         """What the template writes of its own before a reply, behind the prompt that generation begins with."""
@@ -138,14 +154,39 @@ class Prompter:
         before, both = (self.answer_ids((), text) for text in ("a", f"a {word}"))
         return both[len(before) :] if both[: len(before)] == before else self.answer_ids((), f" {word}")
 
+    def lettered_ids(self, word: str) -> list[int]:
+        """As `word_ids`, without a blank that is a token of its own: any word may follow it, so it stands for none.
+
+        Raises:
+            InputError: the word tokenises to nothing.
+        """
+        ids = self.word_ids(word)
+        return ids[next((n for n, token in enumerate(ids) if self.read(token).strip()), 0) :]
+
+    def token_id(self, text: str) -> int:
+        """The token that reads so (`read`).
+
+        Raises:
+            InputError: there is none.
+        """
+        found = (self.tokenizer.convert_tokens_to_ids(piece) for piece in pieces_of(text))
+        for token in (*found, *(self.word_ids(text)[:1] if text.strip() else ())):
+            if token is not None and self.read(token) == text:
+                return int(token)
+        raise InputError(f"no token of this model reads as {text!r}: compare words, unit='word'")
+
     def text(self, ids: Sequence[int]) -> str:
         """Token ids as one text, letter for letter: a character's bytes may be in several tokens."""
         return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def read(self, token: int) -> str:
-        """What a token reads as behind other text: Llama's tokenizers drop the blank that a text begins with."""
+        """What a token reads as behind other text: Llama's tokenizers drop the blank that a text begins with.
+
+        Bytes that are no whole character are shown as such, `<0xE7>`.
+        """
         once, twice = self.tokenizer.decode([token]), self.tokenizer.decode([token, token])
-        return twice[len(once) :] if twice.startswith(once) else once
+        text = twice[len(once) :] if twice.startswith(once) else once
+        return piece_text(str(self.tokenizer.convert_ids_to_tokens(token))) if LOST in text else text
 
     def pixels(self, shown: Sequence[Any]) -> dict[str, Tensor]:
         """What the processor makes of the pictures and videos (lists of frames) of one prompt, as it would in it."""
@@ -167,8 +208,13 @@ class Prompter:
         reply = {"role": "assistant", "content": [{"type": "text", "text": text}]}
         return self._process([*messages, reply])["input_ids"][0].tolist()
 
-    def _plain(self, text: str) -> list[int]:
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    def _alone(self, answer: str) -> list[int]:
+        """Ids of an answer without a template around it."""
+        return self._plain(answer, special=not any(marker in answer for marker in self.showing))
+
+    def _plain(self, text: str, special: bool = False) -> list[int]:
+        """Ids of a text alone; whether special tokens in it are these tokens, or letters."""
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special).input_ids
         if not ids:
             raise InputError(f"{text!r} tokenises to nothing; give at least one word")
         return list(ids)

@@ -59,6 +59,7 @@ what has a PIL image as `.image`."""
 SECONDS = 30  # that an address has to answer
 AGENT = {"User-Agent": "lvlm-interp"}  # some ask for a name
 ADDRESS = re.compile(r"(https?|file)://|(data):(image|application)/", re.IGNORECASE)
+SHORTENED = re.compile(r"(https?):/+", re.IGNORECASE)  # what paths make of an address
 KINDS = (Image.Image, str, os.PathLike, bytes, bytearray, memoryview, np.ndarray, Tensor, Mapping, Readable, Pictured)
 KEYS = ("image", "bytes", "url", "path", "base64")
 SHORTEST = 64  # a text that is shorter is no picture in base64
@@ -137,6 +138,8 @@ def _of_bytes(image: Any) -> Image.Image:
 @picture_of.register(os.PathLike)
 def _of_path(image: Any) -> Image.Image:
     path, name = Path(image), named(image)
+    if address := SHORTENED.match(os.fspath(path)):
+        return _of_text(f"{address[1]}://{path.as_posix()[address.end() :]}")
     if not os.path.isfile(path):  # Path.is_file raises where a name is too long
         raise ImageError(
             f"{name} is a folder: give one picture in it" if os.path.isdir(path) else f"no image file at {name}"

@@ -24,7 +24,7 @@ from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import ROLES, Inputs
 from lvlm_interp.inside.frozen import frozen
-from lvlm_interp.inside.residual import READ, along, between, bias_of, layer_of, stream_of
+from lvlm_interp.inside.residual import READ, along, between, gains_of, layer_of, stream_of
 from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
@@ -159,7 +159,8 @@ def direct(
     other = None if against is None else _token(vlm, against)
     stream = stream_of(vlm, x, rows)
     out = _readout(vlm, stream[-1].post, ids.to(vlm.device), other)
-    layers = [layer_of(n, one, out.direction, x.length) for n, one in enumerate(stream)]
+    gains = gains_of(stream)
+    layers = [layer_of(n, one, out.direction * gains[n], x.length) for n, one in enumerate(stream)]
     found = DirectAttribution(
         tokens=x.answer_tokens,
         target=vlm.token_strings(ids.tolist()),
@@ -167,7 +168,7 @@ def direct(
         positions=x.tokens,
         roles=x.roles,
         logit=out.logit,
-        embedding=along(stream[0].pre, out.direction),
+        embedding=along(stream[0].pre, out.direction * gains[0]),
         heads=_side_by_side([layer.heads for layer in layers]),
         sources=_side_by_side([layer.sources for layer in layers]),
         mlps=torch.stack([layer.mlp for layer in layers], 1),
@@ -204,7 +205,7 @@ def _closing(found: DirectAttribution, rounding: Float[Tensor, " answer"]) -> Di
 
 
 def _token(vlm: HookedVLM, token: str | int) -> int:
-    ids = [token] if isinstance(token, int) else vlm.prompter.word_ids(token)
+    ids = [token] if isinstance(token, int) else vlm.prompter.lettered_ids(token)
     if len(ids) != 1:
         pieces = list(vlm.token_strings(ids))
         raise InputError(
@@ -237,8 +238,9 @@ def _readout(
 ) -> _Out:
     readout = vlm.readout
     norm, weight = frozen(readout.norm, last), readout.weight
-    row = weight[ids].double() * readout.scale
-    offset = bias_of(readout.unembed, readout.vocabulary).to(row.device) * readout.scale
+    row, own_bias = weight[ids].double() * readout.scale, readout.bias
+    offset = torch.zeros(len(weight), dtype=torch.float64, device=row.device)
+    offset = offset if own_bias is None else own_bias.double().to(row.device) * readout.scale
     constant = offset[ids]
     if other is not None:
         row, constant = row - weight[other].double() * readout.scale, constant - offset[other]
@@ -246,7 +248,7 @@ def _readout(
     direction = norm.back(row)
     raw = along(last, direction) + bias.cpu()
     logits = readout(last)
-    eps, logits = torch.finfo(logits.dtype).eps, logits.double()
+    eps, logits = torch.finfo(last.dtype).eps, logits.double()
     own = logits.gather(1, ids[:, None])[:, 0]
     subtracted = torch.zeros_like(own) if other is None else logits[:, other]
     summed = (direction * last.double()).norm(dim=-1)  # errors of its terms have no common sign

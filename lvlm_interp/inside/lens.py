@@ -324,7 +324,7 @@ def _pieces(vlm: HookedVLM, word: str | int, pieces: Pieces) -> list[int]:
     """The tokens that stand for a target."""
     if pieces not in ("max", "first"):
         raise InputError(f"pieces is 'max' or 'first', got {pieces!r}")
-    ids = [word] if isinstance(word, int) else vlm.prompter.word_ids(word)
+    ids = [word] if isinstance(word, int) else vlm.prompter.lettered_ids(word)
     if outside := [i for i in ids if not 0 <= i < vlm.readout.vocabulary]:
         raise InputError(f"token {outside[0]} is not in the vocabulary of {vlm.readout.vocabulary} tokens")
     return ids if pieces == "max" else ids[:1]

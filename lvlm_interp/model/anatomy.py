@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
@@ -32,7 +33,13 @@ from lvlm_interp.model.parts import (
 )
 from lvlm_interp.model.readout import Behind, Mixing, Readout
 from lvlm_interp.model.sites import Site, find_sites, missing_sites
+from lvlm_interp.model.weights import sizes_of
 
+# What is found among the modules of a model, and kept.
+FOUND = (
+    *("decoder", "blocks", "depth", "attention_kinds", "recurrent", "vision", "projector", "nnsight"),
+    *("_read_out", "_named", "_missing", "_sites"),
+)
 SOFTCAP = "final_logit_softcapping"
 
 
@@ -104,19 +111,25 @@ class Anatomy:
         """What carries a state from position to position in the decoder: linear attention, short convolutions."""
         return tuple(module for block in self.blocks for module in recurrent_of(block).values())
 
-    @functools.cached_property
+    @property
     def readout(self) -> Readout:
         """Final norm and unembedding."""
+        self._notice_modules()
+        return self._read_out
+
+    @functools.cached_property
+    def _read_out(self) -> Readout:
         norm, unembed = part(self.decoder, NAMES.final_norm), self.model.get_output_embeddings()
         if unembed is None and isinstance(language := owner_of(self.model, self.decoder), PreTrainedModel):
             unembed = language.get_output_embeddings()  # some name it in the language model only
-        if norm is None or unembed is None:
+        sizes = sizes_of(unembed)
+        if norm is None or unembed is None or sizes is None:
             raise ModelError(f"found no final norm or no unembedding in {type(self.model).__name__}")
         unembed = original(unembed)
         if (mixer := part(self.decoder, NAMES.mixed_at_last)) is not None:
-            norm = Mixing(mixer, norm, unembed.weight.shape[-1])
+            norm = Mixing(mixer, norm, sizes[0])
         elif (axis := axis_of_streams(self.blocks[-1])) is not None:
-            norm = Behind(self.decoder, self.blocks[-1], axis, unembed.weight.shape[-1])
+            norm = Behind(self.decoder, self.blocks[-1], axis, sizes[0])
         text, used = self.model.config.get_text_config(), names_in_forward(owner_of(self.model, unembed))
         found = {k: v for k in (*NAMES.scales, SOFTCAP) if k in used and (v := getattr(text, k, None)) is not None}
         powers = {**NAMES.scales, "logits_scaling": 1} if self.family.multiplied else NAMES.scales
@@ -129,14 +142,32 @@ class Anatomy:
         return find_sites(self.decoder, self.vision, self.projector)
 
     @functools.cached_property
-    def missing(self) -> dict[str, str]:
-        """Places that cannot be captured in this model, with the reason."""
+    def _missing(self) -> dict[str, str]:
         return missing_sites(self._named)
 
     @functools.cached_property
+    def _sites(self) -> dict[str, Site]:
+        return Sites({name: site for name, site in self._named.items() if name not in self._missing})
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Places that cannot be captured in this model, with the reason."""
+        self._notice_modules()
+        return self._missing
+
+    @property
     def sites(self) -> dict[str, Site]:
         """Every place that can be captured, by name."""
-        return Sites({name: site for name, site in self._named.items() if name not in self.missing})
+        self._notice_modules()
+        return self._sites
+
+    def _notice_modules(self) -> None:
+        """Forget what was found where the modules are others than they were: an adapter was put in, a part replaced."""
+        modules, known = _all_modules(self.model), vars(self).get("_modules")
+        if known is not None and (len(known) != len(modules) or any(map(operator.is_not, known, modules))):
+            for name in FOUND:
+                vars(self).pop(name, None)
+        self._modules = modules
 
     @functools.cached_property
     def vision(self) -> nn.Module | None:
@@ -204,6 +235,14 @@ class Anatomy:
     def uncounted(self) -> int | None:
         """The padding token, where positions are counted from beyond its id and it has none itself."""
         return getattr(getattr(self.decoder, "embed_positions", None), "padding_idx", None)
+
+
+def _all_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model, those in two places twice: quicker than torch's, as it is asked for with each capture."""
+    found = [model]
+    for module in found:
+        found.extend(child for child in module._modules.values() if child is not None)
+    return found
 
 
 def _by_kind(attentions: Sequence[nn.Module | None], layer_types: Sequence[str] | None) -> list[tuple[nn.Module, ...]]:

@@ -25,7 +25,7 @@ Positions = str | Iterable[str] | Iterable[int] | Tensor
 # Axes of (positions, heads), counted from the last: a vision tower may have no batch axis in front.
 _PER_HEAD = {f"hook_{name}": (-3, -2) for name in ("q", "k", "v", "z", "rot_q", "rot_k")}
 _AXES = {**_PER_HEAD, "hook_pattern": (-2, -3), "hook_attn_scores": (-2, -3)}
-_OF_THE_PROMPT = ("blocks.", "ln_final.")
+_OF_THE_PROMPT = ("blocks.", "ln_final.", "hook_embed")
 _KEYS = ("hook_k", "hook_v", "hook_rot_k")
 
 
@@ -152,10 +152,17 @@ def choose(
         None if heads is None else _head_indices([heads] if isinstance(heads, int) else heads),
         reduce,
         dtype,
-        None if device is None else torch.device(device),
+        None if device is None else _device(device),
         grad,
         _attended(x, chosen) if reduce and isinstance(x, Inputs) else None,
     )
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"no device is called {device!r}; cpu, cuda and cuda:1 are devices") from error
 
 
 def _attended(x: Inputs, chosen: Int[Tensor, " position"] | None) -> Int[Tensor, " kept"] | None:

@@ -22,6 +22,13 @@ def is_compiled(module: nn.Module) -> bool:
     return WRAPPED in module._modules or getattr(module, "_compiled_call_impl", None) is not None
 
 
+def as_written(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a model with their names, as if nothing of it had been compiled."""
+    for path, module in model.named_modules():
+        if original(module) is module:
+            yield path.replace(f".{WRAPPED}", ""), module
+
+
 @contextlib.contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
     """Within the `with`, a model whose parts were compiled computes without the compiler."""

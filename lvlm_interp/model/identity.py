@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from xxhash import xxh3_128
 
+from lvlm_interp.model.compiled import as_written
 from lvlm_interp.model.weights import fetched
 
 # Attributes of modules that change no number, or change from pass to pass.
@@ -45,7 +46,7 @@ def fingerprint(model: PreTrainedModel, content: Content | None = None) -> str:
         content: gives the digest of a tensor's bytes; by default all are read.
     """
     digest, content = xxh3_128(f"{sorted(_points(model.config.to_dict()))}".encode()), content or content_of
-    for path, module in model.named_modules():
+    for path, module in as_written(model):
         digest.update(f"{path}{_settings(module)}".encode())
         for name, tensor in _own(module):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

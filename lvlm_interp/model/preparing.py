@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from lvlm_interp.errors import InputError, ModelError
+from lvlm_interp.errors import InputError, LvlmInterpWarning, ModelError
+from lvlm_interp.families.shared.lengths import counts_rows
 from lvlm_interp.given import explained
 from lvlm_interp.inputs import chat, prompt
 from lvlm_interp.inputs.batch import Batch, batched
@@ -20,6 +23,7 @@ from lvlm_interp.inputs.example import VIDEO_PIXELS, Answer, Inputs, Role, Writt
 from lvlm_interp.inputs.media import VideoLike, open_images, open_video
 from lvlm_interp.inputs.roles import need_roles
 from lvlm_interp.inputs.sources import ImageLike
+from lvlm_interp.inputs.spelling import LOST, Decode, spelled
 from lvlm_interp.inputs.view import ImageView, Shown
 from lvlm_interp.model.anatomy import Anatomy
 from lvlm_interp.model.limits import warn_if_longer
@@ -42,7 +46,12 @@ class Preparing(Anatomy):
                 "this model was wrapped without a processor, which text and images need: "
                 "wrap(model, processor), or use vlm.inputs(input_ids=…) for tensors that are processed already"
             )
-        return prompt.Prompter(self.processor, self.family.prompt)
+        return prompt.Prompter(self.processor, self.family.prompt, self.visual_token_ids)
+
+    @property
+    def decode(self) -> Decode | None:
+        """What makes text of token ids; None where there is no tokenizer."""
+        return None if self.processor is None else self.prompter.text
 
     @explained
     def prepare(
@@ -119,9 +128,7 @@ class Preparing(Anatomy):
         x = self._accepted(x)
         if answer is None:
             return self._finished(x)
-        if isinstance(answer, Answer):
-            return self.answered(x, answer)
-        return self._answered(x, prompter.answer_ids(messages, answer), answer)
+        return self._answered(x, answer, functools.partial(prompter.answer_ids, messages))
 
     @explained
     def inputs(
@@ -148,6 +155,8 @@ class Preparing(Anatomy):
         Warns:
             LvlmInterpWarning: the example is longer than the model was made for.
         """
+        if input_ids.ndim != 2 or len(input_ids) != 1:
+            raise InputError(f"input_ids is one example, [1, T]; got {list(input_ids.shape)}")
         start = input_ids.shape[-1] if answer_start is None else answer_start
         given = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **model_inputs}
         given = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in given.items()}
@@ -161,7 +170,8 @@ class Preparing(Anatomy):
         if roles is not None:
             need_roles(roles, visual, start)
         named = self._plain_roles(ids, visual, start) if roles is None else cast("Sequence[Role]", roles)
-        return self._finished(self._accepted(self._example(given, named, start, views)))
+        texts = {"answer": self.text_of(ids[start:])} if start < len(ids) else {}
+        return self._finished(self._accepted(self._example(given, named, start, views, texts)))
 
     def _example(
         self,
@@ -232,14 +242,45 @@ class Preparing(Anatomy):
             return tuple(f"<{i}>" for i in ids)
         return tuple(self.prompter.read(i) for i in ids)
 
+    def text_of(self, ids: Sequence[int]) -> str:
+        """What tokens read as together behind other text; bytes that are no whole character as such, `<0xE7>`."""
+        tokens = self.token_strings(ids)
+        text = spelled(tokens, ids, self.decode).text
+        if LOST in text:
+            return "".join(tokens)
+        blank = bool(tokens) and tokens[0][:1] == " " != text[:1]  # some drop it from a text's beginning
+        return f" {text}" if blank else text
+
     @explained
     def batch(self, examples: Sequence[Inputs]) -> Batch:
         """Examples side by side, padded on the left, for `run` and `capture`; each row computes what it does alone.
 
         Raises:
-            InputError: no example, or examples of which only some have an image.
+            InputError: no example, examples of which only some have an image, or a model in which a row would compute
+                something else than its example does alone.
         """
-        return batched(examples, self.stops()[0] if self.uncounted is None else self.uncounted)
+        if len(examples) > 1 and (why := self.not_side_by_side([x.length for x in examples])):
+            raise InputError(f"examples of this model cannot stand side by side: {why}. Run them one by one")
+        padding = self.stops()[0] if self.uncounted is None else self.uncounted
+        made = batched(examples, padding, self.family.packed, self.family.indices)
+        make = None if "position_ids" in made.model_inputs else self.family.positions
+        own = [p for x in examples if make and (p := make(self.model.base_model, x.model_inputs)) is not None]
+        if len(own) < len(examples):
+            return made
+        positions = torch.cat([torch.nn.functional.pad(p, (made.length - p.shape[-1], 0)) for p in own], -2)
+        return dataclasses.replace(made, model_inputs={**made.model_inputs, "position_ids": positions})
+
+    def not_side_by_side(self, lengths: Sequence[int]) -> str:
+        """Why examples of these lengths cannot stand in one batch; empty if they can."""
+        if self.family.alone:
+            return self.family.alone
+        most = max(lengths)
+        if min(lengths) < most and (limit := counts_rows(self.model.config.get_text_config())) < most:
+            return (
+                f"beyond {limit} positions it computes by the length of the longest row ({most}), and the shortest has "
+                f"{min(lengths)}; examples of one length can"
+            )
+        return ""
 
     def with_pictures(self, x: Inputs, pictures: Sequence[Image | list[Image]]) -> Inputs:
         """The same example with other pictures of the same size in the place of its own; of a video, its frames."""
@@ -249,19 +290,30 @@ class Preparing(Anatomy):
 
     @explained
     def answered(self, x: Inputs, answer: str) -> Inputs:
-        """The same prompt with this answer.
+        """The same prompt with this answer, as the chat template writes it.
 
         An `Answer` of `generate` keeps its exact tokens; before another, the prompt gets what the template writes
         before a reply (`Inputs.opening`).
         """
         chat.need_texts("", None, answer=answer)
-        ids = answer.ids if isinstance(answer, Answer) else self.prompter.answer_ids((), answer)
-        return self._answered(x, ids, answer)
+        return self._answered(x, answer, self.prompter.reply_ids)
 
-    def _answered(self, x: Inputs, ids: Sequence[int], answer: str) -> Inputs:
-        if x.opening and not isinstance(answer, Answer):
+    def _answered(self, x: Inputs, answer: str, ids_of: Callable[[str], list[int]]) -> Inputs:
+        """An answer as a model writes it: blanks around it are not what follows a prompt, and are left out."""
+        if isinstance(answer, Answer):
+            return self._finished(x.with_answer(answer.ids, self.token_strings(answer.ids), str(answer)))
+        if x.opening:
             x = x.with_opening(self.token_strings(x.opening))
-        return self._finished(x.with_answer(ids, self.token_strings(ids), str(answer)))
+        ids = ids_of(answer.strip() or answer)
+        tokens = self.token_strings(ids)
+        if answer != answer.strip() and "".join(tokens) != answer:
+            warnings.warn(
+                f"the answer {answer!r} is scored as {''.join(tokens)!r}, which is how it follows this prompt; "
+                "Answer(text, ids) keeps other tokens",
+                LvlmInterpWarning,
+                stacklevel=3,
+            )
+        return self._finished(x.with_answer(ids, tokens, answer.strip()))
 
     def stops(self) -> list[int]:
         """Ids of the tokens that end a turn."""

@@ -20,7 +20,6 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.files import told
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
-from lvlm_interp.model.finite import need_finite
 from lvlm_interp.model.sites import match
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.probes.store import InMemory, OnDisk, Stacked
@@ -99,14 +98,22 @@ def collect_features(
     with tqdm(total=_length(examples), desc="features", unit="example", disable=not progress) as bar:
         bar.update(kept.done)
         for some in _several(kept.remaining(examples), batch):
-            together = vlm.batch(some)
-            found = vlm.capture(together, [*sites.values()], reduce="last", dtype=torch.float32)
-            need_finite(vlm, together, *found.values())
-            kept.add(some, {name: stack_features([{s: found[s].cpu() for s in chosen[name]}]) for name in sites})
+            found = _last(vlm, some, [*sites.values()])
+            kept.add(
+                some, {name: stack_features([{s: one[s] for s in chosen[name]} for one in found]) for name in sites}
+            )
             bar.update(len(some))
     if not kept.done:
         raise InputError("no examples to take features from")
     return {name: Features(*kept[name]) for name in sites}
+
+
+def _last(vlm: HookedVLM, examples: list[Inputs], sites: list[str]) -> list[dict[str, Tensor]]:
+    """What the sites hold at the last position: of all examples at once, or one by one where rows are not alike."""
+    apart = len(examples) > 1 and vlm.not_side_by_side([x.length for x in examples])
+    passes = [[x] for x in examples] if apart else [examples]
+    found = (vlm.capture(vlm.batch(some), sites, reduce="last", dtype=torch.float32) for some in passes)
+    return [{name: value.cpu() for name, value in one.items()} for one in found]
 
 
 def _several(examples: Iterable[Inputs], count: int) -> Iterator[list[Inputs]]:
@@ -147,7 +154,7 @@ def _row(values: Mapping[str, Tensor]) -> Float[Tensor, "example site dim"]:
             raise InputError(
                 f"{name} has a number for each key, of which examples have more or fewer: no vector to probe"
             )
-        if value.ndim != (3 if "attn.hook_" in name else 2):
+        if value.ndim != (3 if ".attn.hook_" in name or ".cross_attn.hook_" in name else 2):
             raise InputError(
                 f"{name} keeps {tuple(value.shape)}, not one vector: capture it with reduce='last' or 'mean'"
             )

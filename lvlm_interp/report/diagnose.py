@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from lvlm_interp.attribution.against import Against
 from lvlm_interp.attribution.credit import credit
 from lvlm_interp.attribution.occlusion import PatchMap, attribute
+from lvlm_interp.attribution.value import texts_of
 from lvlm_interp.counterfactuals.contrast import contrast
 from lvlm_interp.engine.decoder import DecoderInputs, run_to_decoder
 from lvlm_interp.engine.score import HideFrom
@@ -19,7 +20,7 @@ from lvlm_interp.given import explained
 from lvlm_interp.inputs.chat import stand_swapped
 from lvlm_interp.inputs.example import Answer, Inputs
 from lvlm_interp.inputs.sources import ImageLike
-from lvlm_interp.inputs.words import split_words
+from lvlm_interp.inputs.words import parts_of
 from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.report.diagnosis import Diagnosis
@@ -37,7 +38,7 @@ def diagnose(
     context: str | None = None,
     system: str | None = None,
     *,
-    against: Sequence[str] | None = None,
+    against: Against | None = None,
     word: int = 0,
     hide_from: HideFrom | None = None,
     max_new_tokens: int = 64,
@@ -53,7 +54,8 @@ def diagnose(
         answer: the answer to explain; by default the model's own, greedily. An `Answer` keeps its exact tokens.
         context: text of the user before the question.
         system: a system message.
-        against: alternatives that `odds` compares one word (`word`, from 0) with; found by default.
+        against: alternatives that `odds` compares one word (`word`, from 0) with, or of every word, see `credit`; found
+            by default.
         word: see `against`.
         hide_from: who loses sight of a patch in the heatmap, see `attribute`.
         max_new_tokens: where the model is cut off if it does not stop.
@@ -78,6 +80,7 @@ def diagnose(
         _next(bar, advance())
         patches, no_map = _map(vlm, x, hide_from, progress, computed)
         bar.update()
+    words = parts_of(x, "word", vlm.decode)
     return Diagnosis(
         question=asks,
         answer=x.answer,
@@ -85,7 +88,8 @@ def diagnose(
         answer_finished=given.finished if isinstance(given, Answer) else True,
         context=context or None,
         system=system or None,
-        words=_texts(vlm, x),
+        words=texts_of(words),
+        spans=tuple((word.start, word.stop) for word in words),
         contrast=compared,
         credit=split,
         patches=patches,
@@ -137,13 +141,6 @@ def _map(
     """The heatmaps by word, or why there are none."""
     try:
         tokens = attribute(vlm, x, hide_from=hide_from, progress=progress, decoder_inputs=decoder_inputs)
-        return tokens.words(split_words(x.answer_tokens)), None
+        return tokens.words(parts_of(x, "word", vlm.decode)), None
     except ImageError as error:
         return None, str(error)
-
-
-def _texts(vlm: HookedVLM, x: Inputs) -> tuple[str, ...]:
-    """The words as text. Tokens are decoded together, since one alone may hold part of a letter only."""
-    ids = x.answer_ids.tolist()
-    words = split_words(x.answer_tokens)
-    return tuple(vlm.prompter.tokenizer.decode(ids[word.start : word.stop]).strip() for word in words)

@@ -21,6 +21,7 @@ from lvlm_interp.counterfactuals.contrast import Contrast, TokenClass, token_cla
 from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.view import Box
 from lvlm_interp.inputs.words import Word, split_words
+from lvlm_interp.report.function_words import is_function_word
 from lvlm_interp.report.sentences import dominant, sentence, signed
 from lvlm_interp.results import Result, heading, text
 
@@ -93,6 +94,11 @@ class WordReport:
         return self.odds["total"] < 0
 
     @property
+    def tells(self) -> bool:
+        """Whether it says something by itself: no punctuation, and no word such as "the" or "of"."""
+        return self.word.is_content and not is_function_word(self.text)
+
+    @property
     def sentence(self) -> str:
         """Where it came from, in words."""
         peak = None if self.peak is None else (self.peak.box, self.peak.nats)
@@ -119,6 +125,7 @@ class Diagnosis(Result):
         patches: where in the image, by word; None if its tokens have no place in the picture.
         no_map: why there are no patches, or None.
         picture: the image, RGB.
+        spans: the tokens of each word, (start, stop), counted from 0; none in what older releases wrote.
     """
 
     too_large: ClassVar[frozenset[str]] = frozenset({"picture"})
@@ -134,10 +141,11 @@ class Diagnosis(Result):
     patches: PatchMap | None
     no_map: str | None
     picture: UInt8[Tensor, "height width 3"] = dataclasses.field(repr=False)
+    spans: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = {len(self.words), len(self.credit.tokens), len(split_words(self.contrast.tokens))}
+        counts = {len(self.words), len(self.credit.tokens), len(self.spans or split_words(self.contrast.tokens))}
         if len(counts | ({len(self.patches.tokens)} if self.patches else set())) > 1:
             raise InputError(f"credit, contrast and map are of one answer; here they have {sorted(counts)} words")
         if self.patches and self.patches.size != self.image.size:
@@ -153,8 +161,8 @@ class Diagnosis(Result):
     @property
     def reports(self) -> tuple[WordReport, ...]:
         """One report for each word."""
-        parts = split_words(self.contrast.tokens)
-        named = [dataclasses.replace(part, text=text) for part, text in zip(parts, self.words, strict=True)]
+        spans = self.spans or [(part.start, part.stop) for part in split_words(self.contrast.tokens)]
+        named = [Word(text, *span) for text, span in zip(self.words, spans, strict=True)]
         odds = self.credit.with_value("odds")
         rows = zip(*map(_records, (odds, self.credit.with_value("full"), odds.keeping("question"))), strict=True)
         return tuple(self._report(i, word, *row) for i, (word, row) in enumerate(zip(named, rows, strict=True)))
@@ -187,9 +195,13 @@ class Diagnosis(Result):
 
     @property
     def ranked(self) -> tuple[WordReport, ...]:
-        """The content words, those first whose probability the image changes most, either way (`delta_nats`)."""
-        words = [report for report in self.reports if report.word.is_content]
-        return tuple(sorted(words, key=lambda report: -abs(report.delta_nats)))
+        """The words that say something, those first that the image changes most, either way (`delta_nats`).
+
+        Function words are left out, unless there are no others.
+        """
+        content = [report for report in self.reports if report.word.is_content]
+        chosen = [report for report in content if report.tells] or content
+        return tuple(sorted(chosen, key=lambda report: -abs(report.delta_nats)))
 
     @property
     def sentences(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ def check(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Whether a model is read truly: five checks, and what to do where one fails. Status 0 only if all hold."""
+    """Whether a model is read truly: six checks, and what to do where one fails. Status 0 only if all hold."""
     from lvlm_interp.opening.conformance import check as conform
 
     vlm = open_model(model, None, verbose, device, dtype)

@@ -49,9 +49,9 @@ def heatmap(
 
 def _mapped(vlm: Any, x: Any, word: int, against: str | None, told: dict[str, Any]) -> tuple[Any, int]:
     """The maps of all words, or of the one that is held against another, and which of them is drawn."""
-    from lvlm_interp.inputs.words import split_words
+    from lvlm_interp.inputs.words import parts_of
 
-    words = split_words(x.answer_tokens)
+    words = parts_of(x, "word", vlm.decode)
     if word >= len(words):
         raise InputError(f"no word {word}: the answer has {len(words)}, from 0: {[one.text for one in words]}")
     if against is not None:

@@ -54,7 +54,8 @@ def _ranked(diagnosis: Diagnosis) -> tuple[list[int], list[int]]:
     ranked = diagnosis.ranked
     told = [report.index for report in ranked if report.kind != "irrelevant" or len(ranked) <= MOST_TOLD][:MOST_TOLD]
     told = told or [report.index for report in ranked[:FEWEST_TOLD]]
-    return told, [report.index for report in ranked if report.index not in told]
+    content = [report.index for report in diagnosis.reports if report.word.is_content]
+    return told, [index for index in dict.fromkeys((*(r.index for r in ranked), *content)) if index not in told]
 
 
 def _given(diagnosis: Diagnosis) -> list[tuple[str, str]]:

@@ -27,6 +27,7 @@ from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 from PIL import Image
 
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.media import open_image
 from lvlm_interp.report.figures import lettering
 from lvlm_interp.report.figures.lettering import literal, token_text
@@ -54,8 +55,9 @@ def figure(function: F) -> F:
         lettering.legible(ax)
         return ax
 
-    FIGURES[function.__name__] = drawn
-    return cast(F, drawn)
+    known: Any = explained(drawn)
+    FIGURES[function.__name__] = known
+    return cast(F, known)
 
 
 # --- axes and figures -------------------------------------------------------------------------------------------------
