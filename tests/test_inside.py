@@ -93,7 +93,7 @@ def test_probes_by_layer_and_head(probes):
     shown = torch.tensor(ax.images[0].get_array().data)
     assert torch.allclose(shown, probes.of("accuracy")) and tuple(shown.shape) == (3, 2)
     marked = {(int(y), int(x)) for x, y in ax.collections[0].get_offsets()}
-    assert (1, 1) in marked and len(marked) == int(probes.significant.sum())
+    assert (1, 1) in marked and len(marked) == int(probes.better("accuracy").sum())
     strongest, color = probes.of("accuracy").argmax(), ax.collections[0].get_facecolors()
     place = [(int(y) * 2 + int(x)) for x, y in ax.collections[0].get_offsets()].index(int(strongest))
     assert color[place].tolist() == [1, 1, 1, 1]  # a dot on the darkest cell can be seen
@@ -101,6 +101,17 @@ def test_probes_by_layer_and_head(probes):
     assert torch.allclose(torch.tensor(selective).flatten(), probes.selectivity)
     with pytest.raises(InputError, match="no metric 'luck'"):
         figures.probe_map(probes, "luck")
+
+
+def test_a_score_that_is_not_above_the_majoritys_has_no_dot(probes):
+    """Labels can be told from it by least squares, which is what p says; but not so that the score shown shows it."""
+    below = dataclasses.replace(
+        probes, q=torch.zeros(6), low=torch.full_like(probes.low, 0.4), high=torch.full_like(probes.high, 0.9)
+    )
+    assert below.significant.all() and not below.better("accuracy").any()
+    assert not len(figures.probe_map(below).collections[0].get_offsets())
+    assert dataclasses.replace(below, low=below.low + 0.2).better("accuracy").all()
+    assert below.better("selectivity").tolist() == (below.selectivity > 0).tolist()
 
 
 def test_rows_are_named_after_their_blocks(probes):

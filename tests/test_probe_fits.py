@@ -3,23 +3,26 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom, kstest
+from scipy.stats import binom, kstest, t
 from sklearn import metrics
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
 from lvlm_interp import bootstrap
-from lvlm_interp.probes import statistics, validate
-from lvlm_interp.probes.fit import BINARY, GAUSSIAN, MULTINOMIAL, Problem, Space, held_out_r2, solve
+from lvlm_interp.probes import probe, statistics, validate
+from lvlm_interp.probes.estimators import strengths
+from lvlm_interp.probes.fit import BINARY, GAUSSIAN, MULTINOMIAL, TOLERANCE, Problem, Space, solve
+from lvlm_interp.probes.least_squares import held_out_r2
 from lvlm_interp.probes.probe import fit_probes
+from lvlm_interp.probes.task import inner_folds, make_folds, task_of
 from tests.probing import drawn, labelled
 
 # --- the fits are scikit-learn's --------------------------------------------------------------------------------------
 
 
-def batched(x, targets, likelihood, l2):
-    space = Space.of(x)
-    weights = solve(Problem(space.enter(x), targets[:, None], likelihood), torch.full((len(x),), l2), tolerance=1e-6)
+def batched(x, targets, likelihood, l2, tolerance=1e-6):
+    space, strength = Space.of(x), torch.full((len(x),), l2)
+    weights = solve(Problem(space.enter(x), targets[:, None], likelihood), strength, tolerance=tolerance)
     coef, intercept = space.leave(weights)
     return coef[:, :, 0], intercept[:, 0]
 
@@ -64,6 +67,60 @@ def test_several_targets_are_fitted_as_if_alone():
     for i in range(3):
         alone = solve(Problem(Space.of(x).enter(x), y[:, i : i + 1], BINARY), torch.ones(2), tolerance=1e-6)
         assert torch.allclose(together[:, :, i], alone[:, :, 0], atol=1e-4)
+
+
+def test_labels_without_a_second_class_have_no_slopes():
+    """As control labels may be; the intercept has no end, and slopes shrink towards 0 without one."""
+    x = drawn(3, 60, 4)
+    coef, intercept = batched(x, torch.zeros(60, 1), BINARY, 1.0, tolerance=TOLERANCE)
+    assert coef.abs().max() < 1e-2 and intercept.isfinite().all() and (intercept < -3).all()
+
+
+def unequal(examples, dim, sites, seed=0, shares=(0.5, 0.25, 0.15, 0.1)):
+    """Four classes of unequal size, which sites hold more and more of."""
+    y = torch.multinomial(torch.tensor(shares), examples, True, generator=torch.Generator().manual_seed(seed))
+    middles = drawn(sites, 4, dim, seed=seed + 1) * torch.linspace(0.1, 0.6, sites)[:, None, None]
+    return drawn(sites, examples, dim, seed=seed + 2) + middles[:, y], y
+
+
+@pytest.mark.parametrize(("l2", "dtype"), [(0.01, torch.float64), (0.1, torch.float32)])
+@pytest.mark.parametrize("dim", [20, 576])
+def test_little_l2_gives_what_a_converged_fit_does(dim, l2, dtype):
+    """Where hardly anything holds coefficients back, a gradient that is nearly 0 is far from the minimum."""
+    x, y = unequal(400, dim, sites=2)
+    hot = torch.nn.functional.one_hot(y).to(dtype)
+    coef, _ = batched(x.to(dtype), hot, MULTINOMIAL, l2, tolerance=TOLERANCE)
+    for i in range(2):
+        scaler = StandardScaler().fit(x[i].double())
+        features = scaler.transform(x[i].double())
+        oracle = LogisticRegression(C=1 / l2, tol=1e-10, max_iter=1000, solver="newton-cholesky").fit(features, y)
+        ours = coef[i].T.double().numpy() * scaler.scale_
+        assert np.linalg.norm(ours - oracle.coef_) < 1e-3 * np.linalg.norm(oracle.coef_)
+
+
+def chosen(x, y, tolerance):
+    """The strengths that the inner folds of each outer fold choose at every site."""
+    task = task_of(y)
+    fold = make_folds(task, torch.arange(len(y)), 3, 0)
+    targets = task.targets(task.truth)[:, None].to(x.dtype)
+    inner = inner_folds(task, torch.arange(len(y)), fold, 0)
+    plan = validate.Plan(task, targets, fold, inner, strengths(probe.L2), True, tolerance, tolerance)
+    parts = [validate.validated(x[:, fold != f], targets[fold != f], inner[f], plan) for f in range(3)]
+    return torch.stack([losses.argmin(1) for losses in parts])
+
+
+def differing(x, y, tolerance):
+    return int((chosen(x, y, tolerance) != chosen(x.double(), y, 1e-8)).sum())
+
+
+@pytest.mark.parametrize(("examples", "dim", "sites"), [(400, 576, 2), (90, 30, 25), (60, 12, 25)])
+def test_the_strength_is_what_converged_fits_choose(examples, dim, sites):
+    assert not differing(*unequal(examples, dim, sites, seed=3), validate.INNER_TOLERANCE)
+
+
+def test_loose_fits_choose_another_strength():
+    """The control: weak strengths look better than they are where their fits stop on the way."""
+    assert differing(*unequal(90, 30, 25, seed=3), 10.0)
 
 
 # --- scores are scikit-learn's ----------------------------------------------------------------------------------------
@@ -119,12 +176,68 @@ def test_intervals_know_that_a_group_is_one_observation():
     def width(of):
         weights = bootstrap.bootstrap_weights(of, 400, torch.Generator().manual_seed(0))
         assert (weights[0] == 1).all() and torch.allclose(weights.sum(1).mean(), torch.tensor(200.0), rtol=0.05)
-        low, high = bootstrap.interval(
-            statistics.class_scores(truth, right, torch.full((1, 200, 2), 0.5), weights, groups * 0)["accuracy"], 0.95
-        )
+        scores = statistics.class_scores(truth, right, torch.full((1, 200, 2), 0.5), weights, groups * 0)
+        low, high = bootstrap.share_interval(scores["accuracy"], 0.95, len(of.unique()), 200)
         return float(high - low)
 
     assert width(groups) > 3 * width(torch.arange(200))
+
+
+def mean_interval(values, groups, confidence=0.95, samples=2000, **options):
+    weights = bootstrap.bootstrap_weights(groups, samples, torch.Generator().manual_seed(0))
+    count = len(groups.unique())
+    return bootstrap.interval(values @ weights.T / weights.sum(1), confidence, count, **options)
+
+
+def test_the_interval_of_a_mean_is_students():
+    values = drawn(3, 12) * torch.tensor([[1.0], [3.0], [0.1]]) + 2
+    low, high = mean_interval(values, torch.arange(12))
+    expected = t.interval(0.95, 11, values.mean(1), values.std(1) / 12**0.5)
+    assert torch.allclose(low, torch.tensor(expected[0], dtype=low.dtype), rtol=0.05)
+    assert torch.allclose(high, torch.tensor(expected[1], dtype=high.dtype), rtol=0.05)
+    wide = mean_interval(values, torch.arange(12), inflation=2.25)
+    assert torch.allclose(wide[1] - wide[0], 1.5 * (high - low))
+
+
+@pytest.mark.parametrize("right", [0, 1, 6, 29, 30])
+def test_the_interval_of_a_share_is_wilsons(right):
+    correct, groups = (torch.arange(30) < right).float()[None], torch.arange(30)
+    weights = bootstrap.bootstrap_weights(groups, 4000, torch.Generator().manual_seed(0))
+    low, high = bootstrap.share_interval(correct @ weights.T / weights.sum(1), 0.95, 30, 30)
+    z, share = t.ppf(0.975, 29), right / 30
+    middle, reach = share + z**2 / 60, z * (share * (1 - share) / 30 + z**2 / 3600) ** 0.5
+    expected = [(middle + sign * reach) / (1 + z**2 / 30) for sign in (-1, 1)]
+    assert [low.item(), high.item()] == pytest.approx(expected, abs=0.015)
+    assert 0 <= low.item() <= share <= high.item() <= 1
+
+
+def test_groups_that_score_alike_count_once_each():
+    weights = bootstrap.bootstrap_weights(torch.arange(200) // 20, 100, torch.Generator().manual_seed(0))
+    (low,), (high,) = bootstrap.share_interval(torch.ones(1, 101), 0.95, 10, 200)
+    assert high == 1 and low.item() == pytest.approx(1 / (1 + t.ppf(0.975, 9) ** 2 / 10), abs=1e-3)
+    assert all(edge.isnan().all() for edge in bootstrap.share_interval(weights[:1, :1], 0.95, 10, 200))
+    assert all(edge.isnan().all() for edge in bootstrap.interval(torch.ones(1, 20), 0.95, 1))
+
+
+@pytest.mark.parametrize("per_group", [1, 4])
+def test_intervals_hold_the_accuracy_on_new_examples(per_group):
+    """In 240 made-up data sets; `benchmarks/coverage.py` measures how often on many more."""
+    held = []
+    for seed in range(6):
+        made = torch.Generator().manual_seed(seed)
+        groups = torch.arange(80) // per_group
+        y = torch.randint(2, (80 // per_group,), generator=made)[groups]
+        shared = torch.randn(80 // per_group, 40, 12, generator=made)[groups]
+        x = (torch.randn(80, 40, 12, generator=made) + (shared if per_group > 1 else 0)) / (
+            2 if per_group > 1 else 1
+        ) ** 0.5
+        x[..., 0] += (2 * y[:, None] - 1) * 0.8
+        found = fit_probes(x, y, groups=groups, permutations=0, bootstrap=300, l2=(100.0, 10.0), seed=seed)
+        weight, start = found.coef[..., 0], found.intercept[:, 0]
+        along, length = 0.8 * weight[:, 0], weight.norm(dim=1)
+        accuracy = (torch.special.ndtr((along + start) / length) + torch.special.ndtr((along - start) / length)) / 2
+        held.append((found.low[0] <= accuracy) & (accuracy <= found.high[0]))
+    assert 0.88 <= torch.stack(held).float().mean() <= 0.995
 
 
 # --- significance -----------------------------------------------------------------------------------------------------
@@ -173,6 +286,48 @@ def test_permutations_keep_groups_together():
     p = p_values(x, y, fold, groups)
     assert (p <= 0.05).sum() < binom.ppf(0.999, sites, 0.05)
     assert (p_values(x, y, fold, torch.arange(80)) <= 0.05).sum() > binom.ppf(0.999, sites, 0.05)
+
+
+def lonely(folds=5, most=7):
+    """Groups of which no two in a fold have one size, each of one label."""
+    groups = torch.arange(folds * most).repeat_interleave(torch.arange(1, most + 1).repeat(folds))
+    fold = torch.arange(folds).repeat_interleave(most)[groups]
+    return groups, fold, torch.randperm(folds * most, generator=torch.Generator().manual_seed(0)) % 2
+
+
+def test_a_perfect_probe_is_found_where_no_two_groups_have_one_size():
+    groups, fold, label = lonely()
+    y = label[groups].float()[:, None]
+    x = drawn(2, len(groups), 4)
+    x[0, :, 0] += 20 * y[:, 0]
+    orders = statistics.exchanges(fold, groups, 199, torch.Generator().manual_seed(0), y)
+    assert (orders[0] == torch.arange(len(groups))).all() and (fold[orders] == fold).all()
+    p = p_values(x, y, fold, groups, orders)
+    assert p[0] <= 0.05 < p[1]
+    assert all(len(torch.stack([groups, y[order, 0].long()]).unique(dim=1).T) == 35 for order in orders)
+    by_size = statistics.exchanges(fold, groups, 199, torch.Generator().manual_seed(0))
+    assert p_values(x, y, fold, groups, by_size)[0] == 1  # those of one size alone cannot tell
+
+
+def test_p_values_of_groups_of_many_sizes_are_uniform():
+    groups, fold, label = lonely(most=5)
+    y = label[groups].float()[:, None]
+    own = drawn(400, 25, 5)[:, groups]  # a group looks alike
+    orders = statistics.exchanges(fold, groups, 99, torch.Generator().manual_seed(0), y)
+    p = p_values(own + 0.3 * drawn(400, len(groups), 5, seed=1), y, fold, groups, orders)
+    assert (p <= 0.05).sum() < binom.ppf(0.999, 400, 0.05)
+    assert (p_values(own, y, fold, torch.arange(len(y))) <= 0.05).sum() > binom.ppf(0.999, 400, 0.05)
+
+
+@pytest.mark.parametrize("per_fold", [1, 4])
+def test_labels_move_between_folds_that_are_single_groups(per_fold):
+    groups = torch.arange(20 * per_fold) // per_fold
+    y = (groups % 2).float()[:, None]
+    x = drawn(2, len(groups), 3)
+    x[0, :, 0] += 20 * y[:, 0]
+    orders = statistics.exchanges(groups, groups, 199, torch.Generator().manual_seed(0), y)
+    p = p_values(x, y, groups, groups, orders)
+    assert p[0] <= 0.05 < p[1]
 
 
 def test_permutations_keep_what_they_should():

@@ -53,12 +53,23 @@ X, Y = labelled()
         (X, Y, {"l2": 0.0}, "above 0"),
         (X[:, 0], Y, {}, "features are"),
         (X[:, :, :0], Y, {}, "none empty"),
+        (X, [7, "7"] * 60, {}, r"several kinds, 7 \(number\) and '7' \(text\)"),
+        (X, [True, 1, 0] * 40, {}, "several kinds, .*number.*truth value"),
+        (X, Y, {"groups": [1, "1"] * 60}, "groups are of several kinds"),
         (*with_nan(), {"sites": list("abcdef")}, "NaN or infinite values at e, first in example 7"),
     ],
 )
 def test_what_cannot_be_probed_is_refused(features, labels, options, message):
     with pytest.raises(LvlmInterpError, match=message):
         fit_probes(features, labels, **{**QUICK, **options})
+
+
+def test_what_is_broken_at_the_last_site_is_found_before_the_first_is_fitted(monkeypatch):
+    x, y = with_nan()
+    monkeypatch.setattr(probe, "BLOCK", 4 * x[:, 0].numel())
+    monkeypatch.setattr(probe, "fit_block", lambda *_: pytest.fail("a site was fitted"))
+    with pytest.raises(InputError, match="NaN or infinite values at 4"):
+        fit_probes(x, y, **QUICK)
 
 
 def test_constant_features_are_harmless_and_noted():
@@ -101,6 +112,14 @@ def test_separable_classes_have_a_finite_answer_and_a_note():
 def test_too_few_permutations_are_noted():
     notes = fit_probes(X, Y, permutations=19, bootstrap=0, l2=1.0).notes
     assert any("fewer than 6 sites can never be significant" in note for note in notes)
+
+
+def test_labels_that_can_hardly_change_places_are_noted():
+    groups = torch.arange(10).repeat_interleave(12)
+    labels = (groups // 5 + groups) % 2
+    notes = fit_probes(X, labels, groups=groups, permutations=400, bootstrap=0, l2=1.0).notes
+    assert any("can change places in about" in note for note in notes)
+    assert not any("change places" in note for note in fit_probes(X, Y, permutations=400, bootstrap=0, l2=1.0).notes)
 
 
 @pytest.mark.parametrize(

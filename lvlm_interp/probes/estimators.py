@@ -17,7 +17,10 @@ from lvlm_interp.probes.task import Task
 
 
 class _Linear(BaseEstimator):
-    """What both estimators share; every parameter of `__init__` is an attribute of the same name."""
+    """What both estimators share; every parameter of `__init__` is an attribute of the same name.
+
+    `tolerance` is the share of their length that coefficients may be off by.
+    """
 
     def __init__(self, l2: float = 1.0, standardize: bool = True, tolerance: float = 1e-6) -> None:
         self.l2, self.standardize, self.tolerance = l2, standardize, tolerance

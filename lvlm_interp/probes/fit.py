@@ -7,25 +7,31 @@ Logistic, multinomial and ridge regression are one problem. With margins z = x·
 and the gradient of the first part is mean(z) − y, where mean(z) is the expected target. Only `potential`, `mean` and a
 bound on the curvature differ. With that bound (Böhning 1992) the Hessian is at most curvature·XᵀX / examples + l2, the
 same at every step: it is factored once for each site and serves as the starting point of L-BFGS, so that a few passes
-over the features suffice where plain L-BFGS takes a hundred. Several targets for the same features share the factor
-and the passes. The objective is scikit-learn's, with C = 1 / l2 (`alpha` of `Ridge`).
+over the features suffice where plain L-BFGS takes a hundred. With little L2 classes come apart, and the bound is far
+from the Hessian: then the factor is made anew where the descent stands. Several targets for the same features share
+the factor and the passes. The objective is scikit-learn's, with C = 1 / l2 (`alpha` of `Ridge`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-REMEMBERED = 8  # steps that L-BFGS looks back on
+TOLERANCE = 1e-3  # share of their length that slopes may be off by
+REMEMBERED = 12  # steps that L-BFGS looks back on
+FACTORED = 24  # steps after which the Hessian is factored anew
+FLATTEST = 1e-3  # share of the bound that the curvature of an example is taken to be at least
+FLAT = 1e-3  # length of slopes that tell nothing, as features have a spread of 1: of no use to know it better
+ROUNDING = 2  # units of it in a gradient, below which there is nothing to descend
 MOST_HALVINGS = 30
 NOISE = 64  # units of rounding in which objectives are not told apart
-AT_ONCE = 1 << 24  # held-out predictions in memory together
 JITTER = 1e-6  # of the mean diagonal: the factor need only be near the bound, but must exist
 
 Sites = Float[Tensor, "site example dim"]
@@ -45,10 +51,12 @@ class Likelihood:
         curvature: an upper bound on the second derivative of the potential.
         both: for margins and their axis of outputs, the potential summed over outputs (that axis is gone) and its
             derivative, the expected target. They share their exponentials.
+        constant: the curvature is that bound everywhere; otherwise it is that of a probability m, m·(1 − m).
     """
 
     curvature: float
     both: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+    constant: bool = False
 
     def mean(self, z: Float[Tensor, "*example output"]) -> Float[Tensor, "*example output"]:
         """Expected targets."""
@@ -74,7 +82,7 @@ def _multinomial(z: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 
 BINARY = Likelihood(1 / 4, _logistic)
 MULTINOMIAL = Likelihood(1 / 2, _multinomial)
-GAUSSIAN = Likelihood(1.0, lambda z, axis: ((z * z).sum(axis) / 2, z))
+GAUSSIAN = Likelihood(1.0, lambda z, axis: ((z * z).sum(axis) / 2, z), constant=True)
 
 
 @dataclass(frozen=True)
@@ -129,10 +137,6 @@ class Problem:
     y: Targets
     likelihood: Likelihood
 
-    @cached_property
-    def gram(self) -> Float[Tensor, "site parameter parameter"]:
-        return self.x.mT @ self.x
-
     def margins(self, w: Weights) -> Margins:
         return (self.x @ w.flatten(2)).unflatten(2, w.shape[2:])
 
@@ -142,20 +146,26 @@ class Problem:
         weight[:, -1] = 0
         return weight[:, None, None]
 
-    def bound(self, penalty: Float[Tensor, "site 1 1 parameter"]) -> Float[Tensor, "site parameter parameter"]:
-        """The inverse of the bound on the Hessian."""
-        bound = self.gram * (self.likelihood.curvature / self.x.shape[1])
-        diagonal = bound.diagonal(dim1=-2, dim2=-1)
-        diagonal += penalty[:, 0, 0] + JITTER * diagonal.mean(-1, keepdim=True)
-        return torch.cholesky_inverse(torch.linalg.cholesky(bound))
+    @cached_property
+    def bound(self) -> Float[Tensor, "site parameter parameter"]:
+        """What the Hessian of the mean loss is at most, whatever the weights."""
+        return self.x.mT @ self.x * (self.likelihood.curvature / self.x.shape[1])
+
+    def hessian(self, mean: Rows) -> Float[Tensor, "site parameter parameter"]:
+        """That of the mean loss where targets are expected to be these: one for all targets, their average.
+
+        Of three classes or more it leaves out how outputs act on each other.
+        """
+        curvature = (mean * (1 - mean)).sum(2).mean(1).clamp(min=FLATTEST * self.likelihood.curvature)
+        return (self.x * curvature[..., None]).mT @ self.x / self.x.shape[1]
 
 
 def solve(
     problem: Problem,
     l2: Float[Tensor, " site"],
     start: Weights | None = None,
-    tolerance: float = 1e-5,
-    most_steps: int = 200,
+    tolerance: float = TOLERANCE,
+    most_steps: int = 1000,
 ) -> Weights:
     """Minimise at all sites and for all targets.
 
@@ -163,21 +173,22 @@ def solve(
         problem: what to fit.
         l2: strength for each site, above 0.
         start: where to begin; zero by default.
-        tolerance: done where no component of the gradient (of the mean loss) is larger; scikit-learn's `tol`.
+        tolerance: done where slopes are at most this share of their length away from those of the minimum. The
+            gradient tells, as the objective curves by l2 / examples at least. Single precision cannot tell shares far
+            below 1e-3, and ends where only rounding is left.
         most_steps: give up after so many.
     """
     descent = _Descent(problem, l2)
     sites, _, parameters = problem.x.shape
-    shape = (sites, *problem.y.shape[1:], parameters)
-    here = descent.at(problem.x.new_zeros(shape) if start is None else start.movedim(1, 3).contiguous())
-    for _ in range(most_steps):
-        moving = here.gradient.abs().amax((2, 3), keepdim=True) > tolerance
-        if not moving.any():
+    here = descent.at(problem.x.new_zeros(sites, *problem.y.shape[1:], parameters))
+    if start is not None:
+        here = descent.refactored(descent.at(start.movedim(1, 3).contiguous()))
+    for taken in range(1, most_steps + 1):
+        moving = ~descent.arrived(here, tolerance)
+        there = descent.step(here, moving) if moving.any() else None
+        if there is None:  # done, or the rest is rounding
             break
-        there = descent.step(here, moving)
-        if there is None:  # the rest is rounding
-            break
-        here = there
+        here = there if taken % FACTORED else descent.refactored(there)
     return here.w.movedim(3, 1)
 
 
@@ -210,13 +221,20 @@ class _Descent:
     """L-BFGS that starts from the bound on the Hessian; each step passes over the features twice."""
 
     def __init__(self, problem: Problem, l2: Float[Tensor, " site"]) -> None:
-        self.x, self.likelihood, self.examples = problem.x, problem.likelihood, problem.x.shape[1]
+        self.problem, self.x, self.likelihood, self.examples = (
+            problem,
+            problem.x,
+            problem.likelihood,
+            problem.x.shape[1],
+        )
         self.penalty = problem.penalty(l2)
-        self.inverse = problem.bound(self.penalty)
+        self.least = (l2 / self.examples)[:, None, None, None]  # that the objective curves, along slopes
+        self.inverse = _inverse(problem.bound, self.penalty)
         self.past: deque[_Step] = deque(maxlen=REMEMBERED)
         self.shape = problem.y.shape[1:]
+        self.y = problem.y.movedim(0, 2).to(self.x.dtype)
         # Σ over examples of y·z is linear in the weights: it needs no pass.
-        self.pull = self._over_examples(problem.y.movedim(0, 2).to(self.x.dtype).expand(len(self.x), -1, -1, -1))
+        self.pull = self._over_examples(self.y.expand(len(self.x), -1, -1, -1))
 
     def _over_examples(self, rows: Rows) -> Slopes:
         """Mean over examples of a number for each, times its features."""
@@ -236,9 +254,27 @@ class _Descent:
         return self._point(w, z, self._value(potential, w), mean)
 
     def _point(self, w: Slopes, z: Rows, value: Tensor, mean: Rows) -> _Point:
-        gradient = self._over_examples(mean) - self.pull + self.penalty * w
-        bounded = (gradient.flatten(1, 2) @ self.inverse).unflatten(1, self.shape)
-        return _Point(w, z, value, gradient, bounded)
+        # Differences first: those of the sums would be little more than their rounding where classes come apart.
+        gradient = self._over_examples(mean - self.y) + self.penalty * w
+        return _Point(w, z, value, gradient, self._bounded(gradient))
+
+    def _bounded(self, gradient: Slopes) -> Slopes:
+        return (gradient.flatten(1, 2) @ self.inverse).unflatten(1, self.shape)
+
+    def refactored(self, here: _Point) -> _Point:
+        """The same point, from where the descent goes on with the Hessian that it has there."""
+        if self.likelihood.constant:
+            return here
+        self.inverse = _inverse(self.problem.hessian(self.likelihood.both(here.z, 2)[1]), self.penalty)
+        self.past.clear()
+        return dataclasses.replace(here, bounded=self._bounded(here.gradient))
+
+    def arrived(self, here: _Point, tolerance: float) -> Bool[Tensor, "site target 1 1"]:
+        """Where slopes are near enough to those of the minimum, or as near as rounding lets them come."""
+        noise = ROUNDING * torch.finfo(here.w.dtype).eps * _norm(self.penalty * here.w)
+        slopes, intercepts = (_norm(part) for part in (here.gradient[..., :-1], here.gradient[..., -1:]))
+        near = slopes <= torch.maximum(tolerance * self.least * _norm(here.w[..., :-1]).clamp(min=FLAT), noise)
+        return near & (intercepts <= (tolerance * self.likelihood.curvature / 10 + noise))
 
     def step(self, here: _Point, moving: Tensor) -> _Point | None:
         """The next point; None if no objective falls any more.
@@ -289,7 +325,7 @@ class _Descent:
 def _taken(here: _Point, there: _Point) -> _Step:
     step, change, bounded = there.w - here.w, there.gradient - here.gradient, there.bounded - here.bounded
     product = _dot(step, change)
-    sound = product > 0
+    sound = product > torch.finfo(product.dtype).tiny  # its inverse is finite
     scale = torch.where(sound, product / _dot(change, bounded), 1.0)
     return _Step(step, change, bounded, torch.where(sound, 1 / product, 0.0), scale)
 
@@ -298,42 +334,15 @@ def _dot(a: Slopes, b: Slopes) -> Float[Tensor, "site target 1 1"]:
     return (a * b).sum((2, 3), keepdim=True)
 
 
-def held_out_r2(
-    x: Sites,
-    y: Float[Tensor, "example output"],
-    orders: Int[Tensor, "order example"],
-    fold: Int[Tensor, " example"],
-    shrinkage: tuple[float, ...],
-    standardize: bool = True,
-) -> Float[Tensor, "site order"]:
-    """R² of held-out least-squares predictions for many orders of the targets, the best over strengths of shrinkage.
+def _norm(a: Slopes) -> Float[Tensor, "site target 1 1"]:
+    return _dot(a, a).sqrt()
 
-    The fits of all orders share one factor for each fold, so that a thousand permutations cost little more than a few.
 
-    Args:
-        x: features.
-        y: targets; outputs are added up.
-        orders: rows of indices; the targets `y[order]` are fitted. They keep each fold's targets in the fold.
-        fold: the part that each example is held out with.
-        shrinkage: strengths of L2 as shares of the number of examples, which is the features' mean eigenvalue.
-        standardize: scale features.
-    """
-    errors = x.new_zeros(len(shrinkage), len(x), len(orders))
-    spread = x.new_zeros(())
-    several = max(1, AT_ONCE // (len(x) * y.numel()))
-    for number in fold.unique():
-        test, train = fold == number, fold != number
-        space = Space.of(x[:, train], standardize)
-        learned, seen = space.enter(x[:, train])[..., :-1], space.enter(x[:, test])[..., :-1]
-        gram, unit = learned.mT @ learned, torch.eye(learned.shape[2], dtype=x.dtype)
-        factors = [torch.linalg.cholesky(gram + share * learned.shape[1] * unit) for share in shrinkage]
-        maps = [torch.cholesky_solve(seen.mT, factor).mT for factor in factors]  # from products to predictions
-        centred = y - y[train].mean(0)
-        spread += centred[test].square().sum()
-        for some in torch.arange(len(orders)).split(several):
-            given, wanted = (centred[orders[some][:, part]].movedim(0, 1) for part in (train, test))
-            inner = learned.mT @ given.flatten(1)
-            for i, one in enumerate(maps):
-                missed = (one @ inner).sub_(wanted.flatten(1))
-                errors[i][:, some] += missed.square_().unflatten(2, wanted.shape[1:]).sum((1, 3))
-    return (1 - errors / spread).amax(0)
+def _inverse(
+    hessian: Float[Tensor, "site parameter parameter"], penalty: Float[Tensor, "site 1 1 parameter"]
+) -> Float[Tensor, "site parameter parameter"]:
+    """Of the Hessian with L2."""
+    hessian = hessian.clone()
+    diagonal = hessian.diagonal(dim1=-2, dim2=-1)
+    diagonal += penalty[:, 0, 0] + JITTER * diagonal.mean(-1, keepdim=True)
+    return torch.cholesky_inverse(torch.linalg.cholesky(hessian))

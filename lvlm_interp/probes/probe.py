@@ -21,13 +21,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lvlm_interp.bootstrap import Samples, bootstrap_weights, interval
+from lvlm_interp.bootstrap import Samples, bootstrap_weights
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import explained
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.probes import statistics
 from lvlm_interp.probes.estimators import strengths
-from lvlm_interp.probes.fit import BINARY
+from lvlm_interp.probes.fit import BINARY, TOLERANCE
 from lvlm_interp.probes.result import ProbeResult, listed
 from lvlm_interp.probes.task import (
     Column,
@@ -66,7 +66,7 @@ def fit_probes(
     bootstrap: int = 1000,
     confidence: float = 0.95,
     alpha: float = 0.05,
-    tolerance: float = 1e-5,
+    tolerance: float = TOLERANCE,
     seed: int = 0,
     metadata: pd.DataFrame | None = None,
     vlm: HookedVLM | None = None,
@@ -92,7 +92,7 @@ def fit_probes(
         bootstrap: samples for intervals; none with 0.
         confidence: of the intervals.
         alpha: false discovery rate over sites.
-        tolerance: largest component of the gradient at the end of a fit, values in the unit of their spread.
+        tolerance: share of their length that coefficients may be off by at the end of a fit.
         seed: decides folds, control labels, permutations and samples.
         metadata: a frame with a row for each example, kept in the result.
         vlm: the model that features come from, for the result's provenance.
@@ -116,8 +116,10 @@ def fit_probes(
     chosen = strengths(l2)
     inner = inner_folds(wanted, grouped, fold, seed) if len(chosen) > 1 else _no_inner(fold)
     plan = Plan(wanted, _targets(wanted, types, generator), fold, inner, chosen, standardize, tolerance)
-    orders = statistics.exchanges(fold, grouped, permutations, generator)
+    orders = statistics.exchanges(fold, grouped, permutations, generator, wanted.truth)
     blocks = list(_blocks(features, shape, names))
+    for read in blocks if isinstance(features, (Tensor, np.ndarray)) else ():
+        read()  # what is broken at the last site is found before the first is fitted
     found = Fitted.together([fit_block(x(), plan, orders) for x in tqdm(blocks, disable=not progress, unit="block")])
     weights = bootstrap_weights(grouped, bootstrap, generator)
     p, q = _tested(found.statistic)
@@ -127,7 +129,7 @@ def fit_probes(
         site_shape=shape[1:-1],
         kind=wanted.kind,
         classes=wanted.classes,
-        **_judged(found, plan, weights, confidence),
+        **_judged(found, plan, weights, confidence, int(grouped.max()) + 1),
         p=p,
         q=q,
         l2=found.l2,
@@ -139,7 +141,7 @@ def fit_probes(
         groups=grouped,
         alpha=alpha,
         confidence=confidence,
-        notes=_notes(found, names, permutations, alpha),
+        notes=_notes(found, names, wanted.truth[orders], alpha),
         metadata={} if metadata is None else {str(k): v.tolist() for k, v in metadata.items()},
         provenance=_provenance(vlm, seed, plan, about),
     )
@@ -216,12 +218,12 @@ def _targets(task: Task, types: Column | None, generator: torch.Generator) -> Fl
     return torch.stack([task.targets(truth) for truth in truths], 1)
 
 
-def _judged(found: Fitted, plan: Plan, weights: Samples, confidence: float) -> dict[str, Any]:
+def _judged(found: Fitted, plan: Plan, weights: Samples, confidence: float, groups: int) -> dict[str, Any]:
     """Scores, intervals, baseline and control."""
     task, margins = plan.task, found.margins.float()
     scores = task.scores(margins[:, :, 0], task.truth, weights, plan.fold)
     values = statistics.stacked(scores)
-    edges = [interval(one, confidence) for one in values]
+    low, high = statistics.score_intervals(scores, confidence, groups, len(plan.fold))
     baseline = statistics.stacked(task.scores(_uninformed(plan), task.truth, weights[:1], plan.fold))
     first = next(iter(scores))
     control = torch.full((len(margins),), torch.nan)
@@ -232,8 +234,8 @@ def _judged(found: Fitted, plan: Plan, weights: Samples, confidence: float) -> d
     return {
         "metrics": tuple(scores),
         "values": values[..., 0],
-        "low": torch.stack([low for low, _ in edges]),
-        "high": torch.stack([high for _, high in edges]),
+        "low": low,
+        "high": high,
         "baseline": baseline[:, 0, 0],
         "control": control,
     }
@@ -260,8 +262,9 @@ def _tested(statistic: Float[Tensor, "site order"]) -> tuple[Float[Tensor, " sit
     return p, statistics.false_discovery_q(p)
 
 
-def _notes(found: Fitted, names: tuple[str, ...], permutations: int, alpha: float) -> tuple[str, ...]:
-    notes = []
+def _notes(found: Fitted, names: tuple[str, ...], labels: Tensor, alpha: float) -> tuple[str, ...]:
+    """What a reader should know; `labels` are those of the examples in every permutation."""
+    notes: list[str] = []
     if found.constant.any():
         where = [f"{names[int(i)]} ({int(found.constant[i])})" for i in found.constant.nonzero()]
         notes.append(f"constant features, which get coefficient 0, at {listed(where)}")
@@ -271,13 +274,26 @@ def _notes(found: Fitted, names: tuple[str, ...], permutations: int, alpha: floa
             f"the classes are perfectly separable at {listed(where)}: the length of those coefficients, and so how "
             "sure probabilities are, is set by l2 alone"
         )
-    needed = int(np.ceil(len(names) / (alpha * (permutations + 1))))
-    if permutations and needed > 1:
-        notes.append(
-            f"with {permutations} permutations over {len(names)} sites, fewer than {needed} sites can never be "
-            "significant; give more permutations to find single sites"
-        )
+    if len(labels) > 1:
+        notes += _limits(len(names), len(labels), len(labels.flatten(1).unique(dim=0)), alpha)
     return tuple(notes)
+
+
+def _limits(sites: int, drawn: int, different: int, alpha: float) -> list[str]:
+    """What permutations cannot find, where they are few or come out alike."""
+    needed = int(np.ceil(sites / (alpha * different)))
+    if needed < 2:
+        return []
+    if 2 * different > drawn:
+        return [
+            f"with {drawn - 1} permutations over {sites} sites, fewer than {needed} sites can never be significant; "
+            "give more permutations to find single sites"
+        ]
+    return [
+        f"the labels can change places in about {different} ways only, as folds and groups keep together what belongs "
+        f"together: p is hardly below {1 / different:.2g}, and fewer than {needed} of {sites} sites can never be "
+        "significant; more groups, or fewer folds, would help"
+    ]
 
 
 def _provenance(vlm: HookedVLM | None, seed: int, plan: Plan, about: Mapping[str, int]) -> Provenance:

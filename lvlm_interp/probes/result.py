@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, SiteError
@@ -30,7 +30,8 @@ class ProbeResult(Result):
         kind: `classify` or `regress`.
         classes: the labels, in the order of outputs; two classes have one output, the log-odds of the second.
         metrics: names of the scores; the first is the one that selectivity speaks of.
-        values, low, high: scores and their bootstrap interval, `[metric, site]`.
+        values, low, high: scores and their interval, for new examples of new groups, `[metric, site]`: see
+            `statistics.INFLATION` for how far it can be trusted.
         baseline: what always saying the majority class (the mean, in a regression) gets, `[metric]`.
         control: the first metric on the control task; NaN without types.
         p: permutation p-value of "labels cannot be told from this site", by the held-out R² of least squares.
@@ -87,6 +88,23 @@ class ProbeResult(Result):
         """Which sites are, the false discovery rate kept at `alpha`."""
         return self.q <= self.alpha
 
+    def better(self, metric: str) -> Bool[Tensor, " site"]:
+        """Which sites are significant, with an interval of this score that says they do better than the baseline.
+
+        Significance is that of least squares: a site can have it whose score is not above the majority's.
+
+        Args:
+            metric: one of `metrics`, or `selectivity`, of which it is asked that it is above 0.
+
+        Raises:
+            InputError: no such metric.
+        """
+        if metric == "selectivity":
+            return self.significant & (self.selectivity > 0)
+        number = self._number(metric)
+        low, high, baseline = self.low[number], self.high[number], self.baseline[number]
+        return self.significant & (high < baseline if metric == "pixel_error" else low > baseline)
+
     @property
     def selectivity(self) -> Float[Tensor, " site"]:
         """The first metric, minus that of the control task: what the probe reads rather than learns by heart."""
@@ -98,9 +116,12 @@ class ProbeResult(Result):
         Raises:
             InputError: no such metric.
         """
+        return self.values[self._number(metric)].view(self.site_shape)
+
+    def _number(self, metric: str) -> int:
         if metric not in self.metrics:
             raise InputError(f"no metric {metric!r}; there are {list(self.metrics)}")
-        return self.values[self.metrics.index(metric)].view(self.site_shape)
+        return self.metrics.index(metric)
 
     def index(self, site: str | int) -> int:
         """The number of a site.

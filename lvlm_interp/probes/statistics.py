@@ -13,9 +13,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lvlm_interp.bootstrap import Samples
+from lvlm_interp.bootstrap import Samples, Scores, interval, share_interval
 
-Scores = Float[Tensor, "site sample"]
+INFLATION = 1.5
+"""What the variance of a held-out score over samples of examples is multiplied by.
+
+Samples draw held-out predictions anew, but not the probes that made them: those share most of what they were fitted to
+(Bates, Hastie & Tibshirani 2024). How much that adds depends on the data. `benchmarks/coverage.py` measures how often
+intervals hold the score on new examples; Nadeau & Bengio's (2003) factor for five folds is 2.25, which is too wide.
+"""
 
 
 def class_scores(
@@ -83,22 +89,84 @@ def point_scores(
     return {"r2": (1 - squares / spread).mean(-1), "pixel_error": missed.norm(dim=-1) @ share.T}
 
 
-def exchanges(
-    fold: Int[Tensor, " example"], groups: Int[Tensor, " example"], count: int, generator: torch.Generator
-) -> Int[Tensor, "permutation example"]:
-    """Rows of indices that permute labels in ways that change nothing if features tell nothing about them.
+def score_intervals(
+    scores: Mapping[str, Scores], confidence: float, groups: int, examples: int
+) -> tuple[Float[Tensor, "metric site"], Float[Tensor, "metric site"]]:
+    """Low and high of every score: Wilson's for shares; of the log of an error, and of the variance that is missed."""
+    found = []
+    for name, values in scores.items():
+        if name == "pixel_error":
+            found.append(_log_interval(values, confidence, groups))
+        elif name == "r2":
+            low, high = _log_interval(1 - values, confidence, groups)
+            found.append((1 - high, 1 - low))
+        else:
+            found.append(share_interval(values, confidence, groups, examples, INFLATION))
+    return torch.stack([low for low, _ in found]), torch.stack([high for _, high in found])
 
-    The first row changes nothing. In the others, groups of equal size in the same fold swap their labels, and so do the
-    examples within each group: the labels of a fold, and the company that labels keep in a group, stay as they are.
+
+def _log_interval(
+    values: Scores, confidence: float, groups: int
+) -> tuple[Float[Tensor, " site"], Float[Tensor, " site"]]:
+    logs = values.clamp(min=torch.finfo(values.dtype).tiny).log()
+    low, high = interval(logs, confidence, groups, INFLATION)
+    return low.exp(), high.exp()
+
+
+def exchanges(
+    fold: Int[Tensor, " example"],
+    groups: Int[Tensor, " example"],
+    count: int,
+    generator: torch.Generator,
+    labels: Tensor | None = None,
+) -> Int[Tensor, "permutation example"]:
+    """Rows of indices that give examples each other's labels in ways that change nothing if features tell none of them.
+
+    The first row changes nothing. Labels stay in their fold. Where each group has one label, that is what groups swap,
+    whatever their size: groups could as well have had each other's, unless a group's size says what label it has.
+    Elsewhere groups of equal size swap their labels, and so do the examples within each group, so that the company
+    that labels keep in a group stays as it is. Where every fold is a single group, or example, folds say nothing of
+    labels, and labels move between them.
+
+    Args:
+        fold: of each example.
+        groups: of each example.
+        count: how many rows, besides the first.
+        generator: what draws them.
+        labels: of each example, `[example, …]`; without them, no group is taken to have one label.
     """
-    blocks = _blocks(fold.numpy(), groups.numpy())
+    if len(fold.unique()) == len(groups.unique()):
+        fold = torch.zeros_like(fold)
     found = torch.arange(len(fold)).repeat(count + 1, 1)
+    if labels is not None and _have_one_label(groups, labels):
+        return _groups_exchanged(found, fold, groups, generator)
+    blocks = _blocks(fold.numpy(), groups.numpy())
     for row in found[1:]:
         for block in blocks:
             within = torch.rand(block.shape, generator=generator).argsort(1)
             among = torch.randperm(len(block), generator=generator)
             row[block.flatten()] = block.gather(1, within)[among].flatten()
     return found
+
+
+def _have_one_label(groups: Int[Tensor, " example"], labels: Tensor) -> bool:
+    kinds = labels.reshape(len(labels), -1).unique(dim=0, return_inverse=True)[1]
+    return len(torch.stack([groups, kinds]).unique(dim=1).T) == len(groups.unique())
+
+
+def _groups_exchanged(
+    rows: Int[Tensor, "permutation example"],
+    fold: Int[Tensor, " example"],
+    groups: Int[Tensor, " example"],
+    generator: torch.Generator,
+) -> Int[Tensor, "permutation example"]:
+    """Every example gets the label of the group that its own group swaps with."""
+    for number in fold.unique():
+        own, place = groups[fold == number].unique(return_inverse=True)
+        first = torch.stack([(groups == group).int().argmax() for group in own])
+        for row in rows[1:]:
+            row[fold == number] = first[torch.randperm(len(own), generator=generator)][place]
+    return rows
 
 
 def _blocks(fold: np.ndarray, groups: np.ndarray) -> list[Tensor]:

@@ -16,7 +16,7 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from sklearn.utils.multiclass import type_of_target
 from torch import Tensor
 
-from lvlm_interp.bootstrap import Samples
+from lvlm_interp.bootstrap import Samples, Scores
 from lvlm_interp.errors import InputError
 from lvlm_interp.probes import statistics
 from lvlm_interp.probes.fit import BINARY, GAUSSIAN, MULTINOMIAL, Likelihood
@@ -88,7 +88,7 @@ class Task:
         truth: Tensor,
         weights: Samples,
         fold: Int[Tensor, " example"],
-    ) -> dict[str, statistics.Scores]:
+    ) -> dict[str, Scores]:
         if self.kind == "regress":
             return statistics.point_scores(truth, margins.to(weights.dtype), weights)
         probabilities = self.probabilities(margins.double())  # of two that are sure, one is surer
@@ -215,4 +215,19 @@ def _plain(given: Any, what: str) -> np.ndarray:
     missing = ~np.isfinite(values) if values.dtype.kind == "f" else pd.isna(as_given)
     if missing.any():
         raise InputError(f"{int(missing.sum())} {what} are NaN or infinite, or missing")
+    _need_one_kind(as_given, what)
     return values.astype(str) if values.dtype == object else values
+
+
+def _need_one_kind(given: np.ndarray, what: str) -> None:
+    """Raise where NumPy would make one of 7 and "7", or of 1 and True."""
+    of_each = {_kind(value): value for value in given.flat}
+    if len(of_each) > 1:
+        some = " and ".join(f"{value!r} ({kind})" for kind, value in sorted(of_each.items()))
+        raise InputError(f"{what} are of several kinds, {some}: make them all of one")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (bool, np.bool_)):
+        return "truth value"
+    return "text" if isinstance(value, str) else "number" if isinstance(value, (int, float, np.number)) else "other"

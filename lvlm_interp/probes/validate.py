@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lvlm_interp.probes.fit import Problem, Space, held_out_r2, solve
+from lvlm_interp.probes.fit import Problem, Space, solve
+from lvlm_interp.probes.least_squares import held_out_r2
 from lvlm_interp.probes.task import Task
 
 SHRINKAGE = (1.0, 0.01)  # of the least-squares probe in permutation tests; the better counts
-INNER_TOLERANCE = 1e-3  # held-out losses of the inner folds, which only choose L2, change no more below it
+INNER_TOLERANCE = 1e-2  # that of the inner folds, whose losses only choose L2: below it, the choice stays the same
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Plan:
         l2: strengths to choose from, strongest first.
         standardize: scale features by their standard deviation.
         tolerance: of the fits.
+        inner_tolerance: of those of the inner folds.
     """
 
     task: Task
@@ -38,6 +40,7 @@ class Plan:
     l2: tuple[float, ...]
     standardize: bool
     tolerance: float
+    inner_tolerance: float = INNER_TOLERANCE
 
 
 def cross_validated(
@@ -74,7 +77,7 @@ def validated(
         held_out = Problem(space.enter(x[:, test]), targets[test], plan.task.likelihood)
         weights = None
         for i, strength in enumerate(plan.l2):
-            weights = solve(problem, x.new_full((len(x),), strength), weights, INNER_TOLERANCE)
+            weights = solve(problem, x.new_full((len(x),), strength), weights, plan.inner_tolerance)
             losses[:, i] += plan.task.likelihood.loss(held_out.margins(weights), held_out.y).sum((1, 2))
     return losses
 

@@ -23,7 +23,7 @@ def probe_map(
     cmap: str | Colormap | None = None,
     title: str | None = None,
 ) -> Axes:
-    """Layers × heads: what can be decoded at each, with a dot where it is more than chance.
+    """Layers × heads: what can be decoded at each, with a dot where it is more than chance: see `ProbeResult.better`.
 
     Args:
         found: from `fit_probes`, its sites given as `[layer, head]`; one row of sites is drawn as one column.
@@ -40,11 +40,11 @@ def probe_map(
     ax = drawing.axes(ax, 2.2 + 0.36 * values.shape[1], 1.4 + 0.16 * len(values))
     scale = Normalize(min(floor, float(np.nanmin(values))), max(floor + 1e-6, float(np.nanmax(values))))
     image = ax.imshow(values, cmap=drawing.colors(cmap), norm=scale, aspect="auto", origin="lower")
-    _mark(ax, found, image, values)
+    _mark(ax, found, name, image, values)
     ax.set_xticks(range(0, values.shape[1], lettering.step(values.shape[1], ax, "width", ems=2.0)))
     _number_rows(ax, found, len(values))
     ax.set_xlabel("head" if values.shape[1] > 1 else "")
-    drawing.title(ax, title or f"{plain(name)} of held-out probes (• q ≤ {found.alpha:g})", "center")
+    drawing.title(ax, title or f"{plain(name)} of held-out probes (• above chance, q ≤ {found.alpha:g})", "center")
     drawing.quiet(ax)
     drawing.color_bar(ax, image, with_unit(name))
     return ax
@@ -59,9 +59,9 @@ def _scores(found: ProbeResult, name: str) -> tuple[np.ndarray, float]:
     return scores.reshape(len(scores), -1).numpy(), floor
 
 
-def _mark(ax: Axes, found: ProbeResult, scale: ScalarMappable, values: np.ndarray) -> None:
+def _mark(ax: Axes, found: ProbeResult, name: str, scale: ScalarMappable, values: np.ndarray) -> None:
     """A dot where a score is more than chance, to be seen on any cell."""
-    rows, columns = found.significant.view(values.shape).numpy().nonzero()
+    rows, columns = found.better(name).view(values.shape).numpy().nonzero()
     colors = [drawing.ink_on(color) for color in scale.to_rgba(values[rows, columns])]
     ax.scatter(columns, rows, s=5, color=colors, linewidths=0, label=f"q ≤ {found.alpha:g}")
 
