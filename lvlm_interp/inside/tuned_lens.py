@@ -272,4 +272,4 @@ def _interval(
     groups = example.unique(return_inverse=True)[1]
     count = RESAMPLES if int(groups.max()) else 0
     weights = bootstrap_weights(groups, count, torch.Generator().manual_seed(seed))
-    return interval(gain @ weights.T / weights.sum(1), 0.95)
+    return interval(gain @ weights.T / weights.sum(1), 0.95, int(groups.max()) + 1)
