@@ -149,9 +149,11 @@ def positions(vlm: HookedVLM, x: Inputs) -> Checked:
 
 def sites(vlm: HookedVLM, x: Inputs) -> Checked:
     """Every site fires, heads recombine, values and patterns give them, parts add up, the last lens is the logits."""
-    found = vlm.capture(x, "*")
     zs = [site for name, site in vlm.sites.items() if name.endswith("attn.hook_z")]
-    given = _given(vlm, x, zs)
+    # What attention, or the norm behind it, gives in the same pass, before it is multiplied by something and added.
+    outs = [dataclasses.replace(out, read="output") for site in zs if (out := _out_of(vlm, site))]
+    with recording(vlm.model, outs, Choice(x.length)) as given:
+        found = vlm.capture(x, "*")
     recombined = [gap for site in zs if (gap := _recombined(vlm, site, found, given)) is not None]
     read = [gap for site in zs if (gap := _read(site, found)) is not None]
     sums = gaps(vlm, x, found)
@@ -176,15 +178,6 @@ def _number(name: str) -> int:
 def _out_of(vlm: HookedVLM, site: Site) -> Site | None:
     """What attention adds, where a site holds its heads."""
     return vlm.sites.get(f"{site.name.rsplit('.', 2)[0]}.hook_attn_out")
-
-
-def _given(vlm: HookedVLM, x: Inputs, zs: list[Site]) -> dict[str, Tensor]:
-    """What attention, or the norm behind it, gives, before it is multiplied by something and added; by site."""
-    outs = [dataclasses.replace(out, read="output") for site in zs if (out := _out_of(vlm, site))]
-    taps = [site for site in vlm.sites.values() if site.read == "attention"]  # computed as in a capture of all
-    with recording(vlm.model, [*outs, *taps], Choice(x.length)) as given:
-        vlm.run(x)
-    return given
 
 
 def _recombined(vlm: HookedVLM, site: Site, found: Any, given: Mapping[str, Tensor]) -> float | None:
