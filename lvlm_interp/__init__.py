@@ -4,7 +4,7 @@ or from what the language model already knew?
     import lvlm_interp as li
 
     vlm = li.load("reference")
-    li.diagnose(vlm, "photo.png", "What color is the banana?")
+    li.diagnose(vlm, "What color is the banana?", "banana.png")
 
 Names are imported when they are first used, so that `import lvlm_interp` is quick.
 """
@@ -23,6 +23,7 @@ _HOMES = {
     "Inputs": "inputs.example",
     "Answer": "inputs.example",
     "Capture": "model.capture",
+    "Captured": "model.capture",
     "check": "opening.conformance",
     "Conformance": "opening.conformance",
     "score": "engine.score",
@@ -52,6 +53,9 @@ _HOMES = {
     "Contrasts": "counterfactuals.contrast",
 }
 
+# Modules with more names, imported when they are asked for too; Tab completes what `dir` has.
+_ROOMS = ("adapters", "attribution", "counterfactuals", "errors", "inputs", "reference", "report", "results", "tables")
+
 __all__ = ["__version__", *_HOMES]
 
 
@@ -69,4 +73,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_ROOMS])

@@ -4,9 +4,14 @@ Each says what was asked, what was found, and what would work; each is a `LvlmIn
 script can catch them all, and the command line can print them without a traceback.
 """
 
+from lvlm_interp.shown import printable
+
 
 class LvlmInterpError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package. What others named or wrote is in its text so that no terminal obeys it."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ImageError(LvlmInterpError, ValueError):
@@ -25,7 +30,7 @@ class SiteError(LvlmInterpError, KeyError):
     """A site name matches nothing, or a site did not fire."""
 
     def __str__(self) -> str:  # KeyError would show the repr
-        return str(self.args[0]) if self.args else ""
+        return printable(self.args[0]) if self.args else ""
 
 
 class VisibilityError(LvlmInterpError, ValueError):
@@ -42,3 +47,10 @@ class OutputError(LvlmInterpError, OSError):
 
 class SceneError(LvlmInterpError, ValueError):
     """A scene that cannot be drawn."""
+
+
+class LvlmInterpWarning(UserWarning):
+    """What is done as asked, and may not mean what it seems to."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())

@@ -7,13 +7,16 @@ import functools
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from lvlm_interp.errors import OutputError
+from lvlm_interp.fields import check_fields, equal
+from lvlm_interp.given import explained
+from lvlm_interp.shown import printable
 from lvlm_interp.storing import KINDS, is_tensor, packed, scalar, storable, unpacked
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound="Result")
 MOST_ROWS = 40  # of a table in a notebook; it shows the first and the last of more
+FEW_ROWS, LINE = 12, 100  # of a table that is printed, and letters in its lines
 PACKAGES = ("lvlm-interp", "torch", "transformers", "numpy")
 LAYOUT = "2"  # of files
 
@@ -65,32 +69,64 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=package_versions)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """Base of results: frozen, with `provenance`; tensors are saved as safetensors, the rest as its JSON header.
 
-    Results may hold results; names in `too_large` are fields that `to_dict` leaves out.
+    Printed, a result is a short table. Results may hold results. Two are equal if all in them is, tensors number by
+    number. One whose fields do not fit together cannot be made, nor read from a file.
+
+    Attributes:
+        too_large: fields that `to_dict` leaves out.
+        unsaved: fields that a file does not hold either.
+        along: fields with a member for each place of an axis of the tensors, and the name of that axis.
+        among: fields whose members are each one of some.
     """
 
     too_large: ClassVar[frozenset[str]] = frozenset()
+    unsaved: ClassVar[frozenset[str]] = frozenset()
+    along: ClassVar[Mapping[str, str]] = {}
+    among: ClassVar[Mapping[str, Collection[str]]] = {}
     provenance: Provenance = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_fields(self, self.along, self.among)
+
+    def __eq__(self, other: object) -> bool:
+        return equal(self, other) if type(other) is type(self) else NotImplemented
+
+    def __hash__(self) -> int:
+        about = self.provenance
+        return hash((type(self).__name__, about.model, about.weights, about.method, about.example))
 
     def to_frame(self) -> pd.DataFrame:
         """The result as a table, one row a token; columns are named like the attributes."""
         raise TypeError(f"{type(self).__name__} has no table")
 
+    def identified(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The frame with a last column `example`, the digest of what it is about, to join what else is known of it."""
+        return frame.assign(example=self.provenance.example)
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values; tensors become nested lists."""
-        kept = (f.name for f in dataclasses.fields(self) if f.name not in self.too_large)
+        kept = (f.name for f in dataclasses.fields(self) if f.name not in self.too_large | self.unsaved)
         return {name: _plain(getattr(self, name)) for name in kept}
 
     def _repr_html_(self) -> str | None:
         return html(self)
 
+    def __repr__(self) -> str:
+        return printable(text(self))
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        # What a dataclass would have of itself compares tensors as truths. These it leaves, as they are there first.
+        cls.__eq__, cls.__hash__ = Result.__eq__, Result.__hash__  # type: ignore[method-assign]
+        if "__repr__" not in vars(cls):  # a dataclass would write its own, all numbers in it
+            cls.__repr__ = Result.__repr__  # type: ignore[method-assign]
         storable(cls)
 
+    @explained
     def save(self, path: str | Path) -> Path:
         """Write one `.safetensors` file, tensors and JSON header; it is whole or as it was, never half.
 
@@ -151,7 +187,42 @@ def html(result: Result) -> str | None:
     """
     if type(result).to_frame is Result.to_frame:
         return None
-    return result.to_frame().to_html(float_format="{:.3f}".format, max_rows=MOST_ROWS)
+    return shown_frame(result).to_html(float_format="{:.3f}".format, max_rows=MOST_ROWS)
+
+
+def shown_frame(result: Result) -> pd.DataFrame:
+    """Its frame without the digest of the example, which is for programs."""
+    return result.to_frame().drop(columns="example", errors="ignore")
+
+
+@functools.singledispatch
+def text(result: Result) -> str:
+    """What is printed of a result: its kind, where it comes from, and the ends of its table; like `html`, by kind."""
+    if type(result).to_frame is Result.to_frame:
+        names = (f.name for f in dataclasses.fields(result) if f.name != "provenance")
+        return heading(result) + "".join(f"\n  {name}: {_told(getattr(result, name))}" for name in names)
+    return f"{heading(result)}\n{table(shown_frame(result))}"
+
+
+def heading(result: Result, note: str = "") -> str:
+    """Its kind, what was computed, and of which model."""
+    about = result.provenance
+    return f"{type(result).__name__} ({about.method}, {about.model}{note and '; '}{note})"
+
+
+def table(frame: pd.DataFrame, index: bool = False) -> str:
+    """The ends of a frame, numbers rounded, lines broken."""
+    rounded = "{:.3f}".format
+    return frame.to_string(index=index, max_rows=FEW_ROWS, line_width=LINE, max_colwidth=40, float_format=rounded)
+
+
+def _told(value: Any) -> str:
+    """A field in at most a line: the shape of a tensor, how many of a collection."""
+    if is_tensor(value):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, (Mapping, list, tuple, set, frozenset)) and len(repr(value)) > LINE:
+        return f"{len(value)} × {type(next(iter(value))).__name__}"
+    return repr(value)[:LINE]
 
 
 def _plain(value: Any) -> Any:

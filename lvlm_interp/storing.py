@@ -30,7 +30,7 @@ def packed(value: Any, path: str, tensors: dict[str, Any]) -> Any:
         tensors[path] = value.detach().cpu().contiguous().clone()  # safetensors refuses memory that is shared
         return {"tensor": path}
     if dataclasses.is_dataclass(value) and KINDS.get(type(value).__name__) is type(value):
-        names = [f.name for f in dataclasses.fields(value)]
+        names = [f.name for f in dataclasses.fields(value) if f.name not in getattr(value, "unsaved", ())]
         return {"kind": type(value).__name__, "fields": _named(((n, getattr(value, n)) for n in names), path, tensors)}
     if isinstance(value, Mapping):
         return {"mapping": [[scalar(k), packed(v, f"{path}.{k}", tensors)] for k, v in value.items()]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def _is_file(name: str) -> bool:
 def _read(file: Path) -> pd.DataFrame:
     if file.suffix not in (".csv", ".jsonl"):
         raise InputError(f"a table of examples is a .csv or a .jsonl file, got {str(file)!r}")
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise InputError(f"no table at {str(file)!r}")
     try:
         return _csv(file) if file.suffix == ".csv" else _jsonl(file)
@@ -148,4 +149,8 @@ def _object(number: int, line: str) -> dict[str, Any]:
         raise ValueError(f"line {number} is no JSON, {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"line {number} is no object")
+    if nested := [name for name, value in found.items() if isinstance(value, (list, dict))]:
+        raise ValueError(
+            f"line {number}: {nested[0]!r} holds a {type(found[nested[0]]).__name__}; a cell holds one value"
+        )
     return found

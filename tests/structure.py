@@ -15,10 +15,15 @@ NAME = "lvlm_interp"
 # Parts in the order of their imports: each may import itself and what stands before it, never what stands behind. So
 # there can be no circle of parts, lazy or for types only.
 ORDER = (
+    "shown",
     "errors",
+    "files",
     "compat",
     "storing",
+    "fields",
+    "given",
     "results",
+    "pairs",
     "bootstrap",
     "checkpoints",
     "inputs",

@@ -8,6 +8,8 @@ import torch
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.inputs.batch import batched
+from lvlm_interp.opening import checks
+from lvlm_interp.opening.conformance import check
 from tests.families import FAMILIES, tiny_example, tiny_model
 from tests.families.shared.tiny import ANSWER, ROUNDING
 
@@ -155,3 +157,73 @@ def test_what_cannot_be_batched():
         batched([x, text])
     with pytest.raises(InputError, match="at least one"):
         batched([])
+
+
+# --- what families number or pack over the whole batch ------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["molmo2", "minicpmv4_6", "minicpm_ocr", "hunyuan_vl", "mistral_large4"])
+def test_rows_that_families_count_over_the_batch(name):
+    """Indices of patches, pictures in one row, numbers of images, positions: each row has its own."""
+    vlm = li.wrap(tiny_model(name))
+    short, other = tiny_example(vlm, name), tiny_example(vlm, name, seed=2)
+    long = other.with_answer([*ANSWER, *range(11, 17)], ["<11>"] * (len(ANSWER) + 6), "longer")
+    for examples in ([short, long], [long, short], [short, long, other]):
+        batch = vlm.batch(examples)
+        together = vlm.run(batch)
+        for number, x in enumerate(examples):
+            alone = vlm.run(x)
+            assert torch.allclose(batch.of(number, together), alone, atol=ROUNDING)
+    assert (vlm.run(short) - vlm.run(other)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["llava", "molmo2"])
+def test_the_first_picture_in_every_row(name, monkeypatch):
+    """The check of batches sees it, and no other check does."""
+    vlm = li.wrap(tiny_model(name))
+    x, side_by_side = tiny_example(vlm, name), vlm.batch
+    assert check(vlm, x).ok
+
+    def careless(examples):
+        made = side_by_side(examples)
+        first = {k: torch.cat([v] * len(examples)) for k, v in examples[0].pixels.items()}
+        return dataclasses.replace(made, model_inputs={**made.model_inputs, **first})
+
+    monkeypatch.setattr(vlm, "batch", careless)
+    assert [row.check for row in check(vlm, x).checks if not row.ok] == ["batch"]
+
+
+def by_length(kind):
+    """A model whose rotary frequencies depend on the longest row from 16 positions on."""
+    told = {
+        "dynamic": {"factor": 2.0},
+        "longrope": {"factor": 2.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4},
+    }
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "original_max_position_embeddings": 16, **told[kind]}
+    row = FAMILIES["llava"]
+    text = {**row.config["text_config"], "rope_parameters": rope, "max_position_embeddings": 16}
+    return li.wrap(
+        tiny_model("llava", rows={"llava": dataclasses.replace(row, config={**row.config, "text_config": text})})
+    )
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rows_that_depend_on_the_longest(kind):
+    """They are refused by name, and features come of single passes; rows of one length, or short ones, are not."""
+    vlm = by_length(kind)
+    short, long = short_and_long(vlm, "llava")
+    assert short.length <= 16 < long.length
+    with pytest.raises(
+        InputError, match=f"beyond 16 positions it computes by the length of the longest row .{long.length}"
+    ):
+        vlm.batch([short, long])
+    plain = batched([short, long])  # the control: side by side they would be others
+    assert (plain.of(0, vlm.run(plain)) - vlm.run(short)).abs().max() > 1e-2
+    assert len(vlm.batch([long, long])) == 2 and len(vlm.batch([short, short])) == 2
+    site = "blocks.2.hook_resid_post"
+    both = li.collect_features(vlm, [short, long], {"stream": site}, batch=2)["stream"].values
+    alone = [vlm.capture(one, site, reduce="last")[site] for one in (short, long)]
+    assert torch.allclose(both[:, 0], torch.cat(alone), atol=1e-6)
+    with torch.no_grad():
+        found = checks.batch(vlm, long)
+    assert found.ok and "one by one" in found.detail

@@ -54,7 +54,7 @@ def test_activations_are_those_of_transformers(vlm):
     for i in range(3):
         assert torch.allclose(ours[f"blocks.{i}.hook_resid_pre"], theirs.hidden_states[i], atol=1e-5)
         assert torch.allclose(ours[f"blocks.{i}.attn.hook_pattern"], theirs.attentions[i], atol=1e-6)
-    assert torch.allclose(ours["ln_final.hook_normalized"], theirs.hidden_states[-1], atol=1e-5)
+    assert torch.allclose(ours["ln_final.hook_out"], theirs.hidden_states[-1], atol=1e-5)
     assert torch.allclose(ours["projector.hook_out"][0], theirs.image_hidden_states, atol=1e-5)
 
 

@@ -70,7 +70,7 @@ def test_layers_keep_the_sites_of_their_blocks(sdpa):
     found = set(sdpa.capture(x, "*hook_mlp_out", layers=[0, 2]))
     # The vision tower has two blocks, the decoder three.
     assert found == {"blocks.0.hook_mlp_out", "blocks.2.hook_mlp_out", "vision.blocks.0.hook_mlp_out", "logits"}
-    assert "ln_final.hook_normalized" not in sdpa.capture(x, ALL, layers=0)
+    assert "ln_final.hook_out" not in sdpa.capture(x, ALL, layers=0)
 
 
 def test_reductions_run_over_the_chosen_positions(sdpa):
@@ -207,7 +207,7 @@ def test_without_grad_there_is_no_graph(sdpa):
         (Z, {"heads": []}, InputError, "at least one head"),
         (POST, {"layers": 3}, SiteError, "there is no layer 3; these sites have blocks 0 to 2"),
         (POST, {"layers": []}, SiteError, "no layer was asked for"),
-        ("ln_final.hook_normalized", {"layers": 0}, SiteError, "have no layers"),
+        ("ln_final.hook_out", {"layers": 0}, SiteError, "have no layers"),
         (POST, {"layers": 0}, SiteError, r"none of these sites is in layers \[0\]"),
     ],
 )

@@ -34,7 +34,7 @@ def picture(tmp_path_factory):
 @pytest.fixture
 def loaded(reference, monkeypatch):
     """The commands find the reference model open already."""
-    monkeypatch.setitem(vars(li), "load", lambda name: reference)
+    monkeypatch.setitem(vars(li), "load", lambda name, **options: reference)
 
 
 def one_line(err):
@@ -73,7 +73,7 @@ def test_diagnose(run, picture, tmp_path):
     status, out, err = run("diagnose", "--image", picture, *ASK, "--answer", "Purple.", "--out", tmp_path / "out")
     assert (status, err) == (0, "")
     assert out.splitlines()[-1] == str(tmp_path / "out" / "report.html") and "Purple" in out and "%" in out
-    assert (tmp_path / "out" / "00-purple.png").is_file()
+    assert (tmp_path / "out" / "heatmaps.png").is_file()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     status, _, err = run("diagnose", "--image", picture, *ASK, "--out", tmp_path / "out")
     assert status == 1 and one_line(err) and "--force" in err
@@ -240,7 +240,7 @@ def test_interrupted(tmp_path):
     """Ctrl-C in the middle of a command."""
     code = (
         "import sys, time, lvlm_interp as li; from lvlm_interp import cli\n"
-        "def slow(name): print('waiting', flush=True); time.sleep(60)\n"
+        "def slow(name, **options): print('waiting', flush=True); time.sleep(60)\n"
         "li.load = slow; sys.argv[1:] = ['demo', '--out', sys.argv[1]]; cli.main()"
     )
     process = subprocess.Popen(
@@ -305,7 +305,7 @@ def test_probe(run, table, tmp_path):
 
 
 def test_probe_finds_bad_folds_before_the_model_is_opened(run, table, tmp_path, monkeypatch):
-    monkeypatch.setitem(vars(li), "load", lambda name: pytest.fail("the model was opened"))
+    monkeypatch.setitem(vars(li), "load", lambda name, **options: pytest.fail("the model was opened"))
     status, _, err = run("probe", table, "--label", "thing", "--folds", "13", "--out", tmp_path / "no")
     assert status == 1 and one_line(err) and "from 2 to 12 folds" in err
 

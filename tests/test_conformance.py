@@ -75,7 +75,7 @@ def test_a_language_model_with_an_encoder_of_its_own():
 
 
 def test_a_refusal_is_a_row_of_the_table():
-    assert models_table.row("git") == (False, f"| `git` | – | – | – | – | – | refused: {FAILING['git']} |")
+    assert models_table.row("git") == (False, f"| `git` | – | – | – | – | – | – | refused: {FAILING['git']} |")
     passes, line = models_table.row("minimax_m3_vl")
     assert not passes and "**fails**" in line and "refused" not in line
 
@@ -136,7 +136,7 @@ def test_a_leaked_pixel(monkeypatch):
             handle.remove()
 
     monkeypatch.setattr(vlm, "call", lambda given: leaking(given) if "pixel_values" in given else call(given))
-    assert failed(vlm, x) == ["leak"]
+    assert failed(vlm, x) == ["leak", "batch"]  # beside another example, the trace is of both pictures
 
 
 def test_pixels_that_make_no_difference():
@@ -159,7 +159,7 @@ def test_a_hook_left_behind(monkeypatch):
 
     monkeypatch.setattr(vlm, "capture", careless)
     found = check(vlm, x)
-    assert [row.check for row in found.checks if not row.ok] == ["restore"] and "hooks" in found["restore"].detail
+    assert [row.check for row in found.checks if not row.ok] == ["restore"] and "hook" in found["restore"].detail
 
 
 def test_a_site_that_does_not_fire():
@@ -238,7 +238,7 @@ def test_a_norm_between_heads_and_their_projection(monkeypatch):
 def test_positions_counted_from_nought(name, monkeypatch):
     """Kosmos counts them from beyond the id of its padding token."""
     monkeypatch.setattr(HookedVLM, "uncounted", None)
-    assert failed(*example(name)) == ["positions"]
+    assert failed(*example(name)) == ["positions", "batch"]
 
 
 def test_masks_that_a_decoder_makes_itself(monkeypatch):

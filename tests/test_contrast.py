@@ -1,6 +1,7 @@
 """CAL's contrast is the two-pass computation in plain transformers, and a hidden image leaks nothing."""
 
 import dataclasses
+import inspect
 
 import pytest
 import torch
@@ -74,6 +75,33 @@ def test_cal_weights_by_hand():
     assert torch.equal(cal_weights(delta, low=-10, high=10, window=1), delta)
     rows = torch.stack([delta, delta.flip(0)])
     assert torch.equal(cal_weights(rows)[0], cal_weights(delta))  # one answer never leaks into another
+
+
+def test_cal_weights_at_the_edge_of_the_answer():
+    """CAL's code averages over the whole row of a batch: what stands beside the answer counts at its edges."""
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    ended = x.with_answer([*x.answer_ids.tolist(), vlm.stops()[0]], [""] * 4, "")
+    seen, positions = ended.model_inputs["attention_mask"], torch.arange(ended.length)[None]
+    unseen = seen * ~ended.where("image")
+    rows = []
+    for mask in (seen, unseen):  # as CAL runs it: keys of image slots masked, positions pinned
+        with torch.no_grad():
+            made = {**ended.model_inputs, "attention_mask": mask, "position_ids": positions}
+            rows.append(vlm.model(**made).logits[:, :-1])
+    delta = (rows[0] - rows[1]).gather(-1, ended.input_ids[:, 1:, None])[..., 0]
+    pool = torch.nn.AvgPool1d(3, stride=1, padding=1, count_include_pad=False)
+    official = pool(delta.clamp(1, 5))[0, x.answer_start - 1 : -1]
+    row, answer = li.contrast(vlm, x, edge="row"), li.contrast(vlm, x)
+    assert torch.allclose(row.weights, official, atol=1e-4)
+    assert torch.allclose(answer.weights, cal_weights(answer.delta)) and torch.equal(row.delta, answer.delta)
+    assert (row.weights - answer.weights)[[0, -1]].abs().max() > 1e-2  # the control: they differ, at the edges only
+    assert torch.allclose(row.weights[1:-1], answer.weights[1:-1])
+    assert row.provenance.parameters["edge"] == "row"
+    both = li.contrast(vlm, x, ["hidden", "blank"], edge="row") if x.images[0].picture else {"hidden": row}
+    assert torch.equal(both["hidden"].weights, row.weights)
+    with pytest.raises(InputError, match="edge is 'answer' or 'row'"):
+        inspect.unwrap(li.contrast)(vlm, x, edge="batch")
 
 
 def test_classes():

@@ -86,7 +86,7 @@ def test_prior_and_credits_add_up_to_the_total(vlm, value, unit, keep):
     split = li.credit(vlm, tiny_inputs(vlm), keep, value, unit=unit)
     assert torch.allclose(split.prior + split.credits.sum(1), split.total, atol=1e-6)
     frame = split.to_frame()
-    assert list(frame.columns) == ["token", "prior", *split.roles, "total"]
+    assert list(frame.columns) == ["token", "prior", *(f"credit[{role}]" for role in split.roles), "total", "example"]
     assert set(split.roles) == {"question", "context", "system", "image"} - set(keep)
     assert split.credits.abs().max() > 1e-2
 
@@ -216,7 +216,8 @@ def test_results_survive_a_file(vlm, tmp_path):
         ({"alternatives": 200}, InputError, "alternatives is between 1 and 199"),
         ({"keep": ("answers",)}, VisibilityError, "no role 'answers'"),
         ({"against": ["x"], "word": 99}, InputError, "no word 99"),
-        ({"against": "Red"}, InputError, r"give \['Red'\]"),
+        ({"against": [["x"], ["y"]]}, InputError, "alternatives to 2 parts, and the answer has 3"),
+        ({"against": {3: ["x"]}}, InputError, "there is no part 3"),
     ],
 )
 def test_what_cannot_be_is_refused(vlm, options, error, message):
@@ -289,8 +290,7 @@ def test_found_alternatives_are_words(reference, purple_banana):
 
 def test_the_image_says_purple(reference, purple_banana):
     split = li.credit(reference, purple_banana, unit="word")
-    word = split.to_frame().iloc[0]
-    assert word["image"] == max(word["prior"], word["question"], word["image"])
+    assert split.image[0] == max(split.prior[0], split.question[0], split.image[0])
 
 
 def test_alternatives_must_be_others(reference, purple_banana):

@@ -95,7 +95,7 @@ def test_commands_on_the_pages_can_be_given(line):
     [
         ("diagnosis --image a.png", "diagnosis"),
         ("reference where --quickly", "No such option"),
-        ("diagnose --image a.png", "question"),
+        ("heatmap --image a.png", "question"),
     ],
 )
 def test_a_command_that_does_not_exist_is_found(line, wrong):

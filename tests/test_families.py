@@ -153,7 +153,7 @@ def test_sites_of_every_family(family):
     name, vlm, x = family
     found = vlm.capture(x, "*")
     assert set(found) == {*vlm.sites, "logits"} and not vlm.missing
-    assert {"projector.hook_out", "ln_final.hook_normalized", "vision.blocks.1.attn.hook_pattern"} <= set(found)
+    assert {"projector.hook_out", "ln_final.hook_out", "vision.blocks.1.attn.hook_pattern"} <= set(found)
     assert all(f"vision.blocks.0.attn.hook_{part}" in found for part in "qkvz")
     assert ("blocks.1.cross_attn.hook_pattern" in found) == (name == "mllama")
     pattern = found["vision.blocks.0.attn.hook_pattern"]

@@ -14,7 +14,7 @@ import zarr
 from zarr.storage import _local
 
 import lvlm_interp as li
-from lvlm_interp.errors import InputError, OutputError
+from lvlm_interp.errors import InputError, ModelError, OutputError
 from lvlm_interp.probes.store import on_disk
 from tests import storing
 from tests.tiny import tiny_inputs, tiny_llava
@@ -225,7 +225,7 @@ def test_values_that_are_no_numbers_are_refused(examples, tmp_path):
     model = li.wrap(tiny_llava())
     with torch.no_grad():
         model.model.get_input_embeddings().weight[examples[1].model_inputs["input_ids"][0, -1]] = torch.nan
-    with pytest.raises(InputError, match="NaN or infinite values at blocks"):
+    with pytest.raises(ModelError, match="NaN for this example, first at"):
         li.collect_features(model, examples, SITES)
 
 

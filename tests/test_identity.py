@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lvlm_interp as li
-from lvlm_interp.model.identity import fingerprint, sums
+from lvlm_interp.model.identity import TURNS, Known, fingerprint, sums
 from tests.tiny import tiny_inputs, tiny_llava
 
 
@@ -86,6 +86,35 @@ def test_nothing_else_is_part_of_it(model, tmp_path):
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
     assert fingerprint(model) == before == fingerprint(copy.deepcopy(model)) == fingerprint(again)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_what_is_known_of_a_model_is_looked_at_again(model, change):
+    """The quick way gives the same; tensors as small as these are read whole."""
+    known = Known()
+    assert known.fingerprint(model) == known.fingerprint(model) == fingerprint(model)
+    change(model)
+    assert known.fingerprint(model) == fingerprint(model)
+
+
+def test_a_number_written_behind_torch_s_back_is_seen_in_turn(model):
+    model.big = nn.Linear(256, 256)
+    known = Known()
+    for at in (3, 1 << 15):
+        before = known.fingerprint(model)
+        model.big.weight.data.view(-1)[at] += 1
+        seen = [known.fingerprint(model) for _ in range(TURNS)]
+        assert seen[-1] == fingerprint(model) != before
+
+
+def test_a_change_that_fills_a_page_is_seen_at_once(model):
+    """Though torch did not count it."""
+    model.big = nn.Linear(256, 256)  # sixteen rows fill a page
+    known = Known()
+    for _ in range(TURNS):
+        before = known.fingerprint(model)
+        model.big.weight.data[16:32] += 1
+        assert known.fingerprint(model) == fingerprint(model) != before
 
 
 def test_running_a_model_leaves_its_fingerprint(model):

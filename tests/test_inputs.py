@@ -1,17 +1,12 @@
 """Images are opened or refused with a reason; every position gets the role that it has."""
 
-import inspect
-import io
-
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import lvlm_interp as li
-from lvlm_interp.errors import ImageError, InputError, ModelError, VisibilityError
+from lvlm_interp.errors import InputError, ModelError, VisibilityError
 from lvlm_interp.inputs.example import Inputs
-from lvlm_interp.inputs.media import open_image
 from lvlm_interp.reference import make_scene
 from tests.tiny import IMAGE_TOKEN, tiny_inputs, tiny_llava
 
@@ -26,61 +21,6 @@ def vlm():
 @pytest.fixture(scope="module")
 def picture():
     return make_scene(3).image
-
-
-# --- images ---------------------------------------------------------------------------------------
-
-
-def saved(tmp_path, name, image, **options):
-    path = tmp_path / name
-    image.save(path, **options)
-    return path
-
-
-def test_a_missing_image(tmp_path):
-    with pytest.raises(ImageError, match="no image file at"):
-        open_image(tmp_path / "absent.png")
-
-
-def test_an_empty_file_and_a_text_file(tmp_path):
-    for content in (b"", b"not an image"):
-        (tmp_path / "broken.png").write_bytes(content)
-        with pytest.raises(ImageError, match="not an image that Pillow can read"):
-            open_image(tmp_path / "broken.png")
-
-
-def test_a_truncated_image(tmp_path, picture):
-    stream = io.BytesIO()
-    picture.resize((300, 300)).save(stream, "PNG")
-    (tmp_path / "cut.png").write_bytes(stream.getvalue()[: len(stream.getvalue()) // 2])
-    with pytest.raises(ImageError, match="cannot be decoded"):
-        open_image(tmp_path / "cut.png")
-
-
-def test_an_animated_image(tmp_path, picture):
-    frames = [picture, picture.rotate(90)]
-    path = saved(tmp_path, "moving.gif", frames[0], save_all=True, append_images=frames[1:])
-    with pytest.raises(ImageError, match=r"animated \(2 frames\)"):
-        open_image(path)
-
-
-def test_transparency_is_laid_on_white(tmp_path):
-    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
-    assert np.asarray(open_image(clear)).min() == 255
-    half = Image.new("RGBA", (4, 4), (255, 0, 0, 128))
-    assert open_image(saved(tmp_path, "half.png", half)).getpixel((0, 0)) == (255, 127, 127)
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "I;16"])
-def test_other_modes_become_rgb(mode):
-    assert open_image(Image.new(mode, (5, 6))).mode == "RGB"
-
-
-def test_what_is_no_image_at_all():
-    with pytest.raises(ImageError, match="an image is a PIL image or a path, got ndarray"):
-        inspect.unwrap(open_image)(np.zeros((3, 3)))  # without the tests' own type checks
-    with pytest.raises(ImageError, match="empty"):
-        open_image(Image.new("RGB", (0, 3)))
 
 
 # --- roles, on the reference model ----------------------------------------------------------------

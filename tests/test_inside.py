@@ -58,7 +58,7 @@ def test_words_on_the_picture(reference, purple_banana):
     view = purple_banana.images[0]
     found = li.lens(reference, purple_banana, [10, -1], positions="image", target="banana")
     ax = figures.word_map(found, view, 0)
-    assert len(ax.texts) == len(view.positions) == 64 and "after 10 blocks" in ax.get_title(loc="left")
+    assert len(ax.texts) == len(view.positions) == 64 and "after 10 blocks" in ax.get_title()
     heat = figures.word_map(found, view, 0, target="banana")
     assert not heat.texts and len(heat.patches) == 64
     elsewhere = li.lens(reference, purple_banana, [-1], positions="question")

@@ -14,7 +14,10 @@ from tests.families.shared.tiny import IMAGE
 
 BRIDGED = ["llava", "llava_next", "llava_onevision", "idefics3", "gemma3", "qwen2_5_vl", "qwen3_vl"]
 STREAM = ["hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out"]
-HEADS = ["attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z", "attn.hook_pattern"]
+HEADS = [f"attn.hook_{part}" for part in ("q", "k", "v", "rot_q", "rot_k", "attn_scores", "pattern", "z")]
+INSIDE = [f"{ln}.hook_{part}" for ln in ("ln1", "ln2") for part in ("scale", "normalized")]
+INSIDE += [f"mlp.hook_{part}" for part in ("pre", "pre_linear", "post")]
+OUTSIDE = ["hook_embed", *(f"ln_final.hook_{part}" for part in ("scale", "normalized", "out"))]
 
 
 def other_words(vlm, name):
@@ -25,12 +28,18 @@ def other_words(vlm, name):
 
 
 def disagreeing(ours, theirs):
-    """The sites at which two readings differ, or that only the second has."""
+    """The sites at which two readings differ, or that only the second has; what it does not know is NaN."""
     return [
         site
         for site, value in theirs.items()
-        if site not in ours or ours[site].shape != value.shape or not torch.allclose(ours[site], value, atol=1e-5)
+        if site not in ours or ours[site].shape != value.shape or not alike(ours[site], value)
     ]
+
+
+def alike(ours, theirs):
+    lowest = torch.finfo(theirs.dtype).min  # of what is masked, which is -inf in TransformerLens
+    ours, theirs = torch.where(theirs.isnan(), torch.nan, ours).clamp(min=lowest), theirs.clamp(min=lowest)
+    return torch.allclose(ours, theirs, atol=1e-5, equal_nan=True)
 
 
 # --- transformer_lens -------------------------------------------------------------------------------------------------
@@ -51,21 +60,40 @@ def read_by_bridge(bridge, x):
     inputs = dict(x.model_inputs)
     with torch.no_grad():
         _, cache = bridge.run_with_cache(inputs.pop("input_ids"), **inputs)
-    found = {k: v for k, v in cache.items() if k.startswith("blocks.")}
-    return {**found, "ln_final.hook_normalized": cache["ln_final.hook_out"]}  # with the weights of the norm
+    # They hold the embedding of the placeholder where the image's features stand.
+    embedded = torch.where((x.input_ids == IMAGE)[..., None], torch.nan, cache["hook_embed"])
+    found = {**dict(cache.items()), "hook_embed": embedded}
+    # Where the bridge leaves attention to the model (Qwen), it has the pattern under the name of the scores too.
+    twice = [
+        k for k in found if k.endswith("scores") and torch.equal(found[k], found[k.replace("attn_scores", "pattern")])
+    ]
+    return {k: v for k, v in found.items() if k not in twice}
 
 
 def test_transformer_lens_reads_the_same(bridged):
     name, vlm, bridge = bridged
     x = tiny_example(vlm, name)
     theirs = read_by_bridge(bridge, x)
-    wanted = [f"blocks.{i}.{part}" for i in range(3) for part in STREAM + HEADS] + ["ln_final.hook_normalized"]
-    # What the bridge leaves to the model's own attention has no heads to compare; the stream always has.
+    wanted = [*OUTSIDE, *(f"blocks.{i}.{part}" for i in range(3) for part in STREAM + INSIDE + HEADS)]
+    # What the bridge leaves to the model's own attention has no heads to compare; all else always has.
     shared = {site: theirs[site] for site in wanted if site in theirs}
-    assert {f"blocks.{i}.{part}" for i in range(3) for part in STREAM} <= set(shared)
+    assert {*OUTSIDE, *(f"blocks.{i}.{part}" for i in range(3) for part in STREAM + INSIDE)} <= set(shared)
     assert disagreeing(vlm.capture(x, list(shared)), shared) == []
     other = vlm.capture(other_words(vlm, name), list(shared))
     assert disagreeing(other, shared) == list(shared)
+
+
+def test_a_cache_has_the_values_of_its_names(bridged):
+    """Ours as an `ActivationCache`, from all that can be captured, against theirs; masked scores are -inf."""
+    lens = pytest.importorskip("lvlm_interp.adapters.transformer_lens")
+    name, vlm, bridge = bridged
+    x = tiny_example(vlm, name)
+    theirs, ours = read_by_bridge(bridge, x), vlm.capture(x, ["hook_embed", "blocks.*", "ln_final.*"])
+    cache = lens.as_activation_cache(vlm, ours)
+    shared = {site: value for site, value in theirs.items() if site in cache.cache_dict}
+    assert len(shared) > 3 * len(STREAM + INSIDE) and disagreeing(cache.cache_dict, shared) == []
+    scores = cache["blocks.1.attn.hook_attn_scores"]
+    assert scores[0, 0, 0, 1] == -torch.inf and scores.softmax(-1).isfinite().all()
 
 
 # --- nnsight ----------------------------------------------------------------------------------------------------------
@@ -115,11 +143,20 @@ def read_by_nnsight(vlm, x, places):
     return found
 
 
+def gated(vlm, found):
+    """What layers of Mllama that read the image add: what their attention and their MLP give, behind gates."""
+    for i, block in enumerate(vlm.decoder.layers):
+        for kind in ("attn", "mlp"):
+            if (gate := getattr(block, f"cross_attn_{kind}_gate", None)) is not None:
+                found[f"blocks.{i}.hook_{kind}_out"] = found[f"blocks.{i}.hook_{kind}_out"] * gate.detach().tanh()
+    return found
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_nnsight_reads_the_same(name):
     vlm = li.wrap(tiny_model(name, "eager"))
     x, places = tiny_example(vlm, name), named_by_transformers(name, vlm)
-    theirs = read_by_nnsight(vlm, x, places)
+    theirs = gated(vlm, read_by_nnsight(vlm, x, places))
     assert len(theirs) == len(vlm.decoder.layers) * 10
     assert disagreeing(vlm.capture(x, list(theirs)), theirs) == []
     other = vlm.capture(other_words(vlm, name), list(theirs))

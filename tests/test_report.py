@@ -1,5 +1,6 @@
 """What a diagnosis says: its numbers, its sentences, and how it is kept."""
 
+import dataclasses
 import importlib
 import json
 import math
@@ -50,7 +51,7 @@ def test_a_diagnosis_says_what_the_methods_say(reference, banana):
     row = banana.to_frame().iloc[0]
     contrast, credit = li.contrast(reference, x), li.credit(reference, x, unit="word")
     assert row["delta_nats"] == pytest.approx(float(contrast.delta_nats[:2].sum()), abs=1e-4)
-    assert row["image"] == pytest.approx(float(credit.image[0]), abs=1e-4)
+    assert row["credit[image]"] == pytest.approx(float(credit.image[0]), abs=1e-4)
     assert row["full_prior"] == pytest.approx(float(credit.with_value("full").prior[0]), abs=1e-4)
     assert row["peak_nats"] == pytest.approx(float(li.attribute(reference, x).values[:2].sum(0).max()), abs=1e-4)
 
@@ -95,9 +96,11 @@ def test_an_image_without_a_grid_has_no_map(reference, banana, monkeypatch, tmp_
 
 def test_words_are_decoded_as_wholes(reference, banana):
     """One token may hold a part of a letter."""
-    x = reference.prepare("What is it?", banana.image, answer="日本 café.")
-    assert "�" in "".join(x.answer_tokens)
-    assert diagnosing._texts(reference, x) == ("日本", "café", ".")
+    found = li.diagnose(reference, banana.image, "What is it?", "日本 café.")
+    assert "<0x" in "".join(found.contrast.tokens)
+    assert found.words == ("日", "本", "café", ".") and found.credit.tokens == found.words == found.patches.tokens
+    assert [report.word.stop for report in found.reports][-1] == len(found.contrast.tokens)
+    assert "�" not in str(found.credit.alternatives) + "".join(found.sentences)
 
 
 def test_save_and_load(tmp_path):
@@ -168,3 +171,30 @@ def test_a_sentence_names_a_patch_only_if_one_matters():
 def test_numbers_do_not_claim_certainty():
     assert [sentences.percent(p) for p in (0, 0.001, 0.5, 0.999, 1)] == ["0%", "<1%", "50%", ">99%", "100%"]
     assert [sentences.signed(v) for v in (1.26, -1.26, 0.01, -0.01)] == ["+1.3", "−1.3", "0.0", "0.0"]
+
+
+# --- what to look at first -----------------------------------------------------------------------------------------
+
+
+def test_words_that_tell_come_first_and_those_that_hold_together_not():
+    tokens = ("The", " cat", " is", " on", " the", " red", " sofa", ".")
+    diagnosis = made(tokens)
+    ranked = diagnosis.ranked
+    assert {report.text for report in ranked} == {"cat", "red", "sofa"}
+    assert [abs(r.delta_nats) for r in ranked] == sorted((abs(r.delta_nats) for r in ranked), reverse=True)
+    assert [report.text for report in made(("The", " the")).ranked] != []  # nothing else is said
+    assert made((".", "!")).ranked == ()
+    assert {report.text for report in made(("Yes", ",", " left", " of", " it")).ranked} == {"Yes", "left"}
+
+
+def test_words_are_the_tokens_that_they_were_made_of(tmp_path):
+    """What tokens read as by themselves may not tell the words; older files have no spans."""
+    diagnosis = made(("<0xE7>", "<0x8C>", "<0xAB>"))
+    credit = dataclasses.replace(
+        diagnosis.credit, tokens=("猫",), numbers=diagnosis.credit.numbers[:, :1], alternatives=((),)
+    )
+    one = dataclasses.replace(diagnosis, words=("猫",), spans=((0, 3),), credit=credit, patches=None)
+    read = li.Diagnosis.load(one.save(tmp_path / "diagnosis.safetensors"))
+    assert [(r.text, r.word.start, r.word.stop) for r in read.reports] == [("猫", 0, 3)]
+    assert read.reports[0].delta_nats == pytest.approx(float(one.contrast.delta_nats.sum()), abs=1e-5)
+    assert made().spans == () and len(made().reports) == 2

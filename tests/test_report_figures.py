@@ -47,7 +47,7 @@ def test_what_speaks_against_is_purple_and_scales_are_symmetric():
     red, green, blue = pixels(axes)(10, 10)
     assert blue > red > green
     assert axes.collections[0].get_clim() == (-2.0, 2.0)
-    assert "nats" in axes.figure.axes[1].get_ylabel()
+    assert "nats" in axes.child_axes[0].get_ylabel()
 
 
 def test_heatmap_is_over_the_picture_and_checks_it():
@@ -60,7 +60,7 @@ def test_heatmap_is_over_the_picture_and_checks_it():
         figures.heatmap(patches, picture=Image.new("RGB", (61, 40)))
     with pytest.raises(InputError, match="no token 1"):
         figures.heatmap(patches, 1)
-    assert figures.heatmap(patches).get_xlabel() == "pixels of the original image"
+    assert figures.heatmap(patches).get_xlabel() == "pixels of the image"
     unknown = made_map(("cat",), torch.zeros, size=(3, 2))  # as `attribute` makes it of processed pixels
     assert figures.heatmap(unknown).get_xlabel() == "patches"
 

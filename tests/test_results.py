@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 
 import lvlm_interp as li
 from lvlm_interp.counterfactuals.contrast import Contrasts
-from lvlm_interp.errors import OutputError
+from lvlm_interp.errors import InputError, ModelError, OutputError
 from lvlm_interp.inputs.example import named_by
 from lvlm_interp.inputs.view import ImageView
 from lvlm_interp.opening.checks import Checked
@@ -32,8 +33,16 @@ def test_a_result_shows_its_table_escaped():
     assert "<table" in shown and "&lt;script&gt;" in shown and "<script>" not in shown and "1.000" in shown
 
 
+@dataclass(frozen=True)
+class Tabled(Result):
+    rows: int
+
+    def to_frame(self):
+        return pd.DataFrame({"row": range(self.rows)})
+
+
 def test_a_long_table_shows_its_ends():
-    shown = made_map(("cat",), torch.ones, grid=(20, 20))._repr_html_()
+    shown = Tabled(400, provenance=about("plain"))._repr_html_()
     assert MOST_ROWS < shown.count("<tr") < MOST_ROWS + 5
 
 
@@ -188,6 +197,32 @@ def test_every_method_names_its_example(method):
     x = tiny_inputs(vlm)
     x = dataclasses.replace(x, images=(gridded(x),))
     assert method(vlm, x).provenance.example == named_by(x)
+
+
+def test_scores_are_a_result(tmp_path):
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    scores = li.score(vlm, x, torch.stack([x.everything, x.hidden("image")]))
+    read = load_result(scores.save(tmp_path / "s.safetensors"))
+    assert torch.equal(read.logprob, scores.logprob) and read.provenance.example == named_by(x)
+    assert len(read.to_frame()) == 2 * len(x.answer_ids)
+    with pytest.raises(InputError, match="from a file"):
+        read.logits()
+
+
+def test_a_capture_is_saved_with_what_it_is_of(tmp_path):
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    capture = vlm.capture(x, ["blocks.*.hook_resid_post"], positions=[3, 5], edits={"blocks.0.hook_resid_pre": abs})
+    read = load_result(capture.save(tmp_path / "c.safetensors"))
+    assert {name: value.tolist() for name, value in read.items()} == {n: v.tolist() for n, v in capture.items()}
+    told = read.provenance
+    assert (told.method, told.example, told.edits) == ("capture", named_by(x), ("blocks.0.hook_resid_pre",))
+    assert told.parameters["positions"] == [3, 5] and told.weights == vlm.fingerprint
+    later = vlm.capture(x, "blocks.0.*")
+    vlm.model.get_input_embeddings().weight.data = vlm.model.get_input_embeddings().weight.data * 2
+    with pytest.raises(ModelError, match="changed after this capture"):
+        later.save(tmp_path / "d.safetensors")
 
 
 def gridded(x):

@@ -1,5 +1,6 @@
 """Rounding is told from faults: by what it does in the model at hand, on the machine at hand."""
 
+import functools
 import math
 
 import pytest
@@ -72,6 +73,7 @@ def off_by_a_little(monkeypatch, by):
     """Transformers' own kernel computes something else than its eager formula: what is captured is not what runs."""
     own = AttentionInterface._global_mapping["sdpa"]
 
+    @functools.wraps(own)  # else it would be a function of somebody's own
     def other(module, query, key, value, attention_mask, **options):
         return own(module, query * (1 + by), key, value, attention_mask, **options)
 
@@ -109,6 +111,8 @@ def in_another_order(vlm, monkeypatch, units):
     def moved(_, args, kwargs):
         states = args[0]
         return (states * (1 + eps * torch.randn(states.shape, generator=generator)), *args[1:]), kwargs
+
+    moved.__module__ = "lvlm_interp."  # a hook of somebody's own would keep each row in its place
 
     def elsewhere(*args, **kwargs):
         handles = [layer.register_forward_pre_hook(moved, with_kwargs=True) for layer in vlm.decoder.layers]

@@ -8,8 +8,9 @@ import torch
 import lvlm_interp as li
 from lvlm_interp.engine import packed, plan
 from lvlm_interp.engine.decoder import run_to_decoder
-from lvlm_interp.engine.score import score_answers
+from lvlm_interp.engine.score import score, score_answers
 from lvlm_interp.errors import InputError, VisibilityError
+from lvlm_interp.model import readout
 from tests.tiny import PATCHES, tiny_inputs, tiny_llava
 
 
@@ -292,3 +293,31 @@ def test_float64_agrees_to_float64(vlm):
     states = li.score(double, x, visible).states
     exact = naive(double, x, visible)
     assert torch.allclose(double.readout.logits(states), exact, atol=1e-10)
+
+
+# --- half precision -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_logits_are_read_in_float32(dtype, monkeypatch):
+    """Whatever a model computes in: logits in bfloat16 have three digits, fewer than a patch may change."""
+    vlm = li.wrap(tiny_llava(dtype=dtype))
+    x = tiny_inputs(vlm)
+    scores = score(vlm, x, x.everything[None])
+    states, weight = scores.states.double(), vlm.readout.weight.double()
+    expected = states @ weight.T
+    assert torch.allclose(scores.logits().double(), expected, atol=1e-5)
+    own = expected.gather(-1, x.answer_ids[None, :, None])[..., 0]
+    assert torch.allclose(scores.logit.double(), own, atol=1e-5)
+    rounded = vlm.readout.unembed(scores.states).double()
+    assert (rounded - expected).abs().max() > 1e-3  # the control
+    residual = vlm.capture(x, "blocks.2.hook_resid_post")["blocks.2.hook_resid_post"]
+    wide = li.wrap(tiny_llava(dtype=dtype).float()).readout
+    assert torch.allclose(vlm.readout(residual), wide(residual.float()), atol=1e-5)
+    whole = scores.logits()
+    monkeypatch.setattr(readout, "WEIGHTS_AT_ONCE", 7 * weight.shape[1])
+    assert torch.allclose(scores.logits(), whole, atol=1e-6)  # a part of the vocabulary at a time
+    called = []
+    with vlm.readout.unembed.register_forward_hook(lambda *_: called.append(1)):
+        scores.logits()
+    assert called  # what a user hooks runs

@@ -73,7 +73,7 @@ def test_the_decoders_own_code_mixes_them(vlm, x):
     """In a likeness of the decoder, which is left as it is; rows are not told apart, however many there are."""
     blocks, found = list(vlm.decoder.layers), vlm.capture(x, ["blocks.3.hook_resid_post", "ln_final.*"])
     last = found["blocks.3.hook_resid_post"]
-    assert torch.allclose(vlm.readout.norm(last), found["ln_final.hook_normalized"], atol=1e-5)
+    assert torch.allclose(vlm.readout.norm(last), found["ln_final.hook_out"], atol=1e-5)
     assert torch.allclose(vlm.readout(last), found["logits"], atol=ROUNDING)
     assert torch.allclose(vlm.readout(last[0, 3]), found["logits"][0, 3], atol=ROUNDING)
     assert list(vlm.decoder.layers) == blocks

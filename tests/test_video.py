@@ -206,6 +206,7 @@ def said(x, role):
     return "".join(token for token, r in zip(x.tokens, x.roles, strict=True) if r == role)
 
 
+@pytest.mark.filterwarnings("ignore:the example has")  # five frames in a model of 256 positions
 def test_prepare_with_a_video(opened):
     name, vlm = opened
     frames = noise(5)

@@ -21,12 +21,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from lvlm_interp.errors import InputError, ModelError, SiteError
 from lvlm_interp.model.capture import Capture
+from lvlm_interp.model.norms import centres, gain_of, scale_of
 from lvlm_interp.model.parts import attention_of, find_blocks, head_width, output_of
 from lvlm_interp.model.vlm import HookedVLM
+from lvlm_interp.model.weights import map_of, sizes_of
 
 FIRST = "blocks.0.hook_resid_pre"
 MADE_FROM = {"hook_embed": FIRST, "ln_final.hook_scale": "blocks.*.hook_resid_post"}
-EPSILON = ("variance_epsilon", "eps", "epsilon")
 
 
 def as_bridge(vlm: HookedVLM) -> TransformerBridge:
@@ -63,9 +64,11 @@ def as_activation_cache(vlm: HookedVLM, capture: Capture) -> ActivationCache:
     `accumulated_resid` works where `blocks.*.hook_resid_pre` and the last `hook_resid_post` were captured;
     `decompose_resid` where `blocks.*.hook_attn_out`, `blocks.*.hook_mlp_out` and the first `hook_resid_pre`, which is
     its `hook_embed`, were; `stack_head_results` where `blocks.*.attn.hook_z` was. What goes through the final norm
-    (`apply_ln=True`, `logit_attrs`) needs the last `hook_resid_post`. `logit_attrs` takes token ids.
+    (`apply_ln=True`, `logit_attrs`) needs the last `hook_resid_post`. `logit_attrs` takes token ids. Every name has
+    TransformerLens's value; scores of what is masked become -inf, as there.
 
-    The weights are those of the model, nothing is copied. Where a family adds something between two blocks (the
+    The weights are the maps that the model computes, adapters and all; where they are stored as they are, nothing is
+    copied. Where a family adds something between two blocks (the
     DeepStack features of Qwen3-VL), a decomposition lacks it.
 
     Raises:
@@ -80,9 +83,15 @@ def as_activation_cache(vlm: HookedVLM, capture: Capture) -> ActivationCache:
         f"blocks.{i}.ln{n}": f"blocks.{i}.hook_resid_{at}" for i in parts.layers for n, at in ((1, "pre"), (2, "mid"))
     }
     read["ln_final"] = f"blocks.{parts.layers[-1]}.hook_resid_post"
-    scales = {f"{ln}.hook_scale": _scale(norm, values[name]) for ln, name in read.items() if name in values}
+    scales = {f"{ln}.hook_scale": scale_of(norm, values[name]) for ln, name in read.items() if name in values}
     embedded = {"hook_embed": values[FIRST]} if FIRST in values else {}
-    return _Cache({**values, **scales, **embedded}, parts)
+    masked = {name: _unmasked(value) for name, value in values.items() if name.endswith("attn_scores")}
+    return _Cache({**scales, **embedded, **values, **masked}, parts)
+
+
+def _unmasked(scores: Float[Tensor, "*rows key"]) -> Float[Tensor, "*rows key"]:
+    """The scores of what is masked are -inf in TransformerLens, and the lowest number in transformers."""
+    return scores.masked_fill(scores <= torch.finfo(scores.dtype).min / 2, -torch.inf)
 
 
 class _Cache(ActivationCache):
@@ -123,7 +132,7 @@ class _Parts:
             n_layers=len(blocks),
             n_heads=vlm.model.config.get_text_config().num_attention_heads,
             attn_only=False,
-            normalization_type="LN" if _centres(self.ln_final) else "RMS",
+            normalization_type="LN" if centres(self.ln_final) else "RMS",
         )
 
     def to_single_token(self, token: str) -> int:
@@ -134,9 +143,8 @@ class _Parts:
 
         A family's soft cap on logits is not linear, so what is read is the logit before it.
         """
-        unembed: Any = self.readout.unembed
-        weight = unembed.weight[torch.as_tensor(tokens)]
-        return weight * _gain(self.ln_final, weight.shape[-1]) * self.readout.scale
+        weight = self.readout.weight[torch.as_tensor(tokens)]
+        return weight * gain_of(self.ln_final, weight.shape[-1]) * self.readout.scale
 
 
 class _Heads:
@@ -150,33 +158,11 @@ class _Heads:
         attention = attention_of(self._block)
         project: Any = output_of(attention) if attention is not None else None
         width = head_width(attention) if attention is not None else None
-        if attention is None or not hasattr(project, "weight") or width is None:
+        if attention is None or project is None or width is None or sizes_of(project) is None:
             raise ModelError(f"{type(self._block).__name__} has no attention output that splits by head")
         if self._added is None or attention not in self._added.modules():
             raise ModelError(
                 f"in {type(self._block).__name__} a norm or gate stands between the heads and the residual stream, so "
                 "what a head adds is no sum over heads; hook_attn_out is what they add together"
             )
-        return project.weight.T.unflatten(0, (-1, width))
-
-
-def _centres(norm: nn.Module) -> bool:
-    return isinstance(norm, nn.LayerNorm)
-
-
-def _epsilon(norm: Any) -> float:
-    return float(next(value for name in EPSILON if (value := getattr(norm, name, None)) is not None))
-
-
-def _scale(norm: nn.Module, residual: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows 1"]:
-    """What the norm divides by; the norms of one decoder share their epsilon."""
-    centred = residual - residual.mean(-1, keepdim=True) if _centres(norm) else residual
-    return (centred.float().square().mean(-1, keepdim=True) + _epsilon(norm)).sqrt()
-
-
-def _gain(norm: Any, width: int) -> Float[Tensor, " width"]:
-    """What the norm multiplies by: its weight for most, one more for Gemma's."""
-    if _centres(norm):
-        return norm.weight
-    ones = torch.ones(width, dtype=norm.weight.dtype, device=norm.weight.device)
-    return norm(ones) * (1 + _epsilon(norm)) ** 0.5
+        return map_of(project)[0].T.unflatten(0, (-1, width))

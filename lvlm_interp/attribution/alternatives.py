@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lvlm_interp.attribution.rivals import Rivals, Search, spelt_out
 from lvlm_interp.engine.decoder import DecoderInputs
-from lvlm_interp.engine.score import HideFrom, score_answers
+from lvlm_interp.engine.score import HideFrom, Scores, score_answers
 from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.example import Inputs
-from lvlm_interp.inputs.words import Word, continues
+from lvlm_interp.inputs.words import Word
 from lvlm_interp.model.readout import Readout
 from lvlm_interp.model.vlm import HookedVLM
 
@@ -24,39 +26,15 @@ LONGEST_ALTERNATIVE = 6  # tokens that a found alternative word is spelt out to
 PLAUSIBLE = 0.01  # chance from which a found alternative counts
 
 
-@dataclass(frozen=True)
-class Search:
-    """How alternatives are come by.
+def given_rivals(vlm: HookedVLM, x: Inputs, parts: Sequence[Word], search: Search) -> dict[int, Rivals]:
+    """The alternatives that a user gives, by the number of the part.
 
-    Attributes:
-        unit: of the parts: single tokens are compared by first tokens, words with words, longer parts with as many
-            tokens.
-        given: alternatives as text, by the number of the part; others are found.
-        count: how many are found at most.
+    Raises:
+        InputError: they are the part itself, or none; or too many others are to be found.
     """
-
-    unit: str | tuple[int, int] = "token"
-    given: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    count: int = 10
-
-
-@dataclass(frozen=True)
-class Rivals:
-    """What a part of the answer is compared with.
-
-    Attributes:
-        part: the part.
-        ids: token ids of each alternative.
-        longest: how many tokens they are still to be spelt out to.
-        in_word: whether they end where a word ends.
-        begun: log-probability of their first tokens under every coalition, float64.
-    """
-
-    part: Word
-    ids: list[list[int]]
-    longest: int = 1
-    in_word: bool = False
-    begun: Mapping[int, Float[Tensor, " coalition"]] = field(default_factory=dict)
+    if not 1 <= search.count < vlm.readout.vocabulary:
+        raise InputError(f"alternatives is between 1 and {vlm.readout.vocabulary - 1}, got {search.count}")
+    return {n: _given(vlm, x, parts[n], against, search) for n, against in search.given.items()}
 
 
 def rivals_of(
@@ -64,9 +42,10 @@ def rivals_of(
     x: Inputs,
     parts: Sequence[Word],
     search: Search,
-    states: Float[Tensor, "coalition answer width"],
+    scores: Scores,
     asked: Bool[Tensor, " coalition"],
     decoder_inputs: DecoderInputs,
+    given: Mapping[int, Rivals],
 ) -> list[Rivals]:
     """The alternatives of every part.
 
@@ -75,23 +54,18 @@ def rivals_of(
         x: an example with an answer.
         parts: of the answer.
         search: what is given, and how the rest is found.
-        states: what predicts each answer token under every coalition.
+        scores: of the answer under every coalition.
         asked: the coalitions that find alternatives: those that know what is asked.
         decoder_inputs: of the example.
-
-    Raises:
-        InputError: alternatives that are the part itself, none, or too many to be found.
+        given: those that are given (`given_rivals`).
     """
     begun = []
     for number, part in enumerate(parts):
-        first = Beginnings(vlm.readout, states[:, part.start])
-        if number in search.given:
-            one = _given(vlm, x, part, search.given[number], search.unit)
-        else:
-            one = _found(first.likely(asked, int(x.answer_ids[part.start]), search.count).tolist(), part, search.unit)
-        starts = list(dict.fromkeys(ids[0] for ids in one.ids))
-        begun.append(dataclasses.replace(one, begun=dict(zip(starts, first.of(starts).unbind(1), strict=True))))
-    return _spelt_out(vlm, x, decoder_inputs, begun)
+        one = given.get(number) or _found(vlm, x, part, search, scores, asked)
+        starts = list(dict.fromkeys(ids[0] for ids in (*one.ids, *one.reserve)))
+        first = Beginnings(vlm.readout, scores.states[:, part.start]).of(starts).unbind(1)
+        begun.append(dataclasses.replace(one, begun=dict(zip(starts, first, strict=True))))
+    return spelt_out(vlm, x, decoder_inputs, begun)
 
 
 def others_of(
@@ -110,7 +84,7 @@ def others_of(
 
 def names_of(vlm: HookedVLM, rivals: Rivals) -> tuple[str, ...]:
     """The alternatives as text."""
-    return tuple("".join(vlm.token_strings(ids)) for ids in rivals.ids)
+    return tuple(vlm.text_of(ids) for ids in rivals.ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,88 +114,108 @@ class Beginnings:
         """Log-probability of some tokens."""
         return torch.cat([logprobs[:, ids].clone() for _, logprobs in self])
 
-    def likely(self, asked: Bool[Tensor, " coalition"], token: int, count: int) -> Int[Tensor, " alternative"]:
+    def likely(
+        self,
+        asked: Bool[Tensor, " coalition"],
+        token: int,
+        count: int,
+        before: Float[Tensor, " coalition"] | None = None,
+    ) -> tuple[Float[Tensor, " alternative"], Int[Tensor, " alternative"]]:
         """The tokens, other than this one, that some coalition that knows the question finds most likely.
 
-        At most `count`, and none but the first that no such coalition gives a chance of `PLAUSIBLE`: what is left of
-        the vocabulary is never really in question, and would only dilute the mean.
+        Args:
+            asked: these coalitions.
+            token: the other token.
+            count: how many.
+            before: log-probability of what they follow, 0 by default.
+
+        Returns:
+            Their log-probabilities in the coalition where they are likeliest, with what is before; and the tokens.
         """
-        bests = [logprobs[asked[rows]].amax(0) for rows, logprobs in self if asked[rows].any()]
+        added = torch.zeros(len(self.states), dtype=torch.float64) if before is None else before
+        bests = [(ps[asked[n]] + added[n][asked[n]][:, None]).amax(0) for n, ps in self if asked[n].any()]
         best = torch.stack(bests).amax(0)
         best[token] = -math.inf
-        if not 1 <= count < len(best):
-            raise InputError(f"alternatives is between 1 and {len(best) - 1}, got {count}")
-        top = best.topk(count)
-        plausible = top.values >= math.log(PLAUSIBLE)
-        plausible[0] = True
-        return top.indices[plausible]
+        values, indices = best.topk(count)
+        return values, indices
 
 
-def _found(tokens: Sequence[int], part: Word, unit: str | tuple[int, int]) -> Rivals:
-    """Alternatives that begin with these tokens, spelt out to the end of a word, or to the length of the part."""
-    ids = [[token] for token in tokens]
-    if unit == "word":
-        return Rivals(part, ids, LONGEST_ALTERNATIVE if part.is_content else 1, in_word=True)
-    return Rivals(part, ids, part.stop - part.start)
+def _found(
+    vlm: HookedVLM, x: Inputs, part: Word, search: Search, scores: Scores, asked: Bool[Tensor, " coalition"]
+) -> Rivals:
+    """What some coalition that knows the question would rather say, by its beginning: that may be the part's own.
+
+    At most `count`, and none but the first that no such coalition gives a chance of `PLAUSIBLE`: what is left of the
+    vocabulary is never really in question, and would only dilute the mean. Words are spelt out to their end, other
+    parts to the length of the part.
+    """
+    own = x.answer_ids[part.start : part.stop].tolist()
+    found: list[tuple[float, list[int]]] = []
+    for n in _branches(part, search, scores, asked):
+        at = part.start + n
+        before = scores.logprob[:, part.start : at].double().sum(1)
+        likely = Beginnings(vlm.readout, scores.states[:, at]).likely(asked, own[n], search.count, before)
+        found += [(value, [*own[:n], token]) for value, token in zip(*(t.tolist() for t in likely), strict=True)]
+    found.sort(key=lambda one: -one[0])
+    chosen = [ids for value, ids in found[: search.count] if value >= math.log(PLAUSIBLE)]
+    likeliest = [ids for _, ids in found]
+    count = max(1, len(chosen))
+    ids, reserve = likeliest[:count], likeliest[count : count + search.count]
+    if search.unit == "token":
+        return Rivals(part, ids)
+    if search.by_word:
+        longest = LONGEST_ALTERNATIVE + len(own) - 1 if part.is_content else 1
+        return Rivals(part, ids, longest, search.segmenter, reserve)
+    return Rivals(part, ids, len(own), None, reserve)
 
 
-def _given(vlm: HookedVLM, x: Inputs, part: Word, against: Sequence[str], unit: str | tuple[int, int]) -> Rivals:
-    """Given words; where the unit is the token, their first tokens decide."""
+def _branches(part: Word, search: Search, scores: Scores, asked: Bool[Tensor, " coalition"]) -> list[int]:
+    """At which of its tokens something else may be said: the first, and those where that has a plausible chance."""
+    if search.unit == "token":
+        return [0]
+    logprob, logodds = (t[asked, part.start : part.stop].double() for t in (scores.logprob, scores.logodds))
+    before = logprob.cumsum(1) - logprob
+    other = (before + logprob - logodds).amax(0)  # log p(what is before) + log (1 − p)
+    return [n for n in range(part.stop - part.start) if not n or other[n] >= math.log(PLAUSIBLE)]
+
+
+def _given(vlm: HookedVLM, x: Inputs, part: Word, against: Sequence[str], search: Search) -> Rivals:
+    """Given words, each once; where the unit is the token, their first tokens decide."""
     own = x.answer_ids[part.start : part.stop].tolist()
     blank = vlm.token_strings(own)[0].startswith(" ")
-    others = [vlm.prompter.word_ids(text.strip(), blank) for text in against]
-    if unit == "token":
+    read = vlm.prompter
+    others = [
+        [read.token_id(text)] if search.exact or not text.strip() else read.word_ids(text.strip(), blank)
+        for text in against
+    ]
+    if search.unit == "token":
+        _need_letters(vlm, against, others)
         others = [ids[:1] for ids in others]
     if not others or own in others:
         raise InputError(
             f"the alternatives {list(against)} must be others than {part.text.strip()!r}"
-            + (" (words that begin with the same token need unit='word')" if unit == "token" else "")
+            + (" (words that begin with the same token need unit='word')" if search.unit == "token" else "")
         )
-    return Rivals(part, others)
+    different = [list(ids) for ids in dict.fromkeys(map(tuple, others))]
+    if len(different) < len(others):
+        warnings.warn(
+            f"of the alternatives {list(against)}, some are the same "
+            + ("first token, and are compared with" if search.unit == "token" else "tokens, and weigh")
+            + f" once: {list(map(vlm.text_of, different))}"
+            + ("; unit='word' tells them apart" if search.unit == "token" else ""),
+            stacklevel=2,
+        )
+    return Rivals(part, different)
 
 
-Key = tuple[int, tuple[int, ...]]  # where in the answer an alternative begins, and with which tokens
-
-
-def _spelt_out(vlm: HookedVLM, x: Inputs, decoder_inputs: DecoderInputs, rivals: Sequence[Rivals]) -> list[Rivals]:
-    """First tokens continued greedily, as the model would go on seeing everything.
-
-    All parts of the answer together, a token of each at a time.
-    """
-    kinds: dict[Key, Rivals] = {
-        (rival.part.start, tuple(ids)): rival for rival in rivals if rival.longest > 1 for ids in rival.ids
-    }
-    spelt, waiting = {key: list(key[1]) for key in kinds}, list(kinds)
-    while waiting:
-        # The engine reads the state before each token; a stand-in token asks for the state after the last one.
-        asked = [torch.cat([x.answer_ids[: key[0]].cpu(), torch.tensor([*spelt[key], 0])]) for key in waiting]
-        everything, last = x.everything[None], [1] * len(asked)
-        scored = score_answers(vlm, x, everything, asked, decoder_inputs=decoder_inputs, reads=last)
-        following = vlm.readout.logits(torch.stack([s.states[0, 0] for s in scored])).argmax(-1).tolist()
-        pairs = zip(waiting, following, strict=True)
-        grown = [(key, token) for key, token in pairs if _goes_on(vlm, kinds[key], spelt[key], token)]
-        for key, token in grown:
-            spelt[key].append(token)
-        waiting = [key for key, _ in grown if len(spelt[key]) < kinds[key].longest]
-    return [_distinct(vlm, x, rival, spelt) for rival in rivals]
-
-
-def _goes_on(vlm: HookedVLM, rivals: Rivals, ids: Sequence[int], token: int) -> bool:
-    """Whether an alternative goes on with this token, or ends before it."""
-    if rivals.in_word:
-        return continues("".join(vlm.token_strings(ids)), vlm.token_strings([token])[0])
-    return token not in vlm.stops()
-
-
-def _distinct(vlm: HookedVLM, x: Inputs, rivals: Rivals, spelt: Mapping[Key, list[int]]) -> Rivals:
-    """What came out, each once: those that read as the part itself, or as a likelier one, are left out."""
-    if rivals.longest == 1:
-        return rivals
-    words = [spelt[rivals.part.start, tuple(ids)] for ids in rivals.ids]
-    own = x.answer_ids[rivals.part.start : rivals.part.stop].tolist()
-    texts = ["".join(vlm.token_strings(ids)).strip().casefold() for ids in (own, *words)]
-    kept = [ids for n, ids in enumerate(words, 1) if texts[n] not in texts[:n]]
-    return dataclasses.replace(rivals, ids=kept or words[:1], longest=1)
+def _need_letters(vlm: HookedVLM, against: Sequence[str], others: Sequence[Sequence[int]]) -> None:
+    """Raise where an alternative begins with a token that is only a blank: any other word may follow it."""
+    for text, ids in zip(against, others, strict=True):
+        if len(ids) > 1 and not vlm.token_strings(ids[:1])[0].strip():
+            raise InputError(
+                f"the alternative {text!r} begins with a blank that is a token of its own, as other words do: compare "
+                "whole words, unit='word'"
+            )
 
 
 def _rest(

@@ -23,13 +23,17 @@ from typing import Any
 
 import torch
 
+from lvlm_interp.attribution.against import Against
 from lvlm_interp.attribution.players import Players, coalitions, players_of, subsets
 from lvlm_interp.attribution.shapley import shares
 from lvlm_interp.attribution.split import CreditSplit, kept_always
 from lvlm_interp.attribution.value import Value, described, named, target_of, texts_of, values_of
 from lvlm_interp.engine.decoder import DecoderInputs, run_to_decoder
+from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
-from lvlm_interp.inputs.words import Unit
+from lvlm_interp.inputs.words import Unit, unit_name
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 
 __all__ = ["CreditSplit", "coalitions", "credit", "shares"]
@@ -38,13 +42,15 @@ FREE = ("full", "logprob", "logodds", "logit")  # values that compare with nothi
 TOLERANCE = 1e-4  # nats or logits by which a split may miss its total
 
 
+@explained
+@in_one_go
 @torch.no_grad()
 def credit(
     vlm: HookedVLM,
     x: Inputs,
     keep: Sequence[str] = ("template",),
     value: str | Value = "odds",
-    against: Sequence[str] | None = None,
+    against: Against | None = None,
     *,
     unit: Unit = "token",
     word: int = 0,
@@ -61,11 +67,15 @@ def credit(
             asked, and with `value="full"` the image's credit is then CAL's contrast in nats.
         value: which value the result shows first, by name or a `Value`. Those that compare with nothing are always
             computed too, and `odds`, unless one of them was asked for without alternatives.
-        against: the alternatives of `odds` (or the one of `difference`) for one word of the answer (`word`), as text;
-            found if not given: the most likely other tokens over the coalitions that see the question, each with a
-            chance of at least 1% there. Of longer parts, each is gone on with as the model would, to the part's length.
-        unit: `token`, `word`, `sentence`, `answer`, or a span (start, stop) of answer tokens. A part of several tokens
-            is scored as a whole, against wholes.
+        against: the alternatives of `odds` (or the one of `difference`) for one word of the answer (`word`), as text,
+            each once; or of every part, as a list with an entry for each, a mapping from their numbers, or an earlier
+            result, so that two models are compared on the same. Found if not given: the most likely other tokens over
+            the coalitions that see the question, each with a chance of at least 1% there. Of words and longer parts,
+            something else may be said at any of their tokens ("ten euros" for "ten dollars"), and each is gone on with
+            as the model would, to the end of the word, or to the part's length.
+        unit: `token`, `word`, `sentence`, `answer`, a span (start, stop) of answer tokens, or a function that cuts a
+            text into words. A part of several tokens is scored as a whole, against wholes. By token here, as in every
+            function that returns numbers; reports (`diagnose`, the command line) are by word.
         word: which word (or sentence) of the answer `against` stands against, counted from 0.
         alternatives: how many alternatives to find at most.
         players: among whom: `roles`, each of the `images`, each of the `turns` of a chat or of the `sentences` of the
@@ -81,9 +91,11 @@ def credit(
             players.
         VisibilityError: an unknown role in `keep`, or masks that overlap, are empty or cover what cannot be hidden.
     """
+    if isinstance(keep, str):
+        raise InputError(f"keep is several roles or players, got the text {keep!r}; give ({keep!r},)")
     chosen = named(value)
     target = target_of(vlm, x, _values(chosen, against), unit, against, word, alternatives)
-    parts = players_of(x, players, keep, None if vlm.processor is None else vlm.prompter.text)
+    parts = players_of(x, players, keep, vlm.decode)
     always = ~torch.stack([part.positions for part in parts]).any(0) if parts else x.everything
     visible = subsets([part.positions for part in parts], always)
     asked = visible[:, x.where("question")].all(1)
@@ -101,13 +113,13 @@ def credit(
         alternatives=found.alternatives,
         kept=kept_always(keep),
         provenance=vlm.provenance(
-            "credit", x, keep=list(keep), unit=unit, **described(target, against, word), **_asked(players)
+            "credit", x, keep=list(keep), unit=unit_name(unit), **described(target, against, word), **_asked(players)
         ),
     )
     return _closing(split)
 
 
-def _values(chosen: Value, against: Sequence[str] | None) -> list[str | Value]:
+def _values(chosen: Value, against: Against | None) -> list[str | Value]:
     """What is computed: the value that is asked for, and what costs nothing more."""
     compares = chosen.compares or chosen.name == "full" or against is not None
     return [*(("odds",) if compares else ()), *FREE, chosen]

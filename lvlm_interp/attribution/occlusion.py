@@ -10,28 +10,33 @@ tiles is hidden together with the thumbnail tokens that show its centre: otherwi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lvlm_interp.attribution.against import Against, listed, of_each, plain
 from lvlm_interp.attribution.value import Target, Value, target_of, texts_of, values_of
 from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.engine.score import HideFrom
 from lvlm_interp.errors import ImageError, InputError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.view import Box, ImageView
-from lvlm_interp.inputs.words import Unit, Word, by_word
+from lvlm_interp.inputs.words import Unit, Word, by_word, unit_name
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
-from lvlm_interp.results import Result
+from lvlm_interp.pairs import Comparable
+from lvlm_interp.results import heading, html, table, text
+from lvlm_interp.shown import table_html
 
 
 @dataclass(frozen=True)
-class PatchMap(Result):
+class PatchMap(Comparable):
     """How much each patch of one image supports each answer token.
 
     Attributes:
@@ -50,6 +55,9 @@ class PatchMap(Result):
         alternatives: for each token, what the value compares it with; nothing for those that compare with none.
     """
 
+    along: ClassVar[Mapping[str, str]] = {"tokens": "answer"}
+    keys = ("answer", "token", "row", "column", "left", "top", "right", "bottom")
+    agreeing = ("tokens", "value", "unit", "alternatives", "hide_from", "size", "boxes")
     tokens: tuple[str, ...]
     values: Float[Tensor, "answer row column"]
     image_total: Float[Tensor, " answer"]
@@ -59,6 +67,13 @@ class PatchMap(Result):
     value: str = "logodds"
     unit: str = "nats"
     alternatives: tuple[tuple[str, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(*self.size, self.values.shape[1], self.values.shape[2]) < 1:
+            raise InputError(f"a map has patches and a picture; got {list(self.values.shape)} of a picture {self.size}")
+        if len(self.alternatives) not in (0, len(self.tokens)):
+            raise InputError(f"a map of {len(self.tokens)} parts has alternatives for {len(self.alternatives)}")
 
     def peak(self, token: int = 0) -> tuple[int, int]:
         """Row and column of the patch that supports a token most."""
@@ -75,6 +90,13 @@ class PatchMap(Result):
         values, total = by_word(self.values, words), by_word(self.image_total, words)
         return dataclasses.replace(self, tokens=texts_of(words), values=values, image_total=total, alternatives=())
 
+    def peaks(self) -> pd.DataFrame:
+        """One row for each token: what hiding its strongest patch takes from it, where that is, and the whole image."""
+        sides = [self.peak_box(i) for i in range(len(self.tokens))]
+        boxes = [f"({left:.0f}, {top:.0f})–({right:.0f}, {bottom:.0f})" for left, top, right, bottom in sides]
+        found = {"strongest patch": boxes, "patch": self.values.flatten(1).amax(1).tolist()}
+        return pd.DataFrame({"token": self.tokens, **found, "image": self.image_total.tolist()})
+
     def to_frame(self) -> pd.DataFrame:
         """One row for each token and patch."""
         answers, rows, columns = self.values.shape
@@ -83,9 +105,25 @@ class PatchMap(Result):
         frame.insert(1, "token", [self.tokens[i] for i in frame["answer"]])
         boxes = self.boxes.reshape(-1, 4).repeat(answers, 1)
         sides = {name: boxes[:, i].tolist() for i, name in enumerate(("left", "top", "right", "bottom"))}
-        return frame.assign(value=self.values.flatten().tolist(), **sides)
+        return self.identified(frame.assign(value=self.values.flatten().tolist(), **sides))
 
 
+@text.register
+def _peaks(result: PatchMap) -> str:
+    rows, columns = result.values.shape[1:]
+    note = f"{rows} × {columns} patches, {result.value} lost in {result.unit}"
+    return f"{heading(result, note)}\n{table(result.peaks())}"
+
+
+@html.register
+def _peaks_in_a_cell(result: PatchMap) -> str:
+    rows, columns = result.values.shape[1:]
+    note = f"{result.value} lost, {result.unit}; {rows} × {columns} patches; figures.heatmap draws it"
+    return table_html(result.peaks(), caption=note)
+
+
+@explained
+@in_one_go
 def attribute(
     vlm: HookedVLM,
     x: Inputs,
@@ -99,7 +137,7 @@ def attribute(
     value: str | Value | None = None,
     unit: Unit | None = None,
     target: int | str | None = None,
-    against: str | Sequence[str] | None = None,
+    against: Against | None = None,
 ) -> PatchMap:
     """Attribute every answer token to the patches of an image or a video.
 
@@ -122,10 +160,11 @@ def attribute(
             tokens); what neighbouring frames show again goes on telling it, so that such values are small.
         value: what a patch is said to change (`attribution.value`). By default `logodds`; with `against`, `difference`,
             or `odds` if it names several.
-        unit: `token`, `word`, `sentence`, `answer`, or a span (start, stop) of answer tokens; each is scored as a
-            whole. By default `token`, or `word` where a target or a foil is named.
+        unit: `token`, `word`, `sentence`, `answer`, a span (start, stop) of answer tokens, or a function that cuts a
+            text into words; each is scored as a whole. By default `token`, or `word` where a target or a foil is named.
         target: the only part to map: its number, counted from 0, or its text. With `against`, the first by default.
-        against: a foil, or several, as text: whole words against words, answers against answers.
+        against: a foil, or several, as text: whole words against words, answers against answers. Or foils of every
+            part, as a list with an entry for each, a mapping from their numbers, or an earlier result.
 
     Raises:
         InputError: no image, no answer, an unknown method, value or unit, no such frame or part, or a foil that is the
@@ -138,8 +177,7 @@ def attribute(
     if method != "occlusion":
         raise InputError(f"no attribution method {method!r}; there is 'occlusion'")
     hide_from = hide_from or ("all" if vlm.recurrent else "text")
-    foils = [against] if isinstance(against, str) else against
-    explained = _explained(vlm, x, value, unit, target, foils)
+    explained = _explained(vlm, x, value, unit, target, against)
     view, cells = _view(x, image, frame)
     visible = x.everything.repeat(cells.numel() + 2, 1)
     visible[1, view.positions] = False
@@ -151,9 +189,9 @@ def attribute(
     found, chosen, (boxes, size) = valued.numbers[0], explained.values[0], _boxes(view, cells)
     told: dict[str, Any] = {
         "value": chosen.name,
-        "unit": explained.search.unit,
+        "unit": unit_name(explained.search.unit),
         "target": target,
-        "against": foils and list(foils),
+        "against": None if against is None else plain(against),
     }
     return PatchMap(
         tokens=texts_of(explained.parts),
@@ -175,13 +213,15 @@ def _explained(
     value: str | Value | None,
     unit: Unit | None,
     target: int | str | None,
-    against: Sequence[str] | None,
+    against: Against | None,
 ) -> Target:
     """What the map explains: one value of every part, or of one."""
-    default = "logodds" if against is None else "difference" if len(against) == 1 else "odds"
-    named = target is not None or against is not None
-    every = target_of(vlm, x, [value or default], unit or ("word" if named else "token"))
-    return every.only(0 if target is None else target, against) if named else every
+    each = against if of_each(against) else None
+    foils = None if against is None or each is not None else listed(against)
+    unit = unit or ("token" if target is None and against is None else "word")
+    default = "logodds" if against is None else "odds" if foils is None or len(foils) > 1 else "difference"
+    every = target_of(vlm, x, [value or default], unit, each)
+    return every if target is None and foils is None else every.only(0 if target is None else target, foils)
 
 
 def hidden_together(view: ImageView, cells: Int[Tensor, "row column"], frame: int | None = None) -> list[list[int]]:

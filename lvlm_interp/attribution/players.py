@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lvlm_interp.errors import InputError, VisibilityError
 from lvlm_interp.inputs.example import CREDITED, ROLES, Inputs, Role, Written
-from lvlm_interp.inputs.words import Decode, split_sentences
+from lvlm_interp.inputs.spelling import Decode, spelled
+from lvlm_interp.inputs.words import split_sentences
 
 MOST = 12  # players; all their 2^12 coalitions are scored
 SHOWN = 4  # positions or names that a message lists
@@ -64,7 +65,7 @@ def players_of(
     splits = [players] if isinstance(players, (str, Mapping)) else list(players)
     parts = [player for split in splits for player in _split(x, split, decode)]
     _need_apart(x, parts)
-    found = _ordered(x, parts)
+    found = _ordered(x, parts, decode)
     kept = _kept_roles(x, found, keep)
     _need_unkept(x, parts, kept)
     found = [player for player in found if player.role not in kept and player.name not in keep]
@@ -109,7 +110,7 @@ def _turns(x: Inputs, decode: Decode | None) -> list[Player]:
     turns: dict[int, list[int]] = defaultdict(list)
     for piece in _context(x, "turns"):
         turns[piece.turn] += _positions(x, piece)
-    return [_player(x, f"turn {turn}", "context", positions) for turn, positions in turns.items()]
+    return [_player(x, f"turn {turn}", "context", positions, decode) for turn, positions in turns.items()]
 
 
 def _sentences(x: Inputs, decode: Decode | None) -> list[Player]:
@@ -132,7 +133,7 @@ SPLITS: dict[str, Callable[[Inputs, Decode | None], list[Player]]] = {
 
 def _split(x: Inputs, split: Split, decode: Decode | None) -> list[Player]:
     if isinstance(split, Mapping):
-        return [_masked(x, name, mask) for name, mask in split.items()]
+        return [_masked(x, name, mask, decode) for name, mask in split.items()]
     if split not in SPLITS:
         raise InputError(f"players are {', '.join(map(repr, SPLITS))}, masks by name, or several; got {split!r}")
     return SPLITS[split](x, decode)
@@ -166,12 +167,13 @@ def _mask(x: Inputs, positions: Iterable[int]) -> Bool[Tensor, " position"]:
     return mask
 
 
-def _player(x: Inputs, name: str, role: str, positions: Sequence[int]) -> Player:
-    text = "".join(x.tokens[p] for p in positions if x.roles[p] != "image").strip() if x.tokens else ""
+def _player(x: Inputs, name: str, role: str, positions: Sequence[int], decode: Decode | None) -> Player:
+    read = [p for p in positions if x.roles[p] != "image"] if x.tokens else []
+    text = spelled([x.tokens[p] for p in read], x.input_ids[0, read].tolist(), decode).text.strip()
     return Player(name, role, _mask(x, positions), text)
 
 
-def _masked(x: Inputs, name: str, mask: Mask) -> Player:
+def _masked(x: Inputs, name: str, mask: Mask, decode: Decode | None) -> Player:
     """A player that a user names."""
     if name in (*ROLES, "prior", "total"):
         raise VisibilityError(f"no player can be named {name!r}: results call something else so")
@@ -183,7 +185,7 @@ def _masked(x: Inputs, name: str, mask: Mask) -> Player:
             f"{', '.join(shown)}; those of {list(CREDITED)} can be hidden"
         )
     roles = {x.roles[p] for p in positions}
-    return _player(x, name, roles.pop() if len(roles) == 1 else "", positions)
+    return _player(x, name, roles.pop() if len(roles) == 1 else "", positions, decode)
 
 
 def _where(x: Inputs, name: str, mask: Mask) -> list[int]:
@@ -204,7 +206,7 @@ def _where(x: Inputs, name: str, mask: Mask) -> list[int]:
 # --- what must hold -------------------------------------------------------------------------------
 
 
-def _ordered(x: Inputs, parts: Sequence[Player]) -> list[Player]:
+def _ordered(x: Inputs, parts: Sequence[Player], decode: Decode | None) -> list[Player]:
     """Parts in the place of their roles, and what is left of a role behind its parts."""
     named = [player for player in parts if player.role in CREDITED]
     taken = torch.stack([p.positions for p in parts]).any(0) if parts else torch.zeros(x.length, dtype=torch.bool)
@@ -212,7 +214,7 @@ def _ordered(x: Inputs, parts: Sequence[Player]) -> list[Player]:
     for role in CREDITED:
         found += [player for player in named if player.role == role]
         if left := (x.where(role) & ~taken).nonzero().flatten().tolist():
-            found.append(_player(x, role, role, left))
+            found.append(_player(x, role, role, left, decode))
     return [*found, *(player for player in parts if player.role not in CREDITED)]
 
 

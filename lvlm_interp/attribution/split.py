@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,11 +14,12 @@ from torch import Tensor
 from lvlm_interp.attribution.shapley import Interactions, dividends, shapley_weights
 from lvlm_interp.errors import InputError, VisibilityError
 from lvlm_interp.inputs.example import CREDITED
-from lvlm_interp.results import Result
+from lvlm_interp.pairs import Comparable
+from lvlm_interp.shown import table_html
 
 
 @dataclass(frozen=True)
-class CreditSplit(Result):
+class CreditSplit(Comparable):
     """How much of each answer token (or word, sentence, …) each player accounts for.
 
     Attributes:
@@ -35,7 +36,15 @@ class CreditSplit(Result):
         kept: the roles and players that are always visible.
     """
 
+    keys = ("token",)
+    agreeing = ("tokens", "players", "value", "unit", "kept", "compared")
     too_large: ClassVar[frozenset[str]] = frozenset({"numbers"})  # `to_dict` has them by name
+    along: ClassVar[Mapping[str, str]] = {
+        "tokens": "answer",
+        "alternatives": "answer",
+        "computed": "value",
+        "units": "value",
+    }
     tokens: tuple[str, ...]
     players: tuple[str, ...]
     player_roles: tuple[str, ...]
@@ -46,6 +55,16 @@ class CreditSplit(Result):
     numbers: Float[Tensor, "value answer coalition"]
     alternatives: tuple[tuple[str, ...], ...]
     kept: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._checked(self.value)
+        count, coalitions = len(self.players), self.numbers.shape[2]
+        if coalitions != 1 << count or {len(self.player_roles), len(self.player_texts)} != {count}:
+            raise InputError(
+                f"{count} players have 2^{count} coalitions, a role and a text each; got {coalitions} coalitions, "
+                f"{len(self.player_roles)} roles and {len(self.player_texts)} texts"
+            )
 
     # --- values under every coalition -------------------------------------------------------------
 
@@ -66,6 +85,11 @@ class CreditSplit(Result):
     def unit(self) -> str:
         """Nats or logits."""
         return self.units[self.computed.index(self.value)]
+
+    @property
+    def compared(self) -> tuple[tuple[str, ...], ...]:
+        """The alternatives, where the chosen value compares with some."""
+        return self.alternatives if self.value in ("odds", "difference") else ()
 
     def _under(self, value: str) -> Float[Tensor, "answer coalition"]:
         return self.numbers[self.computed.index(self._checked(value))]
@@ -185,7 +209,7 @@ class CreditSplit(Result):
         Raises:
             VisibilityError: an unknown player, one that is grouped twice, or a group named like another column.
         """
-        frame = self.to_frame()
+        frame = self._named(str)
         if unknown := [m for ms in groups.values() for m in ms if m not in (*self.players, *CREDITED, "prior")]:
             known = list(dict.fromkeys((*CREDITED, *self.players, "prior")))
             raise VisibilityError(f"cannot group {unknown}; players are {known}")
@@ -213,14 +237,17 @@ class CreditSplit(Result):
         return {**super().to_dict(), **dict(by_name)}
 
     def to_frame(self) -> pd.DataFrame:
-        """Columns `token`, `prior`, one for each player, `total`; nats (logits, of `logit`)."""
+        """Columns `token`, `prior`, `credit[player]` for each player, `total`, `example`; nats (logits, of `logit`)."""
+        return self.identified(self._named(lambda player: f"credit[{player}]"))
+
+    def _named(self, column: Callable[[str], str]) -> pd.DataFrame:
         credits = self.credits
-        parts = {name: credits[:, i].tolist() for i, name in enumerate(self.players)}
+        parts = {column(name): credits[:, i].tolist() for i, name in enumerate(self.players)}
         return pd.DataFrame({"token": self.tokens, "prior": self.prior.tolist(), **parts, "total": self.total.tolist()})
 
     def _repr_html_(self) -> str:
         note = f"{self.unit}, value {self.value!r}; prior + credits = total"
-        return self.to_frame().style.format(precision=2, escape="html").set_caption(note).to_html()
+        return table_html(self._named(str), 2, note)
 
 
 def kept_always(keep: Sequence[str]) -> tuple[str, ...]:

@@ -28,12 +28,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lvlm_interp.attribution.alternatives import Rivals, Search, names_of, others_of, rivals_of
+from lvlm_interp.attribution.against import Against, by_part, listed, of_each, plain
+from lvlm_interp.attribution.alternatives import given_rivals, names_of, others_of, rivals_of
+from lvlm_interp.attribution.rivals import Rivals, Search
 from lvlm_interp.engine.decoder import DecoderInputs, run_to_decoder
 from lvlm_interp.engine.score import HideFrom, Scores, score_answers
 from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.example import Inputs
-from lvlm_interp.inputs.words import Word, parts_of, split_words
+from lvlm_interp.inputs.words import Unit, Word, parts_of, unit_name
 from lvlm_interp.model.vlm import HookedVLM
 
 
@@ -149,14 +151,15 @@ class Target:
     def compares(self) -> bool:
         return any(value.compares for value in self.values)
 
-    def only(self, place: int | str, against: Sequence[str] | None = None) -> Target:
-        """One of the parts, by its number or its text, and what it is compared with.
+    def only(self, place: int | str, against: Against | None = None) -> Target:
+        """One of the parts, by its number or its text, and what it is compared with; by default, what it was.
 
         Raises:
             InputError: no such part, or several that read so.
         """
         number = self._number(place)
-        given = {} if against is None else {0: tuple(against)}
+        own = self.search.given.get(number) if against is None else listed(against)
+        given = {} if own is None else {0: own}
         return Target(self.values, self.parts[number : number + 1], dataclasses.replace(self.search, given=given))
 
     def _number(self, place: int | str) -> int:
@@ -167,8 +170,8 @@ class Target:
         ]
         if len(found) != 1:
             raise InputError(
-                f"{len(found) or 'no'} parts of the answer are {place!r}; by {self.search.unit!r} they are, counted "
-                f"from 0, {list(enumerate(texts))}"
+                f"{len(found) or 'no'} parts of the answer are {place!r}; by {unit_name(self.search.unit)!r} they are, "
+                f"counted from 0, {list(enumerate(texts))}"
             )
         return found[0]
 
@@ -177,8 +180,8 @@ def target_of(
     vlm: HookedVLM,
     x: Inputs,
     values: Sequence[str | Value],
-    unit: str | tuple[int, int] = "token",
-    against: Sequence[str] | None = None,
+    unit: Unit | str = "token",
+    against: Against | None = None,
     place: int = 0,
     count: int = 10,
 ) -> Target:
@@ -188,8 +191,9 @@ def target_of(
         vlm: the model.
         x: an example with an answer.
         values: names of values, or values.
-        unit: the parts: every token, word or sentence of the answer, the answer, or one span (start, stop) of tokens.
-        against: alternatives to one part, as text; the others' are found.
+        unit: the parts: every token, word or sentence of the answer, the answer, one span (start, stop) of tokens, or
+            what cuts a text into words.
+        against: alternatives to one part, or to each (`attribution.against`), as text; the others' are found.
         place: which part that is, counted from 0; by token too, the number of the word.
         count: how many alternatives are found at most.
 
@@ -197,17 +201,17 @@ def target_of(
         InputError: no answer, an unknown value or unit, a part that is not there, or alternatives that do not fit.
     """
     x.need_answer()
-    if isinstance(against, str):
-        raise InputError(f"against is a list of words, got the text {against!r}; give [{against!r}]")
-    parts = parts_of(x, unit, None if vlm.processor is None else vlm.prompter.text)
+    parts = parts_of(x, unit, vlm.decode)
     chosen = tuple(dict.fromkeys(map(named, values)))
-    given = {} if against is None else {_number(x, parts, unit, place): tuple(against)}
+    if against is not None and of_each(against):
+        return Target(chosen, parts, Search(unit, by_part(against, parts), count, exact=unit == "token"))
+    given = {} if against is None else {_number(vlm, x, parts, unit, place): listed(against)}
     return Target(chosen, parts, Search(unit, given, count))
 
 
-def _number(x: Inputs, parts: Sequence[Word], unit: str | tuple[int, int], place: int) -> int:
+def _number(vlm: HookedVLM, x: Inputs, parts: Sequence[Word], unit: Unit | str, place: int) -> int:
     """The number of the part that alternatives are given for."""
-    counted = split_words(x.answer_tokens) if unit == "token" else parts
+    counted = parts_of(x, "word", vlm.decode) if unit == "token" else parts
     kind = {"token": "word", "word": "word", "sentence": "sentence"}.get(str(unit), "part")
     if not 0 <= place < len(counted):
         raise InputError(f"the answer has {len(counted)} {kind}s; there is no {kind} {place}, counted from 0")
@@ -250,6 +254,7 @@ def values_of(
         InputError: alternatives that do not fit.
         VisibilityError: a matrix that does not fit.
     """
+    given = given_rivals(vlm, x, target.parts, target.search) if target.compares else {}
     if decoder_inputs is None and target.compares:
         decoder_inputs = run_to_decoder(vlm, x, keep_prompt=hide_from == "all")
     scores = score_answers(vlm, x, visible, [x.answer_ids], hide_from, progress, decoder_inputs)[0]
@@ -258,7 +263,7 @@ def values_of(
     if target.compares:
         assert decoder_inputs is not None
         asked = torch.ones(len(visible), dtype=torch.bool) if asked is None else asked
-        rivals = rivals_of(vlm, x, target.parts, target.search, scores.states, asked, decoder_inputs)
+        rivals = rivals_of(vlm, x, target.parts, target.search, scores, asked, decoder_inputs, given)
         others = others_of(vlm, x, visible, rivals, hide_from, decoder_inputs)
     found = [_evidence(vlm, scores, *pair) for pair in zip(target.parts, others, strict=True)]
     numbers = torch.stack([torch.stack([value.of(one) for one in found]) for value in target.values])
@@ -276,8 +281,8 @@ def texts_of(parts: Sequence[Word]) -> tuple[str, ...]:
     return tuple(part.text for part in parts)
 
 
-def described(target: Target, against: Sequence[str] | None, place: int) -> dict[str, Any]:
+def described(target: Target, against: Against | None, place: int) -> dict[str, Any]:
     """The choice of alternatives, for a result's provenance."""
     if against is not None:
-        return {"against": list(against), "word": place}
+        return {"against": plain(against), **({} if of_each(against) else {"word": place})}
     return {"alternatives": target.search.count}

@@ -8,11 +8,18 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.text import Text
+
+from lvlm_interp.errors import LvlmInterpWarning
+from lvlm_interp.shown import printable, printable_json
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lvlm_interp.report.diagnosis import Diagnosis
     from lvlm_interp.results import Result
 
@@ -21,7 +28,12 @@ WIDE = 240  # columns
 
 def complain(line: str) -> None:
     """A line on standard error."""
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
+
+
+def say(line: object) -> None:
+    """A line on standard output: a path, say, whose name others gave."""
+    print(printable(line))
 
 
 @contextlib.contextmanager
@@ -32,7 +44,7 @@ def working(on: str, verbose: bool) -> Iterator[None]:
         return
     console = Console(file=sys.stderr)
     # Some progress bars can be stopped in no other way.
-    with console.status(on), contextlib.redirect_stderr(io.StringIO()):
+    with console.status(Text(printable(on))), contextlib.redirect_stderr(io.StringIO()):
         _hush()
         yield
 
@@ -45,10 +57,17 @@ def _hush() -> None:
     from transformers.utils import logging
 
     warnings.simplefilter("ignore")
+    warnings.simplefilter("default", LvlmInterpWarning)
+    warnings.showwarning = _noted
     disable_progress_bars()
     hub_logging.set_verbosity_error()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def _noted(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning of ours, as a line."""
+    complain(f"note: {' '.join(str(message).split())}")
 
 
 def output() -> Console:
@@ -58,7 +77,7 @@ def output() -> Console:
 
 def print_json(value: Any) -> None:
     """A line of JSON; what is no number is null, since JSON has no NaN."""
-    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
+    print(printable_json(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)))
 
 
 def _finite(value: Any) -> Any:
@@ -74,9 +93,49 @@ def show(result: Result, as_json: bool, title: str) -> None:
     if as_json:
         print_json({"answer": title, **result.to_dict()})
         return
-    from lvlm_interp.report.terminal import frame_table
+    show_frame(result.to_frame(), title)
 
-    output().print(frame_table(result.to_frame(), title))
+
+class Showing:
+    """Prints results one by one; in the end their frames are written to a file, if one was asked for.
+
+    Args:
+        as_json: print JSON.
+        file: where frames go.
+        several: results are of several examples, which the frame tells apart by a column `example`, from 0.
+    """
+
+    def __init__(self, as_json: bool, file: Path | None, several: bool) -> None:
+        self.as_json, self.file, self.several = as_json, file, several
+        self.frames: list[pd.DataFrame] = []
+
+    def __call__(self, result: Result, title: str) -> None:
+        show(result, self.as_json, title)
+        self.keep(result.to_frame() if self.file else None)
+
+    def keep(self, frame: pd.DataFrame | None) -> None:
+        """Have a frame written."""
+        if frame is not None and self.file is not None:
+            if self.several:
+                frame.insert(0, "example", len(self.frames))
+            self.frames.append(frame)
+
+    def write(self) -> None:
+        """Write what was kept; call it when all is there, so that a file is whole."""
+        if self.file is not None and self.frames:
+            import pandas as pd
+
+            from lvlm_interp.report.frames import save_frame
+
+            save_frame(pd.concat(self.frames, ignore_index=True), self.file)
+
+
+def show_frame(frame: pd.DataFrame, title: str) -> None:
+    """A frame as a table, or several if the terminal is too narrow for one."""
+    from lvlm_interp.report.terminal import frame_tables
+
+    console = output()
+    console.print(*frame_tables(frame, title, console.width), sep="\n")
 
 
 def show_diagnosis(diagnosis: Diagnosis) -> None:

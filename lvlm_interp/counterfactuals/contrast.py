@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Any, ClassVar, Literal, overload
 
 import pandas as pd
 import torch
@@ -20,15 +20,21 @@ from lvlm_interp.counterfactuals.counterfactual import Counterfactual, applied, 
 from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.engine.score import Scores, score
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs, named_by
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
-from lvlm_interp.results import Provenance, Result
+from lvlm_interp.pairs import Comparable
+from lvlm_interp.results import Provenance, Result, heading, shown_frame, table, text
+from lvlm_interp.shown import table_html
 
+ROUNDING = 1e-3  # by which a distance may miss its range
 TokenClass = Literal["correlated", "irrelevant", "contradictory"]
+Edge = Literal["answer", "row"]
 
 
 @dataclass(frozen=True)
-class Contrast(Result):
+class Contrast(Comparable):
     """The answer with and without the image, token by token (all tensors `[answer]`).
 
     Attributes:
@@ -38,11 +44,14 @@ class Contrast(Result):
         with_logprob, without_logprob: log-probabilities, nats.
         delta_nats: their difference, nats: how many times more likely the image makes the token is e^delta_nats.
         hellinger: Hellinger distance of the two whole distributions, 0 (same) … 1 (disjoint).
-        weights: CAL's training weights: Δ clamped to [1, 5], then averaged over 3 neighbours.
+        weights: CAL's training weights: Δ clamped to [1, 5], then averaged over 3 neighbours (`edge` of `contrast`).
         classes: `correlated` if delta_nats ≥ threshold, `contradictory` if ≤ −threshold, else `irrelevant`.
         without: the counterfactual's name.
     """
 
+    along: ClassVar[Mapping[str, str]] = {"tokens": "answer", "classes": "answer"}
+    keys = ("token",)
+    agreeing = ("tokens",)
     tokens: tuple[str, ...]
     with_logit: Float[Tensor, " answer"]
     without_logit: Float[Tensor, " answer"]
@@ -55,13 +64,19 @@ class Contrast(Result):
     classes: tuple[TokenClass, ...]
     without: str = "hidden"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not bool(((self.hellinger > -ROUNDING) & (self.hellinger < 1 + ROUNDING)).all()):
+            raise InputError(f"Hellinger distances are from 0 to 1, got {self.hellinger.tolist()}")
+
     def to_frame(self) -> pd.DataFrame:
+        """One row a token: the numbers above, `classes`, and `example`."""
         numbers = ("with_logit", "without_logit", "delta", "delta_nats", "hellinger", "weights")
         columns = {name: getattr(self, name).tolist() for name in numbers}
-        return pd.DataFrame({"token": self.tokens, **columns, "classes": self.classes})
+        return self.identified(pd.DataFrame({"token": self.tokens, **columns, "classes": self.classes}))
 
     def _repr_html_(self) -> str:
-        return self.to_frame().style.format(precision=3, escape="html").to_html()
+        return table_html(shown_frame(self))
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,11 @@ class Contrasts(Result, Mapping[str, Contrast]):
     """Several counterfactuals side by side: name → `Contrast`."""
 
     each: Mapping[str, Contrast] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.each or len({one.tokens for one in self.each.values()}) > 1:
+            raise InputError("contrasts side by side are of one answer, and there is at least one")
 
     def __getitem__(self, name: str) -> Contrast:
         return self.each[name]
@@ -92,16 +112,37 @@ class Contrasts(Result, Mapping[str, Contrast]):
         return self.table().to_html(float_format="{:.3f}".format)
 
 
+@text.register
+def _side_by_side(result: Contrasts) -> str:
+    return f"{heading(result, 'Δ in nats')}\n{table(result.table(), index=True)}"
+
+
 def cal_weights(
-    delta: Float[Tensor, "*batch answer"], low: float = 1.0, high: float = 5.0, window: int = 3
+    delta: Float[Tensor, "*batch answer"],
+    low: float = 1.0,
+    high: float = 5.0,
+    window: int = 3,
+    *,
+    before: Float[Tensor, "*batch _"] | None = None,
+    after: Float[Tensor, "*batch _"] | None = None,
 ) -> Float[Tensor, "*batch answer"]:
     """CAL's training weights of one answer: clamp Δ to [α, β], average over W neighbours (section 3.2, code).
 
-    Padding does not count in the average (`count_include_pad=False`).
+    Alone, the answer is averaged over its own tokens (`count_include_pad=False`), as the paper writes it. CAL's code
+    averages over whole rows of a batch: what stands beside the answer counts at its edges, supervised or not.
+
+    Args:
+        delta: Δ of the answer tokens.
+        low, high: α and β.
+        window: W.
+        before, after: Δ of the tokens that stand before the answer and behind it, for what CAL's code gives.
     """
     pool = nn.AvgPool1d(window, stride=1, padding=window // 2, count_include_pad=False)
-    clamped = delta.clamp(low, high)
-    return pool(clamped.reshape(-1, 1, delta.shape[-1])).reshape(delta.shape)
+    sides = [delta[..., :0] if side is None else side for side in (before, after)]
+    row = torch.cat([sides[0], delta, sides[1]], -1).clamp(low, high)
+    pooled = pool(row.reshape(-1, 1, row.shape[-1])).reshape(row.shape)
+    start = sides[0].shape[-1]
+    return pooled[..., start : start + delta.shape[-1]]
 
 
 def token_classes(delta_nats: Float[Tensor, " answer"], threshold: float = 1.0) -> tuple[TokenClass, ...]:
@@ -123,6 +164,7 @@ def contrast(
     *,
     threshold: float = ...,
     seed: int = ...,
+    edge: Edge = ...,
     decoder_inputs: DecoderInputs | None = ...,
 ) -> Contrast: ...
 @overload
@@ -133,8 +175,11 @@ def contrast(
     *,
     threshold: float = ...,
     seed: int = ...,
+    edge: Edge = ...,
     decoder_inputs: DecoderInputs | None = ...,
 ) -> Contrasts: ...
+@explained
+@in_one_go
 def contrast(
     vlm: HookedVLM,
     x: Inputs,
@@ -142,6 +187,7 @@ def contrast(
     *,
     threshold: float = 1.0,
     seed: int = 0,
+    edge: Edge = "answer",
     decoder_inputs: DecoderInputs | None = None,
 ) -> Any:
     """Compare the answer with and without the image.
@@ -153,6 +199,8 @@ def contrast(
             default), or a list of them.
         threshold: nats from which a token counts as correlated or contradictory.
         seed: decides what is random in a counterfactual.
+        edge: what CAL's weights are averaged over at the edges of the answer: its own tokens (`answer`, the paper), or
+            also the token before it and the end of the turn behind it (`row`, CAL's code).
         decoder_inputs: of the example (`run_to_decoder`), if it is scored by several methods.
 
     Returns:
@@ -161,10 +209,14 @@ def contrast(
     Raises:
         InputError: there is no image or no answer, a name that is not known or that stands twice, or an empty list.
     """
+    if not threshold >= 0:
+        raise InputError(f"threshold= is a number of nats, 0 or more; got {threshold}")
     x.need_image()
     x.need_answer()
     chosen = [named(one) for one in (without if isinstance(without, (list, tuple)) else [without])]
     names = [c.name for c in chosen]
+    if edge not in ("answer", "row"):
+        raise InputError(f"edge is 'answer' or 'row', got {edge!r}")
     if not chosen or len(set(names)) < len(names):
         raise InputError(
             f"the counterfactuals side by side need different names, got {names}; dataclasses.replace(one, name=…) "
@@ -173,6 +225,8 @@ def contrast(
     about = vlm.provenance("contrast", x, seed=seed, threshold=threshold)
     both = score(vlm, x, torch.stack([x.everything, x.hidden("image")]), decoder_inputs=decoder_inputs)
     found = {c.name: _compared(x, c, both, *_other(vlm, x, c, both, seed), about) for c in chosen}
+    if edge == "row":
+        found = {c.name: _in_its_row(vlm, x, c, found[c.name], seed) for c in chosen}
     if not isinstance(without, (list, tuple)):
         return found[chosen[0].name]
     return Contrasts(found, provenance=_with(about, without=names))
@@ -212,6 +266,22 @@ def _compared(
         without=counterfactual.name,
         provenance=_with(about, **parameters),
     )
+
+
+def _in_its_row(vlm: HookedVLM, x: Inputs, counterfactual: Counterfactual, found: Contrast, seed: int) -> Contrast:
+    """The same with the weights of CAL's code, for which the tokens beside the answer are scored too.
+
+    Raises:
+        VisibilityError: the token before the answer is read from an image token, which is hidden.
+    """
+    last = x.answer_start - 1
+    ids = [*x.input_ids[0, last:].tolist(), vlm.stops()[0]]
+    longer = dataclasses.replace(x, answer_start=last).with_answer(ids, vlm.token_strings(ids), x.answer)
+    both = score(vlm, longer, torch.stack([longer.everything, longer.hidden("image")]))
+    other, j, _ = _other(vlm, longer, counterfactual, both, seed)
+    row = both.logit[0] - other.logit[j]
+    weights = cal_weights(found.delta, before=row[:1], after=row[-1:])
+    return dataclasses.replace(found, weights=weights, provenance=_with(found.provenance, edge="row"))
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.vlm import HookedVLM
 
@@ -40,10 +41,11 @@ NAMED: dict[str, Callable[[], Counterfactual]] = {}
 
 def counterfactual(make: F) -> F:
     """Make a function a name of `lvlm_interp.counterfactuals`, and of `without=` if it needs no argument."""
-    COUNTERFACTUALS[make.__name__] = make
+    known: Any = explained(make)
+    COUNTERFACTUALS[make.__name__] = known
     if not _needed(make):
-        NAMED[make.__name__] = make
-    return make
+        NAMED[make.__name__] = known
+    return known
 
 
 def _needed(make: Callable[..., Counterfactual]) -> list[str]:

@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageStat
 from lvlm_interp.counterfactuals.counterfactual import Change, Counterfactual, counterfactual
 from lvlm_interp.errors import ImageError, InputError
 from lvlm_interp.inputs.example import Inputs
-from lvlm_interp.inputs.media import ImageLike, open_image
+from lvlm_interp.inputs.media import open_image
+from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.model.vlm import HookedVLM
 
 Picture = Image.Image

@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Real
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lvlm_interp.compat import EMPTY_LAYER, known_to
 from lvlm_interp.engine.masks import Sight, look
-from lvlm_interp.errors import InputError
+from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.holding import EVERYWHERE, Edits, hooks_of_others, in_one_go
+from lvlm_interp.model.lengths import following, unmoved
 from lvlm_interp.model.vlm import HookedVLM
 
 ROOM = 8  # positions beyond the example for which masks and position ids are taken down
@@ -53,6 +55,9 @@ class DecoderInputs:
             there. None keeps nothing.
         source: the example that they were taken down for.
         decoder: what they are given to.
+        last: the last position of the whole, where rotary embeddings turn every row by it; None where they do not.
+        weights: the fingerprint of the model that they were taken down from.
+        edits: those that were in front of its decoder.
     """
 
     embeds: Float[Tensor, "row width"]
@@ -65,6 +70,9 @@ class DecoderInputs:
     kept: list[Prefix] | None = None
     source: Inputs | None = None
     decoder: PreTrainedModel | None = None
+    last: Real[Tensor, ""] | None = None
+    weights: str | None = None
+    edits: Edits = ()
 
     def need(self, vlm: HookedVLM, x: Inputs) -> None:
         """Raise unless these were taken down for this model, and the prompt and the pictures of `x`.
@@ -74,11 +82,23 @@ class DecoderInputs:
         """
         if self.decoder is not None and self.decoder is not vlm.decoder:
             raise InputError("decoder_inputs are those of another model; take them down for this one")
+        if self.weights not in (None, vlm.identity):
+            raise InputError("decoder_inputs are those of the model before its weights or settings changed")
+        if self.edits != edits_before(vlm):
+            raise InputError("decoder_inputs were taken down under other edits before the decoder; do it anew")
         if self.source is None:
             return
         own, asked = (y.first(x.answer_start) for y in (self.source, x))
         if own.keys() != asked.keys() or not all(v is own[k] or torch.equal(v, own[k]) for k, v in asked.items()):
             raise InputError("decoder_inputs are those of another example; take them down for this one")
+
+    def within(self, vlm: HookedVLM, length: int) -> DecoderInputs:
+        """These for prompts and answers of this length together, which decides how rows are turned if it is large.
+
+        Then nothing that was kept of another length can be gone on from.
+        """
+        last = self.positions[:, :length].max()
+        return self if last < unmoved(following(vlm.decoder)) else dataclasses.replace(self, last=last, kept=None)
 
     def extras_of(self, rows: Int[Tensor, " some"]) -> dict[str, Any]:
         """The other arguments of the decoder for some rows."""
@@ -103,6 +123,34 @@ class DecoderInputs:
         if self.sight.whole:
             return [position == 0 for position in at]
         return None if self.sight.causal else [self.sight.cuts[position] for position in at]
+
+
+def edits_before(vlm: HookedVLM) -> Edits:
+    """The edits that are in front of the decoder now."""
+    inside = set(vlm.decoder.modules())
+    return tuple((site, edit) for site, edit in vlm.held.edited if site.module not in inside)
+
+
+def standing(vlm: HookedVLM) -> list[str]:
+    """What is in the decoder that must find each row at its position: edits, and hooks of others.
+
+    Raises:
+        ModelError: hooks of others where scoring does not call what they hook, or not with all rows.
+    """
+    around = [(name, module) for name, module in vlm.model.named_modules() if _holds(module, vlm.decoder)]
+    around = [pair for pair in around if pair[1] is not vlm.decoder] + [("the unembedding", vlm.readout.unembed)]
+    if passed_by := [name or type(vlm.model).__name__ for name in hooks_of_others(around) if name != EVERYWHERE]:
+        raise ModelError(
+            f"there is a hook of your own on {passed_by[0]!r}, which scoring passes by (it calls the decoder, and "
+            "unembeds a few rows): what it does would be missing. Remove it, or hook a module inside the decoder"
+        )
+    inside = set(vlm.decoder.modules())
+    edited = [site.name for site, _ in vlm.held.edited if site.module in inside]
+    return edited + hooks_of_others(vlm.decoder.named_modules())
+
+
+def _holds(module: nn.Module, part: nn.Module) -> bool:
+    return any(child is part for child in module.modules())
 
 
 def made_of(decoder: PreTrainedModel, name: str, ids: Int[Tensor, " row"]) -> Tensor:
@@ -132,6 +180,7 @@ def _counted(ids: Int[Tensor, " row"], uncounted: int | None) -> Int[Tensor, " r
     return counts.cumsum(0) * counts + uncounted
 
 
+@in_one_go
 @torch.no_grad()
 def run_to_decoder(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: int = ROOM) -> DecoderInputs:
     """Run the model up to its decoder: the vision tower and projector are computed once for all coalitions.
@@ -143,9 +192,10 @@ def run_to_decoder(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: i
     filler = int(x.input_ids[0, ~vlm.visual_in(x.model_inputs)[0]][-1])
     ids = [*x.answer_ids.tolist(), *[filler] * room]
     longer = x.with_answer(ids, [""] * len(ids), "")
-    called, entered, sight = look(
-        vlm.decoder, vlm.blocks[0], vlm.attention_kinds, longer.length, lambda: vlm.call(longer.model_inputs)
-    )
+    with vlm.held.pausing(vlm.decoder.modules()):  # embeddings are taken down as they are without edits
+        called, entered, sight = look(
+            vlm.decoder, vlm.blocks[0], vlm.attention_kinds, longer.length, lambda: vlm.call(longer.model_inputs)
+        )
     recurrent = bool(vlm.recurrent or sight.unmasked)
     whole = bool(vlm.family.carriers) or recurrent or not _in_pieces(vlm.decoder)
     sight = dataclasses.replace(sight, whole=whole, recurrent=recurrent)
@@ -185,4 +235,6 @@ def run_to_decoder(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: i
         kept=kept,
         source=x,
         decoder=vlm.decoder,
+        weights=vlm.identity,
+        edits=edits_before(vlm),
     )

@@ -37,13 +37,20 @@ class Sight:
     the cache, and would read it twice; or layers leave more to later positions than a key and a value of each.
     `recurrent` says that layers hand a state from row to row, whatever the masks say: then nothing can stand side by
     side in one pass either. `unmasked` are attention modules that are told of padding only, and see what they choose
-    among the rows before: nothing is hidden from them but by passing over it.
+    among the rows before: nothing is hidden from them but by passing over it. `standing` says that edits or hooks of
+    others are in the decoder, which must find each row at its position.
     """
 
     kinds: tuple[LayerKind, ...]
     unmasked: tuple[nn.Module, ...] = ()
     whole: bool = False
     recurrent: bool = False
+    standing: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether each sequence needs a pass of its own."""
+        return self.recurrent or self.standing
 
     @functools.cached_property
     def causal(self) -> bool:

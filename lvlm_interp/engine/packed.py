@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +17,9 @@ from lvlm_interp.engine.decoder import DecoderInputs, Prefix
 from lvlm_interp.engine.masks import LayerKind
 from lvlm_interp.engine.plan import Run, alike, common, fitting, tree
 from lvlm_interp.errors import VisibilityError
-from lvlm_interp.model.hooks import masking
+from lvlm_interp.model.compiled import uncompiled
+from lvlm_interp.model.hooks import lengthened, masking, rescaling
+from lvlm_interp.model.lengths import following, forget, recounted
 from lvlm_interp.model.vlm import HookedVLM
 
 WORTH_SHARING = 32  # rows that a shared prefix must save
@@ -58,7 +63,7 @@ class Runner:
 
     def __init__(self, vlm: HookedVLM, inputs: DecoderInputs, prompt: int, hide_from: str) -> None:
         self.vlm, self.inputs, self.prompt = vlm, inputs, prompt
-        self.rows, self.at_once = 0, 0 if inputs.sight.recurrent else ROWS_AT_ONCE
+        self.rows, self.at_once = 0, 0 if inputs.sight.alone else ROWS_AT_ONCE
         # Image rows, where they go on seeing what is hidden from text.
         self.sighted = frozenset(inputs.image.nonzero().flatten().tolist() if hide_from == "text" else ())
         self.kept = None if inputs.sight.whole else inputs.kept
@@ -128,8 +133,11 @@ class Runner:
         positions = inputs.positions[:, inputs.index.to(device)[rows]]
         masks = [self._mask(pack, prefix, nodes, len(rows), kind) for kind in inputs.sight.kinds]
         pairs = () if inputs.sight.causal and not direct else zip(inputs.sight.kinds, masks, strict=True)
-        with masking({m: mask for kind, mask in pairs if mask is not None for m in kind.modules}):
-            out = self.vlm.decoder(
+        with (
+            masking({m: mask for kind, mask in pairs if mask is not None for m in kind.modules}),
+            self._told(rows, done),
+        ):
+            out = self._called(
                 inputs_embeds=inputs.embeds[rows][None],
                 position_ids=positions if len(positions) == 1 else positions[:, None],
                 attention_mask=masks[0] if masks and not direct else None,
@@ -145,6 +153,24 @@ class Runner:
             self.kept.append(Prefix(tuple(range(self.prompt)), states_kept))
         states = out.last_hidden_state[0]
         return [states[at[len(at) - run.reads :]] for run, at in zip(pack, nodes, strict=True)], cache
+
+    @contextlib.contextmanager
+    def _told(self, rows: Tensor, done: int) -> Iterator[None]:
+        """Within the `with`, layers that count rows or know the length are told of the whole; none is compiled."""
+        inputs, attentions = self.inputs, itertools.chain(*self.vlm.attention_kinds)
+        places = inputs.index.to(rows.device)[rows]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(uncompiled(self.vlm.decoder))
+            stack.enter_context(rescaling(recounted(self.vlm.family, attentions, places, done)))
+            if inputs.last is not None:
+                rotaries = following(self.vlm.decoder)
+                forget(rotaries)
+                stack.enter_context(lengthened(rotaries, inputs.last))
+            yield
+
+    def _called(self, **arguments: Any) -> Any:
+        with self.vlm.held.passing():
+            return self.vlm.decoder(**arguments)
 
     def _whole(self, pack: list[Run]) -> int | None:
         """Which sequence of a pack begins with the prompt, nothing hidden, where that is wanted and not known yet."""
@@ -181,7 +207,7 @@ class Runner:
     def _hide(self, block: Tensor, sequence: Run, done: int) -> None:
         """Take hidden keys out of the sight of all rows but the image's (rows still see themselves)."""
         hidden = ~torch.tensor(sequence.seen)
-        sighted = self.inputs.image[torch.tensor(sequence.rows[done:])]
+        sighted = torch.tensor([row in self.sighted for row in sequence.rows[done:]])
         block &= ~hidden | sighted[:, None]
         own = torch.arange(len(block))
         block[own, done + own] = True

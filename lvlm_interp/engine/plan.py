@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -30,11 +31,15 @@ def sequences_of(
     paths: Sequence[tuple[int, ...]],
     reads: Sequence[int],
     hide_from: str,
+    standing: bool = False,
 ) -> list[Run]:
-    """One sequence of rows for each different coalition and answer; equal ones are computed once."""
+    """One sequence of rows for each different coalition and answer; equal ones are computed once.
+
+    Hidden rows are left out; with `standing` they stay, unseen, so that every row stands at its position.
+    """
     owners: dict[tuple[tuple[int, ...], tuple[bool, ...], int], list[tuple[int, int]]] = defaultdict(list)
     for c, row in enumerate(seen):
-        present = row | image if hide_from == "text" else row
+        present = torch.ones_like(row) if standing else row | image if hide_from == "text" else row
         rows, flags = present.nonzero().flatten().tolist(), row[present].tolist()
         for a, (path, read) in enumerate(zip(paths, reads, strict=True)):
             owners[(*rows, *path), (*flags, *(True for _ in path)), read].append((c, a))

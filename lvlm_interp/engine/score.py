@@ -15,33 +15,42 @@ The plan is made first, from row numbers alone; then it is carried out.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
+import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lvlm_interp.engine.decoder import ROOM, DecoderInputs, made_of, run_to_decoder
+from lvlm_interp.engine.decoder import ROOM, DecoderInputs, made_of, run_to_decoder, standing
 from lvlm_interp.engine.packed import planned
 from lvlm_interp.engine.plan import sequences_of
-from lvlm_interp.errors import VisibilityError
+from lvlm_interp.errors import InputError, VisibilityError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.capture import Edit
+from lvlm_interp.model.finite import need_finite
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.readout import Readout
 from lvlm_interp.model.vlm import HookedVLM
+from lvlm_interp.results import Result
 
 HideFrom = Literal["all", "text"]
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class Scores(Result):
     """What the engine found.
 
     Attributes:
+        tokens: the answer tokens as text.
+        visible: which positions each coalition saw.
         states: the state that predicts each answer token, after the final norm, `[coalition, answer, width]`.
         ids: the answer tokens.
         logit: raw logit of each answer token, `[coalition, answer]`, float32.
@@ -51,20 +60,40 @@ class Scores:
         rows: rows that were computed for it (a plain forward pass per coalition would compute T each).
     """
 
+    too_large: ClassVar[frozenset[str]] = frozenset({"states"})
+    unsaved: ClassVar[frozenset[str]] = frozenset({"readout"})
+    along: ClassVar[Mapping[str, str]] = {"tokens": "answer"}
+    tokens: tuple[str, ...]
+    visible: Bool[Tensor, "coalition _"]
     states: Float[Tensor, "coalition answer width"]
     ids: Int[Tensor, " answer"]
     logit: Float[Tensor, "coalition answer"]
     logprob: Float[Tensor, "coalition answer"]
     logodds: Float[Tensor, "coalition answer"]
     rows: int
-    readout: Readout = field(repr=False)
+    readout: Readout | None = field(default=None, repr=False)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each coalition and answer token; logits, and nats."""
+        index = pd.MultiIndex.from_product([range(len(self.logit)), range(len(self.tokens))])
+        frame = index.to_frame(index=False, name=["coalition", "answer"])
+        numbers = {name: getattr(self, name).flatten().tolist() for name in ("logit", "logprob", "logodds")}
+        return frame.assign(token=[self.tokens[i] for i in frame["answer"]], **numbers)
 
     def logits(self, coalition: int | slice = slice(None)) -> Float[Tensor, "*coalition answer vocabulary"]:
-        """Logits over the whole vocabulary, float32; take few coalitions at a time where it is large."""
+        """Logits over the whole vocabulary, float32; take few coalitions at a time where it is large.
+
+        Raises:
+            InputError: these scores were read from a file, which does not hold the model's unembedding.
+        """
+        if self.readout is None:
+            raise InputError("scores from a file hold no logits of other tokens: score the example again")
         with torch.no_grad():
             return self.readout.logits(self.states[coalition]).float()
 
 
+@explained
+@in_one_go
 @torch.no_grad()
 def score(
     vlm: HookedVLM,
@@ -73,6 +102,7 @@ def score(
     hide_from: HideFrom = "all",
     progress: bool = False,
     decoder_inputs: DecoderInputs | None = None,
+    edits: Mapping[str, Edit] | None = None,
 ) -> Scores:
     """Score the answer of `x` under every coalition.
 
@@ -84,6 +114,8 @@ def score(
             and only the other rows lose sight of it.
         progress: show a progress bar.
         decoder_inputs: of the example (`run_to_decoder`), if it is scored more than once.
+        edits: site name or glob → function of its whole value, as in `capture`. What is edited in the decoder runs
+            coalition by coalition, all rows in their places: row p is position p, the last answer token has none.
 
     Returns:
         Scores, one row a coalition.
@@ -91,10 +123,13 @@ def score(
     Raises:
         VisibilityError: a matrix that does not fit, or that hides what an answer is read from.
         InputError: there is no answer.
+        ModelError: the model gives NaN or infinity.
     """
-    return score_answers(vlm, x, visible, [x.answer_ids], hide_from, progress, decoder_inputs)[0]
+    with vlm.visiting(edits) if edits else contextlib.nullcontext():
+        return score_answers(vlm, x, visible, [x.answer_ids], hide_from, progress, decoder_inputs)[0]
 
 
+@in_one_go
 @torch.no_grad()
 def score_answers(
     vlm: HookedVLM,
@@ -122,11 +157,21 @@ def score_answers(
     longest = max(map(len, answers))
     if decoder_inputs is None or start + longest > decoder_inputs.positions.shape[1]:
         decoder_inputs = run_to_decoder(vlm, x, room=max(ROOM, longest))
-    decoder_inputs, paths = _with_answers(vlm, decoder_inputs, start, answers)
+    within = decoder_inputs.within(vlm, start + longest)
+    if within.last is not None and len({*map(len, answers)}) > 1:
+        return [
+            score_answers(vlm, x, visible, [ids], hide_from, progress, decoder_inputs, [n])[0]
+            for ids, n in zip(answers, reads or map(len, answers), strict=True)
+        ]
+    edited = standing(vlm)
+    if edited:
+        within = _standing(within, edited, visible)
+    decoder_inputs, paths = _with_answers(vlm, within, start, answers)
     ends = [ids[-n:] for ids, n in zip(answers, reads or map(len, answers), strict=True)]
     seen = visible[:, :start] & x.model_inputs["attention_mask"][:, :start].bool().cpu()
     found: dict[tuple[int, int], Tensor] = {}
-    sequences = sequences_of(seen, decoder_inputs.image[:start], paths, [len(ids) for ids in ends], hide_from)
+    counts = [len(ids) for ids in ends]
+    sequences = sequences_of(seen, decoder_inputs.image[:start], paths, counts, hide_from, bool(edited))
     with tqdm(total=len(seen) * len(answers), desc="coalitions", disable=not progress, leave=False) as bar:
         runners = planned(vlm, decoder_inputs, start, sequences, hide_from)
         for sequence, states in itertools.chain(*(runner.run(some) for runner, some in runners)):
@@ -134,9 +179,32 @@ def score_answers(
                 found[coalition, answer] = states
                 bar.update()
     by_answer = [torch.stack([found[c, a] for c in range(len(seen))]) for a in range(len(answers))]
-    return _read(
-        vlm.readout, by_answer, [ids.to(vlm.device) for ids in ends], sum(runner.rows for runner, _ in runners)
-    )
+    rows = sum(runner.rows for runner, _ in runners)
+    about: dict[str, Any] = {
+        "visible": visible,
+        "rows": rows,
+        "provenance": vlm.provenance("score", x, hide_from=hide_from),
+    }
+    scores = [
+        Scores(tokens=vlm.token_strings(ids.tolist()), **about, **found)
+        for ids, found in zip(ends, _read(vlm.readout, by_answer, [ids.to(vlm.device) for ids in ends]), strict=True)
+    ]
+    need_finite(vlm, x, *(value for one in scores for value in (one.states, one.logit, one.logprob)))
+    return scores
+
+
+def _standing(inputs: DecoderInputs, edited: Sequence[str], visible: Tensor) -> DecoderInputs:
+    """The same for rows that stay in their places.
+
+    Raises:
+        VisibilityError: something is hidden where that means passing over it.
+    """
+    if inputs.sight.recurrent and not visible.all():
+        raise VisibilityError(
+            f"{edited[0]!r} is edited or hooked, and layers of this model hand a state from row to row: what is hidden "
+            "is passed over there, so that rows would not stand where the edit looks for them"
+        )
+    return dataclasses.replace(inputs, sight=dataclasses.replace(inputs.sight, whole=True, standing=True))
 
 
 def _check(x: Inputs, visible: Tensor, hide_from: str) -> None:
@@ -191,13 +259,14 @@ def _with_answers(
     return longer, paths
 
 
-def _read(readout: Readout, states: list[Tensor], answers: list[Tensor], rows: int) -> list[Scores]:
+def _read(readout: Readout, states: list[Tensor], answers: list[Tensor]) -> list[dict[str, Any]]:
     """Logit and log-probability of the tokens of every answer, a few rows at a time, those of all answers together."""
     rows_read = torch.cat([s.flatten(0, 1) for s in states])  # unembedding a few rows costs as much as unembedding many
     labels = torch.cat([ids.repeat(len(s)) for s, ids in zip(states, answers, strict=True)])
     numbers = []
     for some, read in readout.few_at_once(rows_read):
-        logits, place = read.float(), labels[some, None]
+        logits = read.float()
+        place = labels[some, None].to(logits.device)  # a device_map may have put the unembedding on another
         chosen = logits.gather(-1, place)[:, 0]
         others = logits.scatter(-1, place, -torch.inf).logsumexp(-1)
         numbers.append(torch.stack([chosen, chosen - logits.logsumexp(-1), chosen - others]).cpu())
@@ -205,5 +274,6 @@ def _read(readout: Readout, states: list[Tensor], answers: list[Tensor], rows: i
     scores = []
     for s, ids, found in zip(states, answers, split, strict=True):
         logit, logprob, logodds = found.view(3, *s.shape[:2])
-        scores.append(Scores(s, ids, logit, logprob, logodds, rows, readout))
+        chances = {"logit": logit, "logprob": logprob, "logodds": logodds}
+        scores.append({"states": s, "ids": ids, "readout": readout, **chances})
     return scores

@@ -18,5 +18,5 @@ def _fitting(image: Processed) -> Layout:
     return Layout((laid(image, now, now),))
 
 
-FAMILIES = {"fuyu": Family(layout=_fitting)}
+FAMILIES = {"fuyu": Family(prompt="{question}", layout=_fitting)}
 NAMES = Names(head_by_head=("query_key_value",), projector=("vision_embed_tokens",))

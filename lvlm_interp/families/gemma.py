@@ -55,7 +55,7 @@ def _kernel(config: PretrainedConfig) -> int:
 
 FAMILIES = {
     # The prompt sees itself in both directions, the answer does not: type 1.
-    "paligemma": Family(prompt="{image}{question}\n", fills={"token_type_ids": 1}, layout=fixed),
+    "paligemma": Family(prompt="{image}{question}", fills={"token_type_ids": 1}, layout=fixed),
     "gemma3": Family(layout=_crops, merge=_pooled),
     "shieldgemma2": Family(layout=_crops, merge=_pooled),
     "gemma3n": Family(note=STAGES),
@@ -63,6 +63,8 @@ FAMILIES = {
     "gemma4_unified": Family(projector="embed_vision.multimodal_embedder", layout=_numbered),
 }
 NAMES = Names(
+    others={"post_per_layer_input_norm": "ple"},
+    rescaled=("layer_scalar",),
     streams={"altup": 0},
     value_norms=("v_norm",),
     projector=("embed_vision",),

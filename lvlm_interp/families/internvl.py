@@ -15,7 +15,4 @@ FAMILIES = {
     "internvl": Family(tiled=True, layout=fitted, merge=_shuffled, film=squares),
     "qianfan_ocr": Family(tiled=True, layout=fitted, merge=_shuffled),
 }
-NAMES = Names(
-    output_projection=("projection_layer",),
-    added_scales={"lambda_1": "hook_attn_out", "lambda_2": "hook_mlp_out"},
-)
+NAMES = Names(output_projection=("projection_layer",))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from lvlm_interp.families.shared.cuts import mosaic, whole, with_thumbnail
@@ -56,6 +58,15 @@ def _shuffled(config: PretrainedConfig) -> int:
     return round(1 / config.vision_config.pixel_shuffle_ratio)
 
 
+def _tempered(attention: nn.Module, rows: Int[Tensor, "*batch row"]) -> Float[Tensor, "*batch row"] | None:
+    """Layers without a rotary embedding multiply the query of a row by its number (arXiv 2501.19399)."""
+    if not getattr(attention, "attn_temperature_tuning", False) or attention.use_rope:
+        return None
+    every, size = attention.floor_scale, attention.attn_scale
+    assert isinstance(every, (int, float)) and isinstance(size, (int, float))
+    return torch.log1p(torch.floor((rows.float() + 1.0) / every)) * size + 1.0
+
+
 FAMILIES = {
     # A masked image leaks: transformers lets a row whose whole image is masked attend to all of it.
     "mllama": Family(
@@ -67,6 +78,6 @@ FAMILIES = {
         layout=_canvas,
         whole=True,  # read by cross-attention
     ),
-    "llama4": Family(tiled=True, layout=_undistorted, merge=_shuffled),
+    "llama4": Family(tiled=True, layout=_undistorted, merge=_shuffled, tempered=_tempered),
 }
 NAMES = Names(row_axis={"cross_attention_mask": 2, "full_text_row_masked_out_mask": 2})

@@ -39,7 +39,8 @@ def _twice_merged(config: PretrainedConfig) -> int:
     return windows * config.merge_kernel_size[0] ** config.merger_times
 
 
+IN_ONE_ROW = {"pixel_values": -1, "pixel_values_videos": -1}
 FAMILIES = {
-    **dict.fromkeys(("minicpmv4_6", "minicpmv4_7"), Family(layout=_sliced, merge=_twice_merged)),
-    "minicpm_ocr": Family(),
+    **dict.fromkeys(("minicpmv4_6", "minicpmv4_7"), Family(layout=_sliced, merge=_twice_merged, packed=IN_ONE_ROW)),
+    "minicpm_ocr": Family(packed=IN_ONE_ROW),
 }

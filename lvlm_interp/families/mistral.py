@@ -4,10 +4,14 @@ from transformers import PretrainedConfig
 
 from lvlm_interp.families.shared.cuts import rows
 from lvlm_interp.families.shared.family import Family
+from lvlm_interp.families.shared.lengths import counted
 
 
 def _merge(config: PretrainedConfig) -> int:
     return int(config.spatial_merge_size)
 
 
-FAMILIES = dict.fromkeys(("mistral3", "mistral_large4", "lighton_ocr"), Family(layout=rows, merge=_merge))
+FAMILIES = {
+    **dict.fromkeys(("mistral3", "lighton_ocr"), Family(layout=rows, merge=_merge)),
+    "mistral_large4": Family(layout=rows, merge=_merge, positions=counted),  # it scales queries by where they stand
+}

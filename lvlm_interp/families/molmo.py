@@ -33,5 +33,6 @@ def _pooled_spans(patches: int, pool: int, length: float) -> tuple[Span, ...]:
     return spans(count, pool, scale, -((count * pool - patches) // 2) * scale)
 
 
-FAMILIES = {"molmo2": Family(layout=_overlapping)}
+COUNTED = {"image_token_pooling": "pixel_values", "video_token_pooling": "pixel_values_videos"}
+FAMILIES = {"molmo2": Family(layout=_overlapping, indices=COUNTED)}
 NAMES = Names(norms_moved=("norm_after",), per_image=("image_grids",))

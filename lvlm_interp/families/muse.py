@@ -14,4 +14,7 @@ def _size(config: PretrainedConfig) -> int:
 FAMILIES = dict.fromkeys(
     ("muse_glimmer", "muse_spark"), Family(projector="perception_emb_norm", layout=resized, merge=_size)
 )
-NAMES = Names(scales={"output_multiplier": 1})
+NAMES = Names(
+    carried=("post_attention_residual_gate", "post_feedforward_residual_gate"),
+    scales={"output_multiplier": 1},
+)

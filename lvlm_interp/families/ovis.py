@@ -7,6 +7,7 @@ from transformers import PretrainedConfig
 from lvlm_interp.families.shared.cuts import mosaic
 from lvlm_interp.families.shared.family import Family
 from lvlm_interp.families.shared.grids import Layout, Processed
+from lvlm_interp.families.shared.names import Names
 
 
 def _covering(image: Processed) -> Layout:
@@ -29,3 +30,4 @@ def _stride(config: PretrainedConfig) -> int:
 
 
 FAMILIES = {"ovis2": Family(layout=_covering, merge=_stride)}
+NAMES = Names(before_mlp=("rms_norm2",))

@@ -1,14 +1,17 @@
 """Several examples as one left-padded batch.
 
 Left padding keeps the end of every prompt, where answers are read, in the last column. Padding is masked, so every
-row of the batch computes what its example computes alone; a model that numbers positions otherwise is caught by the
-tests of the families, not trusted.
+row of the batch computes what its example computes alone: the check of that name holds a model to it.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -16,6 +19,8 @@ from torch import Tensor
 
 from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.example import ROLES, Inputs, Role
+
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +102,19 @@ class Batch:
             )
 
 
-def batched(examples: Sequence[Inputs], pad_token_id: int = 0) -> Batch:
+def batched(
+    examples: Sequence[Inputs],
+    pad_token_id: int = 0,
+    packed: Mapping[str, int] = NONE,
+    indices: Mapping[str, str] = NONE,
+) -> Batch:
     """Put examples side by side, the shorter ones padded on the left.
 
     Args:
         examples: of one model; the sizes and numbers of their images may differ.
         pad_token_id: what stands in the padding; masked, so any id that is not an image token does.
+        packed: model inputs in which all pictures stand in one row, and the axis along which they do.
+        indices: model inputs that tell patches by their numbers, counted over the first two axes of another one.
 
     Raises:
         InputError: no example, or examples of which only some have an image.
@@ -123,9 +135,19 @@ def batched(examples: Sequence[Inputs], pad_token_id: int = 0) -> Batch:
         if name in along:
             fill = pad_token_id if name == "input_ids" else 0
             made[name] = torch.cat([_left_padded(value, length, fill) for value in values])
+        elif name in indices:
+            made[name] = _side_by_side(_counted_on(values, [x.model_inputs[indices[name]] for x in examples]))
+        elif name in packed:
+            made[name] = torch.cat(values, packed[name])
         else:
             made[name] = _side_by_side(values)
     return Batch(made, tuple(examples))
+
+
+def _counted_on(values: Sequence[Tensor], patches: Sequence[Tensor]) -> list[Tensor]:
+    """Numbers of patches, counted on behind those of the examples before; what is negative is no patch."""
+    before = itertools.accumulate((math.prod(pixels.shape[:2]) for pixels in patches), initial=0)
+    return [torch.where(value < 0, value, value + first) for value, first in zip(values, before, strict=False)]
 
 
 def _left_padded(value: Tensor, length: int, fill: int) -> Tensor:

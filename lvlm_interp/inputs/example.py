@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -23,6 +24,19 @@ CREDITED: tuple[Role, ...] = ("question", "context", "system", "image")
 
 DIGITS = 32  # of a digest that a result is told by
 VIDEO_PIXELS = "pixel_values_videos"  # what models call the pixels of videos, where these have an input of their own
+
+
+def need_role(role: str) -> None:
+    """Raise unless a role is known, and say which one was meant.
+
+    Raises:
+        VisibilityError: it is unknown.
+    """
+    if role in ROLES:
+        return
+    near = difflib.get_close_matches(str(role), ROLES, 1)
+    meant = f": did you mean {near[0]!r}?" if near else ""
+    raise VisibilityError(f"no role {role!r}{meant}; the roles are {list(ROLES)}")
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,8 @@ class Inputs:
             all 0 in padding.
         written: what the user wrote, piece by piece in the prompt's order; empty where that is not known (tensors that
             are processed already).
+        opening: ids that the template writes before a reply, behind the prompt that generation begins with (a block of
+            thoughts that is empty); none once they stand in the prompt, as they do before an answer that is given.
     """
 
     model_inputs: Mapping[str, Tensor]
@@ -70,6 +86,7 @@ class Inputs:
     fills: Mapping[str, int | None] = field(default_factory=dict)
     places: Mapping[str, int] = field(default_factory=dict)
     written: tuple[Written, ...] = ()
+    opening: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         shape = tuple(self.model_inputs["input_ids"].shape)
@@ -122,9 +139,8 @@ class Inputs:
         Raises:
             VisibilityError: a role that is not one of `ROLES`.
         """
-        unknown = [role for role in roles if role not in ROLES]
-        if unknown:
-            raise VisibilityError(f"no role {unknown[0]!r}; the roles are {list(ROLES)}")
+        for role in roles:
+            need_role(role)
         return torch.tensor([role in roles for role in self.roles])
 
     @property
@@ -199,6 +215,17 @@ class Inputs:
         """The same prompt followed by this answer."""
         if not len(ids):
             raise InputError(f"the answer {text!r} tokenises to nothing; give at least one word")
+        made = self._followed(ids, tokens, "answer")
+        return dataclasses.replace(made, texts={**self.texts, "answer": text})
+
+    def with_opening(self, tokens: Sequence[str]) -> Inputs:
+        """The same prompt, and what the template opens a reply with, which reads as these tokens; no answer."""
+        made = self._followed(self.opening, tokens, "template")
+        texts = {role: text for role, text in self.texts.items() if role != "answer"}
+        return dataclasses.replace(made, answer_start=made.length, opening=(), texts=texts)
+
+    def _followed(self, ids: Sequence[int], tokens: Sequence[str], role: Role) -> Inputs:
+        """The prompt, followed by other tokens in the place of its answer."""
         prompt, added = self.answer_start, torch.tensor([list(ids)], dtype=torch.long)
         changed = self.prompt_inputs()
         for name in self.along:
@@ -209,13 +236,12 @@ class Inputs:
             if name == "position_ids":
                 tail = last + torch.arange(1, len(ids) + 1, device=last.device)
             changed[name] = torch.cat([value, added.to(value.device) if name == "input_ids" else tail], 1)
-        answered: list[Role] = ["answer"] * len(ids)
+        more: list[Role] = [role] * len(ids)
         return dataclasses.replace(
             self,
             model_inputs=changed,
-            roles=(*self.roles[:prompt], *answered),
+            roles=(*self.roles[:prompt], *more),
             tokens=(*self.tokens[:prompt], *tokens),
-            texts={**self.texts, "answer": text},
         )
 
 
@@ -228,7 +254,15 @@ def pixels_of(model_inputs: Mapping[str, Any], video: bool | None = None) -> dic
     return {k: v for k, v in found.items() if video is None or video == (k == VIDEO_PIXELS)}
 
 
-def digest(*examples: Inputs) -> str:
+@runtime_checkable
+class Called(Protocol):
+    """What a model is called with: an example, or several side by side."""
+
+    @property
+    def model_inputs(self) -> Mapping[str, Tensor]: ...
+
+
+def digest(*examples: Called) -> str:
     """Tells examples apart: SHA-256 of all that the model is called with, in hexadecimal digits."""
     found = hashlib.sha256()
     for x in examples:
@@ -238,7 +272,7 @@ def digest(*examples: Inputs) -> str:
     return found.hexdigest()
 
 
-def named_by(*examples: Inputs) -> str:
+def named_by(*examples: Called) -> str:
     """A short name of examples, for provenance: the first half of their digest."""
     return digest(*examples)[:DIGITS]
 

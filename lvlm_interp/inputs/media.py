@@ -1,47 +1,63 @@
-"""Opening pictures and videos."""
+"""Opening pictures and videos: whatever a picture comes from, an upright RGB image, or an error that says why not."""
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from lvlm_interp.errors import ImageError
+from lvlm_interp.errors import ImageError, LvlmInterpError
+from lvlm_interp.inputs.arrays import eight_bits
+from lvlm_interp.inputs.sources import ImageLike, is_picture, named, picture_of
 
-ImageLike = Image.Image | str | Path
 VideoLike = Sequence[Any] | np.ndarray | Tensor
 """Frames: PIL images, paths or arrays `[height, width, 3]` of bytes; or one array of them all, `[frame, …]`."""
+STILLS = ("MPO",)  # a photo with smaller ones behind it, as phones and cameras take them
+OF_BYTES_TOO = 255  # a picture of larger numbers is one of 16 bits
 
 
 def open_image(image: ImageLike) -> Image.Image:
-    """An RGB image from a file or a PIL image; transparency is laid on white.
+    """An RGB image, turned as its EXIF orientation says; transparency is laid on white.
+
+    Grey of 16 bits is scaled to bytes, and so are floats (mode F) from 0 to 1.
 
     Raises:
-        ImageError: missing, truncated, empty or animated, or not an image at all.
+        ImageError: missing, truncated, empty or animated, of a format that Pillow does not read, numbers of which it is
+            not clear what they mean, or not an image at all.
     """
-    name = repr(str(image)) if isinstance(image, (str, Path)) else "the image"
-    if isinstance(image, (str, Path)) and not Path(image).is_file():
-        raise ImageError(f"no image file at {name}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if isinstance(image, (str, Path)):
-                with Image.open(image) as opened:
-                    return _decoded(opened, name)
-            if not isinstance(image, Image.Image):
-                raise ImageError(f"an image is a PIL image or a path, got {type(image).__name__}")
-            return _decoded(image, name)
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not an image that Pillow can read (empty or broken file?)") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"{name} cannot be decoded: {error}") from error
+            return _rgb(_upright(picture_of(image), named(image)))
+    except LvlmInterpError:
+        raise
+    except Exception as error:  # decoders are many, and each raises what it likes
+        raise ImageError(f"{named(image)} cannot be decoded: {error}") from error
+
+
+def open_images(image: Any) -> list[Image.Image]:
+    """The pictures that a question is about, opened: one, or several in a list or iterator; None are none.
+
+    Raises:
+        ImageError: a list or iterator of none, None in the place of a picture, or what `open_image` refuses.
+    """
+    if image is None:
+        return []
+    several = isinstance(image, Iterable) and not is_picture(image)
+    pictures = list(image) if several else [image]
+    if not pictures:
+        raise ImageError(
+            "image= holds no picture: an empty list, or an iterator that was read already. Give at least one; "
+            "image=None asks without"
+        )
+    if nothing := [n for n, one in enumerate(pictures) if one is None]:
+        raise ImageError(f"image {nothing[0]} of {len(pictures)}, counted from 0, is None: leave it out, or give it")
+    return [open_image(one) if is_picture(one) else picture_of(one) for one in pictures]  # which says what it is not
 
 
 def open_video(video: VideoLike) -> list[Image.Image]:
@@ -50,7 +66,7 @@ def open_video(video: VideoLike) -> list[Image.Image]:
     Raises:
         ImageError: no frames, frames of different sizes, or what is no frame.
     """
-    if isinstance(video, (str, Path)):
+    if isinstance(video, (str, os.PathLike)):
         raise ImageError("a video is given as a list of its frames, not as a file: read it and choose frames first")
     frames = [_frame(frame) for frame in video]
     if not frames or len(sizes := {frame.size for frame in frames}) > 1:
@@ -60,7 +76,7 @@ def open_video(video: VideoLike) -> list[Image.Image]:
 
 
 def _frame(frame: Any) -> Image.Image:
-    if isinstance(frame, ImageLike):
+    if is_picture(frame) and not isinstance(frame, (np.ndarray, Tensor)):
         return open_image(frame)
     values = np.asarray(frame)
     if values.dtype != np.uint8 or values.ndim != 3 or values.shape[2] != 3:
@@ -71,18 +87,54 @@ def _frame(frame: Any) -> Image.Image:
     return open_image(Image.fromarray(values))
 
 
-def _decoded(opened: Image.Image, name: str) -> Image.Image:
-    if (frames := getattr(opened, "n_frames", 1)) > 1:
-        raise ImageError(f"{name} is animated ({frames} frames); give one frame as a PIL image")
+def _upright(opened: Image.Image, name: str) -> Image.Image:
+    """The picture itself, turned as its camera says."""
+    frames = getattr(opened, "n_frames", 1)
+    if frames > 1 and opened.format not in STILLS:
+        raise ImageError(
+            f"{name} is animated ({frames} frames); give one frame as a PIL image: picture.seek(0), picture.copy()"
+        )
+    if opened.tell():
+        opened.seek(0)
     opened.load()
-    return _on_white(opened)
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if min(image.size) == 0:
+    if min(opened.size) == 0:
         raise ImageError("the image is empty (0 pixels)")
+    turned = ImageOps.exif_transpose(opened)
+    turned.format = opened.format
+    return turned
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode[0] in "IF":
+        image = _of_bytes(image)
+    if image.mode == "La":  # Pillow goes no other way from it
+        image = image.convert("LA")
     if image.has_transparency_data:
         colored = image.convert("RGBA")
         white = Image.new("RGBA", colored.size, "white")
         return Image.alpha_composite(white, colored).convert("RGB")
     return image.convert("RGB")
+
+
+def _of_bytes(image: Image.Image) -> Image.Image:
+    """A grey picture of larger numbers, or of floats, as one of bytes; one of its values may be transparent."""
+    values = np.asarray(image)
+    if image.mode == "I":
+        values = _sixteen_bits(image, values)
+    grey = Image.fromarray(eight_bits(values))
+    if isinstance(clear := image.info.get("transparency"), int):
+        grey.putalpha(Image.fromarray(eight_bits(values != clear)))
+    return grey
+
+
+def _sixteen_bits(image: Image.Image, values: np.ndarray) -> np.ndarray:
+    """Numbers of 32 bits as the 16 that they hold: some files of 16 bits are opened so."""
+    low, high = values.min(), values.max()
+    if low < 0 or high > np.iinfo(np.uint16).max:
+        raise ImageError(f"a picture of 32 bits holds numbers from 0 to 65535 (16 bits), got {low} to {high}")
+    if image.format is None and high <= OF_BYTES_TOO:
+        raise ImageError(
+            f"the numbers of this picture of 32 bits (mode I) lie between {low} and {high}: bytes, or dark 16 bits? "
+            "Give an array of uint8 or uint16"
+        )
+    return values.astype(np.uint16)

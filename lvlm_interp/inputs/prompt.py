@@ -16,29 +16,27 @@ import torch
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, ModelError
-from lvlm_interp.inputs.example import Role, Written, pixels_of
+from lvlm_interp.inputs.chat import Message, Segment, conversation, segments_of
+from lvlm_interp.inputs.example import Written, pixels_of
+from lvlm_interp.inputs.once import once
+from lvlm_interp.inputs.spelling import LOST, piece_text, pieces_of
 
-Message = dict[str, Any]
 PLACEHOLDERS = ("X", "Q", "k", "7")
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One piece of the user's text: which message, which part of its content, and its role."""
-
-    message: int
-    part: int
-    role: Role
-    text: str
+SHOWING = ("image_token", "video_token", "audio_token", "boi_token", "eoi_token")  # what processors call such tokens
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Model inputs of a prompt, with the span (start, stop) of every segment."""
+    """Model inputs of a prompt, with the span (start, stop) of every segment.
+
+    `opening` is what the template writes between this prompt and a reply, such as a block of thoughts that is empty:
+    ids that stand before every answer that the model did not make itself.
+    """
 
     model_inputs: dict[str, Tensor]
     spans: tuple[tuple[int, int], ...]
     segments: tuple[Segment, ...]
+    opening: tuple[int, ...] = ()
 
     @property
     def written(self) -> tuple[Written, ...]:
@@ -50,12 +48,22 @@ class Encoded:
 class Prompter:
     """Turns conversations into ids with a model's own processor and chat template."""
 
-    def __init__(self, processor: Any, template: str) -> None:
+    def __init__(self, processor: Any, template: str, shown: Sequence[int] = ()) -> None:
+        """`shown` are the ids that stand for pieces of pictures: no text of a user's, nor an answer, becomes one."""
         self.processor, self.template = processor, template
         self.tokenizer = getattr(processor, "tokenizer", processor)
         extra = getattr(processor, "image_token", None)
         added = {str(token) for token in self.tokenizer.get_added_vocab()}
         self.special = {*self.tokenizer.all_special_tokens, *added, *([str(extra)] if extra else [])}
+        named = (getattr(one, name, None) for one in (processor, self.tokenizer) for name in SHOWING)
+        ids = (self.tokenizer.decode([i]) for i in shown)
+        self.showing = {str(token) for token in (*named, *ids) if token}
+
+    def remembering(self) -> Prompter:
+        """The same for one prompt: pictures are processed once, however often its text is."""
+        made = copy.copy(self)
+        made.processor = once(self.processor)
+        return made
 
     def encode(self, messages: Sequence[Message]) -> Encoded:
         """Ids of a conversation that ends where the answer begins.
@@ -66,6 +74,7 @@ class Prompter:
         self._need_readers(messages)
         segments, guarded = segments_of(messages), self._guarded(messages)
         inputs = self._process(guarded)
+        inputs.pop("labels", None)  # for training, which PaliGemma's makes
         ids, spans = inputs["input_ids"][0].tolist(), []
         for segment in segments:
             now = guarded[segment.message]["content"][segment.part]["text"]
@@ -73,7 +82,7 @@ class Prompter:
             spans.append(_changed(ids, other["input_ids"][0].tolist()))
             if spans[-1][0] == spans[-1][1]:
                 raise InputError(f"the {segment.role} {segment.text!r} tokenises to nothing; give at least one word")
-        return self._spliced(Encoded(inputs, tuple(spans), tuple(segments)))
+        return self._spliced(Encoded(inputs, tuple(spans), tuple(segments), self._opening(guarded, ids)))
 
     def _need_readers(self, messages: Sequence[Message]) -> None:
         """Raise unless the processor can take what is shown.
@@ -94,21 +103,41 @@ class Prompter:
     def answer_ids(self, messages: Sequence[Message], answer: str) -> list[int]:
         """Ids of an answer as they follow this conversation, without an end-of-turn token.
 
+        An answer is what a model wrote, so special tokens in it (`<loc0012>`) are these tokens; but those that stand
+        for pictures are letters, as all of them are in what a user wrote.
+
         Raises:
             InputError: the answer tokenises to nothing.
         """
         if not answer.strip():
             raise InputError(f"the answer {answer!r} tokenises to nothing; give at least one word")
-        if self._has_marker(answer) or not messages:
-            return self._plain(answer)
+        if any(marker in answer for marker in self.showing) or not messages:
+            return self._alone(answer)
         guarded = self._guarded(messages)
         prompt = self._process(guarded)["input_ids"][0].tolist()
+        prompt += self._opening(guarded, prompt)
         full, other = (self._with_reply(guarded, text) for text in (answer, _placeholder(answer)))
         _, stop = _changed(full, other)
         # Templates may render a reply with other words around it than the generation prompt has.
         if full[: len(prompt)] == prompt and stop > len(prompt):
             return full[len(prompt) : stop]
-        return self._plain(answer)
+        return self._alone(answer)
+
+    def reply_ids(self, answer: str) -> list[int]:
+        """As `answer_ids`, where the conversation is not known: templates write a reply alike behind any."""
+        try:
+            return self.answer_ids(conversation(PLACEHOLDERS[0], ()), answer)
+        except Exception:  # processors that take no prompt without a picture raise errors of many kinds
+            return self.answer_ids((), answer)
+
+    def _opening(self, messages: Sequence[Message], prompt: Sequence[int]) -> tuple[int, ...]:
+        """What the template writes of its own before a reply, behind the prompt that generation begins with."""
+        try:
+            full, other = (self._with_reply(messages, text) for text in PLACEHOLDERS[:2])
+        except InputError:  # a template that takes no reply
+            return ()
+        start, _ = _changed(full, other)
+        return tuple(full[len(prompt) : start]) if full[: len(prompt)] == list(prompt) else ()
 
     def word_ids(self, word: str, blank: bool | None = None) -> list[int]:
         """Ids of a word that stands alone, or behind a blank: by default as it is written.
@@ -125,14 +154,39 @@ class Prompter:
         before, both = (self.answer_ids((), text) for text in ("a", f"a {word}"))
         return both[len(before) :] if both[: len(before)] == before else self.answer_ids((), f" {word}")
 
+    def lettered_ids(self, word: str) -> list[int]:
+        """As `word_ids`, without a blank that is a token of its own: any word may follow it, so it stands for none.
+
+        Raises:
+            InputError: the word tokenises to nothing.
+        """
+        ids = self.word_ids(word)
+        return ids[next((n for n, token in enumerate(ids) if self.read(token).strip()), 0) :]
+
+    def token_id(self, text: str) -> int:
+        """The token that reads so (`read`).
+
+        Raises:
+            InputError: there is none.
+        """
+        found = (self.tokenizer.convert_tokens_to_ids(piece) for piece in pieces_of(text))
+        for token in (*found, *(self.word_ids(text)[:1] if text.strip() else ())):
+            if token is not None and self.read(token) == text:
+                return int(token)
+        raise InputError(f"no token of this model reads as {text!r}: compare words, unit='word'")
+
     def text(self, ids: Sequence[int]) -> str:
         """Token ids as one text, letter for letter: a character's bytes may be in several tokens."""
         return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def read(self, token: int) -> str:
-        """What a token reads as behind other text: Llama's tokenizers drop the blank that a text begins with."""
+        """What a token reads as behind other text: Llama's tokenizers drop the blank that a text begins with.
+
+        Bytes that are no whole character are shown as such, `<0xE7>`.
+        """
         once, twice = self.tokenizer.decode([token]), self.tokenizer.decode([token, token])
-        return twice[len(once) :] if twice.startswith(once) else once
+        text = twice[len(once) :] if twice.startswith(once) else once
+        return piece_text(str(self.tokenizer.convert_ids_to_tokens(token))) if LOST in text else text
 
     def pixels(self, shown: Sequence[Any]) -> dict[str, Tensor]:
         """What the processor makes of the pictures and videos (lists of frames) of one prompt, as it would in it."""
@@ -154,8 +208,13 @@ class Prompter:
         reply = {"role": "assistant", "content": [{"type": "text", "text": text}]}
         return self._process([*messages, reply])["input_ids"][0].tolist()
 
-    def _plain(self, text: str) -> list[int]:
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    def _alone(self, answer: str) -> list[int]:
+        """Ids of an answer without a template around it."""
+        return self._plain(answer, special=not any(marker in answer for marker in self.showing))
+
+    def _plain(self, text: str, special: bool = False) -> list[int]:
+        """Ids of a text alone; whether special tokens in it are these tokens, or letters."""
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special).input_ids
         if not ids:
             raise InputError(f"{text!r} tokenises to nothing; give at least one word")
         return list(ids)
@@ -198,8 +257,13 @@ class Prompter:
         prompt = self.template.format(image=shown, question=text)
         if messages[-1]["role"] == "assistant":
             prompt += " " + messages[-1]["content"][0]["text"]
-        told = _about_videos(messages)
-        return dict(self.processor(text=[prompt], images=images or None, return_tensors="pt", **videos, **told))
+        told = {**videos, **_about_videos(messages)}
+        try:
+            return dict(self.processor(text=[prompt], images=images or None, return_tensors="pt", **told))
+        except Exception as error:  # what a processor asks for, such as an image, it says in its own way
+            raise InputError(
+                f"{type(self.processor).__name__} refused the prompt with {len(images)} images: {error}"
+            ) from error
 
     def _spliced(self, encoded: Encoded) -> Encoded:
         """Put the ids of texts with markers in them where their placeholders stand."""
@@ -212,7 +276,7 @@ class Prompter:
             shift = len(ids) - (stop - start)
             spans = [(a + shift, b + shift) if a >= stop else (a, b) for a, b in spans]
             spans[n] = (start, start + len(ids))
-        return Encoded(inputs, tuple(spans), encoded.segments)
+        return Encoded(inputs, tuple(spans), encoded.segments, encoded.opening)
 
 
 def _about_videos(messages: Sequence[Message]) -> dict[str, Any]:
@@ -229,58 +293,6 @@ def _about_videos(messages: Sequence[Message]) -> dict[str, Any]:
         for count, fps in zip(counts, (part.get("fps") for part in parts), strict=True)
     ]
     return {"do_sample_frames": False, "video_metadata": told} if told else {}
-
-
-def conversation(
-    question: str,
-    images: Sequence[Any],
-    context: str | None = None,
-    system: str | None = None,
-    video: Mapping[str, Any] | None = None,
-) -> list[Message]:
-    """Messages that ask one question: images first, then the video, the context, and the question.
-
-    Raises:
-        InputError: the question is empty.
-    """
-    if not question or not question.strip():
-        raise InputError("the question is empty; ask something about the image")
-    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-    if video:
-        content.append({"type": "video", **video})
-    if context:
-        content.append({"type": "text", "text": context.rstrip("\n") + "\n"})
-    content.append({"type": "text", "text": question})
-    start = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
-    return [*start, {"role": "user", "content": content}]
-
-
-def segments_of(messages: Sequence[Message]) -> list[Segment]:
-    """The user's texts: the last text is the question, system messages are system, all before is context.
-
-    Raises:
-        InputError: the conversation does not end with a question.
-    """
-    if not messages or messages[-1].get("role") != "user":
-        raise InputError("a conversation ends with a message of the user that asks the question")
-    found = [
-        Segment(i, j, "system" if message["role"] == "system" else "context", part["text"])
-        for i, message in enumerate(messages)
-        for j, part in enumerate(message["content"])
-        if part.get("type") == "text"
-    ]
-    if not found or found[-1].message != len(messages) - 1 or not found[-1].text.strip():
-        raise InputError("the last message asks nothing: it has no text")
-    last = found[-1]
-    return [*found[:-1], Segment(last.message, last.part, "question", last.text)]
-
-
-def listed(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """Messages with content as a list of parts, also where it was given as a plain string."""
-    return [
-        {**m, "content": [{"type": "text", "text": m["content"]}] if isinstance(m["content"], str) else m["content"]}
-        for m in messages
-    ]
 
 
 def _placeholder(*texts: str) -> str:

@@ -11,7 +11,9 @@ first is that later layer's part.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pandas as pd
 import torch
@@ -19,11 +21,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lvlm_interp.errors import InputError, SiteError
-from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.given import explained
+from lvlm_interp.inputs.example import ROLES, Inputs
 from lvlm_interp.inside.frozen import frozen
-from lvlm_interp.inside.residual import READ, along, between, bias_of, layer_of, stream_of
+from lvlm_interp.inside.residual import READ, along, between, gains_of, layer_of, stream_of
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
+from lvlm_interp.shown import table_html
 
 TOLERANCE = 1e-3  # share of the parts' sizes by which their sum may miss the logit; larger means misread weights
 
@@ -50,6 +55,13 @@ class DirectAttribution(Result):
         softcap: what a cap of the logits takes away, `[answer]`.
     """
 
+    along: ClassVar[Mapping[str, str]] = {
+        "tokens": "answer",
+        "target": "answer",
+        "positions": "position",
+        "roles": "position",
+    }
+    among: ClassVar[Mapping[str, Collection[str]]] = {"roles": ROLES}
     tokens: tuple[str, ...]
     target: tuple[str, ...]
     against: str
@@ -119,9 +131,11 @@ class DirectAttribution(Result):
 
     def _repr_html_(self) -> str:
         note = f"raw logits{f' against {self.against!r}' if self.against else ''}; the parts add up to the logit"
-        return self.to_frame().style.format(precision=2, escape="html").set_caption(note).to_html()
+        return table_html(self.to_frame(), 2, note)
 
 
+@explained
+@in_one_go
 @torch.no_grad()
 def direct(
     vlm: HookedVLM, x: Inputs, *, target: str | int | None = None, against: str | int | None = None
@@ -137,6 +151,7 @@ def direct(
     Raises:
         InputError: no answer, or a target that is not one token of the vocabulary.
         SiteError: attention that cannot be read in this model, or parts that do not add up to the logit.
+        ModelError: the model gives NaN or infinity.
     """
     x.need_answer()
     rows = x.answer_positions - 1
@@ -144,7 +159,8 @@ def direct(
     other = None if against is None else _token(vlm, against)
     stream = stream_of(vlm, x, rows)
     out = _readout(vlm, stream[-1].post, ids.to(vlm.device), other)
-    layers = [layer_of(n, one, out.direction, x.length) for n, one in enumerate(stream)]
+    gains = gains_of(stream)
+    layers = [layer_of(n, one, out.direction * gains[n], x.length) for n, one in enumerate(stream)]
     found = DirectAttribution(
         tokens=x.answer_tokens,
         target=vlm.token_strings(ids.tolist()),
@@ -152,7 +168,7 @@ def direct(
         positions=x.tokens,
         roles=x.roles,
         logit=out.logit,
-        embedding=along(stream[0].pre, out.direction),
+        embedding=along(stream[0].pre, out.direction * gains[0]),
         heads=_side_by_side([layer.heads for layer in layers]),
         sources=_side_by_side([layer.sources for layer in layers]),
         mlps=torch.stack([layer.mlp for layer in layers], 1),
@@ -189,7 +205,7 @@ def _closing(found: DirectAttribution, rounding: Float[Tensor, " answer"]) -> Di
 
 
 def _token(vlm: HookedVLM, token: str | int) -> int:
-    ids = [token] if isinstance(token, int) else vlm.prompter.word_ids(token)
+    ids = [token] if isinstance(token, int) else vlm.prompter.lettered_ids(token)
     if len(ids) != 1:
         pieces = list(vlm.token_strings(ids))
         raise InputError(
@@ -222,8 +238,9 @@ def _readout(
 ) -> _Out:
     readout = vlm.readout
     norm, weight = frozen(readout.norm, last), readout.weight
-    row = weight[ids].double() * readout.scale
-    offset = bias_of(readout.unembed, readout.vocabulary).to(row.device) * readout.scale
+    row, own_bias = weight[ids].double() * readout.scale, readout.bias
+    offset = torch.zeros(len(weight), dtype=torch.float64, device=row.device)
+    offset = offset if own_bias is None else own_bias.double().to(row.device) * readout.scale
     constant = offset[ids]
     if other is not None:
         row, constant = row - weight[other].double() * readout.scale, constant - offset[other]
@@ -231,7 +248,7 @@ def _readout(
     direction = norm.back(row)
     raw = along(last, direction) + bias.cpu()
     logits = readout(last)
-    eps, logits = torch.finfo(logits.dtype).eps, logits.double()
+    eps, logits = torch.finfo(last.dtype).eps, logits.double()
     own = logits.gather(1, ids[:, None])[:, 0]
     subtracted = torch.zeros_like(own) if other is None else logits[:, other]
     summed = (direction * last.double()).norm(dim=-1)  # errors of its terms have no common sign

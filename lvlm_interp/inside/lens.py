@@ -10,9 +10,9 @@ vocabulary is ever held: a few positions go through the unembedding at a time, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 import torch
@@ -21,18 +21,24 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvlm_interp.errors import InputError, SiteError
-from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.given import explained
+from lvlm_interp.inputs.example import ROLES, Inputs
 from lvlm_interp.inside.tuned_lens import TunedLens
 from lvlm_interp.model.choice import Positions, indices
+from lvlm_interp.model.finite import need_finite
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
-from lvlm_interp.results import Result
+from lvlm_interp.pairs import Comparable
+from lvlm_interp.results import heading, table, text
+from lvlm_interp.shown import table_html
 
+FEW_COLUMNS = 6  # positions that are printed
 Pieces = Literal["max", "first"]
 Vocabulary = Literal["all", "text", "image"]
 
 
 @dataclass(frozen=True)
-class Lens(Result):
+class Lens(Comparable):
     """What each layer would say at each position.
 
     Attributes:
@@ -44,11 +50,22 @@ class Lens(Result):
         entropy: of the whole distribution, nats, `[layer, position]`.
         kl: divergence of the layer's distribution from the last layer's, KL(last ‖ layer) in nats, `[layer, position]`.
         targets: words that were asked for.
+        target_tokens: the tokens that each was read as.
         target_logprob: their log-probability in nats, `[target, layer, position]`; of a word of several tokens that of
             its likeliest (or first) token, see `lens`.
         target_rank: how many tokens are at least as likely, 1 for the likeliest, `[target, layer, position]`.
     """
 
+    along: ClassVar[Mapping[str, str]] = {
+        "layers": "layer",
+        "top_words": "layer",
+        "tokens": "position",
+        "roles": "position",
+        "targets": "target",
+    }
+    among: ClassVar[Mapping[str, Collection[str]]] = {"roles": ROLES}
+    keys = ("layer", "position", "token", "role")
+    agreeing = ("layers", "positions", "tokens", "target_names")
     layers: tuple[int, ...]
     positions: Int[Tensor, " position"]
     tokens: tuple[str, ...]
@@ -61,6 +78,18 @@ class Lens(Result):
     targets: tuple[str, ...]
     target_logprob: Float[Tensor, "target layer position"]
     target_rank: Int[Tensor, "target layer position"]
+    target_tokens: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """The tokens that were read for each target: `Pur|ple` for the likeliest of several."""
+        return tuple("|".join(tokens) for tokens in self.target_tokens) or self.targets
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shape, words = self.top_ids.shape, self.top_words
+        if any(len(layer) != shape[1] or {len(some) for some in layer} - {shape[2]} for layer in words):
+            raise InputError(f"there are {list(shape)} likeliest tokens by layer and position, and other words")
 
     def of(self, target: str) -> Float[Tensor, "layer position"]:
         """Log-probability of one target, nats.
@@ -76,7 +105,7 @@ class Lens(Result):
         """One row for each layer and position.
 
         Columns: `layer`, `position`, `token`, `role`, `word` (the likeliest) and its `logprob`, `entropy`, `kl`, and
-        for each target `logprob[target]` and `rank[target]`.
+        for each target `logprob[token]` and `rank[token]`, named by the token that was read (`target_names`).
         """
         index = pd.MultiIndex.from_product([self.layers, range(len(self.positions))], names=["layer", "position"])
         frame = index.to_frame(index=False)
@@ -86,22 +115,35 @@ class Lens(Result):
         frame["word"] = [words[0] for layer in self.top_words for words in layer]
         frame["logprob"] = self.top_logprobs[..., 0].flatten().tolist()
         frame["entropy"], frame["kl"] = self.entropy.flatten().tolist(), self.kl.flatten().tolist()
-        for n, target in enumerate(self.targets):
+        for n, target in enumerate(self.target_names):
             frame[f"logprob[{target}]"] = self.target_logprob[n].flatten().tolist()
             frame[f"rank[{target}]"] = self.target_rank[n].flatten().tolist()
-        return frame
+        return self.identified(frame)
 
     def _repr_html_(self) -> str:
         """The likeliest word of every layer at every position, the last layer on top."""
         rows = [[words[0] for words in layer] for layer in self.top_words][::-1]
         frame = pd.DataFrame(rows, index=list(self.layers)[::-1], columns=[f"{t} ({p})" for t, p in self._columns()])
         note = "likeliest word after each layer (rows), by position (columns)"
-        return frame.style.format(escape="html").format_index(escape="html", axis=1).set_caption(note).to_html()
+        return table_html(frame, caption=note)
 
     def _columns(self) -> Iterator[tuple[str, int]]:
         return zip(self.tokens, self.positions.tolist(), strict=True)
 
 
+@text.register
+def _grid(result: Lens) -> str:
+    """The likeliest words of the last layers, the last on top, at the ends of the positions."""
+    rows = [[words[0] for words in layer] for layer in result.top_words][::-1]
+    frame = pd.DataFrame(rows, index=list(result.layers)[::-1], columns=list(result.tokens))
+    if len(result.tokens) > FEW_COLUMNS:
+        frame = frame.iloc[:, :FEW_COLUMNS]
+    note = f"likeliest word after each layer, {len(result.tokens)} positions, {len(result.targets)} targets"
+    return f"{heading(result, note)}\n{table(frame.map(repr), index=True)}"
+
+
+@explained
+@in_one_go
 @torch.no_grad()
 def lens(
     vlm: HookedVLM,
@@ -139,6 +181,7 @@ def lens(
         InputError: a lens fitted on another model, a target that tokenises to nothing or is not in the vocabulary,
             targets that read the same, k beyond the (part of the) vocabulary, a part of it that is empty.
         SiteError: a layer that the model does not have.
+        ModelError: the model gives NaN or infinity.
     """
     chosen, at = _layers(vlm, layers), indices(x, range(x.length) if positions is None else positions)
     last = vlm.depth
@@ -148,6 +191,7 @@ def lens(
         states = {n: tuned.translated(n, state, x.where("image")[at]) for n, state in states.items()}
     words = (target,) if isinstance(target, (str, int)) else tuple(target)
     asked = [_pieces(vlm, word, pieces) for word in words]
+    spelt = tuple(tuple(vlm.token_strings(ids)) for ids in asked)
     names = tuple(vlm.token_strings([w])[0] if isinstance(w, int) else w for w in words)
     if len({*names}) < len(names):
         raise InputError(f"some of the targets {list(names)} read the same: ask for them one at a time")
@@ -170,7 +214,7 @@ def lens(
         "vocabulary": vocabulary,
         "tuned": tuned is not None,
     }
-    return _lens(vlm, x, chosen, at, names, [_joined(parts) for parts in found], used)
+    return _lens(vlm, x, chosen, at, (names, spelt), [_joined(parts) for parts in found], used)
 
 
 def visual_codes(vlm: HookedVLM) -> Bool[Tensor, " vocabulary"]:
@@ -233,7 +277,7 @@ def _lens(
     x: Inputs,
     layers: Sequence[int],
     at: Tensor,
-    targets: tuple[str, ...],
+    targets: tuple[tuple[str, ...], tuple[tuple[str, ...], ...]],
     found: Sequence[_Read],
     used: Mapping[str, Any],
 ) -> Lens:
@@ -250,7 +294,8 @@ def _lens(
         top_words=tuple(tuple(tuple(names[i] for i in row) for row in layer) for layer in ids.tolist()),
         entropy=torch.stack([f.entropy for f in found]),
         kl=torch.stack([f.kl for f in found]),
-        targets=targets,
+        targets=targets[0],
+        target_tokens=targets[1],
         target_logprob=torch.stack([f.logprob for f in found], 1),
         target_rank=torch.stack([f.rank for f in found], 1),
         provenance=vlm.provenance("tuned lens" if used["tuned"] else "logit lens", x, **used),
@@ -271,6 +316,7 @@ def _states(vlm: HookedVLM, x: Inputs, layers: Sequence[int], at: Tensor) -> dic
     """The residual stream after each number of blocks, at the positions."""
     names = {n: f"blocks.{n - 1}.hook_resid_post" if n else "blocks.0.hook_resid_pre" for n in layers}
     found = vlm.capture(x, list(names.values()), positions=at)
+    need_finite(vlm, x, *found.values())
     return {n: found[name][0] for n, name in names.items()}
 
 
@@ -278,7 +324,7 @@ def _pieces(vlm: HookedVLM, word: str | int, pieces: Pieces) -> list[int]:
     """The tokens that stand for a target."""
     if pieces not in ("max", "first"):
         raise InputError(f"pieces is 'max' or 'first', got {pieces!r}")
-    ids = [word] if isinstance(word, int) else vlm.prompter.word_ids(word)
+    ids = [word] if isinstance(word, int) else vlm.prompter.lettered_ids(word)
     if outside := [i for i in ids if not 0 <= i < vlm.readout.vocabulary]:
         raise InputError(f"token {outside[0]} is not in the vocabulary of {vlm.readout.vocabulary} tokens")
     return ids if pieces == "max" else ids[:1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,21 +16,18 @@ from lvlm_interp.errors import SiteError
 from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inside.frozen import frozen
-from lvlm_interp.model.parts import part
+from lvlm_interp.model.finite import need_finite
+from lvlm_interp.model.parts import part, rescale_of
 from lvlm_interp.model.sites import Site, reads_z
 from lvlm_interp.model.vlm import HookedVLM
-from lvlm_interp.model.weights import fetched
+from lvlm_interp.model.weights import map_of, sizes_of
 
+SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 READ = 0.1  # share of what heads read by which sources may miss what heads write: half precision misses it by 0.02
 
 
 def along(written: Float[Tensor, "answer *more width"], direction: Float[Tensor, "answer width"]) -> Tensor:
     return (written.double() * direction.view(len(direction), *(1,) * (written.ndim - 2), -1)).sum(-1).cpu()
-
-
-def bias_of(linear: nn.Module, width: int) -> Float[Tensor, " width"]:
-    none = getattr(linear, "bias", None) is None
-    return torch.zeros(width, dtype=torch.float64) if none else fetched(linear, "bias").double()
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +46,16 @@ class Attention:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """The residual stream around one block at the rows of the answer, and its heads, if it has any."""
+    """The residual stream around one block at the rows of the answer, and its heads, if it has any.
+
+    `mlp` is what its MLP adds, None where it has none; `scale` what the block multiplies its stream by at its end.
+    """
 
     pre: Float[Tensor, "answer width"]
     mid: Float[Tensor, "answer width"]
     post: Float[Tensor, "answer width"]
+    mlp: Float[Tensor, "answer width"] | None
+    scale: float
     attention: Attention | None
 
 
@@ -61,10 +64,11 @@ def stream_of(vlm: HookedVLM, x: Inputs, rows: Int[Tensor, " answer"]) -> list[B
     kinds = [_kind_of(vlm, n) for n in range(vlm.depth)]
     at_rows, whole = [], []
     for n, kind in enumerate(kinds):
-        at_rows += [f"blocks.{n}.hook_{site}" for site in ("resid_pre", "resid_mid", "resid_post", "attn_out")]
+        at_rows += [f"blocks.{n}.hook_{site}" for site in SITES]
         at_rows += [f"blocks.{n}.{kind}.hook_{site}" for site in ("z", "pattern") if kind]
         whole += [f"blocks.{n}.attn.hook_v"] if kind == "attn" else []
     here = vlm.capture(x, [name for name in at_rows if name in vlm.sites], positions=rows)
+    need_finite(vlm, x, *(value for name, value in here.items() if "resid" in name or name == "logits"))
     _need_one_stream(vlm, here[f"blocks.{vlm.depth - 1}.hook_resid_post"].shape[-1])
     values = vlm.capture(x, whole)
     return [_block(vlm, f"blocks.{n}", kind, here, values) for n, kind in enumerate(kinds)]
@@ -72,7 +76,7 @@ def stream_of(vlm: HookedVLM, x: Inputs, rows: Int[Tensor, " answer"]) -> list[B
 
 def _need_one_stream(vlm: HookedVLM, width: int) -> None:
     """Raise where blocks write to several residual streams, each of which gets a share of every part."""
-    read = vlm.readout.weight.shape[-1]
+    read = vlm.readout.width
     if width != read:
         raise SiteError(
             f"this model has several residual streams ({width} numbers at a position, of which the unembedding reads "
@@ -108,7 +112,9 @@ def _block(
         raise SiteError(
             f"what {prefix} adds cannot be taken apart: it has an MLP, and nothing that tells where it begins"
         )
-    return Block(pre, mid, post, None if kind is None else _attention(vlm, prefix, kind, here, values))
+    scale, mlp = rescale_of(vlm.sites[f"{prefix}.hook_resid_pre"].module), here.get(f"{prefix}.hook_mlp_out")
+    attention = None if kind is None else _attention(vlm, prefix, kind, here, values)
+    return Block(pre, mid, post, None if mlp is None else mlp.reshape(pre.shape), scale, attention)
 
 
 def _attention(
@@ -137,9 +143,12 @@ class Layer:
 
 
 def layer_of(number: int, block: Block, direction: Float[Tensor, "answer width"], length: int) -> Layer:
-    added, mlp = (block.mid - block.pre).double(), along(block.post.double() - block.mid.double(), direction)
+    added = (block.mid - block.pre).double()
+    behind = block.post.double() / block.scale - block.mid.double()
+    written = torch.zeros_like(behind) if block.mlp is None else block.mlp.double()
+    mlp, beyond = along(written, direction), along(behind - written, direction)
     if block.attention is None:
-        none, other = mlp.new_zeros(len(mlp), 0), along(added, direction)
+        none, other = mlp.new_zeros(len(mlp), 0), along(added, direction) + beyond
         return Layer(none, none[..., None].expand(-1, -1, length), mlp, torch.zeros_like(mlp), other)
     reads, constant = _reads(number, block.attention, added, direction)
     by_head, bias = (block.attention.z.double() * reads).sum(-1).cpu(), constant.cpu()
@@ -148,7 +157,7 @@ def layer_of(number: int, block: Block, direction: Float[Tensor, "answer width"]
         sources=_by_source(block.attention, reads, length).cpu(),
         mlp=mlp,
         bias=bias,
-        other=along(added, direction) - by_head.sum(1) - bias,
+        other=along(added, direction) - by_head.sum(1) - bias + beyond,
     )
 
 
@@ -161,10 +170,12 @@ def _reads(
         SiteError: what is added to the stream is not made of what the heads write.
     """
     project = reads_z(attention.site)
-    if not isinstance(project, nn.Linear):
+    if project is None or sizes_of(project) is None:
         raise SiteError(f"block {number} has no linear output projection that heads could be split through")
-    weight = fetched(project, "weight").double()
-    bias = bias_of(project, project.out_features).to(direction.device)
+    weight, added_anyway = map_of(project)
+    weight = weight.double()
+    bias = weight.new_zeros(len(weight)) if added_anyway is None else added_anyway.double()
+    weight, bias = weight.to(direction.device), bias.to(direction.device)
     raw = attention.z.flatten(1).double() @ weight.T + bias
     norm = None if attention.after is None else frozen(attention.after, raw.to(attention.z.dtype))
     wrote = raw if norm is None else norm(raw)
@@ -199,7 +210,12 @@ def _gate(attention: Attention, read: Float[Tensor, "answer head inner"]) -> Flo
     return torch.where(read == 0, 0, attention.z.double() / read) if gated else torch.ones_like(read)
 
 
+def gains_of(stream: list[Block]) -> list[float]:
+    """By how much what is in the stream as a block begins is multiplied on its way to the end."""
+    return [math.prod(block.scale for block in stream[n:]) for n in range(len(stream))]
+
+
 def between(stream: list[Block], direction: Float[Tensor, "answer width"]) -> Float[Tensor, "answer layer"]:
-    """What is added to the stream between one block and the next."""
+    """What is added to the stream between one block and the next, as it arrives at the end."""
     jumps = [torch.zeros_like(stream[0].pre), *(b.pre - a.post for a, b in itertools.pairwise(stream))]
-    return torch.stack([along(jump, direction) for jump in jumps], 1)
+    return torch.stack([along(jump, direction * gain) for jump, gain in zip(jumps, gains_of(stream), strict=True)], 1)

@@ -23,9 +23,13 @@ from tqdm.auto import tqdm
 from lvlm_interp.bootstrap import bootstrap_weights, interval
 from lvlm_interp.checkpoints import read_checkpoint, write_checkpoint
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs, digest
+from lvlm_interp.model.finite import need_finite
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
+from lvlm_interp.shown import table_html
 
 Modality = Literal["text", "image"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
@@ -89,7 +93,7 @@ class TunedLens(Result):
 
     def _repr_html_(self) -> str:
         note = "KL(final ‖ lens) on held-out positions, nats"
-        return self.to_frame().style.format(precision=3, escape="html").set_caption(note).to_html()
+        return table_html(self.to_frame(), caption=note)
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,8 @@ class Fitting:
     from_each: int = 16
 
 
+@explained
+@in_one_go
 def fit_tuned_lens(
     vlm: HookedVLM,
     examples: Sequence[Inputs],
@@ -170,6 +176,7 @@ def _gathered(vlm: HookedVLM, examples: Sequence[Inputs], how: Fitting, progress
     sites = ["blocks.0.hook_resid_pre", "blocks.*.hook_resid_post"]
     for number, x in enumerate(tqdm(examples, desc="activations", disable=not progress, leave=False)):
         captured = torch.stack([value[0] for name, value in vlm.capture(x, sites).items() if name != "logits"])
+        need_finite(vlm, x, captured)
         image = x.where("image")
         for kind, where in (("text", ~image), ("image", image)):
             at = where.nonzero().flatten()

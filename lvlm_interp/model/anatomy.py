@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
@@ -19,6 +20,8 @@ from lvlm_interp.errors import ModelError
 from lvlm_interp.families.shared import registry
 from lvlm_interp.families.shared.family import Family
 from lvlm_interp.families.shared.registry import NAMES
+from lvlm_interp.model.compiled import original
+from lvlm_interp.model.listing import Sites
 from lvlm_interp.model.parts import (
     attention_of,
     axis_of_streams,
@@ -30,7 +33,13 @@ from lvlm_interp.model.parts import (
 )
 from lvlm_interp.model.readout import Behind, Mixing, Readout
 from lvlm_interp.model.sites import Site, find_sites, missing_sites
+from lvlm_interp.model.weights import sizes_of
 
+# What is found among the modules of a model, and kept.
+FOUND = (
+    *("decoder", "blocks", "depth", "attention_kinds", "recurrent", "vision", "projector", "nnsight"),
+    *("_read_out", "_named", "_missing", "_sites"),
+)
 SOFTCAP = "final_logit_softcapping"
 
 
@@ -64,7 +73,8 @@ class Anatomy:
 
     def _at(self, path: str) -> Any:
         """What an attribute path of the family's row leads to."""
-        return attrgetter(path)(self.model.base_model)
+        found = attrgetter(path)(self.model.base_model)
+        return original(found) if isinstance(found, nn.Module) else found
 
     @property
     def device(self) -> torch.device:
@@ -75,10 +85,10 @@ class Anatomy:
     @functools.cached_property
     def decoder(self) -> PreTrainedModel:
         """The language model's transformer, without unembedding."""
-        found = self.model.get_decoder()
-        while (inner := found.get_decoder()) is not found:
+        found = original(self.model.get_decoder())
+        while (inner := original(found.get_decoder())) is not found:
             found = inner
-        return found.model if hasattr(found, "lm_head") else found
+        return original(found.model) if hasattr(found, "lm_head") else found
 
     @functools.cached_property
     def blocks(self) -> list[nn.Module]:
@@ -101,18 +111,25 @@ class Anatomy:
         """What carries a state from position to position in the decoder: linear attention, short convolutions."""
         return tuple(module for block in self.blocks for module in recurrent_of(block).values())
 
-    @functools.cached_property
+    @property
     def readout(self) -> Readout:
         """Final norm and unembedding."""
+        self._notice_modules()
+        return self._read_out
+
+    @functools.cached_property
+    def _read_out(self) -> Readout:
         norm, unembed = part(self.decoder, NAMES.final_norm), self.model.get_output_embeddings()
         if unembed is None and isinstance(language := owner_of(self.model, self.decoder), PreTrainedModel):
             unembed = language.get_output_embeddings()  # some name it in the language model only
-        if norm is None or unembed is None:
+        sizes = sizes_of(unembed)
+        if norm is None or unembed is None or sizes is None:
             raise ModelError(f"found no final norm or no unembedding in {type(self.model).__name__}")
+        unembed = original(unembed)
         if (mixer := part(self.decoder, NAMES.mixed_at_last)) is not None:
-            norm = Mixing(mixer, norm, unembed.weight.shape[-1])
+            norm = Mixing(mixer, norm, sizes[0])
         elif (axis := axis_of_streams(self.blocks[-1])) is not None:
-            norm = Behind(self.decoder, self.blocks[-1], axis, unembed.weight.shape[-1])
+            norm = Behind(self.decoder, self.blocks[-1], axis, sizes[0])
         text, used = self.model.config.get_text_config(), names_in_forward(owner_of(self.model, unembed))
         found = {k: v for k in (*NAMES.scales, SOFTCAP) if k in used and (v := getattr(text, k, None)) is not None}
         powers = {**NAMES.scales, "logits_scaling": 1} if self.family.multiplied else NAMES.scales
@@ -125,14 +142,32 @@ class Anatomy:
         return find_sites(self.decoder, self.vision, self.projector)
 
     @functools.cached_property
-    def missing(self) -> dict[str, str]:
-        """Places that cannot be captured in this model, with the reason."""
+    def _missing(self) -> dict[str, str]:
         return missing_sites(self._named)
 
     @functools.cached_property
+    def _sites(self) -> dict[str, Site]:
+        return Sites({name: site for name, site in self._named.items() if name not in self._missing})
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Places that cannot be captured in this model, with the reason."""
+        self._notice_modules()
+        return self._missing
+
+    @property
     def sites(self) -> dict[str, Site]:
         """Every place that can be captured, by name."""
-        return {name: site for name, site in self._named.items() if name not in self.missing}
+        self._notice_modules()
+        return self._sites
+
+    def _notice_modules(self) -> None:
+        """Forget what was found where the modules are others than they were: an adapter was put in, a part replaced."""
+        modules, known = _all_modules(self.model), vars(self).get("_modules")
+        if known is not None and (len(known) != len(modules) or any(map(operator.is_not, known, modules))):
+            for name in FOUND:
+                vars(self).pop(name, None)
+        self._modules = modules
 
     @functools.cached_property
     def vision(self) -> nn.Module | None:
@@ -140,7 +175,7 @@ class Anatomy:
         if self.family.vision:
             return self._at(self.family.vision)
         found = self.model.get_encoder(modality="image")
-        return None if found in (self.model, self.model.base_model, self.decoder) else found
+        return None if original(found) in (self.model, self.model.base_model, self.decoder) else original(found)
 
     @functools.cached_property
     def projector(self) -> nn.Module | None:
@@ -200,6 +235,14 @@ class Anatomy:
     def uncounted(self) -> int | None:
         """The padding token, where positions are counted from beyond its id and it has none itself."""
         return getattr(getattr(self.decoder, "embed_positions", None), "padding_idx", None)
+
+
+def _all_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model, those in two places twice: quicker than torch's, as it is asked for with each capture."""
+    found = [model]
+    for module in found:
+        found.extend(child for child in module._modules.values() if child is not None)
+    return found
 
 
 def _by_kind(attentions: Sequence[nn.Module | None], layer_types: Sequence[str] | None) -> list[tuple[nn.Module, ...]]:

@@ -25,6 +25,8 @@ Tap = Mapping[str, Callable[[Tensor], Tensor]]
 returns the value to go on with."""
 
 PREFIX = "lvlm_interp_"
+KERNELS = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+"""What computes the same as the eager formula, by other means."""
 _TAPS: WeakKeyDictionary[nn.Module, Tap] = WeakKeyDictionary()
 
 
@@ -145,7 +147,7 @@ def tapped(model: PreTrainedModel, taps: Mapping[nn.Module, Tap]) -> Iterator[No
     Afterwards every config names the implementation that it named before.
 
     Raises:
-        ModelError: a tapped module already has a tap.
+        ModelError: a tapped module already has a tap, or attention is computed by a function of the user's own.
     """
     if not taps:
         yield
@@ -153,6 +155,8 @@ def tapped(model: PreTrainedModel, taps: Mapping[nn.Module, Tap]) -> Iterator[No
     if any(module in _TAPS for module in taps):
         raise ModelError("this model's attention is being captured already; leave that `with` first")
     before = implementations(model)
+    for _, kernel in before.values():
+        _need_known(kernel)
     try:
         for config, kernel in before.values():
             config._attn_implementation_internal = PREFIX + ("eager" if kernel == "eager" else "sdpa")
@@ -163,6 +167,22 @@ def tapped(model: PreTrainedModel, taps: Mapping[nn.Module, Tap]) -> Iterator[No
             _TAPS.pop(module, None)
         for config, kernel in before.values():
             config._attn_implementation_internal = kernel
+
+
+def _need_known(kernel: str) -> None:
+    """Raise unless an attention function computes what transformers' do: only of these the steps are known.
+
+    Raises:
+        ModelError: one that somebody registered.
+    """
+    own = AttentionInterface._global_mapping.get(kernel)
+    if kernel == "eager" or (kernel in KERNELS and (own is None or own.__module__.startswith("transformers."))):
+        return
+    raise ModelError(
+        f"attention is computed by a function of your own ({kernel!r}), whose steps cannot be read: patterns, scores, "
+        "queries, keys and values of heads are those of transformers' functions. "
+        "model.set_attn_implementation('sdpa') or 'eager' first"
+    )
 
 
 @contextlib.contextmanager

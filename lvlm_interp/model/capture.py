@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import html
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,7 +18,12 @@ from transformers import PreTrainedModel
 from lvlm_interp.errors import SiteError
 from lvlm_interp.model.choice import Choice
 from lvlm_interp.model.hooks import Visit, passed, visiting
+from lvlm_interp.model.listing import grouped
 from lvlm_interp.model.sites import Site
+from lvlm_interp.results import Provenance, Result
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -25,8 +35,32 @@ class Capture(Mapping[str, Tensor]):
         choice: what of every value was kept.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], choice: Choice) -> None:
-        self._values, self.choice = dict(values), choice
+    def __init__(
+        self, values: Mapping[str, Tensor], choice: Choice, origin: Callable[[], Provenance] | None = None
+    ) -> None:
+        self._values, self.choice, self._origin = dict(values), choice, origin
+
+    @functools.cached_property
+    def provenance(self) -> Provenance:
+        """Of which model and example these activations are, and what was kept of them.
+
+        Looked up when it is first asked for, since that costs a part of a pass: ask before the model changes.
+
+        Raises:
+            ModelError: the model was changed since.
+        """
+        if self._origin is None:
+            raise SiteError("these activations were put together by hand: nothing tells which model they are of")
+        return self._origin()
+
+    def save(self, path: str | Path) -> Path:
+        """Write one `.safetensors` file; `lvlm_interp.load_result` reads it.
+
+        Raises:
+            OutputError: the file cannot be written.
+            ModelError: the model was changed since.
+        """
+        return Captured(self._values, provenance=self.provenance).save(path)
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._values:
@@ -40,11 +74,41 @@ class Capture(Mapping[str, Tensor]):
         return len(self._values)
 
     def __repr__(self) -> str:
-        return "Capture(\n" + "".join(f"  {k}: {tuple(v.shape)} {v.dtype}\n" for k, v in self.items()) + ")"
+        kinds: dict[str, list[str]] = defaultdict(list)
+        for name, value in self.items():
+            kinds[f"{tuple(value.shape)} {value.dtype}"].append(name)
+        told = [f"  {name}: {kind}\n" for kind, names in kinds.items() for name in grouped(names)]
+        return "Capture(\n" + "".join(told) + ")"
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{k}</td><td>{tuple(v.shape)}</td><td>{v.dtype}</td></tr>" for k, v in self.items())
+        cells = ((html.escape(name), tuple(value.shape), value.dtype) for name, value in self.items())
+        rows = "".join(f"<tr><td>{name}</td><td>{shape}</td><td>{dtype}</td></tr>" for name, shape, dtype in cells)
         return f"<table><tr><th>site</th><th>shape</th><th>dtype</th></tr>{rows}</table>"
+
+
+@dataclass(frozen=True, eq=False)
+class Captured(Result, Mapping[str, Tensor]):
+    """A capture that was saved: site name → tensor."""
+
+    activations: Mapping[str, Tensor] = field(repr=False)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.activations:
+            raise SiteError(f"{name!r} was not captured; this capture holds {list(self.activations)}")
+        return self.activations[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.activations)
+
+    def __len__(self) -> int:
+        return len(self.activations)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a site: its shape and the type of its numbers."""
+        import pandas as pd
+
+        rows = [(name, str(tuple(value.shape)), str(value.dtype)) for name, value in self.items()]
+        return pd.DataFrame(rows, columns=["site", "shape", "dtype"])
 
 
 @contextlib.contextmanager

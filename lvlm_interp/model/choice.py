@@ -25,7 +25,7 @@ Positions = str | Iterable[str] | Iterable[int] | Tensor
 # Axes of (positions, heads), counted from the last: a vision tower may have no batch axis in front.
 _PER_HEAD = {f"hook_{name}": (-3, -2) for name in ("q", "k", "v", "z", "rot_q", "rot_k")}
 _AXES = {**_PER_HEAD, "hook_pattern": (-2, -3), "hook_attn_scores": (-2, -3)}
-_OF_THE_PROMPT = ("blocks.", "ln_final.")
+_OF_THE_PROMPT = ("blocks.", "ln_final.", "hook_embed")
 _KEYS = ("hook_k", "hook_v", "hook_rot_k")
 
 
@@ -41,6 +41,7 @@ class Choice:
         dtype: what is kept is converted to this; a mean is computed in it.
         device: what is kept is moved there.
         grad: keep the graph, see `taken`.
+        attended: of the kept positions, those that attention sees, which a reduction is over; None where all are.
     """
 
     length: int
@@ -50,6 +51,7 @@ class Choice:
     dtype: torch.dtype | None = None
     device: torch.device | None = None
     grad: bool = False
+    attended: Int[Tensor, " attended"] | None = None
 
     def of_logits(self, logits: Float[Tensor, "batch position vocabulary"]) -> Float[Tensor, "batch kept vocabulary"]:
         """What is kept of the logits: the same positions, unreduced."""
@@ -88,6 +90,8 @@ class Choice:
 
     def _finished(self, name: str, part: Tensor) -> Tensor:
         axis = _AXES.get(name.rpartition(".")[2], (-2, 0))[0]
+        if self.reduce and self.attended is not None and not _off_the_prompt(name):
+            part = part.index_select(axis, self.attended.to(part.device))
         if self.reduce == "mean":
             part = part.mean(axis, dtype=self.dtype)
         elif self.reduce == "last":
@@ -141,15 +145,39 @@ def choose(
         _refuse(sites, _off_the_prompt, "have positions of their own, so positions= cannot choose among them")
     if heads is not None:
         _refuse(sites, _headless, f"have no heads, so heads= cannot choose among them; {sorted(_AXES)} do")
+    chosen = None if positions is None else indices(x, positions)
     return Choice(
         x.length,
-        None if positions is None else indices(x, positions),
+        chosen,
         None if heads is None else _head_indices([heads] if isinstance(heads, int) else heads),
         reduce,
         dtype,
-        None if device is None else torch.device(device),
+        None if device is None else _device(device),
         grad,
+        _attended(x, chosen) if reduce and isinstance(x, Inputs) else None,
     )
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"no device is called {device!r}; cpu, cuda and cuda:1 are devices") from error
+
+
+def _attended(x: Inputs, chosen: Int[Tensor, " position"] | None) -> Int[Tensor, " kept"] | None:
+    """Which of the chosen positions of an example are not padding; None where all are.
+
+    Raises:
+        InputError: none of them.
+    """
+    mask = x.model_inputs.get("attention_mask")
+    if mask is None or mask.shape != x.input_ids.shape or mask.all():
+        return None
+    seen = mask[0].cpu().bool() if chosen is None else mask[0].cpu().bool()[chosen]
+    if not seen.any():
+        raise InputError("the attention_mask of this example is 0 at all of the chosen positions: none is left")
+    return seen.nonzero().flatten()
 
 
 def _off_the_prompt(name: str) -> bool:

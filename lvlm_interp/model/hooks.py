@@ -21,7 +21,11 @@ from transformers.utils import ModelOutput
 from lvlm_interp.errors import SiteError
 from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.model.attention import tapped
+from lvlm_interp.model.compiled import uncompiled
+from lvlm_interp.model.holding import Held, held
+from lvlm_interp.model.norms import NormPart, part_of, rejoined
 from lvlm_interp.model.sites import Site
+from lvlm_interp.model.sums import Seen, follow
 
 TOKENS = "input_ids"  # given to a projector that embeds some tokens as well (Gemma 3n): such calls are no site's
 # Its hooks keep hidden states (those of a tower that the projector reads), from the first pass on and for good.
@@ -38,15 +42,23 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
         SiteError: a visit returns no tensor of the value's shape; on leaving without another error, if a site did not
             fire.
     """
-    fired: set[str] = set()
+    fired, use = set[str](), held(model)
     taps: dict[nn.Module, dict[str, list[Visit]]] = defaultdict(lambda: defaultdict(list))
+    sums: dict[nn.Module, dict[Seen, list[Visit]]] = defaultdict(lambda: defaultdict(list))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(uncompiled(model))
         for site, visit in visits.items():
-            noted = _noting(site.name, visit, fired)
+            noted = _noting(site, visit, fired, use)
             if site.read == "attention":
                 taps[site.module][site.part].append(_as_positions(noted, site.part))
+            elif site.read in ("scale", "normalized"):
+                stack.enter_context(_normed(site.module, site.read, noted))
+            elif site.read in ("added", "sum"):
+                sums[site.module][site.read].append(_apart(site, noted))
             else:
                 stack.enter_context(_hooked(site, noted))
+        for module, seen in sums.items():  # behind the other hooks, which get plain tensors
+            stack.enter_context(_followed(module, {read: _in_turn(some) for read, some in seen.items()}))
         in_turn = {module: {part: _in_turn(some) for part, some in parts.items()} for module, parts in taps.items()}
         stack.enter_context(tapped(model, in_turn))
         yield
@@ -54,17 +66,23 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
         raise SiteError(f"these sites did not fire in this forward pass: {silent}")
 
 
-def _noting(name: str, visit: Visit, fired: set[str]) -> Visit:
+def _noting(site: Site, visit: Visit, fired: set[str], use: Held) -> Visit:
     def noted(value: Tensor) -> Tensor:
-        fired.add(name)
-        return passed(name, visit, value)
+        if site.module in use.paused:
+            return value
+        fired.add(site.name)
+        return passed(site.name, visit, value)
 
     return noted
 
 
 def passed(name: str, visit: Visit, value: Tensor) -> Tensor:
     """What a visit returns; torch would drop a missing tensor, and stretch one of another shape."""
-    seen = visit(value)
+    try:
+        seen = visit(value)
+    except Exception as error:
+        error.add_note(f"(raised in an edit, or a record, of {name!r})")
+        raise
     if not isinstance(seen, Tensor) or seen.shape != value.shape:
         found = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
         raise SiteError(f"an edit of {name!r} returns the value to go on with, {tuple(value.shape)}; it gave {found}")
@@ -109,18 +127,57 @@ def _within(value: Tensor, span: tuple[int, int], visit: Visit) -> Tensor:
     return seen if stop - start == value.shape[-1] else torch.cat([value[..., :start], seen, value[..., stop:]], -1)
 
 
+def _apart(site: Site, visit: Visit) -> Visit:
+    """Several residual streams with an axis of their own are shown side by side in the width."""
+    if site.streams is None:
+        return visit
+    axis = site.streams
+
+    def split(value: Tensor) -> Tensor:
+        apart = value.movedim(axis, -2)
+        seen = visit(apart.flatten(-2)).unflatten(-1, apart.shape[-2:])
+        return seen.movedim(-2, axis).contiguous()  # laid out as it was: products round by the layout
+
+    return split
+
+
+@contextlib.contextmanager
+def _followed(module: nn.Module, visits: dict[Seen, Visit]) -> Iterator[None]:
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return _with_output(output, lambda value: follow(value, visits))
+
+    handle = module.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def _normed(norm: nn.Module, part: NormPart, visit: Visit) -> Iterator[None]:
+    """A norm gives what it gives, unless what it divides by, or what it has then, is changed."""
+
+    def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        read = args[0] if args else next(kwargs[name] for name in NAMES.hidden_states if name in kwargs)
+        value = part_of(norm, part, read)
+        seen = visit(value)
+        kept = seen is value and not (torch.is_grad_enabled() and value.requires_grad)
+        return output if kept else rejoined(norm, part, seen, read)
+
+    handle = norm.register_forward_hook(after, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 @contextlib.contextmanager
 def _hooked(site: Site, visit: Visit) -> Iterator[None]:
+    visit = _apart(site, visit)
+
     def split(value: Tensor) -> Tensor:
-        if site.scale is not None:
-            seen = visit(scaled := site.scaled(value))
-            return value if seen is scaled else seen / getattr(*site.scale)
-        if site.streams is not None:
-            apart = value.movedim(site.streams, -2)
-            seen = visit(apart.flatten(-2)).unflatten(-1, apart.shape[-2:])
-            return seen.movedim(-2, site.streams).contiguous()  # laid out as it was: products round by the layout
         if site.heads is None:
-            return visit(value)
+            return visit(value) if site.span is None else _within(value, site.span, visit)
         start, stop = site.span or (0, value.shape[-1])
         heads = value[..., start:stop].unflatten(-1, (site.heads, -1))
         seen = _within(heads, site.inner or (0, heads.shape[-1]), visit).flatten(-2)
@@ -169,6 +226,42 @@ def skipping(modules: Iterable[nn.Module], rows: Bool[Tensor, " position"]) -> I
         for module in modules:
             stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(after).remove)
+        yield
+
+
+@contextlib.contextmanager
+def rescaling(factors: Mapping[nn.Module, Tensor]) -> Iterator[None]:
+    """Within the `with`, what each of these modules gives is multiplied by its factor."""
+
+    def scaled(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return (output * factors[module].to(output.device)).to(output.dtype)
+
+    with contextlib.ExitStack() as stack:
+        for module in factors:
+            stack.callback(module.register_forward_hook(scaled).remove)
+        yield
+
+
+@contextlib.contextmanager
+def lengthened(rotaries: Iterable[nn.Module], last: Tensor) -> Iterator[None]:
+    """Within the `with`, these embeddings are given a position more, the last of the whole, and so know its length."""
+
+    def longer(positions: Tensor) -> Tensor:
+        end = last.to(positions.device, positions.dtype).expand(*positions.shape[:-1], 1)
+        return torch.cat([positions, end], -1)
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if "position_ids" in kwargs:
+            return args, {**kwargs, "position_ids": longer(kwargs["position_ids"])}
+        return (args[0], longer(args[1]), *args[2:]), kwargs
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return tuple(one[..., :-1, :] for one in output) if isinstance(output, tuple) else output[..., :-1, :]
+
+    with contextlib.ExitStack() as stack:
+        for rotary in rotaries:
+            stack.callback(rotary.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(rotary.register_forward_hook(after).remove)
         yield
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from lvlm_interp.errors import ModelError
 from lvlm_interp.families.shared.registry import NAMES
+from lvlm_interp.model.compiled import original
+from lvlm_interp.model.weights import sizes_of
 
 # A name that does not tell which part of a block it is; what carries a state is handed the cache that keeps it.
 MIXER, CACHES = "mixer", {"cache_params", "past_key_values"}
@@ -29,7 +32,7 @@ def part(module: nn.Module, names: Iterable[str]) -> nn.Module | None:
     mixer = getattr(module, MIXER, None)
     known = {MIXER: None, _told(mixer): mixer} if isinstance(mixer, nn.Module) else {}
     found = (known[name] if name in known else getattr(module, name, None) for name in names)
-    return next((child for child in found if isinstance(child, nn.Module)), None)
+    return next((original(child) for child in found if isinstance(child, nn.Module)), None)
 
 
 def _told(mixer: nn.Module) -> str:
@@ -53,7 +56,7 @@ def find_blocks(tower: nn.Module, other: nn.Module | None = None) -> list[nn.Mod
     if not lists:
         raise ModelError(f"found no transformer blocks in {type(tower).__name__}")
     blocks = max(lists, key=len)
-    return _interleaved(blocks, owner_of(tower, blocks))
+    return [original(block) for block in _interleaved(blocks, owner_of(tower, blocks))]
 
 
 def _interleaved(blocks: nn.ModuleList, owner: nn.Module) -> list[nn.Module]:
@@ -130,6 +133,90 @@ def axis_of_streams(block: nn.Module) -> int | None:
     return next((axis for name, axis in NAMES.streams.items() if part(block, [name])), None)
 
 
+@dataclass(frozen=True, eq=False)
+class Writers:
+    """What of a block writes to the residual stream.
+
+    Attributes:
+        modules: what gives it, behind a norm where there is one, by the name of its site in the block.
+        before_mlp: whose addition makes the stream that the MLP reads; the block itself where nothing is added before
+            it, None where there is no such stream (attention and MLP side by side, or one of them only).
+        as_it_is: what is given is added to the stream; several streams may each take a share of it instead.
+    """
+
+    modules: dict[str, nn.Module]
+    before_mlp: nn.Module | None
+    as_it_is: bool
+
+
+def writers_of(block: nn.Module) -> Writers:
+    """What of a block writes to the residual stream."""
+    of_outputs, mlp = norms_of_outputs(block), part(block, NAMES.mlp)
+    before = None if of_outputs else part(block, NAMES.before_mlp)
+    outer, recurrent = part(block, (*NAMES.attention, *NAMES.cross_attention)), recurrent_of(block)
+    after_attention, after_mlp = of_outputs or (
+        norm_of(block, NAMES.after_attention, before),
+        norm_of(block, NAMES.after_mlp),
+    )
+    found = {"hook_attn_out": (after_attention or outer) if outer is not None else None}
+    for name, module in recurrent.items():
+        found[f"{name}.hook_out"] = after_attention if after_attention and outer is None else module
+    found["hook_mlp_out"] = (after_mlp or mlp) if mlp is not None else None
+    found |= {f"{site}.hook_out": other for name, site in NAMES.others.items() if (other := part(block, [name]))}
+    modules = {name: module for name, module in found.items() if module is not None}
+    mixing = part(block, (*NAMES.mixed_for_mlp, *NAMES.mixed_apart))
+    single = axis_of_streams(block) is None and mixing is None
+    if mlp is not None and mlp is getattr(block, MIXER, None):
+        return Writers(modules, block, single)
+    middle = mixing is not None or (single and mlp is not None and (before or of_outputs) is not None)
+    return Writers(modules, next(iter(modules.values())) if middle else None, single)
+
+
+def norms_before(block: nn.Module) -> dict[str, nn.Module]:
+    """The norms that attention and the MLP of a block read through, by TransformerLens's names."""
+    if norms_of_outputs(block):
+        return {}
+    found = {"ln1": part(block, NAMES.before_attention), "ln2": part(block, NAMES.before_mlp)}
+    return {name: norm for name, norm in found.items() if norm is not None}
+
+
+@dataclass(frozen=True, eq=False)
+class Inner:
+    """What an MLP has inside, by TransformerLens's names: a module, what of it is read, its share of the last axis."""
+
+    name: str
+    module: nn.Module
+    read: Literal["input", "output"]
+    span: tuple[int, int] | None = None
+
+
+def inside_mlp(block: nn.Module) -> list[Inner]:
+    """What goes into the activation of an MLP, what is multiplied by what comes out, the product; none in experts."""
+    mlp = part(block, NAMES.mlp)
+    if mlp is None:
+        return []
+    holder = block if sizes_of(mlp) else mlp
+    kinds = (NAMES.mlp_gate, NAMES.mlp_in, NAMES.mlp_out, NAMES.gate_and_in)
+    gate, into, out, both = (m if sizes_of(m := part(holder, names)) else None for names in kinds)
+    reads, gives = sizes_of(out), sizes_of(both)
+    if out is None or reads is None:
+        return []
+    post, half = Inner("hook_post", out, "input"), reads[0]
+    if both is not None and gives == (gives and gives[0], 2 * half):
+        spans = {"hook_pre": (0, half), "hook_pre_linear": (half, 2 * half)}
+        return [*(Inner(name, both, "output", span) for name, span in spans.items()), post]
+    if into is None:
+        return []
+    linear = Inner("hook_pre" if gate is None else "hook_pre_linear", into, "output")
+    return [linear, post] if gate is None else [Inner("hook_pre", gate, "output"), linear, post]
+
+
+def rescale_of(block: nn.Module) -> float:
+    """What a block multiplies its whole stream by, behind all that it adds: 1 for most (not for Gemma 4)."""
+    found = (getattr(block, name, None) for name in NAMES.rescaled)
+    return next((float(scale.detach()) for scale in found if isinstance(scale, Tensor)), 1.0)
+
+
 def attends(tower: nn.Module) -> bool:
     """Whether there is attention in a tower, between rows of positions.
 
@@ -145,10 +232,10 @@ def attends(tower: nn.Module) -> bool:
 # --- attention ------------------------------------------------------------------------------------
 
 
-def gated_output(attention: nn.Module) -> nn.Linear | None:
+def gated_output(attention: nn.Module) -> nn.Module | None:
     """The output projection, where a gate stands before it: z is then what it reads, not what the heads read."""
     out = part(attention, NAMES.output_projection)
-    return out if isinstance(out, nn.Linear) and GATING & names_in_forward(attention) else None
+    return out if sizes_of(out) and GATING & names_in_forward(attention) else None
 
 
 def output_of(attention: nn.Module) -> nn.Module | None:
@@ -189,15 +276,16 @@ def projections(attention: nn.Module) -> dict[str, Projection]:
     """What computes q, k and v, as far as it can be told."""
     width = head_width(attention)
     named = {letter: part(attention, (f"{letter}_proj", f"{letter}_projection")) for letter in "qkv"}
-    own = {letter: (m, inner.out_features) for letter, m in named.items() if m and (inner := _linear(m))}
+    own = {letter: (m, sizes[1]) for letter, m in named.items() if m and (sizes := sizes_of(_linear(m)))}
     fused = part(attention, NAMES.qkv)
     if width is None:
         return {}
     if own:
         return {letter: _own(attention, letter, m, size, width) for letter, (m, size) in own.items()}
-    if not isinstance(fused, nn.Linear) or fused.out_features % (3 * width):
+    sizes = sizes_of(fused)
+    if fused is None or sizes is None or sizes[1] % (3 * width):
         return {}
-    third = fused.out_features // 3
+    third = sizes[1] // 3
     if part(attention, NAMES.head_by_head) is fused:
         places = {letter: ((0, 3 * third), (n * width, (n + 1) * width)) for n, letter in enumerate("qkv")}
     else:
@@ -208,11 +296,12 @@ def projections(attention: nn.Module) -> dict[str, Projection]:
 def _own(attention: nn.Module, letter: str, module: nn.Module, size: int, width: int) -> Projection:
     """Behind the query of each head may stand its gate."""
     gated = gated_output(attention)
-    share = 2 * width if gated and letter == "q" and size == 2 * gated.in_features else width
+    reads = sizes_of(gated)
+    share = 2 * width if reads and letter == "q" and size == 2 * reads[0] else width
     return Projection(module, size // share, (0, size), (0, width))
 
 
-def _linear(module: nn.Module) -> nn.Linear | None:
+def _linear(module: nn.Module) -> nn.Module:
     """The linear map that a module is, or that it wraps (Gemma 4 clips what goes in and comes out)."""
-    found = getattr(module, "linear", module)
-    return found if isinstance(found, nn.Linear) else None
+    inner = getattr(module, "linear", module)
+    return inner if isinstance(inner, nn.Module) else module

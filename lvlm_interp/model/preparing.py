@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import itertools
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from lvlm_interp.errors import InputError, ModelError
-from lvlm_interp.inputs import prompt
+from lvlm_interp.errors import InputError, LvlmInterpWarning, ModelError
+from lvlm_interp.families.shared.lengths import counts_rows
+from lvlm_interp.given import explained
+from lvlm_interp.inputs import chat, prompt
 from lvlm_interp.inputs.batch import Batch, batched
 from lvlm_interp.inputs.example import VIDEO_PIXELS, Answer, Inputs, Role, Written, pixels_of
-from lvlm_interp.inputs.media import ImageLike, VideoLike, open_image, open_video
+from lvlm_interp.inputs.media import VideoLike, open_images, open_video
+from lvlm_interp.inputs.roles import need_roles
+from lvlm_interp.inputs.sources import ImageLike
+from lvlm_interp.inputs.spelling import LOST, Decode, spelled
 from lvlm_interp.inputs.view import ImageView, Shown
 from lvlm_interp.model.anatomy import Anatomy
+from lvlm_interp.model.limits import warn_if_longer
 from lvlm_interp.model.views import find_views, shown_in
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-OPEN = {"image": open_image, "video": open_video}
-"""What opens the parts of a message that are shown, by their type."""
+SPECIAL = re.compile("_token_(id|index)s?$")
+"""How configs end the names of tokens that no one writes."""
 
 
 class Preparing(Anatomy):
@@ -36,12 +46,18 @@ class Preparing(Anatomy):
                 "this model was wrapped without a processor, which text and images need: "
                 "wrap(model, processor), or use vlm.inputs(input_ids=…) for tensors that are processed already"
             )
-        return prompt.Prompter(self.processor, self.family.prompt)
+        return prompt.Prompter(self.processor, self.family.prompt, self.visual_token_ids)
 
+    @property
+    def decode(self) -> Decode | None:
+        """What makes text of token ids; None where there is no tokenizer."""
+        return None if self.processor is None else self.prompter.text
+
+    @explained
     def prepare(
         self,
         question: str,
-        image: ImageLike | Sequence[ImageLike] | None = None,
+        image: ImageLike | Iterable[Any] | None = None,
         context: str | None = None,
         system: str | None = None,
         answer: str | None = None,
@@ -52,7 +68,9 @@ class Preparing(Anatomy):
 
         Args:
             question: what is asked.
-            image: a path or PIL image, or several; None asks without an image.
+            image: a picture in any of the forms of `ImageLike` (a path, an address, bytes, an open file, an array, a
+                PIL image, …), or a list of several; None asks without an image. Pictures are turned as their camera
+                says (EXIF), and transparency is laid on white.
             context: text of the user before the question.
             system: a system message.
             answer: the answer to explain; an `Answer` from `generate` keeps its exact tokens.
@@ -61,31 +79,39 @@ class Preparing(Anatomy):
                 processor (24 in most).
 
         Raises:
-            ImageError: the image, or a frame, cannot be read.
-            InputError: an empty question, a text that tokenises to nothing, or a video where the family has none.
+            ImageError: the image, or a frame, cannot be read; a list of no images, or None in it.
+            InputError: an empty question, what is no text, a text that tokenises to nothing, question and image the
+                other way round, or a video where the family has none.
+
+        Warns:
+            LvlmInterpWarning: the example is longer than the model was made for.
         """
-        several = [image] if image is None or isinstance(image, ImageLike) else list(image)
-        pictures = [open_image(one) for one in several if one is not None]
+        chat.need_texts(question, image, context=context, system=system, answer=answer)
+        pictures = open_images(image)
         clip = None if video is None else {"video": open_video(video), "fps": fps}
-        return self._prepared(prompt.conversation(question, pictures, context, system, clip), answer)
+        return self._prepared(chat.conversation(question, pictures, context, system, clip), answer)
 
+    @explained
     def prepare_chat(self, messages: Sequence[Mapping[str, Any]], answer: str | None = None) -> Inputs:
-        """Chat messages (transformers' format, images as `{"type": "image", "image": …}`) as model inputs.
+        """Chat messages as transformers takes them as model inputs.
 
-        Videos are `{"type": "video", "video": frames}`, with `"fps"` if it is known; all frames are shown. The last
-        text is the question, system messages are system, everything said before is context.
+        Images are `{"type": "image", "image": …}`, or with `url`, `path` or `base64`. Videos are
+        `{"type": "video", "video": frames}`, with `"fps"` if it is known; all frames are shown. The last text is the
+        question, system messages are system, everything said before is context.
+
+        Raises:
+            ImageError: an image, or a frame, cannot be read.
+            InputError: a message that cannot be read, or a conversation that does not end with a question; see
+                `prepare` for the others.
         """
-        opened = prompt.listed(messages)
-        for message in opened:
-            message["content"] = [
-                {**part, kind: OPEN[kind](part[kind])} if (kind := str(part.get("type"))) in OPEN else part
-                for part in message["content"]
-            ]
+        opened = chat.opened(messages)
+        chat.need_texts("", None, answer=answer)
         return self._prepared(opened, answer)
 
-    def _prepared(self, messages: list[prompt.Message], answer: str | None) -> Inputs:
-        encoded = self.prompter.encode(messages)
-        shown = [_shown(part) for m in messages for part in m["content"] if part["type"] in OPEN]
+    def _prepared(self, messages: list[chat.Message], answer: str | None) -> Inputs:
+        prompter = self.prompter.remembering()
+        encoded = prompter.encode(messages)
+        shown = [_shown(part) for m in messages for part in m["content"] if part["type"] in chat.SHOWN]
         model_inputs = {k: v.to(self.device) for k, v in encoded.model_inputs.items() if isinstance(v, Tensor)}
         if self.family.cast:
             model_inputs |= {k: v.to(self.model.dtype) for k, v in pixels_of(model_inputs).items()}
@@ -98,18 +124,18 @@ class Preparing(Anatomy):
         views = find_views(self, model_inputs, shown)
         for position in (int(p) for view in views for p in view.positions):
             roles[position] = "image"
-        x = self._accepted(self._example(model_inputs, roles, len(ids), views, texts, encoded.written))
+        x = self._example(model_inputs, roles, len(ids), views, texts, encoded.written, encoded.opening)
+        x = self._accepted(x)
         if answer is None:
-            return x
-        if isinstance(answer, Answer):
-            return self.answered(x, answer)
-        return self._answered(x, self.prompter.answer_ids(messages, answer), answer)
+            return self._finished(x)
+        return self._answered(x, answer, functools.partial(prompter.answer_ids, messages))
 
+    @explained
     def inputs(
         self,
         input_ids: Tensor,
         answer_start: int | None = None,
-        roles: Sequence[Role] | None = None,
+        roles: Sequence[str] | None = None,
         **model_inputs: Tensor,
     ) -> Inputs:
         """Tensors that are processed already; no processor is needed.
@@ -117,13 +143,20 @@ class Preparing(Anatomy):
         Args:
             input_ids: `[1, T]`, the answer included.
             answer_start: first position of the answer; none by default.
-            roles: T roles; by default image tokens are `image`, the answer is `answer`, special tokens and the position
-                that predicts the first answer token are `template`, and the rest is `question`.
+            roles: T roles; by default image tokens are `image`, the answer is `answer`, special tokens (BOS, marks
+                around an image, …) and the position that predicts the first answer token are `template`, and the rest
+                is `question`. Special are those that the config or the tokenizer names.
             model_inputs: the other arguments of the model (`pixel_values`, …).
 
         Raises:
             InputError: shapes that do not fit, image tokens without pixels, or a video where the model takes none.
+            VisibilityError: an unknown role, or one that does not fit what stands there.
+
+        Warns:
+            LvlmInterpWarning: the example is longer than the model was made for.
         """
+        if input_ids.ndim != 2 or len(input_ids) != 1:
+            raise InputError(f"input_ids is one example, [1, T]; got {list(input_ids.shape)}")
         start = input_ids.shape[-1] if answer_start is None else answer_start
         given = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **model_inputs}
         given = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in given.items()}
@@ -133,8 +166,12 @@ class Preparing(Anatomy):
                 given[name] = torch.cat([given[name][:, :start], torch.full_like(given[name][:, start:], fill)], 1)
         self._need_video(given)
         views = find_views(self, given, shown_in(self, given))
-        named = roles or self._plain_roles(ids, self.visual_in(given)[0].tolist(), start)
-        return self._accepted(self._example(given, named, start, views))
+        visual = self.visual_in(given)[0].tolist()
+        if roles is not None:
+            need_roles(roles, visual, start)
+        named = self._plain_roles(ids, visual, start) if roles is None else cast("Sequence[Role]", roles)
+        texts = {"answer": self.text_of(ids[start:])} if start < len(ids) else {}
+        return self._finished(self._accepted(self._example(given, named, start, views, texts)))
 
     def _example(
         self,
@@ -144,6 +181,7 @@ class Preparing(Anatomy):
         views: tuple[ImageView, ...],
         texts: Mapping[str, str] | None = None,
         written: tuple[Written, ...] = (),
+        opening: tuple[int, ...] = (),
     ) -> Inputs:
         """An example, with what the family says of its model inputs."""
         return Inputs(
@@ -156,18 +194,22 @@ class Preparing(Anatomy):
             self._fills(model_inputs),
             self.family.places,
             written,
+            opening,
         )
 
     def _accepted(self, x: Inputs) -> Inputs:
         """What is made goes through here: whatever opens a model may look at it first."""
         return x
 
+    def _finished(self, x: Inputs) -> Inputs:
+        warn_if_longer(x.length, self.model.config)
+        return x
+
     def _fills(self, model_inputs: Mapping[str, Any]) -> dict[str, int | None]:
         return {k: v for k, v in self.family.fills.items() if k in model_inputs}
 
     def _plain_roles(self, ids: Sequence[int], visual: Sequence[bool], start: int) -> list[Role]:
-        text = self.model.config.get_text_config()
-        special = {getattr(text, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")}
+        special = self._special_ids()
         roles: list[Role] = [
             "image" if shown else "template" if i in special else "question"
             for i, shown in zip(ids[:start], visual[:start], strict=True)
@@ -176,6 +218,15 @@ class Preparing(Anatomy):
             roles[-1] = "template"
         answer: list[Role] = ["answer"] * (len(ids) - start)
         return roles + answer
+
+    def _special_ids(self) -> set[int]:
+        """Ids of tokens that no one writes: BOS, ends of turns, marks around images."""
+        config = self.model.config
+        parts = (config, config.get_text_config(), self.model.generation_config)
+        named = [value for part in parts for name, value in vars(part).items() if SPECIAL.search(name)]
+        listed = [value if isinstance(value, (list, tuple)) else [value] for value in named]
+        added = getattr(getattr(self.processor, "tokenizer", self.processor), "added_tokens_decoder", {})
+        return {*itertools.chain(*listed), *(i for i, token in added.items() if token.special)} - {None}
 
     def _need_video(self, model_inputs: Mapping[str, Any]) -> None:
         """Raise if there are pixels of a video, and the model takes none."""
@@ -191,13 +242,45 @@ class Preparing(Anatomy):
             return tuple(f"<{i}>" for i in ids)
         return tuple(self.prompter.read(i) for i in ids)
 
+    def text_of(self, ids: Sequence[int]) -> str:
+        """What tokens read as together behind other text; bytes that are no whole character as such, `<0xE7>`."""
+        tokens = self.token_strings(ids)
+        text = spelled(tokens, ids, self.decode).text
+        if LOST in text:
+            return "".join(tokens)
+        blank = bool(tokens) and tokens[0][:1] == " " != text[:1]  # some drop it from a text's beginning
+        return f" {text}" if blank else text
+
+    @explained
     def batch(self, examples: Sequence[Inputs]) -> Batch:
         """Examples side by side, padded on the left, for `run` and `capture`; each row computes what it does alone.
 
         Raises:
-            InputError: no example, or examples of which only some have an image.
+            InputError: no example, examples of which only some have an image, or a model in which a row would compute
+                something else than its example does alone.
         """
-        return batched(examples, self.stops()[0] if self.uncounted is None else self.uncounted)
+        if len(examples) > 1 and (why := self.not_side_by_side([x.length for x in examples])):
+            raise InputError(f"examples of this model cannot stand side by side: {why}. Run them one by one")
+        padding = self.stops()[0] if self.uncounted is None else self.uncounted
+        made = batched(examples, padding, self.family.packed, self.family.indices)
+        make = None if "position_ids" in made.model_inputs else self.family.positions
+        own = [p for x in examples if make and (p := make(self.model.base_model, x.model_inputs)) is not None]
+        if len(own) < len(examples):
+            return made
+        positions = torch.cat([torch.nn.functional.pad(p, (made.length - p.shape[-1], 0)) for p in own], -2)
+        return dataclasses.replace(made, model_inputs={**made.model_inputs, "position_ids": positions})
+
+    def not_side_by_side(self, lengths: Sequence[int]) -> str:
+        """Why examples of these lengths cannot stand in one batch; empty if they can."""
+        if self.family.alone:
+            return self.family.alone
+        most = max(lengths)
+        if min(lengths) < most and (limit := counts_rows(self.model.config.get_text_config())) < most:
+            return (
+                f"beyond {limit} positions it computes by the length of the longest row ({most}), and the shortest has "
+                f"{min(lengths)}; examples of one length can"
+            )
+        return ""
 
     def with_pictures(self, x: Inputs, pictures: Sequence[Image | list[Image]]) -> Inputs:
         """The same example with other pictures of the same size in the place of its own; of a video, its frames."""
@@ -205,13 +288,32 @@ class Preparing(Anatomy):
         changed = {k: v.to(x.model_inputs[k]) for k, v in processed.items() if k in x.model_inputs}
         return x.with_model_inputs(**changed)
 
+    @explained
     def answered(self, x: Inputs, answer: str) -> Inputs:
-        """The same prompt with this answer (an `Answer` keeps its exact tokens)."""
-        ids = answer.ids if isinstance(answer, Answer) else self.prompter.answer_ids((), answer)
-        return self._answered(x, ids, answer)
+        """The same prompt with this answer, as the chat template writes it.
 
-    def _answered(self, x: Inputs, ids: Sequence[int], answer: str) -> Inputs:
-        return x.with_answer(ids, self.token_strings(ids), str(answer))
+        An `Answer` of `generate` keeps its exact tokens; before another, the prompt gets what the template writes
+        before a reply (`Inputs.opening`).
+        """
+        chat.need_texts("", None, answer=answer)
+        return self._answered(x, answer, self.prompter.reply_ids)
+
+    def _answered(self, x: Inputs, answer: str, ids_of: Callable[[str], list[int]]) -> Inputs:
+        """An answer as a model writes it: blanks around it are not what follows a prompt, and are left out."""
+        if isinstance(answer, Answer):
+            return self._finished(x.with_answer(answer.ids, self.token_strings(answer.ids), str(answer)))
+        if x.opening:
+            x = x.with_opening(self.token_strings(x.opening))
+        ids = ids_of(answer.strip() or answer)
+        tokens = self.token_strings(ids)
+        if answer != answer.strip() and "".join(tokens) != answer:
+            warnings.warn(
+                f"the answer {answer!r} is scored as {''.join(tokens)!r}, which is how it follows this prompt; "
+                "Answer(text, ids) keeps other tokens",
+                LvlmInterpWarning,
+                stacklevel=3,
+            )
+        return self._finished(x.with_answer(ids, tokens, answer.strip()))
 
     def stops(self) -> list[int]:
         """Ids of the tokens that end a turn."""

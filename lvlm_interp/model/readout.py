@@ -12,9 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lvlm_interp.model.weights import fetched
+from lvlm_interp.errors import ModelError
+from lvlm_interp.model.weights import fetched, map_of, sizes_of
 
 LOGITS_AT_ONCE = 1 << 24  # elements of logits held at once
+WEIGHTS_AT_ONCE = 1 << 26  # elements of the unembedding held in float32 at once
+HALF = (torch.bfloat16, torch.float16)
 
 
 class Mixing(nn.Module):
@@ -69,6 +72,9 @@ class Behind(nn.Module):
 class Readout:
     """The last steps of a language model.
 
+    They are taken in float32 where the model computes in half precision: in bfloat16, a logit of 20 is rounded to the
+    nearest eighth, more than hiding a patch may change it.
+
     Attributes:
         norm: final norm of the decoder; before it, what mixes its residual streams into one, where there are several.
         unembed: linear map to the vocabulary.
@@ -86,27 +92,64 @@ class Readout:
 
     @property
     def weight(self) -> Float[Tensor, "vocabulary width"]:
-        """The direction in which each token's logit is read."""
-        return fetched(self.unembed, "weight")
+        """The direction in which each token's logit is read: the map that is computed, also where another is stored."""
+        return map_of(self.unembed)[0]
+
+    @property
+    def bias(self) -> Float[Tensor, " vocabulary"] | None:
+        """What is added to each token's logit, whatever is read; None for most."""
+        return map_of(self.unembed)[1]
 
     @property
     def vocabulary(self) -> int:
         """How many tokens there are logits for."""
-        weight = self.unembed.weight  # its shape is known wherever it is kept
-        assert isinstance(weight, Tensor)
-        return len(weight)
+        return self._sizes[1]
+
+    @property
+    def width(self) -> int:
+        """How many numbers the unembedding reads."""
+        return self._sizes[0]
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        sizes = sizes_of(self.unembed)
+        if sizes is None:
+            raise ModelError(f"{type(self.unembed).__name__} is no linear map from a stream to a vocabulary")
+        return sizes
 
     def __call__(self, residual: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocabulary"]:
         """Logits of a residual stream (the logit lens, at any layer)."""
-        return self.logits(self.norm(residual))
+        return self.logits(self._normalized(residual))
+
+    def _normalized(self, residual: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows wide"]:
+        """The final norm; in float32 where it is one module with its weights."""
+        weights = dict(self.norm.named_parameters())
+        simple = not any(self.norm.children()) and not any(weight.is_meta for weight in weights.values())
+        if residual.dtype not in HALF or not simple:
+            normalized: Tensor = self.norm(residual)
+            return normalized
+        return torch.func.functional_call(self.norm, {k: v.float() for k, v in weights.items()}, (residual.float(),))
 
     def logits(self, normalized: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocabulary"]:
         """Logits of what already went through the final norm."""
-        logits = self.unembed(normalized) * self.scale if self.scale != 1.0 else self.unembed(normalized)
+        logits = self._unembedded(normalized)
+        logits = logits * self.scale if self.scale != 1.0 else logits
         logits = torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits
         if self.never is None:
             return logits
         return logits.index_fill(-1, self.never.to(logits.device), torch.finfo(logits.dtype).min)
+
+    def _unembedded(self, normalized: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocabulary"]:
+        """The linear map; in float32, a part of the vocabulary at a time, where its weights are in half precision."""
+        weight = self.weight if type(self.unembed) is nn.Linear and not _hooked(self.unembed) else None
+        if weight is None or weight.dtype not in HALF:
+            logits: Tensor = self.unembed(normalized)
+            return logits
+        states = normalized.to(weight.device, torch.float32)
+        parts = weight.split(max(1, WEIGHTS_AT_ONCE // weight.shape[-1]))
+        logits = torch.cat([states @ part.float().T for part in parts], -1)
+        bias = self.unembed.bias
+        return logits if bias is None else logits + fetched(self.unembed, "bias").float()
 
     @property
     def rows_at_once(self) -> int:
@@ -123,3 +166,8 @@ class Readout:
         for start in range(0, len(normalized), self.rows_at_once):
             rows = slice(start, start + self.rows_at_once)
             yield rows, self.logits(normalized[rows])
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether something of a user's runs with a module, so that it must be called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -4,17 +4,33 @@ The names are TransformerLens's:
 
 | site | what | shape |
 |---|---|---|
-| `blocks.{i}.hook_resid_pre`, `hook_resid_mid`, `hook_resid_post` | residual stream | `[batch, position, width]` |
-| `blocks.{i}.hook_attn_out`, `hook_mlp_out` | what is added to it | `[batch, position, width]` |
+| `hook_embed` | what enters the first block: embeddings, with the image's features in their places (where a bridge of \
+TransformerLens has the placeholder's) | \
+`[batch, position, width]` |
+| `blocks.{i}.hook_resid_pre`, `hook_resid_mid`, `hook_resid_post` | residual stream; the middle is what enters the \
+block and what attention added to it | `[batch, position, width]` |
+| `blocks.{i}.hook_attn_out`, `hook_mlp_out` | what is added to it: behind norms, multipliers and gates | \
+`[batch, position, width]` |
+| `blocks.{i}.ln1.hook_scale`, `ln2.hook_scale`, `ln_final.hook_scale` | what the norm of attention, of the MLP, and \
+the last one divide by | `[batch, position, 1]` |
+| `blocks.{i}.ln1.hook_normalized`, `ln2.hook_normalized`, `ln_final.hook_normalized` | what was divided, before the \
+norm's weight | `[batch, position, width]` |
+| `blocks.{i}.mlp.hook_pre`, `hook_pre_linear`, `hook_post` | what goes into the activation, what is multiplied by \
+what comes out (where there is a gate), and the product; not of experts | `[batch, position, inner]` |
 | `blocks.{i}.attn.hook_q`, `hook_k`, `hook_v`, `hook_z` | per head; q and k before the rotary embedding; v as it is \
 read; z as it is projected, after a gate where there is one (before a norm, in Kosmos-2) | \
 `[batch, position, head, head width]` |
 | `blocks.{i}.attn.hook_rot_q`, `hook_rot_k` | q and k as they meet | `[batch, position, head, head width]` |
-| `blocks.{i}.attn.hook_attn_scores`, `hook_pattern` | before and after the softmax | `[batch, head, row, key]` |
+| `blocks.{i}.attn.hook_attn_scores`, `hook_pattern` | before and after the softmax; the score of what is masked is \
+the lowest number, as in transformers, where TransformerLens has -inf | `[batch, head, row, key]` |
 | `blocks.{i}.linear_attn.hook_out`, `conv.hook_out`, `mixer.hook_out`, `ple.hook_out` | what is added by what carries \
-a state, in the place of attention or beside it | \
+a state, in the place of attention or beside it, and by inputs of each layer | `[batch, position, width]` |
+| `ln_final.hook_out` | what the unembedding reads: the last norm's output, its weight included | \
 `[batch, position, width]` |
-| `ln_final.hook_normalized` | what the unembedding reads | `[batch, position, width]` |
+
+`hook_resid_pre + hook_attn_out` is `hook_resid_mid`, and with `hook_mlp_out` and whatever else is added,
+`hook_resid_post`: the check of sites holds every block to it. (Two families multiply the stream itself as well: Gemma 4
+at the end of a block, Muse Spark before it adds.)
 
 The vision tower has the same names under `vision.`; the projector's output is `projector.hook_out`. Layers that read
 the image by cross-attention (Mllama, Idefics) are blocks too, with `blocks.{i}.cross_attn.…`. Where a tower works on
@@ -26,32 +42,34 @@ work on one of them, and what they did to it is added to all of them behind the 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from lvlm_interp.errors import SiteError
 from lvlm_interp.families.shared.registry import NAMES
+from lvlm_interp.model.norms import is_norm
 from lvlm_interp.model.parts import (
-    MIXER,
     attends,
     attention_of,
     axis_of_streams,
     find_blocks,
     gated_output,
     head_width,
-    norm_of,
-    norms_of_outputs,
+    inside_mlp,
+    norms_before,
     output_of,
     part,
     projections,
-    recurrent_of,
     uses_interface,
+    writers_of,
 )
+from lvlm_interp.model.weights import sizes_of
 
 
 @dataclass(frozen=True)
@@ -60,58 +78,45 @@ class Site:
 
     `read` is the module's input, its output, or an intermediate (`part`) of its attention function; `span` is the part
     of the last axis that is meant, where one module computes q, k and v at once; `inner` is the part of each head's
-    share, where they stand head by head, or a gate stands behind. `scale` names a parameter of another module that the
-    value is multiplied by on its way; `streams` is the axis of residual streams that have one of their own.
+    share, where they stand head by head, or a gate stands behind. What is `added` to the residual stream, and the `sum`
+    that it makes, stand behind the module, where its output is added. `streams` is the axis of residual streams that
+    have one of their own. Of a norm, the `scale` that it divides by may be read, and what is `normalized` by it.
     """
 
     name: str
     module: nn.Module
-    read: Literal["input", "output", "attention"]
+    read: Literal["input", "output", "attention", "added", "sum", "scale", "normalized"]
     part: str = ""
     heads: int | None = None
     span: tuple[int, int] | None = None
     inner: tuple[int, int] | None = None
-    scale: tuple[nn.Module, str] | None = None
     streams: int | None = None
-
-    def scaled(self, value: Tensor) -> Tensor:
-        """A value of the module as it goes on from there."""
-        return value if self.scale is None else value * getattr(*self.scale)
 
 
 def block_sites(prefix: str, block: nn.Module) -> Iterator[Site]:
     """The sites of one transformer block."""
-    of_outputs, mlp = norms_of_outputs(block), part(block, NAMES.mlp)
-    alone = mlp is not None and mlp is getattr(block, MIXER, None)  # then nothing was added before it
-    before_mlp = block if alone else None if of_outputs else part(block, NAMES.before_mlp)
-    streams = axis_of_streams(block)
-    middle = (part(block, NAMES.mixed_for_mlp) or before_mlp) if streams is None else part(block, NAMES.mixed_apart)
+    streams, written = axis_of_streams(block), writers_of(block)
     yield Site(f"{prefix}.hook_resid_pre", block, "input", streams=streams)
-    if middle is not None:
-        yield Site(f"{prefix}.hook_resid_mid", middle, "input", streams=streams)
+    if written.before_mlp is not None:
+        read: Literal["input", "sum"] = "input" if written.before_mlp is block else "sum"
+        yield Site(f"{prefix}.hook_resid_mid", written.before_mlp, read, streams=streams)
     yield Site(f"{prefix}.hook_resid_post", block, "output", streams=streams)
-    outer = part(block, (*NAMES.attention, *NAMES.cross_attention))
-    after_attention, after_mlp = of_outputs or (
-        norm_of(block, NAMES.after_attention, before_mlp),
-        norm_of(block, NAMES.after_mlp),
-    )
-    if outer is not None:
-        yield _added(f"{prefix}.hook_attn_out", after_attention or outer, block)
-    for name, recurrent in recurrent_of(block).items():
-        added = after_attention if after_attention and outer is None else recurrent
-        yield Site(f"{prefix}.{name}.hook_out", added, "output")
-    if mlp is not None:
-        yield _added(f"{prefix}.hook_mlp_out", after_mlp or mlp, block)
+    for name, module in written.modules.items():
+        yield Site(f"{prefix}.{name}", module, "added" if written.as_it_is else "output")
+    for name, norm in norms_before(block).items():
+        yield from norm_sites(f"{prefix}.{name}", norm)
+    for inner in inside_mlp(block):
+        yield Site(f"{prefix}.mlp.{inner.name}", inner.module, inner.read, span=inner.span)
     for name, kinds in (("attn", NAMES.attention), ("cross_attn", NAMES.cross_attention)):
         if (attention := attention_of(block, kinds)) is not None:
             yield from _attention_sites(f"{prefix}.{name}", attention)
 
 
-def _added(name: str, module: nn.Module, block: nn.Module) -> Site:
-    """What a module gives, times the block's own scale if it has one: what is added to the residual stream."""
-    here = [scale for scale, site in NAMES.added_scales.items() if site == name.rpartition(".")[2]]
-    found = next((scale for scale in here if isinstance(getattr(block, scale, None), nn.Parameter)), None)
-    return Site(name, module, "output", scale=(block, found) if found else None)
+def norm_sites(prefix: str, norm: nn.Module) -> Iterator[Site]:
+    """What a norm divides by, and what it has then; nothing of what is no norm of the usual kinds."""
+    if is_norm(norm):
+        yield Site(f"{prefix}.hook_scale", norm, "scale")
+        yield Site(f"{prefix}.hook_normalized", norm, "normalized")
 
 
 def _attention_sites(prefix: str, attention: nn.Module) -> Iterator[Site]:
@@ -126,8 +131,8 @@ def _attention_sites(prefix: str, attention: nn.Module) -> Iterator[Site]:
         )
     gated, width = gated_output(attention), getattr(attention, "v_head_dim", None) or head_width(attention)
     for name in ("rot_q", "rot_k", "z", "attn_scores", "pattern"):
-        if name == "z" and gated and width:
-            yield Site(f"{prefix}.hook_z", gated, "input", heads=gated.in_features // width)
+        if name == "z" and gated and width and (sizes := sizes_of(gated)):
+            yield Site(f"{prefix}.hook_z", gated, "input", heads=sizes[0] // width)
         else:
             yield Site(f"{prefix}.hook_{name}", attention, "attention", part=name)
 
@@ -140,9 +145,11 @@ def reads_z(site: Site) -> nn.Module | None:
 def find_sites(decoder: nn.Module, vision: nn.Module | None, projector: nn.Module | None) -> dict[str, Site]:
     """Every site of a model, by name, also those that cannot be read; see `missing_sites`."""
     sites = [s for i, block in enumerate(find_blocks(decoder, vision)) for s in block_sites(f"blocks.{i}", block)]
+    embedded = next(site for site in sites if site.name.endswith("hook_resid_pre"))
+    sites = [dataclasses.replace(embedded, name="hook_embed"), *sites]
     norm = part(decoder, NAMES.final_norm)
     if norm is not None:
-        sites.append(Site("ln_final.hook_normalized", norm, "output"))
+        sites += [*norm_sites("ln_final", norm), Site("ln_final.hook_out", norm, "output")]
     if vision is not None and attends(vision):
         sites += [s for i, b in enumerate(find_blocks(vision)) for s in block_sites(f"vision.blocks.{i}", b)]
     if projector is not None:
@@ -153,10 +160,17 @@ def find_sites(decoder: nn.Module, vision: nn.Module | None, projector: nn.Modul
 def missing_sites(sites: dict[str, Site]) -> dict[str, str]:
     """The sites that cannot be read, with the reason."""
     reason = "{} computes attention by itself, not through transformers' AttentionInterface"
-    return {
+    unseen = {
         site.name: reason.format(type(site.module).__name__)
         for site in sites.values()
         if site.read == "attention" and not uses_interface(site.module)
+    }
+    blocks = [name.removesuffix("z") for name in sites if name.endswith("attn.hook_z")]
+    return unseen | {
+        name + letter: f"no linear map was found that gives it; {name}rot_{letter} has it as it meets the others"
+        for name in blocks
+        for letter in "qk"
+        if name + letter not in sites
     }
 
 

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
 
 from lvlm_interp.errors import InputError, ModelError, SiteError
 from lvlm_interp.families.shared import registry
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.batch import Batch
-from lvlm_interp.inputs.example import (
-    Answer,
-    Inputs,
-    named_by,
-)
+from lvlm_interp.inputs.example import Answer, Inputs, named_by
 from lvlm_interp.model.capture import Capture, Edit, recording
-from lvlm_interp.model.choice import Positions, Reduction, choose, depths_of, in_layers
-from lvlm_interp.model.hooks import visiting
+from lvlm_interp.model.choice import Choice, Positions, Reduction, choose, depths_of, in_layers
+from lvlm_interp.model.compiled import uncompiled
+from lvlm_interp.model.holding import Held, held, hooks_of_others
+from lvlm_interp.model.hooks import rescaling, visiting
 from lvlm_interp.model.identity import fingerprint
+from lvlm_interp.model.lengths import following, forget, recounted
 from lvlm_interp.model.preparing import Preparing
 from lvlm_interp.model.sites import Site, match
 from lvlm_interp.results import Provenance
@@ -62,14 +63,33 @@ class HookedVLM(Preparing):
 
     @property
     def fingerprint(self) -> str:
-        """Tells models apart by weights and settings, read anew each time: see `identity.fingerprint`."""
+        """Tells models apart by weights and settings: all of them are read, see `identity.fingerprint`."""
         return fingerprint(self.model)
 
-    def provenance(self, method: str, *examples: Inputs, seed: int | None = None, **parameters: Any) -> Provenance:
+    @property
+    def identity(self) -> str:
+        """The same, quickly: see `identity.Known` for what is looked at again."""
+        return self.held.identity(self.model)
+
+    @property
+    def held(self) -> Held:
+        """Who uses the model now: see `model.holding`."""
+        return held(self.model)
+
+    @property
+    def active_edits(self) -> tuple[str, ...]:
+        """What changes the model's passes now: the sites that are edited, and modules with hooks of others."""
+        edited = (site.name for site, _ in self.held.edited)
+        return (*dict.fromkeys(edited), *(f"hook: {name}" for name in hooks_of_others(self.model.named_modules())))
+
+    def provenance(
+        self, method: str, *examples: Inputs | Batch, seed: int | None = None, **parameters: Any
+    ) -> Provenance:
         """Where a result of this model comes from, and of which example (or examples) it is."""
         dtype = str(self.model.dtype).removeprefix("torch.")
         of = named_by(*examples) if examples else None
-        return Provenance(self.name, self.fingerprint, method, parameters, self.revision, seed, dtype, of)
+        about = (method, parameters, self.revision, seed, dtype, of, self.active_edits)
+        return Provenance(self.name, self.identity, *about)
 
     def __repr__(self) -> str:
         kind = type(self.model).__name__
@@ -86,12 +106,15 @@ class HookedVLM(Preparing):
             self.accepted = True
         return x
 
+    @explained
     @torch.no_grad()
     def generate(self, x: Inputs, max_new_tokens: int = 64) -> Answer:
         """The model's greedy answer to a prompt, without end-of-turn tokens; an answer that x has is ignored."""
-        made = self.model.generate(
-            **x.prompt_inputs(), do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=self.stops()[0]
-        )
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is 1 or more, got {max_new_tokens}")
+        self._need_evaluation()
+        with self.held.passing(), self._greedily():
+            made = self.model.generate(**x.prompt_inputs(), max_new_tokens=max_new_tokens)
         ids = made[0, x.answer_start :].tolist()
         kept = list(itertools.takewhile(lambda i: i not in self.stops(), ids))
         text = "".join(self.token_strings(kept))
@@ -99,9 +122,27 @@ class HookedVLM(Preparing):
             text = self.prompter.tokenizer.decode(kept, skip_special_tokens=True)
         return Answer(text.strip(), kept, finished=len(kept) < len(ids))
 
+    def _need_evaluation(self) -> None:
+        if self.model.training:
+            raise ModelError("the model is in training mode, where dropout changes every number: call model.eval()")
+
+    @contextlib.contextmanager
+    def _greedily(self) -> Iterator[None]:
+        """Within the `with` the likeliest token is taken each time: settings that change this are not the model's."""
+        own = self.model.generation_config
+        ends = {f"{name}_token_id": getattr(own, f"{name}_token_id") for name in ("bos", "decoder_start")}
+        self.model.generation_config = GenerationConfig(
+            **ends, eos_token_id=self.stops(), pad_token_id=self.stops()[0], do_sample=False, num_beams=1
+        )
+        try:
+            yield
+        finally:
+            self.model.generation_config = own
+
+    @explained
     @torch.no_grad()
     def run(self, x: Inputs | Batch) -> Float[Tensor, "batch position vocabulary"]:
-        """The plain model's logits, with nothing hooked."""
+        """The plain model's logits, with nothing hooked; a compiled model computes them as it is written."""
         return self.call(x.model_inputs)
 
     def call(self, model_inputs: Mapping[str, Any]) -> Float[Tensor, "batch position vocabulary"]:
@@ -111,19 +152,28 @@ class HookedVLM(Preparing):
             InputError: the image tokens of the prompt do not match the features of the image.
             ModelError: the model was put in training mode.
         """
-        if self.model.training:
-            raise ModelError("the model is in training mode, where dropout changes every number: call model.eval()")
+        self._need_evaluation()
         try:
-            return self.model(**model_inputs, use_cache=False).logits
+            with self.held.passing(), uncompiled(self.model), rescaling(self._recounted(model_inputs)):
+                forget(following(self.decoder))
+                return self.model(**model_inputs, use_cache=False).logits
         except (ValueError, RuntimeError) as error:
             said = UNMATCHED[ValueError if isinstance(error, ValueError) else RuntimeError]
-            if not any(text in str(error) for text in said):
+            if hasattr(error, "__notes__") or not any(text in str(error) for text in said):  # noted: of an edit's own
                 raise
             count = int(self.visual_in(model_inputs).sum())
             raise InputError(
                 f"the prompt has {count} image tokens, and the image gives another number of features "
                 f"({error}). Was the prompt cut, or made for another image? Prepare it with its own processor."
             ) from error
+
+    def _recounted(self, model_inputs: Mapping[str, Any]) -> dict[nn.Module, Tensor]:
+        """What layers that count rows are told behind padding, which a row of a batch may begin with."""
+        mask = model_inputs.get("attention_mask")
+        if self.family.tempered is None or not isinstance(mask, Tensor) or mask.ndim != 2:
+            return {}
+        places = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        return recounted(self.family, itertools.chain(*self.attention_kinds), places)
 
     @functools.cached_property
     def nnsight(self) -> Any:
@@ -132,10 +182,35 @@ class HookedVLM(Preparing):
             raise ModelError("this model was made without nnsight: open it with load() or wrap()")
         return self._tracer(self)
 
-    def visiting(self, visits: Mapping[Site, Edit]) -> contextlib.AbstractContextManager[None]:
-        """Within the `with`, each site's value passes through its visit."""
-        return visiting(self.model, visits)
+    @contextlib.contextmanager
+    def visiting(self, visits: Mapping[Site, Edit] | Mapping[str, Edit]) -> Iterator[None]:
+        """Within the `with`, each site's value passes through its visit, which returns the value to go on with.
 
+        Whatever runs there runs so, `score` and all that it carries included: then rows stand where they stand, one
+        coalition a pass, so that row p of what an edit is given is position p. Other threads are refused meanwhile.
+
+        Args:
+            visits: site, name or glob → function of its whole value.
+
+        Raises:
+            SiteError: a name matches nothing, two visits of one site, a visit that returns no tensor of the value's
+                shape; on leaving without another error, a site that did not fire.
+        """
+        edits = self._edits(visits)
+        with self.held.editing(edits, open_to_user=True), visiting(self.model, edits):
+            yield
+
+    def _edits(self, edits: Mapping[Any, Edit]) -> dict[Site, Edit]:
+        """Edits by site."""
+        found: dict[Site, Edit] = {}
+        for name, edit in edits.items():
+            changed = [name] if isinstance(name, Site) else match(self.sites, name, self.missing)
+            if twice := [site.name for site in changed if site in found]:
+                raise SiteError(f"{name!r} means {twice[0]!r}, which another edit means too; give it one")
+            found.update(dict.fromkeys(changed, edit))
+        return found
+
+    @explained
     def capture(
         self,
         x: Inputs | Batch,
@@ -162,7 +237,8 @@ class HookedVLM(Preparing):
                 patterns. The logits too are those of these positions.
             layers: of the sites, those in these blocks only; negative numbers count from the last.
             heads: which heads are kept, along the site's own axis: in grouped-query attention k and v have fewer.
-            reduce: `"mean"` over the (chosen) positions, or the `"last"` of them; that axis goes away.
+            reduce: `"mean"` over the (chosen) positions, or the `"last"` of them; that axis goes away. Padding, where
+                `attention_mask` is 0, is left out.
             dtype: what is kept is converted to this type; a mean is computed in it.
             device: where what is kept goes.
             grad: keep the graph. The logits can then be differentiated with respect to what is kept (as long as it is
@@ -184,16 +260,30 @@ class HookedVLM(Preparing):
         if layers is not None:
             chosen = in_layers(chosen, depths_of(self.sites.values()), layers)
         choice = choose(x, chosen, positions, heads, reduce, dtype, device, grad)
-        changes: dict[Site, Edit] = {}
-        for name, edit in (edits or {}).items():
-            changed = match(self.sites, name, self.missing)
-            if twice := [site.name for site in changed if site in changes]:
-                raise SiteError(f"{name!r} means {twice[0]!r}, which another edit means too; give it one")
-            changes.update(dict.fromkeys(changed, edit))
+        changes = self._edits(edits or {})
         with (
+            self.held.editing(changes),
             torch.inference_mode(False),
             torch.set_grad_enabled(grad),
             recording(self.model, chosen, choice, changes) as found,
         ):
             logits = choice.of_logits(self.call(x.model_inputs))
-        return Capture({**found, "logits": logits}, choice)
+            origin = self._origin(x, choice, [site.name for site in chosen])
+        return Capture({**found, "logits": logits}, choice, origin)
+
+    def _origin(self, x: Inputs | Batch, choice: Choice, sites: list[str]) -> Callable[[], Provenance]:
+        """Where a capture comes from, looked up when it is asked for."""
+        kept: dict[str, Any] = {
+            k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(choice).items() if v is not None
+        }
+        before, edited = self.held.known.changes(self.model), self.active_edits
+
+        def provenance() -> Provenance:
+            if self.held.known.changes(self.model) != before:
+                raise ModelError(
+                    "the model was changed after this capture, and what it was then is not known: ask for a capture's "
+                    "provenance, or save it, before"
+                )
+            return dataclasses.replace(self.provenance("capture", x, sites=sites, **kept), edits=edited)
+
+        return provenance

@@ -5,14 +5,17 @@
 | parity | a captured run gives the same logits as the plain model: exactly under the same kernel, else to rounding |
 | leak | with the image hidden, other pixels change nothing; seen, they do |
 | positions | under every coalition, what is seen stands where it stood: as one masked pass over all rows |
-| sites | every site fires, values and patterns give the heads, heads `hook_attn_out`, the last layer the logits |
+| sites | every site fires; values and patterns give the heads, heads what attention puts out, the last layer the \
+logits; what is added to the stream is what it gains |
+| batch | a row of a batch is its example: the same logits, the same stream |
 | restore | afterwards outputs, weights, attention implementations and hooks are what they were |
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +28,13 @@ from lvlm_interp.engine.score import score
 from lvlm_interp.errors import SiteError
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.attention import implementation, implementations
+from lvlm_interp.model.capture import recording
+from lvlm_interp.model.choice import Choice
 from lvlm_interp.model.sites import Site, reads_z
 from lvlm_interp.model.vlm import HookedVLM
+from lvlm_interp.opening.additions import gaps
 from lvlm_interp.opening.masked import masked
-from lvlm_interp.opening.rounding import HALF, Allowed, allowed, apart, float_error, kept, visited
+from lvlm_interp.opening.rounding import HALF, Allowed, allowed, apart, float_error, kept, size, visited
 from lvlm_interp.storing import storable
 
 VISIBLE_CHANGE = 1e-3  # logits by which other pixels must change an answer that sees them
@@ -142,17 +148,24 @@ def positions(vlm: HookedVLM, x: Inputs) -> Checked:
 
 
 def sites(vlm: HookedVLM, x: Inputs) -> Checked:
-    """Every site fires, heads recombine, values and patterns give them, the last layer's lens is the logits."""
-    found = vlm.capture(x, "*")
+    """Every site fires, heads recombine, values and patterns give them, parts add up, the last lens is the logits."""
     zs = [site for name, site in vlm.sites.items() if name.endswith("attn.hook_z")]
-    recombined = [gap for site in zs if (gap := _recombined(vlm, site, found)) is not None]
+    # What attention, or the norm behind it, gives in the same pass, before it is multiplied by something and added.
+    outs = [dataclasses.replace(out, read="output") for site in zs if (out := _out_of(vlm, site))]
+    with recording(vlm.model, outs, Choice(x.length)) as given:
+        found = vlm.capture(x, "*")
+    recombined = [gap for site in zs if (gap := _recombined(vlm, site, found, given)) is not None]
     read = [gap for site in zs if (gap := _read(site, found)) is not None]
-    last = max((n for n in vlm.sites if n.startswith("blocks.") and n.endswith("resid_post")), key=_number)
+    sums = gaps(vlm, x, found)
+    last = max(filter(_ends_block, vlm.sites), key=_number)
     lens = apart(vlm.readout(found[last]), found["logits"])
-    gap, limit = float(torch.tensor([lens, *recombined, *read]).max()), float_error(vlm, found["logits"])
+    measured, limit = [lens, *recombined, *read, *sums.values()], float_error(vlm, found["logits"])
+    gap = float(torch.tensor(measured).max())
     missing = f"; {len(vlm.missing)} sites cannot be read ({next(iter(vlm.missing.values()))})" if vlm.missing else ""
     heads = f"heads recombine in {len(recombined)} layers, values give them in {len(read)}"
-    detail = f"{len(vlm.sites)} sites fired; {heads}; lens {lens:.1e}{missing}"
+    missed = [name for name, one in sums.items() if not one <= limit]
+    added = f"{missed[0]} is not what was added up" if missed else f"{len(sums)} sums of the stream hold"
+    detail = f"{len(vlm.sites)} sites fired; {heads}; {added}; lens {lens:.1e}{missing}"
     ok = gap <= limit
     advice = "The names of the parts in model/parts.py do not fit this model."
     return Checked("sites", ok, gap, limit, detail, "" if ok else advice)
@@ -162,17 +175,19 @@ def _number(name: str) -> int:
     return int(name.split(".")[1])
 
 
-def _recombined(vlm: HookedVLM, site: Site, found: Any) -> float | None:
+def _out_of(vlm: HookedVLM, site: Site) -> Site | None:
+    """What attention adds, where a site holds its heads."""
+    return vlm.sites.get(f"{site.name.rsplit('.', 2)[0]}.hook_attn_out")
+
+
+def _recombined(vlm: HookedVLM, site: Site, found: Any, given: Mapping[str, Tensor]) -> float | None:
     """How far the heads of one layer, projected, are from what attention puts out, relative to its size."""
-    projection = reads_z(site)
-    block = site.name.rsplit(".", 2)[0]
-    out = vlm.sites.get(f"{block}.hook_attn_out")
+    projection, out = reads_z(site), _out_of(vlm, site)
     if projection is None or out is None:
         return None
-    heads, added = projection(found[site.name].flatten(-2)), found[out.name]
+    heads, added = projection(found[site.name].flatten(-2)), given[out.name]
     if not _inside(site.module, out.module):  # a norm stands between attention and the residual stream
         heads = out.module(heads)
-    heads = out.scaled(heads)
     return apart(heads.reshape(added.shape), added) / max(1.0, float(added.abs().max()))
 
 
@@ -188,6 +203,34 @@ def _read(site: Site, found: Any) -> float | None:
 
 def _inside(inner: nn.Module, outer: nn.Module) -> bool:
     return any(module is inner for module in outer.modules())
+
+
+def batch(vlm: HookedVLM, x: Inputs) -> Checked:
+    """Each row of a batch is its example: the same prompt with other pixels and a longer answer stands beside it."""
+    other = _other_pixels(x)
+    ids = [*x.answer_ids.tolist(), *x.answer_ids.tolist()]
+    both = (x, other.with_answer(ids, vlm.token_strings(ids), ""))
+    if why := vlm.not_side_by_side([one.length for one in both]):
+        return Checked("batch", True, 0.0, 0.0, f"one by one: {why}")
+    together, name = vlm.batch(both), max(filter(_ends_block, vlm.sites), key=_number)
+    found = vlm.capture(together, name)
+    rows, limits = [], []
+    for number, one in enumerate(both):
+        alone = vlm.capture(one, name)
+        gap = apart(together.of(number, found["logits"]), alone["logits"])
+        rounding = allowed(vlm, lambda one=one: vlm.run(one), alone["logits"], gap)  # type: ignore[misc]
+        stream = apart(together.of(number, found[name]), alone[name]) / max(1.0, float(alone[name].abs().max()))
+        rows.append(max(gap, stream * size(alone["logits"])))
+        limits.append((rounding.limit, rounding.note))
+    gap, (limit, note) = float(torch.tensor(rows).max()), max(limits)
+    ok = gap <= limit
+    advice = "A row gets something of another: vlm.batch is not to be used. A row in lvlm_interp/families can say so."
+    detail = f"two rows against their examples alone: {gap:.1e}{note}"
+    return Checked("batch", ok, gap, limit, detail, "" if ok else advice)
+
+
+def _ends_block(name: str) -> bool:
+    return name.startswith("blocks.") and name.endswith("resid_post")
 
 
 def restore(vlm: HookedVLM, x: Inputs) -> Checked:
@@ -223,5 +266,6 @@ CHECKS: dict[str, Callable[[HookedVLM, Inputs], Checked]] = {
     "leak": leak,
     "positions": positions,
     "sites": sites,
+    "batch": batch,
     "restore": restore,
 }

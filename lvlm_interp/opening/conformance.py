@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from lvlm_interp.errors import InputError, LvlmInterpError, ModelError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs, Role
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.model.weights import all_fetched
 from lvlm_interp.opening.checks import CHECKS, Checked, difference, with_some_answer
 from lvlm_interp.opening.rounding import apart
 from lvlm_interp.results import Result
+from lvlm_interp.shown import table_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +49,7 @@ class Conformance(Result):
         return pd.DataFrame([dataclasses.asdict(row) for row in self.checks])
 
     def _repr_html_(self) -> str:
-        return self.to_frame().style.format({"measured": "{:.1e}", "limit": "{:.1e}"}, escape="html").to_html()
+        return table_html(self.to_frame(), formats={"measured": "{:.1e}", "limit": "{:.1e}"})
 
     def need(self) -> None:
         """Raise unless all checks hold.
@@ -64,6 +67,8 @@ class Conformance(Result):
             )
 
 
+@explained
+@in_one_go
 @torch.no_grad()
 def check(vlm: HookedVLM, x: Inputs | None = None) -> Conformance:
     """Run all checks.

@@ -15,10 +15,13 @@ from transformers import PreTrainedModel
 from transformers.utils import is_torchvision_available
 
 from lvlm_interp.adapters.nnsight import traced
-from lvlm_interp.errors import ModelError
+from lvlm_interp.errors import InputError, ModelError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.compiled import original
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.opening.conformance import check, check_at_load
+from lvlm_interp.opening.place import floating, moved, need_device
 
 REFERENCE = "reference"
 INSTALLED = {  # packages that some processors need, and how to get them
@@ -32,21 +35,33 @@ INSTALLED = {  # packages that some processors need, and how to get them
 UNSEEN = "Unrecognized image processor"
 
 
+@explained
 def wrap(model: nn.Module, processor: Any = None, name: str | None = None) -> HookedVLM:
     """Open a transformers model that is in memory already.
 
     Args:
-        model: an image-text-to-text model.
+        model: an image-text-to-text model; what of it was compiled runs without the compiler, which knows no hooks.
         processor: its processor; without one, only `vlm.inputs` makes inputs.
 
     Raises:
         ModelError: a kind of model that cannot be read.
     """
+    model = original(model)
     if not isinstance(model, PreTrainedModel):
-        raise ModelError(f"wrap() takes a transformers model, got {type(model).__name__}; to load one, use load()")
+        raise ModelError(f"wrap() takes a transformers model, got {type(model).__name__}; {_how_to_wrap(model)}")
     return _opened(model, processor, name or model.name_or_path or None)
 
 
+def _how_to_wrap(model: object) -> str:
+    """What would work in the place of what was given."""
+    if isinstance(model, (str, os.PathLike)):
+        return f"to open one by its name, load({str(model)!r})"
+    if hasattr(model, "get_base_model"):  # peft's
+        return "the model that it adapts has its adapters in it: wrap(model.get_base_model(), processor)"
+    return "that of `AutoModelForImageTextToText.from_pretrained(…)`, say, and its processor"
+
+
+@explained
 def load(
     name: str | os.PathLike[str],
     *,
@@ -69,7 +84,10 @@ def load(
     Raises:
         ModelError: nothing is there, it cannot be opened, weights are missing, or its kind cannot be read.
         DownloadError: the reference model's parts cannot be fetched.
+        InputError: no such dtype, or a device that is not there.
     """
+    need_device(device)
+    dtype = floating(dtype)
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     if device is not None and options.get("device_map") is not None:
@@ -83,10 +101,10 @@ def load(
             path, dtype=dtype, use_safetensors=True, output_loading_info=True, **common, **options
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(_why_not_opened(shown, str(error).strip())) from error
+        raise ModelError(_why_not_opened(shown, str(error).strip(), isinstance(error, SafetensorError))) from error
     _need_all_weights(shown, report["missing_keys"])
     if device is not None:
-        model = model.to(device)
+        model = moved(model, device, shown)
     commit = revision or getattr(model.config, "_commit_hash", None)
     return _opened(model, processor, shown, commit)
 
@@ -101,8 +119,13 @@ def _need_all_weights(name: str, missing: Collection[str]) -> None:
         )
 
 
-def _why_not_opened(name: str, error: str) -> str:
+def _why_not_opened(name: str, error: str, damaged: bool = False) -> str:
     """What a user can do about it: transformers' own words where nothing better is known."""
+    if damaged:
+        return (
+            f"could not open {name!r}: a file of its weights is damaged ({error.splitlines()[0]}). Fetch it anew: "
+            "load(…, force_download=True), or remove it from the cache that `hf cache list` shows"
+        )
     needed = next((package for package in INSTALLED if re.search(rf"\b{package}\b", error.lower())), None)
     if UNSEEN in error and not is_torchvision_available():
         needed = "torchvision"
@@ -131,12 +154,17 @@ def _first_check(vlm: HookedVLM, x: Inputs) -> None:
 
 def _locate(name: str | os.PathLike[str]) -> str:
     if str(name) == REFERENCE:
-        from lvlm_interp.reference import build
+        from lvlm_interp.reference import ready
 
-        return str(build())
-    if isinstance(name, os.PathLike) or Path(name).exists() or str(name).startswith((".", "/", "~")):
+        return str(ready())
+    if not isinstance(name, (str, os.PathLike)):
+        raise InputError(
+            f"load() takes the name of a model, or its directory, got {type(name).__name__}; a model that is in memory "
+            "already is opened by wrap(model, processor)"
+        )
+    if isinstance(name, os.PathLike) or os.path.exists(name) or str(name).startswith((".", "/", "~")):
         folder = Path(name).expanduser()
-        if not (folder / "config.json").is_file():
+        if not os.path.isfile(folder / "config.json"):
             raise ModelError(f"{folder} is not a model directory: it has no config.json")
         return str(folder)
     if str(name).count("/") != 1:

@@ -19,8 +19,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs, named_by
 from lvlm_interp.model.choice import Positions, indices
+from lvlm_interp.model.finite import need_finite
 from lvlm_interp.model.sites import match
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.probes.store import Digests, InMemory, Stacked, Store, on_disk, row_digests
@@ -66,6 +68,7 @@ class ByHead:
         return part.reshape(len(part), last - first, *self.shape[2:])
 
 
+@explained
 def collect_features(
     vlm: HookedVLM,
     examples: Iterable[Inputs],
@@ -95,10 +98,11 @@ def collect_features(
 
     Raises:
         InputError: no examples, or sites of different widths under one name; an example without any of the positions;
-            values that are NaN or infinite; weights that change meanwhile; a store of another model, of other sites,
+            weights that change meanwhile; a store of another model, of other sites,
             positions or examples, or one that another process is writing to.
         OutputError: a store that cannot be written to, or is damaged.
         SiteError: a glob that matches nothing.
+        ModelError: the model gives NaN or infinity.
     """
     chosen = {name: [site.name for site in match(vlm.sites, glob, vlm.missing)] for name, glob in sites.items()}
     weights, rows = vlm.fingerprint, _Rows(positions)
@@ -113,7 +117,6 @@ def collect_features(
                     "not kept; put the model back as it was to go on, or collect all of them again"
                 )
             stacked = {name: stack_features([{s: found[s] for s in chosen[name]}]) for name in sites}
-            _need_finite(stacked, [one.x for one in some])
             kept.add(np.concatenate([one.digests for one in some]), stacked)
         kept.close(rows.count)
     if not rows.count:
@@ -122,22 +125,20 @@ def collect_features(
     return {name: Features(values, names, rows.frame()) for name, (values, names) in found_of.items()}
 
 
-def _need_finite(stacked: Mapping[str, Stacked], examples: Sequence[Inputs]) -> None:
-    for rows, names in stacked.values():
-        if (broken := (~rows.isfinite()).any(2)).any():
-            row, site = (int(i) for i in broken.nonzero()[0])
-            raise InputError(
-                f"the model holds NaN or infinite values at {names[site]}, in row {row + 1} of a batch of "
-                f"{len(examples)} examples, {[named_by(x) for x in examples]}: in half precision, load it in float32"
-            )
-
-
 def _captured(vlm: HookedVLM, some: Sequence[_Asked], sites: Mapping[str, str], last: bool) -> dict[str, Tensor]:
-    """Of each site, the chosen positions of all examples one below the other."""
+    """Of each site, the chosen positions of all examples one below the other; one by one where rows are not alike."""
+    apart = len(some) > 1 and vlm.not_side_by_side([one.x.length for one in some])
+    parts = [_together(vlm, group, sites, last) for group in ([[one] for one in some] if apart else [some])]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _together(vlm: HookedVLM, some: Sequence[_Asked], sites: Mapping[str, str], last: bool) -> dict[str, Tensor]:
+    """The same in one pass."""
     together = vlm.batch([one.x for one in some])
+    found = vlm.capture(together, [*sites.values()], reduce="last" if last else None, dtype=F32)
+    need_finite(vlm, together, *found.values())
     if last:
-        return {k: v.cpu() for k, v in vlm.capture(together, [*sites.values()], reduce="last", dtype=F32).items()}
-    found = vlm.capture(together, [*sites.values()], dtype=F32)
+        return {name: value.cpu() for name, value in found.items()}
     return {
         name: torch.cat([together.of(row, value)[0, list(one.positions)] for row, one in enumerate(some)]).cpu()
         for name, value in found.items()
@@ -211,6 +212,7 @@ def _length(examples: Iterable[Inputs]) -> int | None:
     return len(examples) if isinstance(examples, Sized) else None
 
 
+@explained
 def stack_features(captures: Iterable[Mapping[str, Tensor]]) -> Stacked:
     """Features and site names for `fit_probes`, from captures that keep one vector for each site (`reduce="last"`).
 
@@ -238,7 +240,7 @@ def _row(values: Mapping[str, Tensor]) -> Float[Tensor, "example site dim"]:
             raise InputError(
                 f"{name} has a number for each key, of which examples have more or fewer: no vector to probe"
             )
-        if value.ndim != (3 if "attn.hook_" in name else 2):
+        if value.ndim != (3 if ".attn.hook_" in name or ".cross_attn.hook_" in name else 2):
             raise InputError(
                 f"{name} keeps {tuple(value.shape)}, not one vector: capture it with reduce='last' or 'mean'"
             )

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from lvlm_interp.bootstrap import Samples, bootstrap_weights
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.probes import statistics
 from lvlm_interp.probes.estimators import strengths
@@ -49,6 +50,7 @@ BLOCK = 1 << 24  # bytes of features that are fitted together: what stays in a c
 # --- the call ---------------------------------------------------------------------------------------------------------
 
 
+@explained
 def fit_probes(
     features: Any,
     labels: Any,

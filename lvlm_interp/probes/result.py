@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -46,6 +47,7 @@ class ProbeResult(Result):
     """
 
     too_large = frozenset({"coef", "intercept", "margins", "metadata"})
+    along: ClassVar[Mapping[str, str]] = {"sites": "site", "metrics": "metric"}
     sites: tuple[str, ...]
     site_shape: tuple[int, ...]
     kind: TaskKind
@@ -69,6 +71,17 @@ class ProbeResult(Result):
     confidence: float
     notes: tuple[str, ...]
     metadata: Mapping[str, Sequence[Any]]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        examples = self.margins.shape[1]
+        if math.prod(self.site_shape) != len(self.sites) or len(self.truth) != examples:
+            raise InputError(
+                f"{len(self.sites)} sites and {examples} examples do not fit the shape {self.site_shape} of sites and "
+                f"{len(self.truth)} true labels"
+            )
+        if odd := [name for name, values in self.metadata.items() if len(values) != examples]:
+            raise InputError(f"what came along as {odd[0]!r} has another length than {examples}, one an example")
 
     @property
     def significant(self) -> Tensor:

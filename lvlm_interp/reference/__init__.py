@@ -9,14 +9,24 @@ from pathlib import Path
 
 from lvlm_interp.reference.scenes import Item, Question, Scene, make_scene, make_scenes, nouns
 
-__all__ = ["Item", "Question", "Scene", "build", "clear", "make_scene", "make_scenes", "nouns", "where"]
+__all__ = ["Item", "Question", "Scene", "build", "clear", "make_scene", "make_scenes", "nouns", "ready", "where"]
 
 
 def build() -> Path:
-    """Make the reference checkpoint if it is not there (two downloads on first use); returns its directory."""
+    """Make the reference checkpoint if it is not there, or not whole; returns its directory.
+
+    The first time, two packages are downloaded. What is there is compared with what was built, byte for byte.
+    """
     from lvlm_interp.reference import assemble
 
     return assemble.build()
+
+
+def ready() -> Path:
+    """As `build`, for who is about to open it: one that is there and damaged is an error, which says what is."""
+    from lvlm_interp.reference import assemble
+
+    return assemble.ready()
 
 
 def where() -> Path:

@@ -6,11 +6,11 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from importlib import resources
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -25,7 +25,8 @@ from transformers import (
 )
 from transformers.image_utils import PILImageResampling
 
-from lvlm_interp.errors import DownloadError
+from lvlm_interp import files
+from lvlm_interp.errors import DownloadError, LvlmInterpError, ModelError, OutputError
 from lvlm_interp.reference.architecture import (
     END,
     FEATURE_LAYERS,
@@ -38,8 +39,11 @@ from lvlm_interp.reference.architecture import (
 )
 from lvlm_interp.reference.base_weights import load_language_model, load_tokenizer, load_vision_tower
 from lvlm_interp.reference.scenes import SIZE
-from lvlm_interp.reference.sources import cache_directory, lock
+from lvlm_interp.reference.sources import cache_directory, lock, reason
 
+MANIFEST = "manifest.json"
+"""In the checkpoint's directory: the SHA-256 of every file that was built."""
+BUILDING = ".building-"
 TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message['role'] + '\\n' -}}
@@ -62,30 +66,76 @@ def where() -> Path:
     """The checkpoint directory of the reference model, whether it is built yet or not."""
     digest = hashlib.sha256(adapter_file().read_bytes())
     digest.update(TEMPLATE.encode())
+    digest.update(MANIFEST.encode())  # those built without one stand elsewhere
     return cache_directory() / f"reference-{digest.hexdigest()[:12]}"
 
 
 def build() -> Path:
-    """Make the reference checkpoint if it is not there, and return its directory.
+    """Make the reference checkpoint if it is not there, or not whole, and return its directory.
 
-    Two processes at once do no harm, and an interrupted build leaves nothing half done.
+    Two processes at once do no harm, and a build that is cut off, or killed, leaves nothing that stands in the way.
 
     Raises:
         DownloadError: the base weights cannot be fetched, or the disk is full.
     """
     folder = where()
-    if not folder.exists():
+    if damage(folder):
         with lock("reference"):
-            if not folder.exists():
+            if damage(folder):
                 _build_into(folder)
     return folder
 
 
+def ready() -> Path:
+    """The directory of the checkpoint, known to be what was built; made if it is not there.
+
+    Raises:
+        ModelError: one is there, but something of it was lost or changed.
+        DownloadError: as `build` does.
+    """
+    folder = where()
+    if not os.path.exists(folder):
+        return build()
+    if found := damage(folder):
+        raise ModelError(
+            f"the reference model in {folder} is damaged: {found}. Repair it with `lvlm-interp reference build`, or "
+            "lvlm_interp.reference.build(), which builds it anew from the parts that are whole"
+        )
+    return folder
+
+
+def damage(folder: Path) -> str | None:
+    """What of a checkpoint is not as it was built, or None. All of it is read: half a second where that is usual."""
+    try:
+        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        expected = {str(name): str(digest) for name, digest in listed.items()}
+        for name, digest in expected.items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if files.sha256(folder / name) != digest:
+                return f"{name} is not what was built"
+    except FileNotFoundError:
+        return f"{MANIFEST}, which says what was built, is missing"
+    except OSError as error:
+        return f"{error.filename} cannot be read ({reason(error)})"
+    except (ValueError, AttributeError):
+        return f"{MANIFEST} is not what was built"
+    return None
+
+
 def clear() -> list[Path]:
-    """Remove everything that was fetched or built; returns what was removed."""
-    removed = [p for p in sorted(cache_directory().glob("*")) if p.name == "sources" or p.name.startswith("reference-")]
+    """Remove everything that was fetched or built; returns what was removed.
+
+    Raises:
+        OutputError: something cannot be removed.
+    """
+    kinds = ("sources", "reference-*", f"{BUILDING}*")
+    removed = sorted(path for kind in kinds for path in cache_directory().glob(kind))
     for path in removed:
-        shutil.rmtree(path)
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            raise OutputError(f"could not remove {path}: {reason(error)}") from error
     return removed
 
 
@@ -164,15 +214,19 @@ def _processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
 
 
 def _build_into(folder: Path) -> None:
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
+    """Make the checkpoint beside its place, its manifest last, and put it there; in the place of a damaged one."""
     try:
-        model, processor = assemble(load_file(adapter_file()))
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
-        os.replace(partial, folder)
-    except OSError as error:
-        if isinstance(error, DownloadError):
-            raise
-        raise DownloadError(f"could not write the reference model to {folder}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with files.aside(folder.parent, BUILDING, alone=True) as aside:
+            model, processor = assemble(load_file(adapter_file()))
+            made = aside / folder.name
+            model.save_pretrained(made)
+            processor.save_pretrained(made)
+            (made / MANIFEST).write_text(json.dumps({p.name: files.sha256(p) for p in sorted(made.iterdir())}))
+            if os.path.exists(folder):
+                os.replace(folder, aside / "damaged")
+            os.replace(made, folder)
+    except LvlmInterpError:
+        raise
+    except (OSError, SafetensorError) as error:  # what safetensors says of a full disk
+        said = reason(error) if isinstance(error, OSError) else error
+        raise DownloadError(f"could not write the reference model to {folder}: {said}") from error

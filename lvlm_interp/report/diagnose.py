@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from lvlm_interp.attribution.against import Against
 from lvlm_interp.attribution.credit import credit
 from lvlm_interp.attribution.occlusion import PatchMap, attribute
+from lvlm_interp.attribution.value import texts_of
 from lvlm_interp.counterfactuals.contrast import contrast
 from lvlm_interp.engine.decoder import DecoderInputs, run_to_decoder
 from lvlm_interp.engine.score import HideFrom
 from lvlm_interp.errors import ImageError, InputError
+from lvlm_interp.given import explained
+from lvlm_interp.inputs.chat import stand_swapped
 from lvlm_interp.inputs.example import Answer, Inputs
-from lvlm_interp.inputs.media import ImageLike
-from lvlm_interp.inputs.words import split_words
+from lvlm_interp.inputs.sources import ImageLike
+from lvlm_interp.inputs.words import parts_of
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.report.diagnosis import Diagnosis
 
 STEPS = ("answer", "contrast", "credit", "heatmap")
 
 
+@explained
+@in_one_go
 def diagnose(
     vlm: HookedVLM,
-    image: ImageLike,
-    question: str,
+    question: str | ImageLike,
+    image: ImageLike | str,
     answer: str | None = None,
     context: str | None = None,
     system: str | None = None,
     *,
-    against: Sequence[str] | None = None,
+    against: Against | None = None,
     word: int = 0,
     hide_from: HideFrom | None = None,
     max_new_tokens: int = 64,
@@ -42,12 +48,14 @@ def diagnose(
 
     Args:
         vlm: the model.
-        image: a path or PIL image.
         question: what is asked.
+        image: a picture, in any form that `vlm.prepare` takes. Image first, question second works too, as it did
+            before: the two are told apart.
         answer: the answer to explain; by default the model's own, greedily. An `Answer` keeps its exact tokens.
         context: text of the user before the question.
         system: a system message.
-        against: alternatives that `odds` compares one word (`word`, from 0) with; found by default.
+        against: alternatives that `odds` compares one word (`word`, from 0) with, or of every word, see `credit`; found
+            by default.
         word: see `against`.
         hide_from: who loses sight of a patch in the heatmap, see `attribute`.
         max_new_tokens: where the model is cut off if it does not stop.
@@ -57,12 +65,13 @@ def diagnose(
         ImageError: the image cannot be read.
         InputError: an empty question, an answer that tokenises to nothing, alternatives that do not fit.
     """
-    if isinstance(image, (list, tuple)):
-        raise InputError(f"a diagnosis is about one image, got {len(image)}; contrast and credit take several")
+    asks, shown = in_order(question, image)
+    if isinstance(shown, (list, tuple)):
+        raise InputError(f"a diagnosis is about one image, got {len(shown)}; contrast and credit take several")
     with tqdm(total=len(STEPS), disable=not progress, leave=False) as bar:
         advance = iter(STEPS).__next__
         bar.set_description(advance())
-        x, given = asked(vlm, image, question, answer, context, system, max_new_tokens)
+        x, given = asked(vlm, shown, asks, answer, context, system, max_new_tokens)
         _next(bar, advance())
         computed = run_to_decoder(vlm, x, keep_prompt=True)
         compared = contrast(vlm, x, decoder_inputs=computed)
@@ -71,14 +80,16 @@ def diagnose(
         _next(bar, advance())
         patches, no_map = _map(vlm, x, hide_from, progress, computed)
         bar.update()
+    words = parts_of(x, "word", vlm.decode)
     return Diagnosis(
-        question=question,
+        question=asks,
         answer=x.answer,
         answer_generated=answer is None,
         answer_finished=given.finished if isinstance(given, Answer) else True,
         context=context or None,
         system=system or None,
-        words=_texts(vlm, x),
+        words=texts_of(words),
+        spans=tuple((word.start, word.stop) for word in words),
         contrast=compared,
         credit=split,
         patches=patches,
@@ -88,6 +99,11 @@ def diagnose(
             "diagnosis", x, hide_from=None if patches is None else patches.hide_from, max_new_tokens=max_new_tokens
         ),
     )
+
+
+def in_order(question: Any, image: Any) -> tuple[Any, Any]:
+    """Question and image, whichever of the two came first."""
+    return (image, question) if stand_swapped(question, image) else (question, image)
 
 
 def _next(bar: Any, step: str) -> None:
@@ -125,13 +141,6 @@ def _map(
     """The heatmaps by word, or why there are none."""
     try:
         tokens = attribute(vlm, x, hide_from=hide_from, progress=progress, decoder_inputs=decoder_inputs)
-        return tokens.words(split_words(x.answer_tokens)), None
+        return tokens.words(parts_of(x, "word", vlm.decode)), None
     except ImageError as error:
         return None, str(error)
-
-
-def _texts(vlm: HookedVLM, x: Inputs) -> tuple[str, ...]:
-    """The words as text. Tokens are decoded together, since one alone may hold part of a letter only."""
-    ids = x.answer_ids.tolist()
-    words = split_words(x.answer_tokens)
-    return tuple(vlm.prompter.tokenizer.decode(ids[word.start : word.stop]).strip() for word in words)

@@ -18,11 +18,14 @@ from torch import Tensor
 from lvlm_interp.attribution.credit import CreditSplit, shares
 from lvlm_interp.attribution.occlusion import PatchMap
 from lvlm_interp.counterfactuals.contrast import Contrast, TokenClass, token_classes
+from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.view import Box
 from lvlm_interp.inputs.words import Word, split_words
-from lvlm_interp.report.sentences import dominant, sentence
-from lvlm_interp.results import Result
+from lvlm_interp.report.function_words import is_function_word
+from lvlm_interp.report.sentences import dominant, sentence, signed
+from lvlm_interp.results import Result, heading, text
 
+FEW_WORDS, LONGEST_LINE = 8, 160  # that are printed, and letters of question and answer
 Numbers = Mapping[str, float]
 """Nats of `prior`, each role present and `total`."""
 
@@ -91,6 +94,11 @@ class WordReport:
         return self.odds["total"] < 0
 
     @property
+    def tells(self) -> bool:
+        """Whether it says something by itself: no punctuation, and no word such as "the" or "of"."""
+        return self.word.is_content and not is_function_word(self.text)
+
+    @property
     def sentence(self) -> str:
         """Where it came from, in words."""
         peak = None if self.peak is None else (self.peak.box, self.peak.nats)
@@ -117,6 +125,7 @@ class Diagnosis(Result):
         patches: where in the image, by word; None if its tokens have no place in the picture.
         no_map: why there are no patches, or None.
         picture: the image, RGB.
+        spans: the tokens of each word, (start, stop), counted from 0; none in what older releases wrote.
     """
 
     too_large: ClassVar[frozenset[str]] = frozenset({"picture"})
@@ -132,6 +141,17 @@ class Diagnosis(Result):
     patches: PatchMap | None
     no_map: str | None
     picture: UInt8[Tensor, "height width 3"] = dataclasses.field(repr=False)
+    spans: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        counts = {len(self.words), len(self.credit.tokens), len(self.spans or split_words(self.contrast.tokens))}
+        if len(counts | ({len(self.patches.tokens)} if self.patches else set())) > 1:
+            raise InputError(f"credit, contrast and map are of one answer; here they have {sorted(counts)} words")
+        if self.patches and self.patches.size != self.image.size:
+            raise InputError(f"the map is of a picture of {self.patches.size} pixels, this one has {self.image.size}")
+        if "threshold" not in self.contrast.provenance.parameters:
+            raise InputError("the contrast does not say from how many nats on a word counts as correlated")
 
     @property
     def image(self) -> Image.Image:
@@ -141,8 +161,8 @@ class Diagnosis(Result):
     @property
     def reports(self) -> tuple[WordReport, ...]:
         """One report for each word."""
-        parts = split_words(self.contrast.tokens)
-        named = [dataclasses.replace(part, text=text) for part, text in zip(parts, self.words, strict=True)]
+        spans = self.spans or [(part.start, part.stop) for part in split_words(self.contrast.tokens)]
+        named = [Word(text, *span) for text, span in zip(self.words, spans, strict=True)]
         odds = self.credit.with_value("odds")
         rows = zip(*map(_records, (odds, self.credit.with_value("full"), odds.keeping("question"))), strict=True)
         return tuple(self._report(i, word, *row) for i, (word, row) in enumerate(zip(named, rows, strict=True)))
@@ -174,6 +194,16 @@ class Diagnosis(Result):
         return Peak(self.patches.peak_box(index), float(self.patches.values[index].max()))
 
     @property
+    def ranked(self) -> tuple[WordReport, ...]:
+        """The words that say something, those first that the image changes most, either way (`delta_nats`).
+
+        Function words are left out, unless there are no others.
+        """
+        content = [report for report in self.reports if report.word.is_content]
+        chosen = [report for report in content if report.tells] or content
+        return tuple(sorted(chosen, key=lambda report: -abs(report.delta_nats)))
+
+    @property
     def sentences(self) -> tuple[str, ...]:
         """A sentence for each content word, in order."""
         return tuple(report.sentence for report in self.reports if report.word.is_content)
@@ -181,12 +211,13 @@ class Diagnosis(Result):
     def to_frame(self) -> pd.DataFrame:
         """One row a word.
 
-        Columns: `word`; nats of `prior`, each role and `total` by `odds`, and by `full` as `full_prior`, …; of the odds
+        Columns: `word`; nats of `prior`, each role (`credit[image]`, …) and `total` by `odds`, and by `full` as
+        `full_prior`, …; of the odds
         once the question is asked `asked_prior` and `asked_image`; `delta_nats`, `with_logprob`, `without_logprob`
         (sums over its tokens); `class`; `source` (what most of it came from); and of the patch that supports it most
         `peak_nats` and, in pixels, `peak_left`, `peak_top`, `peak_right`, `peak_bottom`.
         """
-        return pd.DataFrame([_row(report) for report in self.reports])
+        return self.identified(pd.DataFrame([_row(report) for report in self.reports]))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values; of the picture only its size and the SHA-256 of its RGB bytes."""
@@ -197,10 +228,21 @@ class Diagnosis(Result):
         return {**super().to_dict(), "image": image, "by_word": rows, "sentences": list(self.sentences)}
 
 
+@text.register
+def _told(result: Diagnosis) -> str:
+    """What the image did to the words that it changes most, a sentence each."""
+    ranked = result.ranked
+    rest = f"\n… and {len(ranked) - FEW_WORDS} other words; to_frame() has all" if len(ranked) > FEW_WORDS else ""
+    told = [f"  {signed(report.delta_nats):>5} nats  {report.sentence}" for report in ranked[:FEW_WORDS]]
+    asked = f"{result.question}  →  {result.answer}"
+    asked = asked if len(asked) <= LONGEST_LINE else asked[: LONGEST_LINE - 1] + "…"
+    return "\n".join([heading(result, "by what the image does to a word"), asked, *told]) + rest
+
+
 def _records(split: CreditSplit) -> list[dict[str, float]]:
     """For each word, nats of `prior`, each role and `total`."""
-    frame = split.to_frame().drop(columns="token")
-    return [{str(name): float(value) for name, value in row.items()} for row in frame.to_dict("records")]
+    parts = {"prior": split.prior, **dict(zip(split.players, split.credits.T, strict=True)), "total": split.total}
+    return [dict(zip(parts, row, strict=True)) for row in zip(*(part.tolist() for part in parts.values()), strict=True)]
 
 
 def _row(report: WordReport) -> dict[str, Any]:
@@ -208,7 +250,7 @@ def _row(report: WordReport) -> dict[str, Any]:
     sides = zip(("left", "top", "right", "bottom"), box, strict=True)
     return {
         "word": report.text,
-        **report.odds,
+        **{name if name in ("prior", "total") else f"credit[{name}]": value for name, value in report.odds.items()},
         **{f"full_{name}": value for name, value in report.full.items()},
         "asked_prior": report.asked["prior"],
         "asked_image": report.asked["image"],

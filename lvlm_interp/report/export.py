@@ -1,7 +1,4 @@
-"""A diagnosis as files: a page, JSON, CSV, NPZ and pictures.
-
-Files are written beside the place where they belong and moved there when all of them are whole.
-"""
+"""Results as files: a diagnosis as a page, JSON, CSV, NPZ and pictures; a heatmap; probes."""
 
 from __future__ import annotations
 
@@ -9,36 +6,38 @@ import io
 import json
 import os
 import re
-import shutil
 import tempfile
 import unicodedata
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from PIL import Image
 
 from lvlm_interp.attribution.occlusion import PatchMap
 from lvlm_interp.errors import OutputError
+from lvlm_interp.files import aside, told
 from lvlm_interp.probes.result import ProbeResult
 from lvlm_interp.report import explorer, figures
 from lvlm_interp.report.diagnosis import Diagnosis
-from lvlm_interp.report.figures.drawing import INK, literal
+from lvlm_interp.report.placing import Writer, check, check_file, placed
+from lvlm_interp.report.sheet import drawn, sheet
+
+__all__ = ["check", "check_file", "figure_kind", "heatmap_png", "save_heatmap", "slug", "write", "write_probes"]
 
 PAGE = "report.html"
 DPI = 120
-PLACES = {"left": 0.02, "right": 0.92, "bottom": 0.04, "top": 0.9, "wspace": 0.04}
 LONGEST_NAME = 40
-Writer = Callable[[], bytes]
-"""Makes the bytes of one file, when it is its turn."""
 
 
 def write(
     diagnoses: Diagnosis | Sequence[Diagnosis], out_dir: str | Path, force: bool = False, title: str | None = None
 ) -> Path:
-    """Write `report.html`, `diagnosis.json`, `tokens.csv`, `heatmaps.npz` and a PNG for each content word.
+    """Write `report.html`, `diagnosis.json`, `tokens.csv`, `heatmaps.npz` and `heatmaps.png`.
+
+    The last shows the picture and, on one scale, the maps of the words that the image changes most.
 
     Several diagnoses share one page; the other files of each go to a folder of its own, named by number and question.
 
@@ -57,42 +56,7 @@ def write(
     folder = check(out_dir, force)
     files = _single(diagnoses) if isinstance(diagnoses, Diagnosis) else _several(diagnoses)
     files[PAGE] = lambda: explorer.page(diagnoses, title).encode()
-    return _write(folder, files) / PAGE
-
-
-def _write(folder: Path, files: Mapping[str, Writer]) -> Path:
-    """All files or, if one cannot be made, none."""
-    _not_blocked(folder, files)
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _place(folder, files)
-    except BaseException as error:
-        for ours in missing[-1:]:  # the outermost directory that we made
-            shutil.rmtree(ours, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise OutputError(f"could not write to {folder}: {error.strerror or error}") from error
-        raise
-    return folder
-
-
-def check(out_dir: str | Path, force: bool = False) -> Path:
-    """The directory to write to, before anything is computed.
-
-    Raises:
-        OutputError: it is a file, or it holds something and `force` is not given.
-    """
-    folder = Path(out_dir)
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise OutputError(f"{folder} is a file; give a directory")
-        if folder.is_dir() and not force and any(folder.iterdir()):
-            raise OutputError(
-                f"{folder} is not empty; give another directory, or --force (force=True) to replace our files in it"
-            )
-    except PermissionError as error:
-        raise OutputError(f"could not read {folder}: {error.strerror}") from error
-    return folder
+    return placed(folder, files) / PAGE
 
 
 # --- which files ----------------------------------------------------------------------------------
@@ -109,12 +73,8 @@ def _single(diagnosis: Diagnosis) -> dict[str, Writer]:
         "tokens.csv": lambda: diagnosis.to_frame().to_csv(index=False).encode(),
         "heatmaps.npz": lambda: _arrays(diagnosis),
     }
-    patches = diagnosis.patches
-    if patches is not None:
-        for report in diagnosis.reports:
-            if report.word.is_content:
-                name = f"{report.index:02d}-{slug(report.text)}.png"
-                files[name] = _drawer(diagnosis, patches, report.index)
+    if diagnosis.patches is not None and (ranked := diagnosis.ranked):
+        files["heatmaps.png"] = lambda: sheet(diagnosis, ranked)
     return files
 
 
@@ -137,46 +97,47 @@ def _arrays(diagnosis: Diagnosis) -> bytes:
     return stream.getvalue()
 
 
-def _drawer(diagnosis: Diagnosis, patches: PatchMap, index: int) -> Writer:
-    return lambda: heatmap_png(patches, diagnosis.image, index, diagnosis.question, diagnosis.words[index])
-
-
-def heatmap_png(
-    patches: PatchMap, picture: Image.Image | None, index: int = 0, question: str = "", word: str | None = None
-) -> bytes:
+def heatmap_png(patches: PatchMap, picture: Image.Image | None, index: int = 0, question: str = "") -> bytes:
     """The picture, and beside it one word's map over it, as a PNG."""
-    figure = Figure(figsize=(8.4, 4.0), dpi=DPI)
-    # Places in numbers: a layout engine draws everything three times to find them.
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25), gridspec_kw=PLACES)
-    left.set_axis_off()
-    left.set_title(literal(_short(question)), fontsize=11, color=INK)
-    if picture is not None:
-        left.imshow(picture)
-    figures.heatmap(patches, index, picture, right, title=None if word is None else f"“{word}”")
-    stream = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # words in scripts that the font lacks are drawn as boxes
-        figure.savefig(stream, format="png")
-    return stream.getvalue()
+    return drawn(patches, picture, index, question)
+
+
+def figure_kind(path: str | Path) -> str:
+    """What kind of picture a file's name asks for: one of those that matplotlib writes, `pdf` for instance.
+
+    Raises:
+        OutputError: none that it knows.
+    """
+    kind, known = Path(path).suffix.lower().removeprefix("."), FigureCanvasBase.get_supported_filetypes()
+    if kind not in known:
+        raise OutputError(
+            f"{str(path)!r} does not end like a picture that can be written: give it one of "
+            f"{', '.join(f'.{name}' for name in sorted(known))}"
+        )
+    return kind
 
 
 def save_heatmap(
     patches: PatchMap, picture: Image.Image | None, path: str | Path, index: int = 0, question: str = ""
 ) -> Path:
-    """Write `heatmap_png` to a file, whole or not at all.
+    """Write the picture, and beside it one word's map over it, to a file, whole or not at all.
+
+    Args:
+        patches: the map.
+        picture: what it is laid on.
+        path: the file; its ending says which kind (`.png`, `.pdf`, `.svg`, … as in matplotlib).
+        index: which word.
+        question: stands above the picture.
 
     Raises:
         InputError: no such word.
-        OutputError: the file cannot be written.
+        OutputError: a kind that is not known, or the file cannot be written.
     """
-    target, drawn = Path(path), heatmap_png(patches, picture, index, question)
-    try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as partial:
-            made = Path(partial, target.name)
-            made.write_bytes(drawn)
-            os.replace(made, target)
-    except OSError as error:
-        raise OutputError(f"could not write {target}: {error.strerror or error}") from error
+    target = Path(path)
+    made = drawn(patches, picture, index, question, figure_kind(target))
+    with told("write", target), aside(target.parent) as partial:
+        (partial / target.name).write_bytes(made)
+        os.replace(partial / target.name, target)
     return target
 
 
@@ -192,7 +153,7 @@ def write_probes(found: ProbeResult, out_dir: str | Path, force: bool = False) -
         "probes.csv": lambda: found.to_frame().to_csv(index=False).encode(),
         "probes.png": lambda: _probe_png(found),
     }
-    return _write(folder, writers)
+    return placed(folder, writers)
 
 
 def _saved(found: ProbeResult) -> bytes:
@@ -210,32 +171,3 @@ def _probe_png(found: ProbeResult) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png")
     return stream.getvalue()
-
-
-def _short(text: str, most: int = 48) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-# --- placing them ---------------------------------------------------------------------------------
-
-
-def _not_blocked(folder: Path, files: Mapping[str, Writer]) -> None:
-    """Raise if something of the user's stands where only a file, or only a directory, of ours can."""
-    for name in files:
-        path = folder / name
-        if path.is_dir():
-            raise OutputError(f"{path} is a directory; it stands where a file of ours would go")
-        if path.parent.exists() and not path.parent.is_dir():
-            raise OutputError(f"{path.parent} is a file; it stands where a directory of ours would go")
-
-
-def _place(folder: Path, files: Mapping[str, Writer]) -> None:
-    """Write all files to a temporary directory inside, then move them in place."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
-        for name, made in files.items():
-            path = Path(partial, name)
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(made())
-        for name in files:
-            (folder / name).parent.mkdir(exist_ok=True)
-            os.replace(Path(partial, name), folder / name)

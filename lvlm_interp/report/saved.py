@@ -7,9 +7,11 @@ from pathlib import Path
 from lvlm_interp.attribution.occlusion import PatchMap
 from lvlm_interp.attribution.split import CreditSplit
 from lvlm_interp.counterfactuals.contrast import Contrast, Contrasts
+from lvlm_interp.engine.score import Scores
 from lvlm_interp.inside.direct import DirectAttribution
 from lvlm_interp.inside.lens import Lens
 from lvlm_interp.inside.tuned_lens import TunedLens
+from lvlm_interp.model.capture import Captured
 from lvlm_interp.opening.conformance import Conformance
 from lvlm_interp.probes.result import ProbeResult
 from lvlm_interp.report.diagnosis import Diagnosis
@@ -18,6 +20,8 @@ from lvlm_interp.results import Result
 KINDS: tuple[type[Result], ...] = (
     *(Conformance, Contrast, Contrasts, CreditSplit, PatchMap, Lens, TunedLens, DirectAttribution, ProbeResult),
     Diagnosis,
+    Captured,
+    Scores,
 )
 
 

@@ -1,24 +1,31 @@
-"""Results as tables for a terminal. Text of a model is printed as text: it is never read as rich's markup."""
+"""Results as tables for a terminal. Text of a model is printed as text: it is read neither as rich's markup, nor as
+what steers a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import pandas as pd
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
 from lvlm_interp.attribution.occlusion import PatchMap
 from lvlm_interp.report.diagnosis import Diagnosis, WordReport
 from lvlm_interp.report.sentences import box_text, grouped, percent, signed
+from lvlm_interp.shown import printable
 
+FRAME = 3  # letters that a column has around it: two blanks and a line
 GROUP_STYLES = {"prompt": "blue", "image": "dark_orange", "prior": "bright_black"}
 
 
 def heading(diagnosis: Diagnosis) -> Text:
     """What was asked and what was answered."""
-    asked = [(diagnosis.context + "  ", "dim")] if diagnosis.context else []
-    return Text.assemble(*asked, (diagnosis.question, "bold"), "  →  ", (diagnosis.answer, "bold"))
+    asked = [(printable(diagnosis.context) + "  ", "dim")] if diagnosis.context else []
+    question, answer = printable(diagnosis.question), printable(diagnosis.answer)
+    return Text.assemble(*asked, (question, "bold"), "  →  ", (answer, "bold"))
 
 
 def diagnosis_table(diagnosis: Diagnosis) -> Table:
@@ -38,30 +45,66 @@ def _cells(report: WordReport) -> list[Text]:
     best = max(groups, key=lambda name: groups[name])
     styles = {name: f"bold {GROUP_STYLES[name]}" if name == best else "" for name in groups}
     # Shares of what speaks for a word say little where more speaks against it.
-    told = [Text("–" if report.unlikely else percent(share), style=styles[name]) for name, share in groups.items()]
+    told = [_text("–" if report.unlikely else percent(share), style=styles[name]) for name, share in groups.items()]
     place = box_text(report.peak.box) if report.peak else "–"
-    return [Text(report.text), *told, Text(signed(report.odds["total"])), Text(place)]
+    return [_text(report.text), *told, _text(signed(report.odds["total"])), _text(place)]
 
 
-def frame_table(frame: pd.DataFrame, title: str, digits: int = 3) -> Table:
-    """Any frame: numbers to the right, rounded."""
-    table = Table(title=Text(title), title_justify="left", title_style="bold")
-    for name in frame.columns:
-        justify = "right" if pd.api.types.is_numeric_dtype(frame[name]) else "left"
-        table.add_column(str(name), justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for row in frame.itertuples(index=False):
-        table.add_row(*(_cell(value, digits) for value in row))
-    return table
+def _text(shown: object, style: str = "") -> Text:
+    return Text(printable(shown), style=style)
+
+
+def frame_tables(frame: pd.DataFrame, title: str, width: int, digits: int = 3) -> Iterator[Table]:
+    """Any frame, numbers to the right and rounded; one table below the other where `width` letters do not hold all.
+
+    No word is cut: columns that do not fit beside others begin the next table, which repeats the first column.
+    """
+    columns = [_Column.of(frame, name, digits, width // 2) for name in frame.columns if name != "example"]
+    for number, some in enumerate(_blocks(columns, width)):
+        table = Table(title=None if number else _text(title), title_justify="left", title_style="bold")
+        for column in some:
+            table.add_column(column.head, justify=column.justify, overflow="fold", min_width=column.need)
+        for row in zip(*(column.cells for column in some), strict=True):
+            table.add_row(*row)
+        yield table
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column as it is printed, and how many letters its longest word has: `need`."""
+
+    head: Text
+    cells: list[Text]
+    justify: Literal["left", "right"]
+    need: int
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame, name: str, digits: int, widest: int) -> _Column:
+        justify: Literal["left", "right"] = "right" if pd.api.types.is_numeric_dtype(frame[name]) else "left"
+        head, cells = _text(name), [_cell(value, digits) for value in frame[name]]
+        words = (word for text in (head, *cells) for word in text.plain.split())
+        return cls(head, cells, justify, min(widest, max((cell_len(word) for word in words), default=1)))
+
+
+def _blocks(columns: Sequence[_Column], width: int) -> Iterator[list[_Column]]:
+    """Columns that have room beside each other, the first of all in front of each block."""
+    first, block = columns[0], list(columns[:1])
+    for column in columns[1:]:
+        if len(block) > 1 and 1 + sum(c.need + FRAME for c in (*block, column)) > width:
+            yield block
+            block = [first]
+        block.append(column)
+    yield block
 
 
 def _cell(value: object, digits: int) -> Text:
-    return Text(signed(value, digits) if isinstance(value, float) else str(value))
+    return _text(signed(value, digits) if isinstance(value, float) else value)
 
 
 def notes(diagnosis: Diagnosis) -> Sequence[str]:
     """What a reader of the table must know besides."""
     told = [] if diagnosis.answer_finished else ["The model was cut off before it ended its answer."]
-    return [*told, f"No heatmap: {diagnosis.no_map}."] if diagnosis.no_map else told
+    return [*told, f"No heatmap: {printable(diagnosis.no_map)}."] if diagnosis.no_map else told
 
 
 def peaks(patches: PatchMap) -> pd.DataFrame:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from lvlm_interp.cli.options import Json, Verbose, open_model
-from lvlm_interp.cli.terminal import output, print_json, working
+from lvlm_interp.cli.options import Device, DType, Json, Verbose, open_model
+from lvlm_interp.cli.terminal import print_json, show_frame, working
 
 PLACE = 90
 app = typer.Typer()
@@ -16,14 +16,15 @@ app = typer.Typer()
 @app.command()
 def check(
     model: Annotated[str, typer.Argument(help="'reference', a hub id, or a directory.")],
+    device: Device = None,
+    dtype: DType = "auto",
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Whether a model is read truly: five checks, and what to do where one fails. Status 0 only if all hold."""
+    """Whether a model is read truly: six checks, and what to do where one fails. Status 0 only if all hold."""
     from lvlm_interp.opening.conformance import check as conform
-    from lvlm_interp.report.terminal import frame_table
 
-    vlm = open_model(model, None, verbose)
+    vlm = open_model(model, None, verbose, device, dtype)
     with working(f"Checking {model!r}", verbose):
         found = conform(vlm)
     if as_json:
@@ -33,5 +34,5 @@ def check(
         frame["ok"] = frame["ok"].map({True: "holds", False: "FAILS"})
         for name in ("measured", "limit"):
             frame[name] = frame[name].map("{:.1e}".format)
-        output().print(frame_table(frame, f"{model}: {found.model_type}"))
+        show_frame(frame, f"{model}: {found.model_type}")
     raise typer.Exit(0 if found.ok else 1)

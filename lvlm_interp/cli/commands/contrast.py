@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 import lvlm_interp as li
-from lvlm_interp.cli.options import Asked, Json, asking
-from lvlm_interp.cli.terminal import show
+from lvlm_interp.cli.options import AskedOrTable, Json, Threshold, asking
 
 PLACE = 30
 app = typer.Typer()
@@ -17,13 +16,19 @@ app = typer.Typer()
 @app.command()
 @asking
 def contrast(
-    asked: Asked,
+    asked: AskedOrTable,
     without: Annotated[
         str, typer.Option(help="What stands for no image: hidden, dropped, blank, blur, noise or crop.")
     ] = "hidden",
-    threshold: Annotated[float, typer.Option(help="Nats from which a token is correlated or contradictory.")] = 1.0,
+    threshold: Threshold = 1.0,
     as_json: Json = False,
 ) -> None:
     """The answer with and without the image, token by token (CAL's contrast)."""
-    vlm, x = asked.open()
-    show(li.contrast(vlm, x, without, threshold=threshold), as_json, x.answer)
+    from lvlm_interp.counterfactuals.counterfactual import named
+
+    named(without)  # one that is not known is found before the model is opened
+    vlm, examples = asked.open()
+    shown = asked.showing(as_json, several=asked.table is not None)
+    for x in examples:
+        shown(li.contrast(vlm, x, without, threshold=threshold), x.answer)
+    shown.write()

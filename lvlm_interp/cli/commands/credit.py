@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 import lvlm_interp as li
-from lvlm_interp.cli.options import Asked, Json, asking
-from lvlm_interp.cli.terminal import show
+from lvlm_interp.cli.options import AskedOrTable, Json, asking, need_roles, need_texts
 
 PLACE = 40
 app = typer.Typer()
@@ -17,13 +16,18 @@ app = typer.Typer()
 @app.command()
 @asking
 def credit(
-    asked: Asked,
+    asked: AskedOrTable,
     value: Annotated[
         Literal["odds", "full", "difference", "logprob", "logodds", "logit"],
-        typer.Option(help="Rather than others (odds), any (full) or one other word (difference); or by itself."),
+        typer.Option(
+            metavar="VALUE",
+            help="Rather than others (odds), any (full) or one other word (difference); or by itself: logprob, "
+            "logodds or logit.",
+        ),
     ] = "odds",
     unit: Annotated[
-        Literal["word", "token", "sentence", "answer"], typer.Option(help="What is explained at once.")
+        Literal["word", "token", "sentence", "answer"],
+        typer.Option(metavar="UNIT", help="What is explained at once: word, token, sentence or answer."),
     ] = "word",
     players: Annotated[
         list[str] | None,
@@ -31,11 +35,18 @@ def credit(
     ] = None,
     keep: Annotated[list[str] | None, typer.Option(help="A role that is always visible; may be repeated.")] = None,
     against: Annotated[list[str] | None, typer.Option(help="An alternative to one word; may be repeated.")] = None,
-    word: Annotated[int, typer.Option(help="Which word --against is about, from 0.")] = 0,
+    word: Annotated[int, typer.Option(min=0, help="Which word --against is about, from 0.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Prior, question, context, system and image: how much of each word is whose."""
-    vlm, x = asked.open()
+    need_texts("--against", against or ())
+    need_roles("--keep", (keep or ()) if not players else ())  # else it may be a player's name
+    if value == "difference" and len(against or ()) > 1:
+        raise typer.BadParameter("--value difference is from one other word: give one --against")
+    vlm, examples = asked.open()
     kept: Any = ("template", *(keep or ()))
     among: Any = players or "roles"
-    show(li.credit(vlm, x, kept, value, against, unit=unit, word=word, players=among), as_json, x.answer)
+    shown = asked.showing(as_json, several=asked.table is not None)
+    for x in examples:
+        shown(li.credit(vlm, x, kept, value, against, unit=unit, word=word, players=among), x.answer)
+    shown.write()

@@ -9,8 +9,8 @@ from pathlib import Path
 import typer
 
 import lvlm_interp as li
-from lvlm_interp.cli.options import Force, OutDir, Verbose, open_model
-from lvlm_interp.cli.terminal import show_diagnosis
+from lvlm_interp.cli.options import Device, DType, Force, OutDir, Verbose, open_model
+from lvlm_interp.cli.terminal import say, show_diagnosis
 
 PLACE = 20
 app = typer.Typer()
@@ -37,17 +37,23 @@ DEMO_TITLE = "Three questions to a small vision-language model"
 
 
 @app.command()
-def demo(out: OutDir = Path("lvlm-interp-demo"), force: Force = False, verbose: Verbose = False) -> None:
+def demo(
+    out: OutDir = Path("lvlm-interp-demo"),
+    device: Device = None,
+    dtype: DType = "auto",
+    force: Force = False,
+    verbose: Verbose = False,
+) -> None:
     """Diagnose scenes that ship with the reference model; ends with the path of the page."""
     from lvlm_interp.reference import make_scene
     from lvlm_interp.report import export
 
     export.check(out, force)
-    vlm = open_model("reference", None, verbose)
+    vlm = open_model("reference", None, verbose, device, dtype)
     diagnoses = []
     for case in DEMO:
         picture = make_scene(case.seed, objects=case.objects, colors=case.colors).image
         told = {"answer": case.answer, "context": case.context, "progress": sys.stderr.isatty()}
         diagnoses.append(li.diagnose(vlm, picture, case.question, **told))
         show_diagnosis(diagnoses[-1])
-    print(export.write(diagnoses, out, force, title=DEMO_TITLE))
+    say(export.write(diagnoses, out, force, title=DEMO_TITLE))

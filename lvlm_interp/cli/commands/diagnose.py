@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import typer
 
 import lvlm_interp as li
-from lvlm_interp.cli.options import Asked, Force, OutDir, asking
-from lvlm_interp.cli.terminal import show_diagnosis
+from lvlm_interp.cli.options import AskedOrTable, OutDir, asking
+from lvlm_interp.cli.terminal import say, show_diagnosis
 
 PLACE = 10
 app = typer.Typer()
@@ -16,16 +17,17 @@ app = typer.Typer()
 
 @app.command()
 @asking
-def diagnose(
-    asked: Asked,
-    out: OutDir,
-    force: Force = False,
-) -> None:
+def diagnose(asked: AskedOrTable, out: OutDir) -> None:
     """Say for every word of an answer where it came from, and write a page, figures and data."""
     from lvlm_interp.report import export
 
-    export.check(out, force)
-    told = asked.image, asked.question, asked.answer, asked.context, asked.system
-    diagnosis = li.diagnose(asked.load(), *told, progress=sys.stderr.isatty())
-    show_diagnosis(diagnosis)
-    print(export.write(diagnosis, out, force))
+    export.check(out, asked.force)
+    vlm, rows = asked.open_rows()
+    shown, diagnoses = asked.showing(False, several=asked.table is not None), []
+    for diagnosis in asked.each(rows, functools.partial(li.diagnose, vlm, progress=sys.stderr.isatty())):
+        show_diagnosis(diagnosis)
+        shown.keep(diagnosis.to_frame())
+        diagnoses.append(diagnosis)
+    page = export.write(diagnoses if asked.table else diagnoses[0], out, asked.force)
+    shown.write()
+    say(page)

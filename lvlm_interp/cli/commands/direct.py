@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 import lvlm_interp as li
-from lvlm_interp.cli.options import AskedOrTable, Json, asking
-from lvlm_interp.cli.terminal import show
+from lvlm_interp.cli.options import AskedOrTable, Json, asking, need_texts
 
 PLACE = 70
 app = typer.Typer()
@@ -23,6 +22,9 @@ def direct(
     as_json: Json = False,
 ) -> None:
     """Each answer token's logit as a sum: what heads read from text and image, MLPs, embedding and biases."""
+    need_texts("--against", [against])
     vlm, examples = asked.open()
+    shown = asked.showing(as_json, several=asked.table is not None)
     for x in examples:
-        show(li.direct(vlm, x, target=target, against=against), as_json, x.answer)
+        shown(li.direct(vlm, x, target=target, against=against), x.answer)
+    shown.write()

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 import lvlm_interp as li
-from lvlm_interp.cli.options import Asked, Force, Json, asking
-from lvlm_interp.cli.terminal import output, show
-from lvlm_interp.errors import OutputError
+from lvlm_interp.cli.options import Asked, Json, Word, asking, need_texts
+from lvlm_interp.cli.terminal import say, show, show_frame
+from lvlm_interp.errors import InputError
 
 PLACE = 50
 app = typer.Typer()
@@ -21,32 +21,39 @@ app = typer.Typer()
 @asking
 def heatmap(
     asked: Asked,
-    out: Annotated[Path, typer.Option(help="The PNG file to write.")],
-    word: Annotated[int, typer.Option(help="Which word of the answer is drawn, from 0.")] = 0,
+    out: Annotated[Path, typer.Option(help="The picture to write: .png, .pdf, .svg, …")],
+    word: Word = 0,
     against: Annotated[str | None, typer.Option(help="Why that word rather than this one.")] = None,
     hide_from: Annotated[Literal["text", "all"] | None, typer.Option(help="Who loses sight of a patch.")] = None,
-    force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Where in the image: a PNG of one word's map, and a table of every word's strongest patch."""
-    if out.exists() and not force:
-        raise OutputError(f"{out} exists; give another file, or --force to replace it")
-    if not out.parent.is_dir():
-        raise OutputError(f"there is no directory {out.parent} to write {out.name} to")
-    from lvlm_interp.inputs.words import split_words
-    from lvlm_interp.report.export import save_heatmap
-    from lvlm_interp.report.terminal import frame_table, peaks
+    """Where in the image: a picture of one word's map, and a table of every word's strongest patch."""
+    from lvlm_interp.report import export
+    from lvlm_interp.report.terminal import peaks
 
+    export.figure_kind(out)
+    export.check_file(out, asked.force)
+    need_texts("--against", [against])
     vlm, x = asked.open()
-    told: Any = {"hide_from": hide_from, "progress": sys.stderr.isatty()}
-    if against is None:
-        found = li.attribute(vlm, x, **told)
-        patches, drawn = found.words(split_words(found.tokens)), word
-    else:
-        patches, drawn = li.attribute(vlm, x, target=word, against=against, **told), 0
-    save_heatmap(patches, x.images[0].picture, out, drawn, x.question)
+    patches, drawn = _mapped(vlm, x, word, against, {"hide_from": hide_from, "progress": sys.stderr.isatty()})
+    export.save_heatmap(patches, x.images[0].picture, out, drawn, x.question)
+    shown = asked.showing(as_json)
+    shown.keep(patches.to_frame())
+    shown.write()
     if as_json:
         show(patches, True, x.answer)
     else:
-        output().print(frame_table(peaks(patches), x.answer))
-        print(out)
+        show_frame(peaks(patches), x.answer)
+        say(out)
+
+
+def _mapped(vlm: Any, x: Any, word: int, against: str | None, told: dict[str, Any]) -> tuple[Any, int]:
+    """The maps of all words, or of the one that is held against another, and which of them is drawn."""
+    from lvlm_interp.inputs.words import parts_of
+
+    words = parts_of(x, "word", vlm.decode)
+    if word >= len(words):
+        raise InputError(f"no word {word}: the answer has {len(words)}, from 0: {[one.text for one in words]}")
+    if against is not None:
+        return li.attribute(vlm, x, target=word, against=against, **told), 0
+    return li.attribute(vlm, x, **told).words(words), word

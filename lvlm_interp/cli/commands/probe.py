@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import typer
 
 import lvlm_interp as li
-from lvlm_interp.cli.options import Force, Json, Model, OutDir, Verbose, open_model
+from lvlm_interp.cli.options import Device, DType, Force, Json, Model, OutDir, Verbose, open_model
 from lvlm_interp.cli.terminal import complain, show
 from lvlm_interp.errors import InputError
 
 PLACE = 80
 app = typer.Typer()
+LARGEST_SEED = 2**32 - 1  # that numpy and scikit-learn take
 RESIDUALS = "blocks.*.hook_resid_post"
 
 
@@ -23,6 +24,8 @@ def probe(
     table: Annotated[Path, typer.Argument(help="A .csv or .jsonl with columns image, question and a label.")],
     out: OutDir,
     model: Model = "reference",
+    device: Device = None,
+    dtype: DType = "auto",
     sites: Annotated[str, typer.Option(help="A glob of sites, such as 'blocks.*.attn.hook_z'.")] = RESIDUALS,
     label: Annotated[
         list[str] | None, typer.Option(help="The column to predict, 'label' by default; repeat it for points (x, y).")
@@ -32,9 +35,11 @@ def probe(
         str | None,
         typer.Option("--type", help="A column that labels could be learnt by heart from."),
     ] = None,
-    folds: Annotated[int, typer.Option(help="How many.")] = 5,
-    permutations: Annotated[int, typer.Option(help="For p-values; 0 for none.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Decides folds, controls, permutations and intervals.")] = 0,
+    folds: Annotated[int, typer.Option(min=2, help="How many.")] = 5,
+    permutations: Annotated[int, typer.Option(min=0, help="For p-values; 0 for none.")] = 1000,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST_SEED, help="Decides folds, controls, permutations and intervals.")
+    ] = 0,
     store: Annotated[
         Path | None, typer.Option(help="A directory that keeps features: a call that was cut off goes on from there.")
     ] = None,
@@ -48,11 +53,12 @@ def probe(
     from lvlm_interp.tables import read_examples
 
     export.check(out, force)
+    _need_apart(store, out)
     frame, labels = read_examples(table), label or ["label"]
     _need_columns(frame, table, [*labels, group, *([kind] if kind else [])], numbers=labels if len(labels) > 1 else [])
     predicted = frame[labels[0]] if len(labels) == 1 else frame[labels].to_numpy(float)
     make_folds(task_of(predicted), numbered(frame[group]), folds, seed)  # what fails is found before features take time
-    vlm, progress = open_model(model, Path(frame["image"][0]), verbose), sys.stderr.isatty()
+    vlm, progress = open_model(model, Path(frame["image"][0]), verbose, device, dtype), sys.stderr.isatty()
     told = [name for name in ("answer", "context", "system") if name in frame]
     asked = (vlm.prepare(r.question, r.image, **{name: r[name] for name in told}) for _, r in frame.iterrows())
     features = li.collect_features(vlm, asked, {"features": sites}, progress=progress, store=store)["features"]
@@ -73,6 +79,18 @@ def probe(
     for note in found.notes:
         complain(f"note: {note}")
     show(found, as_json, f"{table}: {len(frame)} examples")
+
+
+def _need_apart(store: Path | None, out: Path) -> None:
+    """Raise where features would stand among what is written in the end, or cannot be kept."""
+    if store is None:
+        return
+    from lvlm_interp.report import export
+
+    one, other = store.absolute(), out.absolute()
+    if one == other or other in one.parents or one in other.parents:
+        raise typer.BadParameter(f"--store {store} and --out {out} are one inside the other: give two directories")
+    export.check(store, force=True)
 
 
 def _need_columns(frame: Any, table: Path, names: list[str], numbers: list[str]) -> None:

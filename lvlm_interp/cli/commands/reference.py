@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from lvlm_interp.cli.options import Verbose
-from lvlm_interp.cli.terminal import working
+from lvlm_interp.cli.terminal import say, working
 
 PLACE = 100
 app = typer.Typer(
@@ -20,7 +20,7 @@ def build(verbose: Verbose = False) -> None:
 
     with working("Building the reference model (about 180 MB to fetch, once)", verbose):
         folder = reference.build()
-    print(folder)
+    say(folder)
 
 
 @app.command()
@@ -28,7 +28,7 @@ def where() -> None:
     """Print its directory, whether it is built yet or not."""
     from lvlm_interp import reference
 
-    print(reference.where())
+    say(reference.where())
 
 
 @app.command()
@@ -37,4 +37,4 @@ def clear() -> None:
     from lvlm_interp import reference
 
     for path in reference.clear():
-        print(path)
+        say(path)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from lvlm_interp.families.shared.cuts import one
@@ -35,8 +37,15 @@ class Family:
         gates: arguments of the model and of its decoder that say which rows read the image, where it does not run
             without one: hidden by setting them to zero.
         own_masks: the decoder makes its masks of padding alone; others can be given to its attention only.
+        tempered: what an attention module multiplies the queries of rows by that it numbers as they come, or None where
+            it does not: by the module and the numbers of the rows.
         fills: model inputs that run along the positions and what an answer gets in them; see `Inputs.fills`.
         places: model inputs whose patches begin with numbers that are no pixels; see `Inputs.places`.
+        packed: model inputs in which all pictures stand in one row, and the axis along which they do.
+        indices: model inputs that tell patches by their numbers, and the model input whose first two axes they count.
+        positions: the positions of an example alone, `[*axis, 1, position]`, or None for its own, of its base model and
+            its model inputs; where in a batch a row would get others.
+        alone: why its examples cannot stand side by side; empty for most.
         tiled: the first axis of the pixels counts tiles, not images.
         cast: the model takes pixels of the type of its weights only.
         multiplied: the config's `logits_scaling` multiplies the logits; elsewhere it divides them.
@@ -62,8 +71,13 @@ class Family:
     image_inputs: tuple[str, ...] = ()
     gates: tuple[str, ...] = ()
     own_masks: bool = False
+    tempered: Callable[[nn.Module, Tensor], Tensor | None] | None = None
     fills: Mapping[str, int | None] = field(default_factory=dict)
     places: Mapping[str, int] = field(default_factory=dict)
+    packed: Mapping[str, int] = field(default_factory=dict)
+    indices: Mapping[str, str] = field(default_factory=dict)
+    positions: Callable[[Any, Mapping[str, Any]], Tensor | None] | None = None
+    alone: str = ""
     tiled: bool = False
     cast: bool = False
     multiplied: bool = False

@@ -17,10 +17,16 @@ class Names:
         cross_attention: the same, where it reads the image.
         recurrent: what carries a state from position to position, in the place of attention or beside it.
         mlp: the MLP of a block.
+        mlp_gate, mlp_in, mlp_out: its linear maps: whose output goes through the activation, where another's is
+            multiplied by it; that other, or the only one; and the one that leads back.
+        gate_and_in: the first two in one.
+        before_attention: the norm of attention, or of what stands in its place.
         before_mlp: its norm, which reads the middle of the residual stream.
         after_attention: what stands between attention and residual; a norm that stands before the MLP is not meant.
         after_mlp: what stands between MLP and residual.
-        added_scales: parameters of a block that what is added at a site is multiplied by.
+        others: what else a block adds to its stream: modules, and what their sites are called.
+        carried: modules of a block that multiply the stream, number by number, before something is added to it.
+        rescaled: what a block multiplies its whole stream by, behind all that it adds.
         norms_moved: what a block has, or the name of its class speaks of, whose norms stand behind attention and MLP
             though they are named as if they stood before.
         mixed_for_mlp: of several residual streams, side by side in the width: what mixes them for the MLP.
@@ -49,10 +55,17 @@ class Names:
     cross_attention: tuple[str, ...] = ()
     recurrent: tuple[str, ...] = ()
     mlp: tuple[str, ...] = ()
+    mlp_gate: tuple[str, ...] = ()
+    mlp_in: tuple[str, ...] = ()
+    mlp_out: tuple[str, ...] = ()
+    gate_and_in: tuple[str, ...] = ()
+    before_attention: tuple[str, ...] = ()
     before_mlp: tuple[str, ...] = ()
     after_attention: tuple[str, ...] = ()
     after_mlp: tuple[str, ...] = ()
-    added_scales: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[str, str] = field(default_factory=dict)
+    carried: tuple[str, ...] = ()
+    rescaled: tuple[str, ...] = ()
     norms_moved: tuple[str, ...] = ()
     mixed_for_mlp: tuple[str, ...] = ()
     mixed_apart: tuple[str, ...] = ()
@@ -97,6 +110,21 @@ USUAL = Names(
     cross_attention=("cross_attn",),
     recurrent=("linear_attn", "conv", "mamba", "mixer"),
     mlp=("mlp", "feed_forward", "feedforward", "ffn", "block_sparse_moe", "moe", "fc2"),
+    mlp_gate=("gate_proj", "w1"),
+    mlp_in=("up_proj", "w3", "fc1", "linear_fc1", "lin1", "c_fc"),
+    mlp_out=("down_proj", "w2", "fc2", "linear_fc2", "lin2", "c_proj"),
+    gate_and_in=("gate_up_proj",),
+    before_attention=(
+        "input_layernorm",
+        "layer_norm1",
+        "norm1",
+        "ln_1",
+        "layernorm_before",
+        "self_attn_layer_norm",
+        "attention_norm",
+        "operator_norm",
+        "rms_norm1",
+    ),
     before_mlp=(
         "pre_feedforward_layernorm",
         "pre_mlp_layernorm",

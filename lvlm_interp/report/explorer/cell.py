@@ -25,7 +25,7 @@ def fragment(diagnosis: Diagnosis) -> str:
     return templates.render(
         "notebook.html",
         s=shown,
-        maps=[_map(diagnosis, word) for word in shown["content"][:MOST_MAPS] if diagnosis.patches is not None],
+        maps=[_map(diagnosis, word) for word in shown["told"][:MOST_MAPS] if diagnosis.patches is not None],
         pale=embedded(faded(diagnosis.image), THUMBNAIL),
         model=f"Model {about.model}, weights {about.weights}.",
     )

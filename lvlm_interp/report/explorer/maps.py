@@ -8,7 +8,8 @@ from typing import Any
 
 from lvlm_interp.inputs.view import Box
 from lvlm_interp.report.diagnosis import Diagnosis
-from lvlm_interp.report.palette import FAINT, OPACITY, OPPOSES, SUPPORTS
+from lvlm_interp.report.palette import OPACITY, OPPOSES, SUPPORTS
+from lvlm_interp.report.scales import shared_limit
 from lvlm_interp.report.sentences import box_text, signed
 
 BLANK = "⏎"  # what a word of blanks is shown as
@@ -17,6 +18,11 @@ BLANK = "⏎"  # what a word of blanks is shown as
 def _values(diagnosis: Diagnosis, index: int) -> list[float]:
     assert diagnosis.patches is not None  # asked for only where there is a map
     return diagnosis.patches.values[index].flatten().tolist()
+
+
+def _limit(diagnosis: Diagnosis, index: int) -> float:
+    assert diagnosis.patches is not None
+    return shared_limit(diagnosis.patches, index)
 
 
 def _boxes(diagnosis: Diagnosis) -> list[Box]:
@@ -35,7 +41,7 @@ def tiles(diagnosis: Diagnosis, index: int) -> list[dict[str, str]]:
     if diagnosis.patches is None:
         return []
     values, boxes = _values(diagnosis, index), _boxes(diagnosis)
-    limit = max(FAINT, *map(abs, values))
+    limit = _limit(diagnosis, index)
     return [
         {
             **_rectangle(box),
@@ -50,7 +56,7 @@ def tiles(diagnosis: Diagnosis, index: int) -> list[dict[str, str]]:
 def surroundings(diagnosis: Diagnosis, index: int) -> dict[str, Any]:
     """What changes around a map when another word is chosen."""
     values, boxes = _values(diagnosis, index), _boxes(diagnosis)
-    limit, best = max(FAINT, *map(abs, values)), max(values)
+    limit, best = _limit(diagnosis, index), max(values)
     peak = boxes[values.index(best)]
     told = f"Strongest patch {box_text(peak)}: {_nats(best)} nats" if best > 0 else "No patch speaks for this word"
     return {

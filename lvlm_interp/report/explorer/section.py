@@ -13,14 +13,16 @@ from lvlm_interp.report.sentences import box_text, signed
 
 LARGEST = 1024  # longer side of the picture, in pixels
 THUMBNAIL = 192
+MOST_TOLD, FEWEST_TOLD = 8, 3  # words that have a sentence that is not folded
 
 
 def section(diagnosis: Diagnosis, name: str) -> dict[str, Any]:
     """Everything about one diagnosis; `name` begins the ids of its parts."""
     reports = diagnosis.reports
-    # What is shown first, and all that is shown without scripts: the word that the image changes most.
+    # What is shown first, and all that is shown without scripts: the word that the image speaks for most.
     first = max(reports, key=lambda report: (report.word.is_content, report.delta_nats)).index
     mapped = diagnosis.patches is not None
+    moved, folded = _ranked(diagnosis)
     words = [word(diagnosis, report, f"{name}-w{report.index}") for report in reports]
     return {
         "id": name,
@@ -29,7 +31,8 @@ def section(diagnosis: Diagnosis, name: str) -> dict[str, Any]:
         "given": _given(diagnosis),
         "finished": diagnosis.answer_finished,
         "words": words,
-        "content": [one for one in words if one["content"]],
+        "told": [words[i] for i in moved],
+        "folded": [words[i] for i in folded],
         "first": first,
         "picture": embedded(diagnosis.image, LARGEST),
         "pale": embedded(faded(diagnosis.image), LARGEST),
@@ -41,6 +44,18 @@ def section(diagnosis: Diagnosis, name: str) -> dict[str, Any]:
         "table": _table(reports),
         "data": maps.data(diagnosis, len(reports)),
     }
+
+
+def _ranked(diagnosis: Diagnosis) -> tuple[list[int], list[int]]:
+    """The content words that are told at once, those first that the image changes most, and those that are folded.
+
+    Of a long answer most words, such as articles, are as likely without the image: its class says so.
+    """
+    ranked = diagnosis.ranked
+    told = [report.index for report in ranked if report.kind != "irrelevant" or len(ranked) <= MOST_TOLD][:MOST_TOLD]
+    told = told or [report.index for report in ranked[:FEWEST_TOLD]]
+    content = [report.index for report in diagnosis.reports if report.word.is_content]
+    return told, [index for index in dict.fromkeys((*(r.index for r in ranked), *content)) if index not in told]
 
 
 def _given(diagnosis: Diagnosis) -> list[tuple[str, str]]:

@@ -14,13 +14,13 @@ from lvlm_interp.report.palette import OPPOSES, SUPPORTS
 
 @figure
 def component_bars(
-    found: DirectAttribution, token: int = 0, most: int = 15, ax: Axes | None = None, *, title: str | None = None
+    found: DirectAttribution, token: int | str = 0, most: int = 15, ax: Axes | None = None, *, title: str | None = None
 ) -> Axes:
     """The largest parts of one answer token's logit, and the sum of the rest; together they are the logit.
 
     Args:
         found: from `direct`.
-        token: which answer token, from 0.
+        token: which answer token: its number, from 0, or its text.
         most: how many components are shown one by one.
         ax: where to draw.
         title: names the token by default.
@@ -28,13 +28,14 @@ def component_bars(
     Raises:
         InputError: no such token.
     """
-    drawing.need_token(found.tokens, token, "the answer")
+    token = drawing.number_of(found.tokens, token, "the answer")
     frame = found.components(token)
     names = [*frame["component"][:most], f"the other {max(0, len(frame) - most)}"]
     values = np.array([*frame["logit"][:most], frame["logit"][most:].sum()])
     ax = drawing.axes(ax, 6.4, 1.2 + 0.26 * len(names))
-    ax.barh(np.arange(len(names)), values, height=0.65, color=np.where(values >= 0, SUPPORTS, OPPOSES))
+    support, oppose = drawing.shade(ax, SUPPORTS), drawing.shade(ax, OPPOSES)
+    ax.barh(np.arange(len(names)), values, height=0.65, color=[support if v >= 0 else oppose for v in values])
     drawing.bar_axis(ax, names)
-    ax.set_xlabel("raw logits; all parts add up to the logit")
+    ax.set_xlabel("raw logits; all add up to the logit")
     drawing.title(ax, title or token_title(found, token, "what wrote"))
     return ax

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from lvlm_interp.counterfactuals.contrast import Contrast
 from lvlm_interp.errors import InputError
 from lvlm_interp.report.figures import drawing
-from lvlm_interp.report.figures.drawing import INK, figure
+from lvlm_interp.report.figures.drawing import figure
 from lvlm_interp.report.palette import OPPOSES, SUPPORTS
 
 CLASS_COLORS = {"correlated": SUPPORTS, "irrelevant": "#9a9a9a", "contradictory": OPPOSES}
@@ -40,13 +40,14 @@ def contrast_bars(
         raise InputError(f"quantity is {' or '.join(map(repr, UNITS))}, got {quantity!r}")
     ax = drawing.axes(ax, 7.0, 1.4 + 0.36 * len(contrast.tokens))
     values = getattr(contrast, quantity).numpy()
-    ax.barh(np.arange(len(values)), values, height=0.62, color=[CLASS_COLORS[kind] for kind in contrast.classes])
+    colors = {kind: drawing.shade(ax, color) for kind, color in CLASS_COLORS.items()}
+    ax.barh(np.arange(len(values)), values, height=0.62, color=[colors[kind] for kind in contrast.classes])
     if quantity == "delta_nats":  # the classes are drawn where they are decided
         threshold = contrast.provenance.parameters["threshold"]
         for side in (threshold, -threshold):
-            ax.axvline(side, color=INK, linewidth=0.7, linestyle=":")
+            ax.axvline(side, color=drawing.ink(ax), linewidth=0.7, linestyle=":")
     drawing.word_axis(ax, contrast.tokens)
     ax.set_xlabel(f"with − without the image, {UNITS[quantity]}")
-    drawing.title(ax, title or f"What the image adds (without: {contrast.without})")
-    drawing.legend_below(ax, CLASS_COLORS)
+    above = drawing.legend_above(ax, colors)
+    drawing.title(ax, title or f"What the image adds (without: {contrast.without})", above=above)
     return ax

@@ -8,10 +8,10 @@ from matplotlib.colors import to_hex, to_rgb
 
 from lvlm_interp.attribution.credit import CreditSplit
 from lvlm_interp.report.figures import drawing
-from lvlm_interp.report.figures.drawing import INK, figure
-from lvlm_interp.report.palette import SOURCES
+from lvlm_interp.report.figures.drawing import MARK, figure
+from lvlm_interp.report.palette import SOURCES, Mode
 
-NO_ROLE, PALEST = "#303030", 0.75
+NO_ROLE, PALEST = {"light": "#303030", "dark": "#d0d0d0"}, 0.75
 
 
 @figure
@@ -28,29 +28,31 @@ def credit_bars(split: CreditSplit, ax: Axes | None = None, *, title: str | None
         np.arange(len(split.tokens)),
         {"prior": split.prior, **dict(zip(split.players, split.credits.T, strict=True))},
     )
-    colors = {"prior": SOURCES["prior"].color(), **player_colors(split)}
+    mode = drawing.ground(ax)
+    colors = {"prior": SOURCES["prior"].color(mode), **player_colors(split, mode)}
     right, left = np.zeros(len(rows)), np.zeros(len(rows))
     for name, credits in parts.items():
         values = credits.numpy()
         start = np.where(values >= 0, right, left)
         ax.barh(rows, values, left=start, height=0.62, color=colors[name])
         right, left = right + values.clip(min=0), left + values.clip(max=0)
-    ax.plot(split.total.numpy(), rows, "D", color="white", markeredgecolor=INK, markersize=6)
+    ax.plot(split.total.numpy(), rows, "D", color="white", markeredgecolor=MARK, markersize=6)
     drawing.word_axis(ax, split.tokens)
     ax.set_xlabel(f"{split.unit} ({split.value}); the parts add up to the total")
-    drawing.title(ax, title or f"Where each word came from, by {split.value}")
     labels = {SOURCES[name].label if name in SOURCES else name: color for name, color in colors.items()}
-    drawing.legend_below(ax, labels, "Total")
+    above = drawing.legend_above(ax, labels, "Total")
+    drawing.title(ax, title or f"Where each word came from, by {split.value}", above=above)
     return ax
 
 
-def player_colors(split: CreditSplit) -> dict[str, str]:
+def player_colors(split: CreditSplit, mode: Mode = "light") -> dict[str, str]:
     """Each player in the colour of its role, the parts of one role ever paler; players of no role in grey."""
     found: dict[str, str] = {}
     parts = dict(zip(split.players, split.player_roles, strict=True))
     for name, role in parts.items():
         alike = [other for other, its in parts.items() if its == role]
-        found[name] = _paler(SOURCES[role].color() if role in SOURCES else NO_ROLE, alike.index(name) / len(alike))
+        color = SOURCES[role].color(mode) if role in SOURCES else NO_ROLE[mode]
+        found[name] = _paler(color, alike.index(name) / len(alike))
     return found
 
 

@@ -1,29 +1,45 @@
-"""What figures share: their Axes, ink, scales and legends, and text that is shown letter for letter."""
+"""What figures share: their Axes, ink, scales and legends.
+
+Colours of text and lines, and sizes of letters, are those of the Axes, and so of the style sheet that is in force.
+"""
 
 from __future__ import annotations
 
+import functools
+import io
+import itertools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgba
+from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap, Normalize, to_hex, to_rgb, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 from PIL import Image
 
 from lvlm_interp.errors import InputError
-from lvlm_interp.report.palette import OPACITY, OPPOSES, SUPPORTS
+from lvlm_interp.given import explained
+from lvlm_interp.inputs.media import open_image
+from lvlm_interp.report.figures import lettering
+from lvlm_interp.report.figures.lettering import literal, token_text
+from lvlm_interp.report.palette import OPACITY, OPPOSES, SUPPORTS, Mode
 from lvlm_interp.report.pictures import faded
 
-INK = "#222222"
+MARK = "#222222"  # on a pale picture, whatever the style
 SEQUENTIAL = "YlGnBu"
-DARK = 0.55  # of that scale; what is written on darker cells is white
-BLANK = "⏎"  # what a token of blanks is shown as
+MOST_LIGHT = 0.45  # luminance of a cell; what is written on darker ones is white
+EMBEDDED: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}  # letters stay letters
+SMALL = 16  # letters beside each other, up to which a picture has no numbers at its sides
+AREA, SHORTEST, LONGEST = 12.0, 1.8, 6.0  # of a picture in a figure of its own: square inches, sides in inches
 
 F = TypeVar("F", bound=Callable[..., Axes])
 FIGURES: dict[str, Callable[..., Axes]] = {}
@@ -31,72 +47,221 @@ FIGURES: dict[str, Callable[..., Axes]] = {}
 
 
 def figure(function: F) -> F:
-    """Make a function a name of `lvlm_interp.report.figures`."""
-    FIGURES[function.__name__] = function
-    return function
+    """Make a function a name of `lvlm_interp.report.figures`; what it draws is given fonts that have its letters."""
+
+    @functools.wraps(function)
+    def drawn(*given: Any, **options: Any) -> Axes:
+        ax = function(*given, **options)
+        lettering.legible(ax)
+        return ax
+
+    known: Any = explained(drawn)
+    FIGURES[function.__name__] = known
+    return cast(F, known)
+
+
+# --- axes and figures -------------------------------------------------------------------------------------------------
+
+
+class Layout(ConstrainedLayoutEngine):
+    """matplotlib's constrained layout, which leaves room for what stands around pictures, whatever their shape.
+
+    It measures what stands around Axes as they are; but a picture fills its place in one direction only, and in which
+    one can change as the place does. So room is made as if pictures filled their places.
+    """
+
+    def execute(self, fig: Any) -> None:
+        aspects = [(ax, ax.get_aspect()) for ax in fig.axes]
+        for ax, _ in aspects:
+            ax.set_aspect("auto")
+        try:
+            super().execute(fig)
+        finally:
+            for ax, aspect in aspects:
+                ax.set_aspect(aspect)
+
+
+class OwnFigure(Figure):
+    """A figure that a notebook shows without pyplot, and that keeps letters as text in PDF, PostScript and SVG."""
+
+    def savefig(self, fname: Any, **options: Any) -> None:
+        with mpl.rc_context(EMBEDDED), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # it was said once which letters no font has
+            super().savefig(fname, **options)
+
+    def _repr_png_(self) -> bytes:
+        stream = io.BytesIO()
+        self.savefig(stream, format="png", bbox_inches="tight")
+        return stream.getvalue()
+
+
+class OwnAxes(Axes):
+    """Axes of such a figure: as the last line of a cell they show it."""
+
+    def _repr_png_(self) -> bytes:
+        return cast(OwnFigure, self.figure)._repr_png_()
+
+
+def own(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[OwnFigure, Any]:
+    """A new figure of this size in inches, and its Axes `[row, column]`."""
+    made = OwnFigure(figsize=(width, height), layout=Layout())
+    return made, made.subplots(rows, columns, squeeze=False, subplot_kw={"axes_class": OwnAxes})
 
 
 def axes(ax: Axes | None, width: float, height: float) -> Axes:
-    """The Axes that were given, or those of a new figure of this size in inches."""
-    return ax if ax is not None else Figure(figsize=(width, height), layout="constrained").subplots()
+    """The Axes that were given, or those of a new figure of this size in inches.
+
+    A figure that has no layout, and whose margins nobody has touched, gets matplotlib's constrained one: otherwise
+    labels would be cut and overlap those of the Axes beside.
+    """
+    if ax is None:
+        return cast(Axes, own(width, height)[1][0, 0])
+    root: Any = ax.figure.figure  # the figure of a subfigure
+    engine = root.get_layout_engine()
+    plain = type(engine) is ConstrainedLayoutEngine and not getattr(engine, "_compress", False)
+    if plain or (engine is None and _untouched(root)):
+        root.set_layout_engine(Layout(**(engine.get() if engine else {})))
+    return ax
 
 
-# --- text -------------------------------------------------------------------------------------------------------------
+def _untouched(root: Figure) -> bool:
+    return all(
+        getattr(root.subplotpars, name) == cast(Any, mpl.rcParams)[f"figure.subplot.{name}"]
+        for name in ("left", "right", "bottom", "top", "wspace", "hspace")
+    )
 
 
-def literal(text: str) -> str:
-    """Text of a model is not mathematics: matplotlib reads what stands between dollar signs."""
-    return text.replace("$", r"\$")
+def fitting(size: tuple[float, float], beside: float = 1.3, above: float = 0.9) -> tuple[float, float]:
+    """Inches of a figure for a picture of this shape, and for what stands beside and above it."""
+    width = float(np.clip((AREA * size[0] / size[1]) ** 0.5, SHORTEST, LONGEST))
+    height = float(np.clip(width * size[1] / size[0], SHORTEST, LONGEST))
+    return min(width, height * size[0] / size[1]) + beside, height + above
 
 
-def token_text(token: str, longest: int | None = None) -> str:
-    """A token as a label."""
-    return literal(token.strip()[:longest] or BLANK)
+def quiet(ax: Axes) -> None:
+    """No frame, no tick marks; the labels of axes wrap."""
+    for side in ax.spines.values():
+        side.set_visible(False)
+    ax.tick_params(which="both", length=0)
+    lettering.wrap(ax.xaxis.label, ax)
+    lettering.wrap(ax.yaxis.label, ax, "height")
 
 
-def title(ax: Axes, text: str, loc: Literal["left", "center"] = "left") -> None:
-    ax.set_title(literal(text), fontsize=11, color=INK, loc=loc)
+def title(ax: Axes, text: str, loc: Literal["left", "center"] = "left", above: float = 0.0) -> None:
+    """What is shown, as many points above the Axes besides as something else stands there; it wraps."""
+    corner = 3.0 if loc == "center" else 0.0  # wider than its Axes, it would touch the number at their corner
+    pad = mpl.rcParams["axes.titlepad"] + above + corner
+    lettering.wrap(ax.set_title(literal(text), loc=loc, pad=pad), ax)
+
+
+# --- ink --------------------------------------------------------------------------------------------------------------
+
+
+def ink(ax: Axes) -> Any:
+    """The colour that the Axes write in."""
+    return ax.title.get_color()
+
+
+def ground(ax: Axes) -> Mode:
+    """Whether the Axes are light or dark."""
+    red, green, blue, alpha = to_rgba(ax.get_facecolor())
+    under = to_rgb(ax.figure.get_facecolor()) if alpha < 1 else (0, 0, 0)
+    shown = [alpha * one + (1 - alpha) * two for one, two in zip((red, green, blue), under, strict=True)]
+    return "light" if luminance(shown) > MOST_LIGHT else "dark"
+
+
+def shade(ax: Axes, color: str) -> str:
+    """A colour of bars, paler where the ground is dark."""
+    return color if ground(ax) == "light" else to_hex(cast(Any, [1 - 0.55 * (1 - part) for part in to_rgb(color)]))
+
+
+def luminance(color: Any) -> float:
+    """How light a colour is, 0 … 1; transparent ones stand on white."""
+    red, green, blue, alpha = to_rgba(color)
+    return alpha * (0.299 * red + 0.587 * green + 0.114 * blue) + 1 - alpha
+
+
+def ink_on(color: Any) -> str:
+    """What is read on a cell of this colour."""
+    return MARK if luminance(color) > MOST_LIGHT else "white"
 
 
 # --- what is asked for ------------------------------------------------------------------------------------------------
 
 
-def need_token(tokens: Sequence[str], token: int, holder: str) -> None:
-    """Raise unless there is such a token; `holder` has them, "the map" for example."""
+def number_of(tokens: Sequence[str], token: int | str, holder: str) -> int:
+    """The number of a token, by its number or its text; `holder` has them, "the map" for example.
+
+    Raises:
+        InputError: there is no such token, or several read so.
+    """
+    if isinstance(token, str):
+        found = [i for i, text in enumerate(tokens) if text.strip().casefold() == token.strip().casefold()]
+        if len(found) != 1:
+            raise InputError(
+                f"{len(found) or 'no'} tokens read {token!r}: {holder} has {list(enumerate(tokens))}; give a number"
+            )
+        return found[0]
     if not -len(tokens) <= token < len(tokens):
         raise InputError(f"no token {token}: {holder} has {len(tokens)}, counted from 0")
+    return token % len(tokens)
 
 
-def need_size(picture: Image.Image | None, size: tuple[int, int], made_of: str) -> None:
-    """Raise if a picture is not of the size that a result was made of; `made_of` begins the sentence."""
-    if picture is not None and picture.size != size:
-        raise InputError(f"{made_of} an image of {size} pixels, this picture has {picture.size}")
+def picture_of(picture: Any, size: tuple[int, int], made_of: str) -> Image.Image | None:
+    """A picture, from wherever it is; it must be of the size that a result was made of. `made_of` begins a sentence.
+
+    Raises:
+        ImageError: it cannot be read.
+        InputError: another size.
+    """
+    opened = picture if picture is None or isinstance(picture, Image.Image) else open_image(picture)
+    if opened is not None and opened.size != tuple(size):
+        raise InputError(f"{made_of} an image of {size} pixels, this picture has {opened.size}")
+    return opened
 
 
-# --- axes -------------------------------------------------------------------------------------------------------------
-
-
-def quiet(ax: Axes) -> None:
-    """No frame, no tick marks, small labels."""
-    for side in ax.spines.values():
-        side.set_visible(False)
-    ax.tick_params(length=0, labelsize=9, labelcolor=INK)
-    ax.xaxis.label.set(fontsize=9, color=INK)
+# --- axes of bars, cells and pictures ---------------------------------------------------------------------------------
 
 
 def bar_axis(ax: Axes, names: Sequence[str]) -> None:
-    """Names down the side, first on top, and a line at zero."""
-    ax.set_yticks(np.arange(len(names)), names)
+    """Names down the side, first on top, and a line at zero; where there is no room for all, some of the names."""
+    shown = range(0, len(names), lettering.step(len(names), ax, "height"))
+    ax.set_yticks(shown, [names[i] for i in shown])
     ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.axvline(0, color=INK, linewidth=0.8)
+    ax.axvline(0, color=ink(ax), linewidth=0.8)
     quiet(ax)
 
 
 def word_axis(ax: Axes, words: Sequence[str]) -> None:
     """`bar_axis` for words of an answer, with a grid."""
-    ax.grid(axis="x", color="#dddddd", linewidth=0.6)
+    ax.grid(axis="x", color=ink(ax), alpha=0.15, linewidth=0.6)
     ax.set_axisbelow(True)
-    bar_axis(ax, [token_text(word) for word in words])
+    bar_axis(ax, [token_text(word, 24) for word in words])
+
+
+def position_ticks(ax: Axes, tokens: Sequence[str]) -> None:
+    """Equal neighbours, such as the tokens of an image, have one label; where there is no room for all, some have."""
+    ax.set_xlabel("token at the position")
+    names: list[tuple[float, str]] = []
+    start = 0
+    for token, run in itertools.groupby(tokens):
+        count = len(list(run))
+        text = token_text(token, 14)
+        names.append((start + (count - 1) / 2, f"{text} × {count}" if count > 1 else text))
+        start += count
+    shown = names[:: lettering.step(len(names), ax, "width")]
+    places, labels = map(list, zip(*shown, strict=True))
+    ems = 0.65 * (max(map(len, labels)) + 2)
+    flat = lettering.step(len(names), ax, "width", ems) == 1
+    how: dict[str, Any] = {} if flat else {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticks(places, labels, **how)
+
+
+def layer_ticks(ax: Axes, layers: Sequence[int]) -> None:
+    """Numbers of layers, as many as there is room for."""
+    every = max(len(layers) // 16, lettering.step(len(layers), ax, "height"), 1)
+    ax.set_yticks(range(0, len(layers), every), [str(n) for n in layers[::every]])
+    ax.set_ylabel("after n blocks")
 
 
 def picture_axis(ax: Axes, size: tuple[float, float], picture: Image.Image | None, fade: float = 0.55) -> None:
@@ -104,15 +269,28 @@ def picture_axis(ax: Axes, size: tuple[float, float], picture: Image.Image | Non
     width, height = size
     if picture is not None:
         ax.imshow(faded(picture, fade), extent=(0, width, height, 0), interpolation="antialiased")
-    ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal", xlabel="pixels of the original image")
+    ax.set_facecolor("white")  # what the colours of a map are mixed with, in every style
+    ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
     quiet(ax)
+    if is_small(ax):
+        ax.set(xticks=[], yticks=[])
+    else:
+        ax.set_xlabel("pixels of the image")
+
+
+def is_small(ax: Axes) -> bool:
+    """Whether the Axes are too small for a picture with numbers at its sides."""
+    return lettering.points(ax, "width") < SMALL * lettering.size("xtick.labelsize")
 
 
 # --- scales and legends -----------------------------------------------------------------------------------------------
 
 
-def diverging() -> Colormap:
-    """Purple over nothing to orange; what is 0 is transparent, so that the picture shows."""
+def diverging(cmap: str | Colormap | None = None) -> Colormap:
+    """Purple over nothing to orange; what is 0 is transparent, so that the picture shows. Or another, let through."""
+    if cmap is not None:
+        whole = colors(cmap)
+        return ListedColormap([(*color[:3], OPACITY) for color in whole(np.linspace(0, 1, 256))], name=whole.name)
     stops = [
         (0.0, to_rgba(OPPOSES, OPACITY)),
         (0.5, to_rgba(OPPOSES, 0.0)),
@@ -122,29 +300,78 @@ def diverging() -> Colormap:
     return LinearSegmentedColormap.from_list("opposes_supports", stops, N=512)
 
 
-def color_bar(ax: Axes, scale: ScalarMappable, label: str, pad: float = 0.02) -> None:
-    """The scale beside the Axes."""
-    bar = ax.figure.colorbar(scale, ax=ax, shrink=0.85, pad=pad)
-    bar.set_label(label, fontsize=9, color=INK)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
+def colors(cmap: str | Colormap | None) -> Colormap:
+    """A colour map by its name.
+
+    Raises:
+        InputError: matplotlib has none of that name.
+    """
+    if isinstance(cmap, Colormap):
+        return cmap
+    try:
+        return mpl.colormaps[cmap or SEQUENTIAL]
+    except KeyError:
+        raise InputError(f"matplotlib has no colour map {cmap!r}; 'viridis' is one, 'RdBu_r' another") from None
 
 
-def legend_below(ax: Axes, colors: Mapping[str, str], diamond: str | None = None) -> None:
-    """Label → colour, in a row under the Axes; `diamond` is the label of white diamonds."""
-    handles: list[Artist] = [Rectangle((0, 0), 1, 1, facecolor=color, label=name) for name, color in colors.items()]
+def color_bar(ax: Axes, scale: ScalarMappable, label: str) -> None:
+    """The scale beside the Axes, as tall as they are whatever a layout or the shape of a picture makes of them."""
+    inches = ax.figure.dpi_scale_trans + ScaledTranslation(1, 0, cast(Any, ax.transAxes))
+    place = ax.inset_axes((0.08, 0, 0.12, 1), transform=blended_transform_factory(inches, ax.transAxes))
+    bar = ax.figure.colorbar(scale, cax=place)
+    place.set_facecolor("white")
+    # The same numbers whatever height a layout tries, since it leaves room for these.
+    if type(scale.norm) is Normalize:
+        low, high = scale.get_clim()
+        ticks = MaxNLocator(_numbers(ax), steps=[1, 2, 2.5, 5, 10], min_n_ticks=1).tick_values(low, high)
+        shown = [float(tick) for tick in ticks if low <= tick <= high]
+        bar.set_ticks(shown, labels=[f"{tick:g}".replace("-", "−") for tick in shown])
+    bar.set_label(literal(label))
+    lettering.wrap(place.yaxis.label, ax, "height")
+    cast(Any, bar.outline).set_visible(False)
+
+
+def _numbers(ax: Axes) -> int:
+    """How many steps there are between numbers beside the Axes, as tall as they will be."""
+    tall = lettering.points(ax, "height")
+    if ax.get_aspect() != "auto":
+        tall = min(tall, 0.75 * lettering.points(ax, "width") * ax.get_data_ratio())
+    return int(np.clip(tall / (2.2 * lettering.size("ytick.labelsize")), 1, 7))
+
+
+def legend_above(ax: Axes, labels: Mapping[str, str], diamond: str | None = None) -> float:
+    """Label → colour, in rows between title and Axes; `diamond` is the label of white diamonds.
+
+    Returns:
+        How many points high it is.
+    """
+    handles: list[Artist] = [Rectangle((0, 0), 1, 1, facecolor=color, label=name) for name, color in labels.items()]
     if diamond:
-        handles.append(Line2D([], [], marker="D", linestyle="", color="white", markeredgecolor=INK, label=diamond))
-    under = ax.transAxes + ScaledTranslation(0, -38 / 72, ax.figure.dpi_scale_trans)  # 38 points below the axis
+        handles.append(Line2D([], [], marker="D", linestyle="", color="white", markeredgecolor=MARK, label=diamond))
+    em = lettering.size("legend.fontsize")
+    columns = _columns([str(handle.get_label()) for handle in handles], 0.85 * lettering.points(ax, "width") / em)
+    rows = -(-len(handles) // columns)
     ax.legend(
         handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(0, 0),
-        bbox_transform=under,
-        ncols=len(handles),
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=columns,
         frameon=False,
-        fontsize=9,
         borderpad=0,
+        borderaxespad=0.3,
         handlelength=1.2,
+        handletextpad=0.5,
         columnspacing=1.2,
+        labelspacing=0.3,
     )
+    return em * (1.45 * rows + 0.3)
+
+
+def _columns(labels: Sequence[str], ems: float) -> int:
+    """Of a legend, as many as there is room for; each is as wide as the longest that stands in it."""
+    for columns in range(len(labels), 1, -1):
+        rows = -(-len(labels) // columns)
+        some = [labels[start : start + rows] for start in range(0, len(labels), rows)]
+        if sum(0.55 * max(map(len, column)) + 2.9 for column in some) <= ems:
+            return columns
+    return 1

@@ -6,12 +6,13 @@ import re
 
 from lvlm_interp.inside.direct import DirectAttribution
 from lvlm_interp.probes.result import ProbeResult
+from lvlm_interp.report.figures.lettering import quoted
 
 
 def token_title(found: DirectAttribution, token: int, what: str) -> str:
     """“Purple” against “Yellow”, and what is shown."""
-    against = f" against “{found.against.strip()}”" if found.against else ""
-    return f"“{found.target[token].strip()}”{against}, {what}"
+    against = f" against {quoted(found.against)}" if found.against else ""
+    return f"{quoted(found.target[token])}{against}, {what}"
 
 
 def row_numbers(found: ProbeResult, count: int) -> tuple[list[int], str]:

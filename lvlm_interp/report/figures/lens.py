@@ -4,42 +4,63 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap
 
 from lvlm_interp.inside.lens import Lens
-from lvlm_interp.report.figures import drawing
-from lvlm_interp.report.figures.drawing import DARK, INK, SEQUENTIAL, figure
+from lvlm_interp.report.figures import drawing, lettering
+from lvlm_interp.report.figures.drawing import figure
+from lvlm_interp.report.figures.lettering import token_text
 
-FEW_CELLS = 600  # with more, words in cells would not be read
-LONGEST = 9  # letters in a cell
+FEW_CELLS, FEW_POSITIONS = 600, 40  # with more, words in cells would not be read
+LETTERS = 9  # in a cell
+WIDEST = 12.0  # inches
 
 
 @figure
-def lens_grid(found: Lens, ax: Axes | None = None, *, words: bool | None = None, title: str | None = None) -> Axes:
+def lens_grid(
+    found: Lens,
+    ax: Axes | None = None,
+    *,
+    words: bool | None = None,
+    cmap: str | Colormap | None = None,
+    title: str | None = None,
+) -> Axes:
     """Layers × positions: the likeliest word in each cell, coloured by its probability; the last layer on top.
 
     Args:
         found: from `lens`.
         ax: where to draw.
-        words: write the words; by default where there are at most 600 cells.
+        words: write the words; by default where there are at most 600 cells and 40 positions, in a figure of its own or
+            in Axes with room for them.
+        cmap: another colour map, a sequential one.
         title: by default what is shown.
+
+    Raises:
+        InputError: no such colour map.
     """
     layers, positions = found.entropy.shape
-    ax = drawing.axes(ax, 1.2 + 0.55 * positions, 0.9 + 0.24 * layers)
+    written = layers * positions <= FEW_CELLS and positions <= FEW_POSITIONS if words is None else words
+    width = 0.55 * positions if written else min(WIDEST, max(3.0, 0.08 * positions))
+    given, ax = ax is not None, drawing.axes(ax, 1.6 + width, 1.2 + 0.24 * layers)
     chance = found.top_logprobs[..., 0].exp().numpy()
-    image = ax.imshow(chance, cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto", origin="lower")
-    if words if words is not None else layers * positions <= FEW_CELLS:
-        _write(ax, found, chance)
-    ax.set_xticks(range(positions), [drawing.token_text(token) for token in found.tokens], rotation=60, ha="right")
-    every = max(1, layers // 16)
-    ax.set_yticks(range(0, layers, every), [str(n) for n in found.layers[::every]])
-    ax.set(xlabel="token at the position", ylabel="after n blocks")
+    image = ax.imshow(chance, cmap=drawing.colors(cmap), vmin=0, vmax=1, aspect="auto", origin="lower")
+    if words or (written and (not given or _fits(ax, layers, positions))):
+        _write(ax, found, image, chance)
+    drawing.position_ticks(ax, found.tokens)
+    drawing.layer_ticks(ax, found.layers)
     drawing.title(ax, title or "Likeliest next word after each layer")
     drawing.quiet(ax)
     drawing.color_bar(ax, image, "probability")
     return ax
 
 
-def _write(ax: Axes, found: Lens, chance: np.ndarray) -> None:
+def _fits(ax: Axes, layers: int, positions: int) -> bool:
+    return lettering.points(ax, "width") > 24 * positions and lettering.points(ax, "height") > 9 * layers
+
+
+def _write(ax: Axes, found: Lens, scale: ScalarMappable, chance: np.ndarray) -> None:
+    size = min(6.5, 0.65 * lettering.size("font.size"))
     for (row, column), p in np.ndenumerate(chance):
-        word = drawing.token_text(found.top_words[row][column][0], LONGEST)
-        ax.text(column, row, word, ha="center", va="center", fontsize=6.5, color="white" if p > DARK else INK)
+        word, ink = token_text(found.top_words[row][column][0], LETTERS), drawing.ink_on(scale.to_rgba(p))
+        ax.text(column, row, word, ha="center", va="center", fontsize=size, color=ink, clip_on=True)

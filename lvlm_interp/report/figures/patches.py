@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.patches import Rectangle
-from PIL import Image
+from matplotlib.patheffects import Normal, Stroke
 
 from lvlm_interp.attribution.occlusion import PatchMap
+from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.report.figures import drawing
-from lvlm_interp.report.figures.drawing import INK, figure
-from lvlm_interp.report.palette import FAINT
+from lvlm_interp.report.figures.drawing import MARK, figure
+from lvlm_interp.report.figures.lettering import quoted
+from lvlm_interp.report.scales import own_limit, shared_limit
 
 
 @figure
 def heatmap(
     patch_map: PatchMap,
-    token: int = 0,
-    picture: Image.Image | None = None,
+    token: int | str = 0,
+    picture: ImageLike | None = None,
     ax: Axes | None = None,
     *,
-    limit: float | None = None,
+    limit: float | Literal["shared", "own"] | None = None,
+    cmap: str | Colormap | None = None,
     fade: float = 0.55,
     mark_peak: bool = True,
     colorbar: bool = True,
@@ -35,11 +38,13 @@ def heatmap(
 
     Args:
         patch_map: from `attribute`; by token or by word.
-        token: which token or word, from 0.
+        token: which token or word: its number, from 0, or its text.
         picture: the original image; without it the map stands alone.
         ax: where to draw.
-        limit: nats at the ends of the colour scale, which is symmetric about 0; the largest absolute value by default,
-            at least 0.01.
+        limit: nats at the ends of the colour scale, which is symmetric about 0. `shared`, the default, is the largest
+            absolute value of any word of this map, so that words can be compared: what does little looks faint.
+            `own` is that of this token; a number puts several maps on one scale. At least 0.01, if it is not given.
+        cmap: another colour map, a diverging one, by matplotlib's name; purple over nothing to orange by default.
         fade: how far the picture is bleached under the map, 0 (as it is) … 1 (white), so that the map's colours are the
             only ones.
         mark_peak: outline the patch that supports the token most.
@@ -47,32 +52,40 @@ def heatmap(
         title: by default the token, and what it is held against.
 
     Raises:
-        InputError: no such token, or a picture of another size than the map was made for.
+        InputError: no such token or colour map, or a picture of another size than the map was made for.
+        ImageError: the picture cannot be read.
     """
-    drawing.need_token(patch_map.tokens, token, "the map")
-    drawing.need_size(picture, patch_map.size, "the map is of")
+    token = drawing.number_of(patch_map.tokens, token, "the map")
+    under = drawing.picture_of(picture, patch_map.size, "the map is of")
+    ax = drawing.axes(ax, *drawing.fitting(patch_map.size))
+    drawing.picture_axis(ax, patch_map.size, under, fade)
     values, boxes = patch_map.values[token].double().numpy().ravel(), patch_map.boxes.numpy().reshape(-1, 4)
-    ax = drawing.axes(ax, 4.6, 4.0)
-    drawing.picture_axis(ax, patch_map.size, picture, fade)
-    largest = limit or max(FAINT, float(np.abs(values).max()))
-    scale = ScalarMappable(Normalize(-largest, largest), drawing.diverging())
+    largest = _largest(patch_map, token, limit)
+    scale = ScalarMappable(Normalize(-largest, largest), drawing.diverging(cmap))
     ax.add_collection(_tiles(boxes, values, scale))
     if mark_peak and values.max() > 0:
-        ax.add_patch(_rectangle(boxes[int(values.argmax())], fill=False, edgecolor=INK, linewidth=1.4))
-    if patch_map.size[::-1] == patch_map.values.shape[1:]:  # the original picture is not known
+        ax.add_patch(_outline(boxes[int(values.argmax())]))
+    if ax.get_xlabel() and patch_map.size[::-1] == patch_map.values.shape[1:]:  # the original picture is not known
         ax.set_xlabel("patches")
     drawing.title(ax, title or _asked(patch_map, token), "center")
     if colorbar:
         lost = {"logodds": "log-odds"}.get(patch_map.value, patch_map.value)
-        drawing.color_bar(ax, scale, f"{lost} lost when the patch is hidden, {patch_map.unit}", pad=0.03)
+        what = lost if drawing.is_small(ax) else f"{lost} lost"
+        drawing.color_bar(ax, scale, f"{what}, {patch_map.unit}")
     return ax
+
+
+def _largest(patch_map: PatchMap, token: int, limit: float | str | None) -> float:
+    if isinstance(limit, (int, float)):
+        return limit
+    return own_limit(patch_map, token) if limit == "own" else shared_limit(patch_map, token)
 
 
 def _asked(patch_map: PatchMap, token: int) -> str:
     """The token, and the one foil that it is held against: two maps of one word must not look the same."""
-    foils = [foil.strip() for foil in patch_map.alternatives[token]] if patch_map.alternatives else []
-    against = f" rather than “{foils[0]}”" if len(foils) == 1 else f" rather than {len(foils)} others" if foils else ""
-    return f"“{patch_map.tokens[token]}”{against}"
+    foils = patch_map.alternatives[token] if patch_map.alternatives else ()
+    against = f" rather than {quoted(foils[0])}" if len(foils) == 1 else f" rather than {len(foils)} others"
+    return quoted(patch_map.tokens[token]) + (against if foils else "")
 
 
 def _tiles(boxes: np.ndarray, values: np.ndarray, scale: ScalarMappable) -> PatchCollection:
@@ -82,6 +95,12 @@ def _tiles(boxes: np.ndarray, values: np.ndarray, scale: ScalarMappable) -> Patc
     )
     drawn.set_array(values)
     return drawn
+
+
+def _outline(box: np.ndarray) -> Rectangle:
+    """Dark, and light around it: to be seen on a picture that is not bleached."""
+    light = [Stroke(linewidth=3.0, foreground="white", alpha=0.7), Normal()]
+    return _rectangle(box, fill=False, edgecolor=MARK, linewidth=1.4, path_effects=light)
 
 
 def _rectangle(box: np.ndarray, **style: Any) -> Rectangle:

@@ -41,7 +41,7 @@ def probe_layers(
         _line(ax, result, name, layers, f"C{number}", label)
     ax.set(xlabel=unit, ylabel=with_unit(name))
     drawing.title(ax, title or f"{plain(name).capitalize()} of probes on held-out examples")
-    ax.legend(frameon=False, fontsize=9)
+    ax.legend(frameon=False)
     drawing.quiet(ax)
     return ax
 

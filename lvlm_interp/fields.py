@@ -1,0 +1,159 @@
+"""Whether the fields of a dataclass are what its annotations say, and whether two are equal: files may hold anything.
+
+Tests check annotations at every call; users pay for it only where a result is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import numbers
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from jaxtyping import AbstractArray
+
+from lvlm_interp.errors import InputError
+from lvlm_interp.storing import is_tensor
+
+NUMBERS = {int: numbers.Integral, float: numbers.Real}
+
+
+def check_fields(value: Any, along: Mapping[str, str], among: Mapping[str, Iterable[str]]) -> None:
+    """Raise unless all fields fit.
+
+    Args:
+        value: a dataclass.
+        along: fields that have as many members as an axis of its tensors is long, and the name of that axis.
+        among: fields of which each member is one of these.
+
+    Raises:
+        InputError: names the field, what it holds and what it should.
+    """
+    kind, sizes = type(value).__name__, dict[str, int]()
+    for name, hint in _hints(value).items():
+        held = getattr(value, name)
+        if not fits(held, hint):
+            raise InputError(f"{kind}.{name} is {shown(held)}; it should be {named(hint)}")
+        for axis, size in _axes(held, hint):
+            if sizes.setdefault(axis, size) != size:
+                raise InputError(f"{kind}.{name} has {size} along its axis {axis!r}, where others have {sizes[axis]}")
+    for name, axis in along.items():
+        if (count := len(getattr(value, name))) != sizes.get(axis, count):
+            raise InputError(f"{kind}.{name} has {count} members, where the axis {axis!r} is {sizes[axis]} long")
+    for name, allowed in among.items():
+        if unknown := [member for member in getattr(value, name) if member not in allowed]:
+            raise InputError(f"{kind}.{name} holds {unknown[0]!r}; it should hold {list(allowed)}")
+
+
+def _hints(value: Any) -> dict[str, Any]:
+    """The annotation of every field."""
+    kind: Any = type(value)
+    return _annotations(kind)
+
+
+@functools.cache
+def _annotations(kind: Any) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+
+
+def fits(value: Any, hint: Any, strict: bool = True) -> bool:
+    """Whether a value is what an annotation says.
+
+    Args:
+        value: the value.
+        hint: the annotation; one that cannot be judged is taken as kept.
+        strict: as in results; else as for arguments, where numbers may be numpy's, and arrays stand for sequences.
+    """
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint is Any or isinstance(hint, TypeVar):
+        return True
+    if origin is Literal:
+        return value in parts
+    if origin in (Union, types.UnionType):
+        return any(fits(value, part, strict) for part in parts)
+    if origin is Callable:
+        return callable(value)
+    if origin is tuple and strict:
+        return isinstance(value, tuple) and _members_fit(value, parts)
+    if isinstance(origin, type):
+        return _is_made_of(value, origin, parts, strict)
+    return _is_a(value, hint, strict)
+
+
+def _members_fit(value: tuple[Any, ...], parts: tuple[Any, ...]) -> bool:
+    if parts[-1:] == (...,):
+        return all(fits(one, parts[0]) for one in value)
+    return len(value) == len(parts) and all(map(fits, value, parts))
+
+
+def _is_made_of(value: Any, origin: type, parts: tuple[Any, ...], strict: bool) -> bool:
+    """Whether a collection is of a kind, and its members are; what can be read only once is not read."""
+    if issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            return False
+        return all(fits(k, parts[0], strict) and fits(v, parts[1], strict) for k, v in value.items())
+    if isinstance(value, (str, bytes)) or not isinstance(value, origin if strict else Iterable):
+        return False
+    members: Any = value
+    return isinstance(value, Iterator) or all(fits(one, parts[0], strict) for one in members)
+
+
+def _is_a(value: Any, hint: Any, strict: bool) -> bool:
+    """Whether a value is of a plain type, or a tensor of a kind of numbers and axes; a truth is no number."""
+    if hint in (int, float):
+        kind = int if hint is int else (int, float)
+        return isinstance(value, kind if strict else NUMBERS[hint]) and not (strict and isinstance(value, bool))
+    try:
+        if not isinstance(value, hint):
+            return False
+    except TypeError:
+        return True
+    return not strict or not dataclasses.is_dataclass(value) or hasattr(value, "__post_init__") or _all_fit(value)
+
+
+def _all_fit(value: Any) -> bool:
+    return all(fits(getattr(value, name), hint) for name, hint in _hints(value).items())
+
+
+def _axes(value: Any, hint: Any) -> Iterator[tuple[str, int]]:
+    """The names of a tensor's axes, and how long each is."""
+    if isinstance(hint, type) and issubclass(hint, AbstractArray):
+        named = zip(hint.dim_str.split(), value.shape, strict=False)
+        yield from ((axis, size) for axis, size in named if axis.isidentifier())
+
+
+def shown(value: Any) -> str:
+    """A value in a message: a tensor by its kind and shape, others in a few letters."""
+    if is_tensor(value):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    text = repr(value)
+    return text if len(text) < 80 else f"{text[:76]} …"
+
+
+def named(hint: Any) -> str:
+    """An annotation in a message."""
+    if isinstance(hint, type) and issubclass(hint, AbstractArray):
+        return f"{hint.__name__.partition('[')[0]} [{', '.join(hint.dim_str.split())}]"
+    if get_origin(hint) in (Union, types.UnionType):
+        return " | ".join(map(named, get_args(hint)))
+    plain = isinstance(hint, type) and not get_args(hint)
+    return str(hint.__name__ if plain else hint).replace("typing.", "").replace("collections.abc.", "")
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two values hold the same, tensors number by number; what is no number is like itself."""
+    if is_tensor(one) and is_tensor(other):
+        if one.shape != other.shape or one.dtype != other.dtype:
+            return False
+        other = other.to(one.device)
+        return bool(((one == other) | ((one != one) & (other != other))).all())
+    if dataclasses.is_dataclass(one) and type(one) is type(other):
+        return all(equal(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(one))
+    if isinstance(one, (list, tuple)) and type(one) is type(other):
+        return len(one) == len(other) and all(map(equal, one, other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(equal(value, other[key]) for key, value in one.items())
+    return bool(one == other) or (isinstance(one, float) and isinstance(other, float) and one != one and other != other)

@@ -1,0 +1,163 @@
+"""Conversations: messages of a system, a user and an assistant, and what the user wrote in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lvlm_interp.errors import ImageError, InputError
+from lvlm_interp.inputs.example import Role
+from lvlm_interp.inputs.media import open_image, open_video
+from lvlm_interp.inputs.sources import looks_like_picture
+
+Message = dict[str, Any]
+SHOWN: Mapping[str, Callable[[Any], Any]] = {"image": open_image, "video": open_video}
+"""What opens the parts of a message that are shown, by their type."""
+SOURCES = {"image": ("image", "url", "path", "base64"), "video": ("video", "url", "path")}
+"""Where a part has what it shows, as transformers takes it."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One piece of the user's text: which message, which part of its content, and its role."""
+
+    message: int
+    part: int
+    role: Role
+    text: str
+
+
+def need_texts(question: Any, image: Any, **texts: Any) -> None:
+    """Raise unless what should be text is text, before anything is opened.
+
+    Args:
+        question, image: what was asked, and of which picture.
+        texts: other texts, by their argument's name; None where there is none.
+
+    Raises:
+        InputError: says what was given; that question and image stand the other way round, if they do.
+    """
+    if stand_swapped(question, image):
+        raise InputError(
+            f"question and image stand the other way round: the question is {_told(question)}, and the image "
+            f"{_told(image)}; it is (question, image), or name them, question=…, image=…"
+        )
+    for name, text in {"question": question, **texts}.items():
+        if not isinstance(text, str) and not (name in texts and text is None):
+            several = "; ask about each in a call of its own" if isinstance(text, (list, tuple)) else ""
+            raise InputError(f"{name}= is one text, got {_told(text)}{several}")
+
+
+def stand_swapped(question: Any, image: Any) -> bool:
+    """Whether a picture was given for the question, and text for the picture."""
+    if not isinstance(image, str):
+        return False
+    return looks_like_picture(question) and not (isinstance(question, str) and looks_like_picture(image))
+
+
+def _told(value: Any) -> str:
+    text = repr(value) if isinstance(value, (str, int, float, list, tuple, type(None))) else ""
+    return f"{type(value).__name__} {text if len(text) < 80 else text[:60] + '…'}".rstrip()
+
+
+def conversation(
+    question: str,
+    images: Sequence[Any],
+    context: str | None = None,
+    system: str | None = None,
+    video: Mapping[str, Any] | None = None,
+) -> list[Message]:
+    """Messages that ask one question: images first, then the video, the context, and the question.
+
+    Raises:
+        InputError: the question is empty.
+    """
+    if not question or not question.strip():
+        raise InputError("the question is empty; ask something about the image")
+    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    if video:
+        content.append({"type": "video", **video})
+    if context:
+        content.append({"type": "text", "text": context.rstrip("\n") + "\n"})
+    content.append({"type": "text", "text": question})
+    start = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
+    return [*start, {"role": "user", "content": content}]
+
+
+def segments_of(messages: Sequence[Message]) -> list[Segment]:
+    """The user's texts: the last text is the question, system messages are system, all before is context.
+
+    Raises:
+        InputError: the conversation does not end with a question.
+    """
+    if not messages or messages[-1].get("role") != "user":
+        raise InputError("a conversation ends with a message of the user that asks the question")
+    found = [
+        Segment(i, j, "system" if message["role"] == "system" else "context", part["text"])
+        for i, message in enumerate(messages)
+        for j, part in enumerate(message["content"])
+        if part.get("type") == "text"
+    ]
+    if not found or found[-1].message != len(messages) - 1 or not found[-1].text.strip():
+        raise InputError("the last message asks nothing: it has no text")
+    last = found[-1]
+    return [*found[:-1], Segment(last.message, last.part, "question", last.text)]
+
+
+def opened(messages: Any) -> list[Message]:
+    """Messages as transformers takes them, each with a list of parts, and with pictures and videos opened.
+
+    Contents may be a text, a list of parts, or None; a picture stands under `image`, `url`, `path` or `base64`, or as
+    OpenAI writes it (`{"type": "image_url", "image_url": {"url": …}}`). Nothing that was given is changed.
+
+    Raises:
+        InputError: no messages, or a part that cannot be read; it is named.
+        ImageError: a picture or a video that cannot be opened.
+    """
+    if isinstance(messages, (str, Mapping)) or not all(isinstance(m, Mapping) and "role" in m for m in messages):
+        raise InputError(
+            'a conversation is a list of messages, each {"role": "user", "content": …}; got '
+            f"{type(messages).__name__}; vlm.prepare(question, image) asks one question"
+        )
+    return [{**m, "content": _parts(m.get("content"), f"message {n}")} for n, m in enumerate(messages)]
+
+
+def _parts(content: Any, where: str) -> list[dict[str, Any]]:
+    if content is None or content == "":
+        return []
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, Sequence):
+        raise InputError(f"the content of {where} is a text or a list of parts, got {type(content).__name__}")
+    return [_part(part, f"part {k} of {where}, counted from 0,") for k, part in enumerate(content)]
+
+
+def _part(part: Any, where: str) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if not isinstance(part, Mapping):
+        raise InputError(f'{where} is no part: give {{"type": "text", "text": …}}; got {type(part).__name__}')
+    if part.get("type") == "image_url":
+        address = part.get("image_url")
+        part = {"type": "image", "url": address.get("url") if isinstance(address, Mapping) else address}
+    kind = part.get("type")
+    if kind == "text" and isinstance(part.get("text"), str):
+        return dict(part)
+    if kind not in SHOWN:
+        raise InputError(
+            f"{where} has the type {kind!r} and the keys {sorted(map(str, part))}: parts are text (with a text under "
+            '"text"), image and video'
+        )
+    return _shown_part(part, kind, where)
+
+
+def _shown_part(part: Mapping[str, Any], kind: str, where: str) -> dict[str, Any]:
+    """A picture or a video, opened, under the name of its type and no other: templates take what they find twice."""
+    sources = SOURCES[kind]
+    key = next((key for key in sources if part.get(key) is not None), None)
+    if key is None:
+        raise ImageError(f"{where} is of type {kind!r} and shows nothing: give one of {list(sources)}")
+    given = {"base64": part[key]} if key == "base64" else part[key]
+    rest = {name: value for name, value in part.items() if name not in sources}
+    return {**rest, kind: SHOWN[kind](given)}

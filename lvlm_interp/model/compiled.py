@@ -1,0 +1,37 @@
+"""Compiled models and parts of models: hooks are not seen by what was compiled, so it runs as it is written."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+WRAPPED = "_orig_mod"  # where `torch.compile(module)` keeps the module
+
+
+def original(module: nn.Module) -> Any:
+    """The module that `torch.compile` was given; any other is itself."""
+    return module._modules.get(WRAPPED) or module
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile(module)` made it, or `module.compile()` was called."""
+    return WRAPPED in module._modules or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def as_written(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a model with their names, as if nothing of it had been compiled."""
+    for path, module in model.named_modules():
+        if original(module) is module:
+            yield path.replace(f".{WRAPPED}", ""), module
+
+
+@contextlib.contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Within the `with`, a model whose parts were compiled computes without the compiler."""
+    compiled = any(is_compiled(module) for module in model.modules())
+    with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
+        yield

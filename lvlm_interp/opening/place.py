@@ -1,0 +1,58 @@
+"""Where a model is, and in which numbers: checked before anything is read."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from lvlm_interp.errors import InputError, ModelError
+
+SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64", "f32": "float32"}
+
+
+def floating(dtype: torch.dtype | str) -> torch.dtype | str:
+    """A type of numbers as transformers takes it.
+
+    Raises:
+        InputError: no such type, or one of whole numbers.
+    """
+    if dtype == "auto":
+        return dtype
+    named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(named, torch.dtype) or not named.is_floating_point:
+        hint = f" Did you mean {SHORT[dtype]!r}?" if isinstance(dtype, str) and dtype in SHORT else ""
+        raise InputError(
+            f"dtype is a torch dtype with a point, such as torch.float16, its name, or 'auto'; got {dtype!r}.{hint}"
+        )
+    return named
+
+
+def need_device(device: str | torch.device | None) -> None:
+    """Raise unless something can be put on a device.
+
+    Raises:
+        InputError: it is not there, or no device.
+    """
+    if device is None:
+        return
+    try:
+        if torch.empty(0, device=device).device.type == "meta":
+            raise InputError("on the device 'meta' weights hold no numbers; give cpu, cuda or another")
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        count = torch.cuda.device_count()
+        here = ["cpu", *(f"cuda:{n}" for n in range(count)), *(["mps"] if torch.backends.mps.is_available() else [])]
+        raise InputError(f"no device {str(device)!r} here; there are {', '.join(here)}") from error
+
+
+def moved(model: PreTrainedModel, device: str | torch.device, name: str) -> PreTrainedModel:
+    """The model on a device.
+
+    Raises:
+        ModelError: it does not go there.
+    """
+    try:
+        return model.to(device)
+    except (RuntimeError, ValueError) as error:  # no room, or quantised weights that stay where they are
+        raise ModelError(f"{name!r} cannot be put on {device}: {str(error).splitlines()[0]}") from error

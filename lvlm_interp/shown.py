@@ -1,0 +1,47 @@
+"""Text of others, made safe to be shown: in a terminal it must not steer it, in a page it must not be markup."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# What a terminal obeys rather than shows: C0 but tab and newline, DEL, C1, line and paragraph separators, and what
+# turns the direction of writing, so that text reads otherwise than it is.
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: object) -> str:
+    r"""The text with each character that would steer a terminal spelled out, as `\x1b`."""
+    return STEERING.sub(_spelled, str(text))
+
+
+def printable_json(text: str) -> str:
+    """The same for a line of JSON, which goes on saying what it said."""
+    return STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _spelled(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
+
+
+def table_html(
+    frame: pd.DataFrame, precision: int = 3, caption: str | None = None, formats: Mapping[str, str] | None = None
+) -> str:
+    """A table for a notebook, all of it escaped: cells, the names of rows and columns, and what stands above it.
+
+    Args:
+        frame: the table.
+        precision: digits behind the point.
+        caption: stands above it.
+        formats: of columns that are shown otherwise, such as `"{:.1e}"`.
+    """
+    style = frame.style.format(dict(formats) if formats else None, precision=precision, escape="html")
+    for axis in (0, 1):
+        style = style.format_index(escape="html", axis=axis)
+    return (style if caption is None else style.set_caption(html.escape(caption))).to_html()

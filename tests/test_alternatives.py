@@ -1,0 +1,209 @@
+"""What a part of an answer is compared with: found, given, of each part, of an earlier result."""
+
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+import lvlm_interp as li
+from lvlm_interp.attribution import alternatives, rivals
+from lvlm_interp.attribution.players import coalitions
+from lvlm_interp.errors import InputError
+from lvlm_interp.inputs.spelling import LOST
+from lvlm_interp.inputs.words import split_words
+from tests.test_score import naive
+from tests.tiny import tiny_inputs, tiny_llava
+from tests.tokenizers import KINDS, chat
+
+PICTURE = Image.new("RGB", (28, 28), "red")
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return li.wrap(tiny_llava())
+
+
+@pytest.fixture(scope="module")
+def sure():
+    """A model that is surer of what it says, so that answers that begin alike are likelier than others."""
+    model = tiny_llava()
+    with torch.no_grad():
+        model.lm_head.weight *= 4
+    return li.wrap(model)
+
+
+def ids_of(name):
+    return [int(i) for i in name.strip("<>").split("><")]
+
+
+def visible_of(x):
+    return coalitions(x, [role for role in ("question", "context", "system", "image") if role in x.present], ())
+
+
+def likely(vlm, x, ids):
+    """Log-probability of an answer's tokens in the coalitions that see the question `[coalition, token]`."""
+    logprobs = passes(vlm, x, ids)[visible_of(x)[:, x.where("question")].all(1)]
+    return logprobs[:, range(len(ids)), ids], logprobs
+
+
+def scored(vlm, x, ids):
+    """The same in all coalitions."""
+    return passes(vlm, x, ids)[:, range(len(ids)), ids]
+
+
+def passes(vlm, x, ids):
+    """Log-probabilities of all tokens by naive passes `[coalition, token, vocabulary]`."""
+    y = x.with_answer(ids, [""] * len(ids), "")
+    return naive(vlm, y, visible_of(y)).double().log_softmax(-1)
+
+
+def test_alternatives_may_begin_as_the_answer_does(sure):
+    """Ten euros for ten dollars: whatever is likelier as a beginning, at whichever token it leaves the answer."""
+    x = tiny_inputs(sure)
+    x = x.with_answer(own := likeliest(sure, x, 3), [f"<{i}>" for i in own], "")
+    logprob, each = likely(sure, x, own)
+    begun = []
+    for n in range(3):
+        best = (logprob[:, :n].sum(1)[:, None] + each[:, n]).amax(0)
+        best[own[n]] = -math.inf
+        begun += [(float(value), [*own[:n], token]) for token, value in enumerate(best.tolist())]
+    begun = [ids for value, ids in sorted(begun, reverse=True)[:10] if value >= math.log(alternatives.PLAUSIBLE)]
+    found = [ids_of(name) for name in li.credit(sure, x, unit="answer").alternatives[0]]
+    assert [ids[: len(start)] for ids, start in zip(found, begun, strict=True)] == begun
+    assert any(ids[0] == own[0] for ids in found) and any(ids[0] != own[0] for ids in found)
+    assert own not in found and all(len(ids) <= 3 for ids in found)
+
+
+def likeliest(vlm, x, count):
+    ids = []
+    for _ in range(count):
+        y = x.with_answer([*ids, 5], [""] * (len(ids) + 1), "")
+        ids.append(int(naive(vlm, y, y.everything[None])[0, -1].argmax()))
+    return ids
+
+
+def test_what_follows_a_shared_beginning_is_scored(sure):
+    x = tiny_inputs(sure)
+    x = x.with_answer(own := likeliest(sure, x, 3), [f"<{i}>" for i in own], "")
+    split = li.credit(sure, x, unit="answer", alternatives=4)
+    label, *others = (scored(sure, x, ids).sum(1) for ids in (own, *map(ids_of, split.alternatives[0])))
+    assert torch.allclose(split.odds[0], label - torch.stack(others).exp().mean(0).log(), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("answer", ["紫色的。", "केला है।", "a cat"])
+@pytest.mark.parametrize("unit", ["word", "answer", (0, 2)])
+def test_found_alternatives_are_whole_characters(kind, answer, unit, monkeypatch):
+    """A random model says bytes at random; what comes of it is whole, or is left out."""
+    vlm = chat(kind, monkeypatch)
+    x = vlm.prepare("what?", answer=answer)
+    split = li.credit(vlm, x, unit=unit, alternatives=6)
+    for part, names in zip(split.tokens, split.alternatives, strict=True):
+        assert names and part not in names
+        assert len(names) == 1 or not any(LOST in name for name in names)
+    by_token = li.credit(vlm, x, alternatives=6)
+    assert not any(LOST in name for names in by_token.alternatives for name in names)
+
+
+def test_words_are_spelt_to_their_end(monkeypatch):
+    """As splitting the whole of what the model would say tells."""
+    vlm = chat("bytes", monkeypatch)
+    x = vlm.prepare("what?", answer="cat")
+    for name in li.credit(vlm, x, unit="word", alternatives=8).alternatives[0]:
+        ids = vlm.prompter.word_ids(name, False)
+        assert len(split_words(vlm.token_strings(ids), ids, vlm.decode)) == 1
+
+
+def test_where_all_read_as_the_part_the_next_likely_takes_their_place(vlm, monkeypatch):
+    """What is compared with itself would have odds of 1, whatever is hidden."""
+    x = tiny_inputs(vlm)
+    first = li.credit(vlm, x, unit="answer", alternatives=1).alternatives[0]
+    same = {tuple(ids_of(first[0])), (7, 8, 9)}
+    monkeypatch.setattr(rivals, "_reading", lambda vlm, ids: "same" if tuple(ids) in same else str(ids))
+    other = li.credit(vlm, x, unit="answer", alternatives=1).alternatives[0]
+    assert len(other) == 1 and other != first and other[0] != "<7><8><9>"
+
+
+# --- given ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def said(monkeypatch):
+    vlm = chat("bytes", monkeypatch)
+    return vlm, vlm.prepare("what?", PICTURE, answer="a red cat")
+
+
+def test_the_same_alternative_weighs_once(said):
+    vlm, x = said
+    with pytest.warns(UserWarning, match=r"same first token, and are compared with once: \['b', 'g'\]"):
+        split = li.credit(vlm, x, against=["blue", "black", "green"])
+    once = li.credit(vlm, x, against=["blue", "green"])
+    assert torch.equal(split.odds, once.odds) and split.alternatives == once.alternatives
+    with pytest.warns(UserWarning, match="same tokens, and weigh once"):
+        words = li.credit(vlm, x, unit="word", against=["blue", "green", " blue"], word=1)
+    assert words.alternatives[1] == (" blue", " green")
+
+
+def test_a_rival_for_each_word(said):
+    vlm, x = said
+    each = li.credit(vlm, x, unit="word", against=[["the"], ["blue", "green"], ["dog"]])
+    assert each.alternatives == (("the",), (" blue", " green"), (" dog",))
+    named = li.credit(vlm, x, unit="word", against={1: "blue"})
+    single = li.credit(vlm, x, unit="word", against="blue", word=1)
+    assert named.alternatives == single.alternatives and torch.equal(named.odds, single.odds)
+    assert len(named.alternatives[0]) > 1  # found
+    maps = li.attribute(vlm, x, unit="word", against=["the", ["blue"], ["dog"]], value="difference")
+    alone = li.attribute(vlm, x, target=1, against="blue")
+    assert torch.allclose(maps.values[1], alone.values[0], atol=1e-4) and maps.tokens == ("a", "red", "cat")
+    assert each.provenance.parameters["against"] == [["the"], ["blue", "green"], ["dog"]]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "byte fallback"])
+@pytest.mark.parametrize("unit", ["token", "word", "answer"])
+def test_the_alternatives_of_an_earlier_result(kind, unit, monkeypatch):
+    """Two models are compared on the same; asked again, a model gives the same numbers."""
+    vlm = chat(kind, monkeypatch)
+    x = vlm.prepare("what?", PICTURE, answer="a red cat")
+    options = {"unit": unit, "alternatives": 3}
+    first = li.credit(vlm, x, **options)
+    assert li.credit(vlm, x, unit=unit, against=first).alternatives == first.alternatives or unit != "token"
+    given = [[f"x{n}"] for n in range(len(first.tokens))] if unit != "token" else first.alternatives
+    first = li.credit(vlm, x, unit=unit, against=given)
+    for earlier in (first, first.alternatives):
+        again = li.credit(vlm, x, unit=unit, against=earlier)
+        assert again.alternatives == first.alternatives and torch.equal(again.odds, first.odds)
+    other = chat(kind, monkeypatch, seed=1)
+    compared = li.credit(other, other.prepare("what?", PICTURE, answer="a red cat"), unit=unit, against=first)
+    assert compared.alternatives == first.alternatives and not torch.equal(compared.odds, first.odds)
+
+
+def test_results_that_do_not_fit_are_refused(said):
+    vlm, x = said
+    words, tokens = li.credit(vlm, x, unit="word"), li.attribute(vlm, x)
+    with pytest.raises(InputError, match="fit the same answer, by the same unit"):
+        li.credit(vlm, x, unit="answer", against=words)
+    with pytest.raises(InputError, match="compared with nothing"):
+        li.credit(vlm, x, against=tokens)
+
+
+def test_a_blank_that_is_a_token_is_no_alternative(monkeypatch):
+    """Llama's tokenizers write digits behind a blank of their own, which any digit may follow."""
+    vlm = chat("byte fallback", monkeypatch)
+    x = vlm.prepare("what?", PICTURE, answer="a red cat")
+    assert vlm.token_strings(vlm.prompter.word_ids(" 猫"))[0] == " "
+    with pytest.raises(InputError, match="begins with a blank that is a token of its own"):
+        li.credit(vlm, x, against=["猫"], word=1)
+    assert li.credit(vlm, x, unit="word", against=["猫"], word=1).alternatives[1] == (" 猫",)
+
+
+def test_ones_own_words_are_a_unit(said):
+    vlm, x = said
+
+    def halves(text):
+        return [text[:5], text[5:]]
+
+    split = li.credit(vlm, x, unit=halves)
+    assert split.tokens == ("a red", "cat") and "halves" in split.provenance.parameters["unit"]
+    words = li.credit(vlm, x, unit="word", value="logprob")
+    assert torch.allclose(split.with_value("logprob").values.sum(0), words.values.sum(0), atol=1e-9)

@@ -1,0 +1,149 @@
+"""What a user can get wrong on the command line: one clear line and a status, before the model takes its time."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lvlm_interp as li
+from lvlm_interp.report import placing
+from tests.test_cli import one_line
+
+ASK = ["--question", "What color is the banana?"]
+LONG = "x" * 300
+
+
+@pytest.fixture
+def picture(tmp_path):
+    from lvlm_interp.reference import make_scene
+
+    path = tmp_path / "banana.png"
+    make_scene(2, objects=["banana"], colors=["purple"]).image.save(path)
+    return path
+
+
+@pytest.fixture
+def unopened(monkeypatch):
+    monkeypatch.setitem(vars(li), "load", lambda name, **options: pytest.fail("the model was opened"))
+
+
+MISTAKES = {
+    # command, its options (`{}` stands for the folder of the test), and what is said: by us (status 1) or of usage (2)
+    "blank question": ("contrast", ["--question", " "], 1, "question is empty"),
+    "blank answer": ("contrast", [*ASK, "--answer", " "], 1, "tokenises to nothing"),
+    "no such counterfactual": ("contrast", [*ASK, "--without", "fog"], 1, "no counterfactual 'fog'"),
+    "threshold that is no number": ("contrast", [*ASK, "--threshold", "nan"], 2, "number of nats"),
+    "threshold below nothing": ("contrast", [*ASK, "--threshold", "-1"], 2, "number of nats"),
+    "threshold without end": ("contrast", [*ASK, "--threshold", "inf"], 2, "number of nats"),
+    "dtype": ("contrast", [*ASK, "--dtype", "fp16"], 2, "float16"),
+    "blank alternative": ("credit", [*ASK, "--against", ""], 1, "tokenises to nothing"),
+    "keep what is no role": ("credit", [*ASK, "--keep", "banana"], 1, "no role 'banana'"),
+    "word below 0": ("credit", [*ASK, "--word", "-1"], 2, "--word"),
+    "two words for a difference": (
+        *("credit", [*ASK, "--value", "difference", "--against", "Red", "--against", "Blue"], 2, "give one"),
+    ),
+    "positions of no role": ("lens", [*ASK, "--role", "banana"], 1, "no role 'banana'"),
+    "blank foil of direct": ("direct", [*ASK, "--against", " "], 1, "tokenises to nothing"),
+    "blank foil of a map": ("heatmap", [*ASK, "--out", "{}/a.png", "--against", " "], 1, "tokenises to nothing"),
+    "no kind of picture": ("heatmap", [*ASK, "--out", "{}/where.tiff2"], 1, ".pdf"),
+    "no directory": ("heatmap", [*ASK, "--out", "{}/no/a.png"], 1, "there is no directory"),
+    "a directory in its place": ("heatmap", [*ASK, "--out", "{}/.png"], 1, ".png"),
+    "a long name": ("heatmap", [*ASK, "--out", f"{{}}/{LONG}.png"], 1, "File name too long"),
+    "no kind of table": ("credit", [*ASK, "--frame", "{}/t.xls"], 1, ".parquet"),
+    "a table that is there": ("credit", [*ASK, "--frame", "{}/t.csv"], 1, "exists"),
+    "a table nowhere": ("lens", [*ASK, "--frame", "{}/no/t.csv"], 1, "there is no directory"),
+    "a long directory": ("diagnose", [*ASK, "--out", f"{{}}/{LONG}"], 1, "File name too long"),
+    "a directory under a file": ("diagnose", [*ASK, "--out", "{}/t.csv/out"], 1, "Not a directory"),
+    "a long model": ("contrast", [*ASK, "--model", LONG], 1, "no model is called"),
+    "both ways": ("credit", [*ASK, "--table", "{}/t.csv"], 2, "in the place of"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_are_found_before_the_model_is_opened(run, picture, tmp_path, case, request):
+    command, options, status, said = MISTAKES[case]
+    if case != "a long model":  # which only opening it can tell
+        request.getfixturevalue("unopened")
+    (tmp_path / "t.csv").write_text("image,question\n")
+    found, out, err = run(command, "--image", picture, *(option.format(tmp_path) for option in options))
+    assert (found, out) == (status, "") and said in " ".join(err.replace("│", " ").split()), err
+    assert status == 2 or one_line(err)
+
+
+PROBE_MISTAKES = {
+    "seed below 0": (["--seed", "-1"], 2, "--seed"),
+    "a seed that numpy does not take": (["--seed", str(2**40)], 2, "--seed"),
+    "permutations below 0": (["--permutations", "-1"], 2, "--permutations"),
+    "one fold": (["--folds", "1"], 2, "--folds"),
+    "features among results": (["--store", "{}/out/s"], 2, "one inside the other"),
+    "results among features": (["--store", "{}"], 2, "one inside the other"),
+    "features in a file": (["--store", "{}/t.csv"], 1, "is a file"),
+}
+
+
+@pytest.mark.usefixtures("unopened")
+@pytest.mark.parametrize("case", PROBE_MISTAKES)
+def test_mistakes_of_a_probe_are_found_before_the_model_is_opened(run, picture, tmp_path, case):
+    options, status, said = PROBE_MISTAKES[case]
+    (tmp_path / "t.csv").write_text(f"image,question,label\n{picture.name},What?,a\n{picture.name},Who?,b\n")
+    told = [option.format(tmp_path) for option in options]
+    found, out, err = run("probe", tmp_path / "t.csv", "--group", "question", *told, "--out", tmp_path / "out")
+    assert (found, out) == (status, "") and said in " ".join(err.replace("│", " ").split()), err
+
+
+@pytest.mark.usefixtures("unopened")
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+@pytest.mark.parametrize("command", ["diagnose", "heatmap"])
+def test_disks_that_take_nothing(run, picture, tmp_path, monkeypatch, number, command):
+    def refused(**_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(placing.tempfile, "TemporaryFile", refused)
+    status, _, err = run(command, "--image", picture, *ASK, "--out", tmp_path / "a.png")
+    assert status == 1 and one_line(err) and os.strerror(number) in err
+
+
+BAD_TABLES = {
+    "a list": '{"image": "banana.png", "question": "What?", "label": ["a"]}',
+    "an object": '{"image": {"a": 1}, "question": "What?"}',
+    "depth": '{"image": ' + "[" * 100_000,
+    "no JSON": "{",
+}
+
+
+@pytest.mark.usefixtures("unopened", "picture")
+@pytest.mark.parametrize("case", BAD_TABLES)
+@pytest.mark.parametrize("command", ["probe", "contrast"])
+def test_tables_that_hold_what_no_cell_can(run, tmp_path, case, command):
+    table = tmp_path / "t.jsonl"
+    table.write_text(BAD_TABLES[case])
+    told = ["probe", table, "--out", tmp_path / "out"] if command == "probe" else ["contrast", "--table", table]
+    status, out, err = run(*told)
+    assert (status, out) == (1, "") and one_line(err) and "line 1" in err, err
+
+
+def test_a_device_that_is_not_there(run, picture):
+    status, _, err = run("contrast", "--image", picture, *ASK, "--device", "cuda:99")
+    assert status == 1 and one_line(err) and "no device 'cuda:99' here; there are cpu" in err
+
+
+@pytest.mark.usefixtures("picture")
+def test_an_error_in_a_table_names_its_row(run, tmp_path, reference, monkeypatch):
+    monkeypatch.setitem(vars(li), "load", lambda name, **options: reference)
+    (tmp_path / "t.csv").write_text("image,question,answer\nbanana.png,What?,Red\nbanana.png, ,Red\n")
+    status, out, err = run("contrast", "--table", tmp_path / "t.csv", "--json")
+    assert status == 1 and one_line(err) and "row 2: the question is empty" in err
+    assert len([json.loads(line) for line in out.splitlines()]) == 1
+
+
+def test_modules_where_the_user_is_are_not_run(tmp_path):
+    """`python -m` puts the working directory in front of everything."""
+    for name in ("typer", "rich", "torch", "random"):
+        (tmp_path / f"{name}.py").write_text("import pathlib; pathlib.Path('ran').write_text('')")
+    told = {**os.environ, "PYTHONPATH": str(Path(li.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-m", "lvlm_interp", "--version"], cwd=tmp_path, env=told, check=True)
+    assert done.returncode == 0 and not (tmp_path / "ran").exists()

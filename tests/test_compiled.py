@@ -1,0 +1,63 @@
+"""Compiled models: what is captured, edited and scored is what the model computes without the compiler."""
+
+import pytest
+import torch
+
+import lvlm_interp as li
+from tests.tiny import tiny_inputs, tiny_llava
+
+
+def count(graph, inputs):
+    """A compiler that changes nothing, but what it made runs in the place of modules and their hooks."""
+    return graph.forward
+
+
+def compiled(model, how):
+    language = model.model.language_model
+    if how == "model":
+        return torch.compile(model, backend=count)
+    if how == "in place":
+        model.compile(backend=count)
+    if how == "decoder":
+        model.model.language_model = torch.compile(language, backend=count)
+    if how == "blocks":
+        for n, block in enumerate(language.layers):
+            language.layers[n] = torch.compile(block, backend=count)
+    if how == "attention in place":
+        for block in language.layers:
+            block.self_attn.compile(backend=count)
+    if how == "head":
+        model.lm_head = torch.compile(model.lm_head, backend=count)
+    return model
+
+
+@pytest.fixture(params=["model", "in place", "decoder", "blocks", "attention in place", "head"])
+def pair(request):
+    """A compiled model, which has run before it is opened, and the same one as it is written."""
+    model = compiled(tiny_llava(), request.param)
+    plain = li.wrap(tiny_llava())
+    x = tiny_inputs(plain)
+    with torch.no_grad():
+        model(**x.model_inputs)
+    yield li.wrap(model), plain, x
+    torch._dynamo.reset()
+
+
+def test_captures_and_edits(pair):
+    vlm, plain, x = pair
+    assert vlm.sites.keys() == plain.sites.keys() and vlm.fingerprint == plain.fingerprint
+    zeroed = {"blocks.1.attn.hook_z": torch.zeros_like, "blocks.2.hook_resid_pre": lambda value: value * 2}
+    for edits in ({}, zeroed):
+        found, expected = vlm.capture(x, "*", edits=edits), plain.capture(x, "*", edits=edits)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert torch.equal(vlm.run(x), plain.run(x)) and not torch.equal(found["logits"], vlm.run(x))
+
+
+def test_methods(pair):
+    vlm, plain, x = pair
+    assert torch.equal(li.contrast(vlm, x).delta, li.contrast(plain, x).delta)
+    hidden = torch.stack([x.everything, x.hidden("image"), x.hidden("question")])
+    assert torch.equal(li.score(vlm, x, hidden).logits(), li.score(plain, x, hidden).logits())
+    assert torch.equal(li.lens(vlm, x).entropy, li.lens(plain, x).entropy)
+    assert torch.equal(li.direct(vlm, x).heads, li.direct(plain, x).heads)
+    assert torch.equal(li.credit(vlm, x).credits, li.credit(plain, x).credits)

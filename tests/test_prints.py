@@ -1,0 +1,73 @@
+"""What is printed of results and lists: short, in lines that fit, and nothing that steers a terminal."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import lvlm_interp as li
+from lvlm_interp.counterfactuals.contrast import Contrasts
+from lvlm_interp.model.listing import Sites, grouped
+from tests.made import about, made
+from tests.test_report_looks import LONG, a_lens, a_map, heads
+
+
+def several():
+    each = {name: made().contrast for name in ("hidden", "blank")}
+    return Contrasts(each, provenance=about("contrast"))
+
+
+@pytest.mark.parametrize(
+    "result",
+    [made(), made(LONG), made().credit, made().contrast, several(), a_map(), a_lens(30, 576), heads()],
+    ids=lambda result: type(result).__name__,
+)
+def test_printed_results_are_short(result):
+    shown = str(result)
+    assert shown == repr(result) and shown.startswith(type(result).__name__)
+    assert len(shown) < 4000 and "tensor(" not in shown and max(map(len, shown.splitlines())) <= 240
+
+
+def test_a_printed_diagnosis_ranks_its_words():
+    one = made(LONG)
+    lines = str(one).splitlines()
+    assert one.ranked[0].text in lines[2] and lines[-1] == "… and 69 other words; to_frame() has all"
+
+
+def test_nothing_printed_steers_a_terminal():
+    assert "\x1b" not in str(made(("\x1b[2J",), question="\x1b[31m"))
+
+
+def test_contrasts_print_their_table():
+    assert "hidden" in str(several()) and "blank" in str(several()) and "Pur" in str(several())
+
+
+def test_names_of_blocks_are_told_once():
+    names = [f"blocks.{i}.{kind}" for i in (0, 1, 2, 5) for kind in ("hook_resid_pre", "attn.hook_q")]
+    assert grouped([*names, "ln_final.hook_normalized"]) == [
+        "blocks.{0–2, 5}.hook_resid_pre",
+        "blocks.{0–2, 5}.attn.hook_q",
+        "ln_final.hook_normalized",
+    ]
+    shown = repr(Sites({name: torch.zeros(9, 9) for name in names}))
+    assert shown.startswith("8 sites") and "tensor" not in shown and len(shown.splitlines()) == 3
+
+
+def test_a_frame_takes_columns_of_the_users_own():
+    """`question` and `image` are what a table of examples calls its own; joined, neither writes over the other."""
+    for result in (made(), made().credit):
+        frame = result.to_frame()
+        theirs = frame.assign(question="What?", image="a.png", context="", system="")
+        assert theirs[frame.columns].equals(frame) and "credit[image]" in frame and "example" in frame
+
+
+def test_tab_completes_the_rooms():
+    assert {"counterfactuals", "report", "tables", "reference"} <= set(dir(li))
+    assert {"figures", "export"} <= set(dir(li.report)) and "blank" in dir(li.counterfactuals)
+    assert "read_examples" in dir(li.tables)
+    code = (
+        "import lvlm_interp as li; dir(li); import sys; print('torch' in sys.modules); print(li.report.figures.heatmap)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("False\n<function heatmap")
