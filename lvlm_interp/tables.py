@@ -44,30 +44,21 @@ def read_examples(path: str | Path) -> pd.DataFrame:
     if frame.empty:
         raise InputError(f"{file} holds no examples")
     for name in REQUIRED:
-        texts = _texts(file, frame[name])
+        texts = _texts(frame[name])
         if empty := [row for row, text in enumerate(texts, 1) if not text or text.isspace()]:
             raise InputError(f"{file}: {name!r} is empty in row {empty[0]}")
         frame[name] = texts
     for name in OPTIONAL:
         if name in frame:
             # another type would make NaN of None
-            frame[name] = pd.Series(_texts(file, frame[name]), index=frame.index, dtype=object)
+            frame[name] = pd.Series(_texts(frame[name]), index=frame.index, dtype=object)
     frame["image"] = [str(file.parent / name) for name in frame["image"]]
     _need_pictures(file, frame["image"].tolist())
     return frame
 
 
-def _texts(file: Path, column: pd.Series) -> list[str | None]:
-    """The cells as texts, None where they are empty.
-
-    Raises:
-        InputError: a list or an object stands in one.
-    """
-    if odd := [row for row, value in enumerate(column, 1) if isinstance(value, (list, dict))]:
-        raise InputError(
-            f"{file}: {column.name!r} is a text, but row {odd[0]} has the {type(column.iloc[odd[0] - 1]).__name__} "
-            f"{column.iloc[odd[0] - 1]!r}"
-        )
+def _texts(column: pd.Series) -> list[str | None]:
+    """The cells as texts, None where they are empty."""
     return [None if pd.isna(value) else str(value) for value in column]
 
 

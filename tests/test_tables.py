@@ -62,7 +62,7 @@ def test_numbers_of_json_are_texts_where_texts_belong(folder):
         ("t.csv", "image,question,image\na.png,What?,a.png\n", "two columns 'image'"),
         ("t.csv", 'image,question\na.png,"What?\n', "cannot be read"),
         ("t.csv", "image,question\na.png,  \n", "'question' is empty in row 1"),
-        ("t.jsonl", '{"image": "a.png", "question": ["What?"]}', "'question' is a text, but row 1 has the list"),
+        ("t.jsonl", '{"image": "a.png", "question": ["What?"]}', "line 1: 'question' holds a list"),
         ("t.jsonl", '{"image": "a.png", "question": ' + "[" * 100_000, "line 1 is no JSON"),
         ("t.csv", f"image,question\n{'a' * 300}.png,What?\n", "not there"),
     ],
