@@ -38,7 +38,7 @@ def write_checkpoint(
     kept = {f"{VALUE}/{name}": parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         kept.update({f"{key}/{name}": state for key, state in optimizer.state.get(parameter, {}).items()})
-    partial = path.with_suffix(".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         save_file({k: v.contiguous() for k, v in kept.items()}, partial, {STEP: str(step), **(about or {})})
         os.replace(partial, path)
