@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from lvlm_interp.errors import OutputError
 from lvlm_interp.fields import check_fields, equal
+from lvlm_interp.files import aside
 from lvlm_interp.given import explained
 from lvlm_interp.shown import printable
 from lvlm_interp.storing import KINDS, is_tensor, packed, scalar, storable, unpacked
@@ -27,6 +28,7 @@ MOST_ROWS = 40  # of a table in a notebook; it shows the first and the last of m
 FEW_ROWS, LINE = 12, 100  # of a table that is printed, and letters in its lines
 PACKAGES = ("lvlm-interp", "torch", "transformers", "numpy")
 LAYOUT = "2"  # of files
+WHOLE = "result"  # how a file is called until it is
 
 
 def package_versions() -> dict[str, str]:
@@ -138,12 +140,11 @@ class Result:
         tensors: dict[str, Any] = {}
         header = {"result": type(self).__name__, "layout": LAYOUT, "value": json.dumps(packed(self, "", tensors))}
         path = Path(path)
-        partial = path.with_name(f".{os.getpid()}.partial")
         try:
-            save_file(tensors, partial, metadata=header)
-            os.replace(partial, path)
+            with aside(path.parent) as folder:
+                save_file(tensors, folder / WHOLE, metadata=header)
+                os.replace(folder / WHOLE, path)
         except Exception as error:  # safetensors raises its own kinds for a full disk or a missing folder
-            partial.unlink(missing_ok=True)
             raise OutputError(f"could not write {path}: {error}") from error
         return path
 
