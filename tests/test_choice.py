@@ -1,5 +1,7 @@
 """What a capture keeps: layers, positions, heads, means, number types, a graph."""
 
+import functools
+
 import pytest
 import torch
 
@@ -110,6 +112,7 @@ def test_only_the_chosen_layers_leave_their_kernel(sdpa, monkeypatch):
 
     kernel, layers = AttentionInterface._global_mapping["sdpa"], []
 
+    @functools.wraps(kernel)  # else it would be a function of somebody's own
     def counted(module, *args, **options):
         layers.append(module)
         return kernel(module, *args, **options)
