@@ -25,6 +25,7 @@ def one_of_each():
     found = (
         *(diagnosis, diagnosis.contrast, diagnosis.credit, diagnosis.patches, tuned),
         *(li.lens(vlm, x, target=5), li.direct(vlm, x), li.fit_probes(*labelled(), **QUICK)),
+        diagnosis.contrast - diagnosis.contrast,
         Contrasts({"hidden": diagnosis.contrast}, provenance=about("contrast")),
         Captured({"blocks.0.hook_resid_pre": y}, provenance=about("capture", positions=[3])),
         dataclasses.replace(li.score(vlm, x, x.everything[None]), readout=None),
@@ -59,4 +60,5 @@ def kinds():
         below = [kind for kind in some.pop().__subclasses__() if kind.__module__.startswith("lvlm_interp.")]
         found |= {kind.__name__ for kind in below}
         some += below
+    found -= {"Comparable"}  # what several kinds have in common
     return found

@@ -40,7 +40,7 @@ READ = {".csv": pd.read_csv, ".json": pd.read_json, ".parquet": pd.read_parquet}
 def test_a_frame_is_what_its_name_says(tmp_path, kind):
     if kind == ".parquet":
         pytest.importorskip("pyarrow")
-    frame = made().contrast.to_frame()
+    frame = made().contrast.to_frame().assign(example="ab12")
     path = frames.save_frame(frame, tmp_path / f"f{kind.upper()}")
     pd.testing.assert_frame_equal(READ[kind](path), frame, check_dtype=False, rtol=1e-6)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
@@ -59,7 +59,7 @@ def test_a_table_gives_one_frame(run, loaded, table, tmp_path, command):
     assert (status, err) == (0, "") and loaded == [{"device": None, "dtype": "float32"}]
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [json.loads(line)["answer"] for line in printed.splitlines()] == ["A cat.", "A banana."]
-    assert {row["example"] for row in rows} == {0, 1} and next(iter(rows[0])) == "example"
+    assert {row["table_row"] for row in rows} == {1, 2} and next(iter(rows[0])) == "table_row"
     status, _, err = run(command, "--table", table, "--frame", out)
     assert status == 1 and "exists" in err
 
@@ -80,7 +80,7 @@ def test_a_table_is_diagnosed_on_one_page(run, table, tmp_path, monkeypatch):
     status, out, _ = run("diagnose", "--table", table, "--out", tmp_path / "out", "--frame", tmp_path / "f.csv")
     assert status == 0 and out.splitlines()[-1] == str(tmp_path / "out" / "report.html")
     assert [one["answer"] for one in asked] == ["A cat.", "A banana."]
-    assert len(list((tmp_path / "out").iterdir())) == 3 and set(pd.read_csv(tmp_path / "f.csv")["example"]) == {0, 1}
+    assert len(list((tmp_path / "out").iterdir())) == 3 and set(pd.read_csv(tmp_path / "f.csv")["table_row"]) == {1, 2}
 
 
 def test_every_command_that_opens_a_model_says_where_and_in_which_numbers():

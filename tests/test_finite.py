@@ -43,7 +43,7 @@ def test_overflow_is_an_error_that_says_where(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_bad_weights_are_an_error_that_says_where(method):
     vlm, x = overflowing(torch.float32)
-    with pytest.raises(ModelError, match=r"(NaN|infinity).*first at 'blocks\.1\.hook_mlp_out'.*weights"):
+    with pytest.raises(ModelError, match=r"(NaN|infinity).*first at 'blocks\.1\.mlp\.hook_pre_linear'.*weights"):
         METHODS[method](vlm, x)
 
 

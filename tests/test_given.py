@@ -77,11 +77,11 @@ MISTAKES = {
     "no device": (lambda vlm, x: li.load("reference", device="meta"), "no numbers"),
     "a word of a map": (
         lambda vlm, x: figures.heatmap(made().patches, token="banana"),
-        r"token=….* takes int; got 'banana'",
+        "no tokens read 'banana'",
     ),
     "a picture by its name": (
         lambda vlm, x: figures.heatmap(made().patches, picture="scene.png"),
-        r"picture=….* takes a PIL image.*; got 'scene.png'",
+        "no image file at 'scene.png'",
     ),
     "a long name": (lambda vlm, x: li.load("x" * 300), "no model is called"),
 }

@@ -29,16 +29,16 @@ NORMED_AFTER = {
 
 @pytest.mark.parametrize("name", NORMED_AFTER)
 def test_what_is_added_where_norms_stand_behind_attention_and_mlp(name):
-    """By names that elsewhere stand before them; there is no middle of the stream that a module reads."""
+    """By names that elsewhere stand before them."""
     row = ALL[name]
     rows = {name: dataclasses.replace(row, config={**row.config, **NORMED_AFTER[name]})}
     vlm = li.wrap(tiny_model(name, rows=rows))
     x = tiny_example(vlm, name, rows=rows)
     found = vlm.capture(x, "blocks.1.hook_*")
-    pre, attention, mlp, post = (
-        found[f"blocks.1.hook_{at}"] for at in ("resid_pre", "attn_out", "mlp_out", "resid_post")
+    pre, attention, mid, mlp, post = (
+        found[f"blocks.1.hook_{at}"] for at in ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
     )
-    assert torch.allclose(pre + attention + mlp, post, atol=1e-5) and "blocks.1.hook_resid_mid" not in found
+    assert torch.allclose(pre + attention, mid, atol=1e-5) and torch.allclose(mid + mlp, post, atol=1e-5)
     assert li.check(vlm, x).ok and attention.abs().max() > 0.1
 
 

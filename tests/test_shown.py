@@ -102,7 +102,7 @@ def test_no_word_is_cut(width):
     frame = made().contrast.to_frame().assign(place=["x 16–32, y 32–48"] * 3)
     console.print(*terminal.frame_tables(frame, "An answer of some words, longer than a line may be", width), sep="\n")
     printed = console.export_text()
-    for word in [*frame.columns, *frame["token"], *frame["classes"], "longer"]:
+    for word in [*frame.columns.drop("example"), *frame["token"], *frame["classes"], "longer"]:
         assert word in printed
     assert max(map(len, printed.splitlines())) <= width and printed.count("token") >= (1 if width < 240 else 0)
 

@@ -102,7 +102,7 @@ class Showing:
     Args:
         as_json: print JSON.
         file: where frames go.
-        several: results are of several examples, which the frame tells apart by a column `example`, from 0.
+        several: results are of several examples, which the frame tells apart by a column `table_row`, from 1.
     """
 
     def __init__(self, as_json: bool, file: Path | None, several: bool) -> None:
@@ -117,7 +117,7 @@ class Showing:
         """Have a frame written."""
         if frame is not None and self.file is not None:
             if self.several:
-                frame.insert(0, "example", len(self.frames))
+                frame.insert(0, "table_row", len(self.frames) + 1)
             self.frames.append(frame)
 
     def write(self) -> None:

@@ -138,7 +138,7 @@ def _together(vlm: HookedVLM, some: Sequence[_Asked], sites: Mapping[str, str], 
     found = vlm.capture(together, [*sites.values()], reduce="last" if last else None, dtype=F32)
     need_finite(vlm, together, *found.values())
     if last:
-        return {name: value.cpu() for name, value in found.items()}
+        return {name: value.cpu() for name, value in found.items() if name != "logits"}
     return {
         name: torch.cat([together.of(row, value)[0, list(one.positions)] for row, one in enumerate(some)]).cpu()
         for name, value in found.items()
