@@ -124,7 +124,8 @@ def _is_number(value: Any) -> bool:
 def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """A module's own weights and buffers, those that are not saved among them."""
     follows = getattr(module, "rope_type", None) in FOLLOWING and hasattr(module, ORIGINAL)
-    for name in (*module._parameters, *module._buffers):
+    grows = hasattr(module, "make_weights")  # sinusoids, made longer when they are needed
+    for name in (*module._parameters, *(() if grows else module._buffers)):
         if getattr(module, name) is not None:
             yield name, fetched(module, ORIGINAL if follows and name == LENGTHENED else name)
 

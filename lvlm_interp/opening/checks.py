@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,7 @@ from lvlm_interp.model.sites import Site, reads_z
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.opening.additions import gaps
 from lvlm_interp.opening.masked import masked
-from lvlm_interp.opening.rounding import HALF, Allowed, allowed, apart, float_error, kept, size, visited
+from lvlm_interp.opening.rounding import HALF, Allowed, allowed, apart, float_error, kept, visited
 from lvlm_interp.storing import storable
 
 VISIBLE_CHANGE = 1e-3  # logits by which other pixels must change an answer that sees them
@@ -214,16 +215,15 @@ def batch(vlm: HookedVLM, x: Inputs) -> Checked:
         return Checked("batch", True, 0.0, 0.0, f"one by one: {why}")
     together, name = vlm.batch(both), max(filter(_ends_block, vlm.sites), key=_number)
     found = vlm.capture(together, name)
-    rows, limits = [], []
+    rows = []
     for number, one in enumerate(both):
         alone = vlm.capture(one, name)
-        gap = apart(together.of(number, found["logits"]), alone["logits"])
-        rounding = allowed(vlm, lambda one=one: vlm.run(one), alone["logits"], gap)  # type: ignore[misc]
-        stream = apart(together.of(number, found[name]), alone[name]) / max(1.0, float(alone[name].abs().max()))
-        rows.append(max(gap, stream * size(alone["logits"])))
-        limits.append((rounding.limit, rounding.note))
-    gap, (limit, note) = float(torch.tensor(rows).max()), max(limits)
-    ok = gap <= limit
+        for what, value in alone.items():  # the stream, and the logits
+            gap = apart(together.of(number, found[what]), value)
+            rounding = allowed(vlm, lambda one=one, what=what: vlm.capture(one, name)[what], value, gap)  # type: ignore[misc]
+            rows.append((gap / rounding.limit if gap == gap else math.inf, gap, rounding.limit, rounding.note))
+    share, gap, limit, note = max(rows)
+    ok = share <= 1
     advice = "A row gets something of another: vlm.batch is not to be used. A row in lvlm_interp/families can say so."
     detail = f"two rows against their examples alone: {gap:.1e}{note}"
     return Checked("batch", ok, gap, limit, detail, "" if ok else advice)

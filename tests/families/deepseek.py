@@ -60,6 +60,7 @@ TINY = {
             },
             "text_config": {
                 **TEXT,
+                "max_position_embeddings": 512,
                 "mlp_layer_types": ["dense", "sparse", "sparse"],
                 "n_routed_experts": 4,
                 "n_shared_experts": 1,
