@@ -35,7 +35,7 @@ from lvlm_interp.model.sites import Site, reads_z
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.opening.additions import gaps
 from lvlm_interp.opening.masked import masked
-from lvlm_interp.opening.rounding import HALF, Allowed, allowed, apart, float_error, kept, visited
+from lvlm_interp.opening.rounding import HALF, MOST, Allowed, allowed, apart, float_error, kept, size, visited
 from lvlm_interp.storing import storable
 
 VISIBLE_CHANGE = 1e-3  # logits by which other pixels must change an answer that sees them
@@ -217,16 +217,28 @@ def batch(vlm: HookedVLM, x: Inputs) -> Checked:
     found = vlm.capture(together, name)
     rows = []
     for number, one in enumerate(both):
-        alone = vlm.capture(one, name)
-        for what, value in alone.items():  # the stream, and the logits
+        for what, value in vlm.capture(one, name).items():  # the stream, and the logits
             gap = apart(together.of(number, found[what]), value)
-            rounding = allowed(vlm, lambda one=one, what=what: vlm.capture(one, name)[what], value, gap)  # type: ignore[misc]
-            rows.append((gap / rounding.limit if gap == gap else math.inf, gap, rounding.limit, rounding.note))
+            limit, note = _allowed_in_a_batch(vlm, one, name, what, value, gap)
+            rows.append((gap / limit if math.isfinite(gap) else math.inf, gap, limit, note))
     share, gap, limit, note = max(rows)
-    ok = share <= 1
     advice = "A row gets something of another: vlm.batch is not to be used. A row in lvlm_interp/families can say so."
     detail = f"two rows against their examples alone: {gap:.1e}{note}"
-    return Checked("batch", ok, gap, limit, detail, "" if ok else advice)
+    return Checked("batch", share <= 1, gap, limit, detail, "" if share <= 1 else advice)
+
+
+def _allowed_in_a_batch(
+    vlm: HookedVLM, x: Inputs, name: str, what: str, alone: Tensor, gap: float
+) -> tuple[float, str]:
+    """What rounding may make of a gap, and how it was measured: at last by the same example beside itself, which
+    products of another size round in another way, and which nothing of another example can reach."""
+    rounding = allowed(vlm, lambda: vlm.capture(x, name)[what], alone, gap)
+    if gap <= rounding.limit:
+        return rounding.limit, rounding.note
+    twice = vlm.batch((x, x))
+    beside = apart(twice.of(0, vlm.capture(twice, name)[what]), alone)
+    limit = max(rounding.limit, min(2 * beside, MOST * size(alone)))
+    return limit, f"{rounding.note}; the same example twice, {beside:.1e}"
 
 
 def _ends_block(name: str) -> bool:
