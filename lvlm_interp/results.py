@@ -29,6 +29,7 @@ FEW_ROWS, LINE = 12, 100  # of a table that is printed, and letters in its lines
 PACKAGES = ("lvlm-interp", "torch", "transformers", "numpy")
 LAYOUT = "2"  # of files
 WHOLE = "result"  # how a file is called until it is
+NOTHING = "no tensors"
 
 
 def package_versions() -> dict[str, str]:
@@ -135,10 +136,12 @@ class Result:
         Raises:
             OutputError: the file cannot be written.
         """
+        import torch
         from safetensors.torch import save_file
 
         tensors: dict[str, Any] = {}
         header = {"result": type(self).__name__, "layout": LAYOUT, "value": json.dumps(packed(self, "", tensors))}
+        tensors = tensors or {NOTHING: torch.zeros(1)}  # safetensors before 0.5 cannot read a file without any
         path = Path(path)
         try:
             with aside(path.parent) as folder:
