@@ -48,7 +48,9 @@ def test_the_lens_reads_through_it(vlm, examples, fitted):
     assert torch.equal(plain.target_logprob[:, -1], tuned.target_logprob[:, -1])  # the last layer is the model
     assert (plain.target_logprob[:, :-1] - tuned.target_logprob[:, :-1]).abs().max() > 1e-2
     assert tuned.kl[1].mean() < plain.kl[1].mean()
-    assert tuned.provenance.method == "tuned lens"
+    assert tuned.provenance.method == "tuned lens" and plain.provenance.parameters["fitted"] is None
+    named = tuned.provenance.parameters["fitted"]  # which lens: another one gives other numbers
+    assert named["example"] == fitted.provenance.example and named["rate"] == fitted.provenance.parameters["rate"]
 
 
 def test_text_and_image_have_translators_of_their_own(vlm, examples, fitted):

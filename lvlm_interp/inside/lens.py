@@ -213,6 +213,7 @@ def lens(
         "pieces": pieces,
         "vocabulary": vocabulary,
         "tuned": tuned is not None,
+        "fitted": None if tuned is None else {**tuned.provenance.parameters, "example": tuned.provenance.example},
     }
     return _lens(vlm, x, chosen, at, (names, spelt), [_joined(parts) for parts in found], used)
 

@@ -2,8 +2,8 @@
 
 `fingerprint` reads all of it, at the speed of memory. A method that runs for a quarter of a second cannot do so each
 time: `Known` remembers what it read, and looks again where torch has counted a change. Weights may be written to behind
-torch's back too (`weight.data.mul_(2)`, an array of numpy): so it looks at every page of memory each time, and at a
-part of all bytes, another one each time.
+torch's back too (`weight.data.mul_(2)`, an array of numpy): so it looks into every page each time, and at a part of
+all tensors, another one each time.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ PAGE, TURNS = 1 << 14, 32
 SMALL = 1 << 16  # bytes of a tensor that is read whole each time
 Content = Callable[[Tensor], bytes]
 WORDS = 1 << 22  # 32-bit words of a tensor on a device that are summed together
+MOST_FETCHED = 1 << 16
 _fetched: dict[tuple[int, ...], bytes] = {}  # digests of contents that were on a device, by their length and sums
 
 
@@ -58,8 +59,8 @@ def fingerprint(model: PreTrainedModel, content: Content | None = None) -> str:
 class Known:
     """The contents of one model's tensors, as they were read.
 
-    A change that torch counts, and one that fills `PAGE` bytes, is noticed at the next
-    call; a single number that was written behind torch's back, after `TURNS` calls at the latest.
+    Noticed at the next call: a change that torch counts, in a tensor up to `SMALL` bytes, or that fills `PAGE` bytes.
+    A single number of a larger tensor that was written behind torch's back: after `TURNS` calls at the latest.
     """
 
     def __init__(self) -> None:
@@ -154,6 +155,8 @@ def content_of(tensor: Tensor) -> bytes:
         return xxh3_128(flat.numpy().data).digest()
     key = len(flat), *sums(flat)
     if key not in _fetched:
+        if len(_fetched) >= MOST_FETCHED:  # of a model that is being trained
+            _fetched.clear()
         _fetched[key] = xxh3_128(flat.cpu().numpy().data).digest()
     return _fetched[key]
 
