@@ -1,5 +1,6 @@
 """Features of the reference model over its scenes, kept on disk, since reading them takes longer than all the rest."""
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -23,4 +24,4 @@ def features(vlm: li.HookedVLM, level: str, count: int, folder: Path | None) -> 
     asked = [example.inputs(vlm) for example in examples(level, count)]
     store = folder / f"{vlm.fingerprint}-{level}-{count}" if folder else None
     found = li.collect_features(vlm, asked, SITES, progress=True, store=store)
-    return {name: Features(torch.as_tensor(f.values[:]), f.sites, f.rows) for name, f in found.items()}
+    return {name: dataclasses.replace(f, values=torch.as_tensor(f.values[:])) for name, f in found.items()}

@@ -44,6 +44,7 @@ _HOMES = {
     "fit_probes": "probes.probe",
     "collect_features": "probes.features",
     "stack_features": "probes.features",
+    "Features": "probes.features",
     "Probe": "probes.estimators",
     "PointProbe": "probes.estimators",
     "ProbeResult": "probes.result",

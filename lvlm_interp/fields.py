@@ -9,13 +9,13 @@ import dataclasses
 import functools
 import numbers
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jaxtyping import AbstractArray
 
 from lvlm_interp.errors import InputError
-from lvlm_interp.storing import is_tensor
+from lvlm_interp.storing import is_frame, is_tensor
 
 NUMBERS = {int: numbers.Integral, float: numbers.Real}
 
@@ -97,6 +97,8 @@ def _is_made_of(value: Any, origin: type, parts: tuple[Any, ...], strict: bool) 
         return all(fits(k, parts[0], strict) and fits(v, parts[1], strict) for k, v in value.items())
     if isinstance(value, (str, bytes)) or not isinstance(value, origin if strict else Iterable):
         return False
+    if origin is tuple and parts[-1:] != (...,) and isinstance(value, Sized) and len(value) != len(parts):
+        return False
     members: Any = value
     return isinstance(value, Iterator) or all(fits(one, parts[0], strict) for one in members)
 
@@ -150,6 +152,8 @@ def equal(one: Any, other: Any) -> bool:
             return False
         other = other.to(one.device)
         return bool(((one == other) | ((one != one) & (other != other))).all())
+    if is_frame(one) and is_frame(other):
+        return bool(one.equals(other))
     if dataclasses.is_dataclass(one) and type(one) is type(other):
         return all(equal(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(one))
     if isinstance(one, (list, tuple)) and type(one) is type(other):

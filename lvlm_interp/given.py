@@ -45,6 +45,19 @@ def explained(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
+def checked(function: Callable[P, T]) -> Callable[P, T]:
+    """The same, and its arguments are looked at where nothing fails yet: for what is only used later."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        made = explained(function)(*args, **kwargs)
+        if told := next(_misfits(function, args, kwargs), None):
+            raise InputError(told)
+        return made
+
+    return call
+
+
 def _misfits(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[str]:
     """What is to say of each argument that is not what its annotation says."""
     plain = inspect.unwrap(function)

@@ -18,7 +18,7 @@ from lvlm_interp.fields import check_fields, equal
 from lvlm_interp.files import aside
 from lvlm_interp.given import explained
 from lvlm_interp.shown import printable
-from lvlm_interp.storing import KINDS, is_tensor, packed, scalar, storable, unpacked
+from lvlm_interp.storing import KINDS, is_frame, is_tensor, packed, scalar, storable, unpacked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -234,6 +234,8 @@ def _plain(value: Any) -> Any:
         return value.detach().float().cpu().tolist() if value.is_floating_point() else value.tolist()
     if isinstance(value, Result):
         return value.to_dict()
+    if is_frame(value):
+        return _plain(value.to_dict("list"))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -21,14 +21,31 @@ def is_tensor(value: Any) -> bool:
     return hasattr(value, "detach") and hasattr(value, "numpy")
 
 
+def is_array(value: Any) -> bool:
+    """Whether it is numpy's or zarr's, of numbers, with axes."""
+    kind = getattr(getattr(value, "dtype", None), "kind", "none")
+    return kind in "biuf" and bool(getattr(value, "ndim", 0))
+
+
+def is_frame(value: Any) -> bool:
+    return hasattr(value, "itertuples")
+
+
 def packed(value: Any, path: str, tensors: dict[str, Any]) -> Any:
     """A value as JSON; its tensors go to `tensors`, under where they stand in it.
 
-    What is neither a number, a text, a tensor, a storable dataclass nor made of these is kept as its text.
+    Arrays come back as tensors. What is neither a number, a text, a tensor, a frame, a storable dataclass nor made of
+    these is kept as its text.
     """
+    if is_array(value):
+        import torch
+
+        value = torch.tensor(value[:])  # zarr's are read from disk
     if is_tensor(value):
         tensors[path] = value.detach().cpu().contiguous().clone()  # safetensors refuses memory that is shared
         return {"tensor": path}
+    if is_frame(value):
+        return {"frame": {str(name): [scalar(one) for one in value[name]] for name in value.columns}}
     if dataclasses.is_dataclass(value) and KINDS.get(type(value).__name__) is type(value):
         names = [f.name for f in dataclasses.fields(value) if f.name not in getattr(value, "unsaved", ())]
         return {"kind": type(value).__name__, "fields": _named(((n, getattr(value, n)) for n in names), path, tensors)}
@@ -60,6 +77,10 @@ def unpacked(value: Any, tensors: Mapping[str, Any]) -> Any:
     match value:
         case {"tensor": path}:
             return tensors[path]
+        case {"frame": columns}:
+            import pandas as pd
+
+            return pd.DataFrame(columns)
         case {"kind": name, "fields": fields}:
             return KINDS[name](**{k: unpacked(v, tensors) for k, v in fields.items()})
         case {"mapping": pairs}:

@@ -98,8 +98,10 @@ def test_demo_cases_can_be_drawn():
 @pytest.mark.usefixtures("loaded")
 def test_contrast_and_credit_mirror_the_api(run, picture, reference):
     x = reference.prepare("What color is the banana?", picture, answer="Purple.")
-    _, out, _ = run("contrast", "--image", picture, *ASK, "--answer", "Purple.", "--json")
-    assert json.loads(out)["delta"] == pytest.approx(li.contrast(reference, x).delta.tolist(), abs=1e-4)
+    _, out, _ = run("contrast", "--image", picture, *ASK, "--answer", "Purple.", "--edge", "row", "--json")
+    expected = li.contrast(reference, x, edge="row")
+    assert json.loads(out)["delta"] == pytest.approx(expected.delta.tolist(), abs=1e-4)
+    assert json.loads(out)["provenance"]["parameters"]["edge"] == "row"
     options = ["--value", "full", "--unit", "token", "--keep", "question"]
     _, out, _ = run("credit", "--image", picture, *ASK, "--answer", "Purple.", *options, "--json")
     expected = li.credit(reference, x, ("template", "question"), "full").full

@@ -7,7 +7,7 @@ import pytest
 
 from lvlm_interp import counterfactuals
 from lvlm_interp.counterfactuals.counterfactual import COUNTERFACTUALS, NAMED, Counterfactual, counterfactual
-from lvlm_interp.errors import InputError
+from lvlm_interp.errors import InputError, LvlmInterpError
 
 CONCEPTS = Path(__file__).resolve().parents[1] / "docs" / "concepts.md"
 
@@ -49,6 +49,26 @@ def test_names():
     assert all(make().name == name for name, make in NAMED.items())
     with pytest.raises(AttributeError, match="no counterfactual 'fog'; there are"):
         counterfactuals.fog()
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "match"),
+    [
+        ("blur", {"radius": -0.1}, "0 or more"),
+        ("blur", {"radius": float("nan")}, "0 or more"),
+        ("blur", {"radius": "wide"}, "takes float"),
+        ("noise", {"step": 3.5}, "takes int"),
+        ("noise", {"step": 1000}, "between 0 and 999"),
+        ("crop", {"scale": (0.5, 0.1)}, "smallest and largest share"),
+        ("crop", {"ratio": (0, 1)}, "width / height"),
+        ("crop", {"scale": "a"}, "takes tuple"),
+        ("black_box", {"box": (1, 2, 3)}, "takes tuple"),
+        ("swap", {"image": 3}, "an image is"),
+    ],
+)
+def test_what_it_is_made_with_is_looked_at_when_it_is_made(name, told, match):
+    with pytest.raises(LvlmInterpError, match=match):
+        getattr(counterfactuals, name)(**told)
 
 
 def test_the_pages_and_the_command_tell_every_name(run):

@@ -1,5 +1,6 @@
 """Features on disk are those of memory; a run that was cut off goes on; nothing of another model gets in."""
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import zarr
@@ -242,6 +244,20 @@ def test_any_positions_are_read_in_one_call(vlm, examples, tmp_path):
         assert torch.allclose(stream[:, found["stream"].sites.index("blocks.1.hook_resid_post")], alone, atol=2e-4)
     with pytest.raises(InputError, match="other positions"):
         li.collect_features(vlm, examples[:3], SITES, store=tmp_path / "store")
+
+
+def test_features_of_memory_and_of_disk_are_saved(vlm, examples, tmp_path):
+    for store in (None, tmp_path / "store"):
+        found = li.collect_features(vlm, examples, SITES, store=store)["heads"]
+        read = li.load_result(found.save(tmp_path / "features.safetensors"))
+        assert (read.values.numpy() == np.asarray(found.values[:])).all() and read.sites == found.sites
+        assert read.rows.equals(found.rows) and read.provenance == found.provenance
+        assert read.provenance.weights == vlm.identity and read.provenance.parameters["positions"] == "last"
+        assert f"{len(examples)} rows × {len(found.sites)} sites" in repr(found) and len(repr(found)) < 2000
+    other = li.collect_features(vlm, examples[:2], SITES)["heads"]
+    assert other.provenance.example != found.provenance.example
+    with pytest.raises(InputError, match="features of 2 rows"):
+        dataclasses.replace(found, rows=other.rows)
 
 
 def test_positions_may_differ_between_examples(vlm, examples):

@@ -1,5 +1,6 @@
 """What is printed of results and lists: short, in lines that fit, and nothing that steers a terminal."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from lvlm_interp.counterfactuals.contrast import Contrasts
 from lvlm_interp.model.listing import Sites, grouped
 from tests.made import about, made
 from tests.test_report_looks import LONG, a_lens, a_map, heads
+from tests.tiny import tiny_inputs, tiny_llava
 
 
 def several():
@@ -41,6 +43,15 @@ def test_nothing_printed_steers_a_terminal():
 
 def test_contrasts_print_their_table():
     assert "hidden" in str(several()) and "blank" in str(several()) and "Pur" in str(several())
+
+
+def test_examples_and_batches_print_what_they_are_of():
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    shown = repr(dataclasses.replace(x, texts={"question": "What\x1b[2J?", "answer": "Red."}))
+    assert f"{x.length} positions" in shown and f"{x.roles.count('image')} image" in shown and "; image: " in shown
+    assert "'Red.'" in shown and "\x1b" not in shown and "tensor(" not in shown and len(shown) < 400
+    assert repr(vlm.batch([x, x])).count(repr(x)) == 2
 
 
 def test_names_of_blocks_are_told_once():

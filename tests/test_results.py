@@ -109,6 +109,19 @@ def test_tensors_are_read_wherever_they_stand(tmp_path):
     assert type(read["a"][1]) is Base and torch.equal(read["a"][1].number, tensor * 2)
 
 
+@pytest.mark.parametrize("array", [np.arange(6.0).reshape(2, 3), np.array([True, False]), np.array([3], np.int16)])
+def test_arrays_are_read_as_tensors(array, tmp_path):
+    read = saved({"a": array}, tmp_path)["a"]
+    assert torch.equal(read, torch.tensor(array)) and read.numpy().dtype == array.dtype
+
+
+def test_frames_are_read_as_frames(tmp_path):
+    frame = pd.DataFrame({"a": [1, 2], "b": ["é", None], "c": [0.5, float("inf")]})
+    one = Base(frame, provenance=about("base"))
+    assert saved(frame, tmp_path).equals(frame) and Base.load(one.save(tmp_path / "f.safetensors")) == one
+    assert one != Base(frame.assign(a=0), provenance=one.provenance)
+
+
 def test_numbers_of_numpy_are_numbers(tmp_path):
     assert saved((np.float32(0.5), np.int64(3), np.bool_(True)), tmp_path) == (0.5, 3, True)
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from lvlm_interp.errors import InputError
-from lvlm_interp.given import explained
+from lvlm_interp.given import checked
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.vlm import HookedVLM
 
@@ -41,7 +41,7 @@ NAMED: dict[str, Callable[[], Counterfactual]] = {}
 
 def counterfactual(make: F) -> F:
     """Make a function a name of `lvlm_interp.counterfactuals`, and of `without=` if it needs no argument."""
-    known: Any = explained(make)
+    known: Any = checked(make)
     COUNTERFACTUALS[make.__name__] = known
     if not _needed(make):
         NAMED[make.__name__] = known

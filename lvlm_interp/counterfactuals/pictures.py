@@ -60,6 +60,9 @@ def blank() -> Counterfactual:
 def blur(radius: float = 0.1) -> Counterfactual:
     """Gaussian blur; `radius` is the standard deviation as a share of the longer side."""
 
+    if not 0 <= radius < math.inf:
+        raise InputError(f"the radius of a blur is 0 or more, got {radius}")
+
     def one(picture: Picture, generator: torch.Generator) -> Picture:
         return picture.filter(ImageFilter.GaussianBlur(radius * max(picture.size)))
 
@@ -95,6 +98,10 @@ def crop(scale: tuple[float, float] = (0.01, 0.2), ratio: tuple[float, float] = 
         scale: smallest and largest share of the picture's area.
         ratio: smallest and largest width / height.
     """
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise InputError(f"scale is the smallest and largest share of the picture, such as (0.01, 0.2); got {scale}")
+    if not 0 < ratio[0] <= ratio[1] < math.inf:
+        raise InputError(f"ratio is the smallest and largest width / height, such as (0.75, 1.33); got {ratio}")
 
     def one(picture: Picture, generator: torch.Generator) -> Picture:
         box = _random_box(picture.size, scale, ratio, generator)

@@ -38,6 +38,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.examples)
 
+    def __repr__(self) -> str:
+        each = "".join(f"\n  {x!r}" for x in self.examples)
+        return f"Batch({len(self)} examples, padded to {self.length} positions:{each})"
+
     @property
     def length(self) -> int:
         """Positions of the longest example."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lvlm_interp.errors import InputError, VisibilityError
 from lvlm_interp.inputs.view import ImageView
+from lvlm_interp.shown import printable
 
 Role = Literal["template", "system", "context", "question", "image", "answer"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -97,6 +98,13 @@ class Inputs:
             raise InputError(
                 f"{len(self.roles)} roles and answer_start={self.answer_start} do not fit {length} positions"
             )
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{self.roles.count(role)} {role}" for role in self.present)
+        sizes = ("no picture" if v.picture is None else "{} × {}".format(*v.picture.size) for v in self.images)
+        said = [f"{self.question!r} → {self.answer!r}"] if self.texts or self.answer_tokens else []
+        about = [f"{self.length} positions ({counts})", *(f"image: {size}" for size in sizes), *said]
+        return printable(f"Inputs({'; '.join(about)})")
 
     @property
     def input_ids(self) -> Int[Tensor, "1 position"]:

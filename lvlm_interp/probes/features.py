@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hashlib
 import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -20,31 +22,44 @@ from tqdm.auto import tqdm
 
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import explained
-from lvlm_interp.inputs.example import Inputs, named_by
+from lvlm_interp.inputs.example import DIGITS, Inputs, named_by
 from lvlm_interp.model.choice import Positions, indices
 from lvlm_interp.model.finite import need_finite
 from lvlm_interp.model.sites import match
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.probes.store import Digests, InMemory, Stacked, Store, on_disk, row_digests
+from lvlm_interp.results import Result, heading, table, text
 
 COLUMNS = ("example", "example_id", "position", "token", "role")
 F32 = torch.float32
 
 
-@dataclass(frozen=True)
-class Features:
+@dataclass(frozen=True, repr=False)
+class Features(Result):
     """What the model holds, for `fit_probes`.
 
     Attributes:
-        values: `[row, site, dim]`, float32; a zarr array where they are kept on disk.
+        values: `[row, site, dim]`, float32; a zarr array where they are kept on disk (`save` reads all of it, and a
+            file gives a tensor).
         sites: names of the sites, those of heads with their number: `blocks.3.attn.hook_z.5`.
         rows: what each row is of, to go on with as `metadata` and `groups`: the number of its `example`, what names
             that in provenance (`example_id`), its `position`, the `token` there and its `role`.
     """
 
+    too_large: ClassVar[frozenset[str]] = frozenset({"values"})
     values: Any
     sites: tuple[str, ...]
-    rows: pd.DataFrame = field(default_factory=pd.DataFrame)
+    rows: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shape = tuple(self.values.shape)
+        if len(shape) != 3 or shape[:2] != (len(self.rows), len(self.sites)):
+            raise InputError(f"features of {len(self.rows)} rows and {len(self.sites)} sites have the shape {shape}")
+
+    def to_frame(self) -> pd.DataFrame:
+        """`rows`: what each row of the features is of."""
+        return self.rows
 
     @property
     def by_head(self) -> Any:
@@ -52,6 +67,12 @@ class Features:
         stems = Counter(name.rpartition(".")[0] if name.rpartition(".")[2].isdigit() else name for name in self.sites)
         heads = next(iter(stems.values())) if len(set(stems.values())) == 1 else 1
         return self.values.unflatten(1, (-1, heads)) if isinstance(self.values, Tensor) else ByHead(self.values, heads)
+
+
+@text.register
+def _(result: Features) -> str:
+    rows, sites, width = result.values.shape
+    return f"{heading(result, f'{rows} rows × {sites} sites × {width}')}\n{table(result.rows)}"
 
 
 class ByHead:
@@ -122,7 +143,8 @@ def collect_features(
     if not rows.count:
         raise InputError("no examples to take features from")
     found_of = {name: kept[name] for name in sites}
-    return {name: Features(values, names, rows.frame()) for name, (values, names) in found_of.items()}
+    of = dataclasses.replace(vlm.provenance("features", sites=chosen, positions=rows.named), example=rows.digest())
+    return {name: Features(values, names, rows.frame(), provenance=of) for name, (values, names) in found_of.items()}
 
 
 def _captured(vlm: HookedVLM, some: Sequence[_Asked], sites: Mapping[str, str], last: bool) -> dict[str, Tensor]:
@@ -197,6 +219,10 @@ class _Rows:
             for name, value in zip(COLUMNS, values, strict=True):
                 self.columns[name].append(value)
         self.examples += 1
+
+    def digest(self) -> str:
+        """Of all examples together."""
+        return hashlib.sha256("".join(self.columns["example_id"]).encode()).hexdigest()[:DIGITS]
 
     def frame(self) -> pd.DataFrame:
         return pd.DataFrame(self.columns)

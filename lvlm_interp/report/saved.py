@@ -13,6 +13,7 @@ from lvlm_interp.inside.lens import Lens
 from lvlm_interp.inside.tuned_lens import TunedLens
 from lvlm_interp.model.capture import Captured
 from lvlm_interp.opening.conformance import Conformance
+from lvlm_interp.probes.features import Features
 from lvlm_interp.probes.result import ProbeResult
 from lvlm_interp.report.diagnosis import Diagnosis
 from lvlm_interp.results import Result
@@ -22,6 +23,7 @@ KINDS: tuple[type[Result], ...] = (
     Diagnosis,
     Captured,
     Scores,
+    Features,
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,6 +21,10 @@ def contrast(
         str, typer.Option(help="What stands for no image: hidden, dropped, blank, blur, noise or crop.")
     ] = "hidden",
     threshold: Threshold = 1.0,
+    edge: Annotated[
+        Literal["answer", "row"],
+        typer.Option(help="What CAL's weights are averaged over at its edges: the answer, or as CAL's code, the row."),
+    ] = "answer",
     as_json: Json = False,
 ) -> None:
     """The answer with and without the image, token by token (CAL's contrast)."""
@@ -30,5 +34,5 @@ def contrast(
     vlm, examples = asked.open()
     shown = asked.showing(as_json, several=asked.table is not None)
     for x in examples:
-        shown(li.contrast(vlm, x, without, threshold=threshold), x.answer)
+        shown(li.contrast(vlm, x, without, threshold=threshold, edge=edge), x.answer)
     shown.write()
