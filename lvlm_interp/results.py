@@ -30,6 +30,7 @@ PACKAGES = ("lvlm-interp", "torch", "transformers", "numpy")
 LAYOUT = "2"  # of files
 WHOLE = "result"  # how a file is called until it is
 NOTHING = "no tensors"
+ENDING = ".safetensors"
 
 
 def package_versions() -> dict[str, str]:
@@ -102,6 +103,11 @@ class Result:
         about = self.provenance
         return hash((type(self).__name__, about.model, about.weights, about.method, about.example))
 
+    @property
+    def note(self) -> str:
+        """What a reader of its numbers must know: their unit, and what they are compared with."""
+        return ""
+
     def to_frame(self) -> pd.DataFrame:
         """The result as a table, one row a token; columns are named like the attributes."""
         raise TypeError(f"{type(self).__name__} has no table")
@@ -134,7 +140,7 @@ class Result:
         """Write one `.safetensors` file, tensors and JSON header; it is whole or as it was, never half.
 
         Raises:
-            OutputError: the file cannot be written.
+            OutputError: a name that says it is a file of another kind, or a file that cannot be written.
         """
         import torch
         from safetensors.torch import save_file
@@ -143,6 +149,8 @@ class Result:
         header = {"result": type(self).__name__, "layout": LAYOUT, "value": json.dumps(packed(self, "", tensors))}
         tensors = tensors or {NOTHING: torch.zeros(1)}  # safetensors before 0.5 cannot read a file without any
         path = Path(path)
+        if path.suffix.lower() != ENDING:
+            raise OutputError(f"results are saved as {ENDING}, which {path} does not end in; to_frame() has tables")
         try:
             with aside(path.parent) as folder:
                 save_file(tensors, folder / WHOLE, metadata=header)
@@ -208,10 +216,10 @@ def text(result: Result) -> str:
     return f"{heading(result)}\n{table(shown_frame(result))}"
 
 
-def heading(result: Result, note: str = "") -> str:
-    """Its kind, what was computed, and of which model."""
-    about = result.provenance
-    return f"{type(result).__name__} ({about.method}, {about.model}{note and '; '}{note})"
+def heading(result: Result) -> str:
+    """Its kind, what was computed, of which model, and its note."""
+    about = [f"{result.provenance.method}, {result.provenance.model}", *filter(None, [result.note])]
+    return f"{type(result).__name__} ({'; '.join(about)})"
 
 
 def table(frame: pd.DataFrame, index: bool = False) -> str:

@@ -63,7 +63,7 @@ def test_names():
         ("crop", {"ratio": (0, 1)}, "width / height"),
         ("crop", {"scale": "a"}, "takes tuple"),
         ("black_box", {"box": (1, 2, 3)}, "takes tuple"),
-        ("swap", {"image": 3}, "an image is"),
+        ("swap", {"image": 3}, "takes a PIL image"),
     ],
 )
 def test_what_it_is_made_with_is_looked_at_when_it_is_made(name, told, match):

@@ -41,6 +41,17 @@ def test_nothing_printed_steers_a_terminal():
     assert "\x1b" not in str(made(("\x1b[2J",), question="\x1b[31m"))
 
 
+def test_prints_say_what_is_measured_and_against_what():
+    one = made()
+    assert "odds, in nats; prior + credits = total; rather than" in str(one.credit) and "Red" in str(one.credit)
+    assert "rather than" not in str(one.credit.with_value("full")) and "odds, in nats" in one.credit._repr_html_()
+    assert "always visible: template, question" in str(dataclasses.replace(one.credit, kept=("template", "question")))
+    assert "image: hidden; with_logit, without_logit and delta in logits" in str(one.contrast)
+    less = dataclasses.replace(heads(), against=" Blue").note
+    assert less == "logits, less those of ' Blue'; the parts of a row add up to its logit"
+    assert "lost, in nats" in str(a_map())
+
+
 def test_contrasts_print_their_table():
     assert "hidden" in str(several()) and "blank" in str(several()) and "Pur" in str(several())
 

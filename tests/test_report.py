@@ -52,7 +52,7 @@ def test_a_diagnosis_says_what_the_methods_say(reference, banana):
     contrast, credit = li.contrast(reference, x), li.credit(reference, x, unit="word")
     assert row["delta_nats"] == pytest.approx(float(contrast.delta_nats[:2].sum()), abs=1e-4)
     assert row["credit[image]"] == pytest.approx(float(credit.image[0]), abs=1e-4)
-    assert row["full_prior"] == pytest.approx(float(credit.with_value("full").prior[0]), abs=1e-4)
+    assert row["full[prior]"] == pytest.approx(float(credit.with_value("full").prior[0]), abs=1e-4)
     assert row["peak_nats"] == pytest.approx(float(li.attribute(reference, x).values[:2].sum(0).max()), abs=1e-4)
 
 

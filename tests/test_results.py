@@ -183,6 +183,13 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
     assert load_result(path).number == 1 and os.listdir(tmp_path) == ["r.safetensors"]
 
 
+@pytest.mark.parametrize("name", ["r.json", "r.png", "r"])
+def test_a_file_is_named_as_what_it_is(name, tmp_path):
+    with pytest.raises(OutputError, match=r"saved as \.safetensors"):
+        Deep(1, provenance=about("deep")).save(tmp_path / name)
+    assert not os.listdir(tmp_path)
+
+
 def broken(tensors, path, metadata):
     Path(path).write_bytes(b"half")
     raise OSError("disk full")

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.words import Word
 
-SHOWN = 6  # parts that a message lists
+SHOWN = 6  # parts, or alternatives, that a message lists
 
 
 @runtime_checkable
@@ -87,3 +87,13 @@ def plain(against: Against) -> Any:
         entries = (against,) if isinstance(against, str) else against
         return [one if isinstance(one, str) else list(one) for one in entries]
     return [list(texts) for texts in getattr(against, "credit", against).alternatives]
+
+
+def rather_than(alternatives: Sequence[Sequence[str]]) -> str:
+    """The alternatives to each part, for the end of a note; empty if there are none."""
+    told = [", ".join(_first([repr(one) for one in some])) or "none" for some in alternatives]
+    return f"; rather than {' | '.join(_first(told))}" if told else ""
+
+
+def _first(some: list[str]) -> list[str]:
+    return [*some[:SHOWN], *["…"] * (len(some) > SHOWN)]

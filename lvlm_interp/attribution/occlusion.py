@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lvlm_interp.attribution.against import Against, listed, of_each, plain
+from lvlm_interp.attribution.against import Against, listed, of_each, plain, rather_than
 from lvlm_interp.attribution.value import Target, Value, target_of, texts_of, values_of
 from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.engine.score import HideFrom
@@ -75,6 +75,12 @@ class PatchMap(Comparable):
         if len(self.alternatives) not in (0, len(self.tokens)):
             raise InputError(f"a map of {len(self.tokens)} parts has alternatives for {len(self.alternatives)}")
 
+    @property
+    def note(self) -> str:
+        rows, columns = self.values.shape[1:]
+        rather = rather_than(self.alternatives)
+        return f"{self.value} lost, in {self.unit}; {rows} × {columns} patches; hidden from {self.hide_from}{rather}"
+
     def peak(self, token: int = 0) -> tuple[int, int]:
         """Row and column of the patch that supports a token most."""
         row, column = divmod(int(self.values[token].argmax()), self.values.shape[2])
@@ -110,16 +116,12 @@ class PatchMap(Comparable):
 
 @text.register
 def _peaks(result: PatchMap) -> str:
-    rows, columns = result.values.shape[1:]
-    note = f"{rows} × {columns} patches, {result.value} lost in {result.unit}"
-    return f"{heading(result, note)}\n{table(result.peaks())}"
+    return f"{heading(result)}\n{table(result.peaks())}"
 
 
 @html.register
 def _peaks_in_a_cell(result: PatchMap) -> str:
-    rows, columns = result.values.shape[1:]
-    note = f"{result.value} lost, {result.unit}; {rows} × {columns} patches; figures.heatmap draws it"
-    return table_html(result.peaks(), caption=note)
+    return table_html(result.peaks(), caption=f"{result.note}; figures.heatmap draws it")
 
 
 @explained

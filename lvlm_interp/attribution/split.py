@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from lvlm_interp.attribution.against import rather_than
 from lvlm_interp.attribution.shapley import Interactions, dividends, shapley_weights
 from lvlm_interp.errors import InputError, VisibilityError
 from lvlm_interp.inputs.example import CREDITED
@@ -85,6 +86,11 @@ class CreditSplit(Comparable):
     def unit(self) -> str:
         """Nats or logits."""
         return self.units[self.computed.index(self.value)]
+
+    @property
+    def note(self) -> str:
+        kept = f"; always visible: {', '.join(self.kept)}" if len(self.kept) > 1 else ""
+        return f"{self.value}, in {self.unit}; prior + credits = total{rather_than(self.compared)}{kept}"
 
     @property
     def compared(self) -> tuple[tuple[str, ...], ...]:
@@ -246,8 +252,7 @@ class CreditSplit(Comparable):
         return pd.DataFrame({"token": self.tokens, "prior": self.prior.tolist(), **parts, "total": self.total.tolist()})
 
     def _repr_html_(self) -> str:
-        note = f"{self.unit}, value {self.value!r}; prior + credits = total"
-        return table_html(self._named(str), 2, note)
+        return table_html(self._named(str), 2, self.note)
 
 
 def kept_always(keep: Sequence[str]) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from lvlm_interp.shown import printable, printable_json
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lvlm_interp.inputs.example import Inputs
     from lvlm_interp.report.diagnosis import Diagnosis
     from lvlm_interp.results import Result
 
@@ -89,11 +90,11 @@ def _finite(value: Any) -> Any:
 
 
 def show(result: Result, as_json: bool, title: str) -> None:
-    """A result as a table, or as JSON."""
+    """A result as a table, and what a reader of it must know; or as JSON."""
     if as_json:
         print_json({"answer": title, **result.to_dict()})
         return
-    show_frame(result.to_frame(), title)
+    show_frame(result.to_frame(), title, result.note)
 
 
 class Showing:
@@ -108,9 +109,12 @@ class Showing:
     def __init__(self, as_json: bool, file: Path | None, several: bool) -> None:
         self.as_json, self.file, self.several = as_json, file, several
         self.frames: list[pd.DataFrame] = []
+        self.count = 0
 
-    def __call__(self, result: Result, title: str) -> None:
-        show(result, self.as_json, title)
+    def __call__(self, result: Result, x: Inputs) -> None:
+        self.count += 1
+        number = f"{self.count}. " if self.several else ""
+        show(result, self.as_json, x.answer if self.as_json else f"{number}{x.question}  →  {x.answer}")
         self.keep(result.to_frame() if self.file else None)
 
     def keep(self, frame: pd.DataFrame | None) -> None:
@@ -130,12 +134,14 @@ class Showing:
             save_frame(pd.concat(self.frames, ignore_index=True), self.file)
 
 
-def show_frame(frame: pd.DataFrame, title: str) -> None:
-    """A frame as a table, or several if the terminal is too narrow for one."""
+def show_frame(frame: pd.DataFrame, title: str, note: str = "") -> None:
+    """A frame as a table, or several if the terminal is too narrow for one, and a note on it."""
     from lvlm_interp.report.terminal import frame_tables
 
     console = output()
     console.print(*frame_tables(frame, title, console.width), sep="\n")
+    if note:
+        console.print(Text(printable(note), style="dim"))
 
 
 def show_diagnosis(diagnosis: Diagnosis) -> None:

@@ -69,6 +69,10 @@ class Contrast(Comparable):
         if not bool(((self.hellinger > -ROUNDING) & (self.hellinger < 1 + ROUNDING)).all()):
             raise InputError(f"Hellinger distances are from 0 to 1, got {self.hellinger.tolist()}")
 
+    @property
+    def note(self) -> str:
+        return f"image: {self.without}; with_logit, without_logit and delta in logits"
+
     def to_frame(self) -> pd.DataFrame:
         """One row a token: the numbers above, `classes`, and `example`."""
         numbers = ("with_logit", "without_logit", "delta", "delta_nats", "hellinger", "weights")
@@ -99,6 +103,10 @@ class Contrasts(Result, Mapping[str, Contrast]):
     def __len__(self) -> int:
         return len(self.each)
 
+    @property
+    def note(self) -> str:
+        return "Δ in nats"
+
     def to_frame(self) -> pd.DataFrame:
         """One row for each counterfactual and token."""
         return pd.concat([c.to_frame().assign(without=name) for name, c in self.items()], ignore_index=True)
@@ -114,7 +122,7 @@ class Contrasts(Result, Mapping[str, Contrast]):
 
 @text.register
 def _side_by_side(result: Contrasts) -> str:
-    return f"{heading(result, 'Δ in nats')}\n{table(result.table(), index=True)}"
+    return f"{heading(result)}\n{table(result.table(), index=True)}"
 
 
 def cal_weights(

@@ -109,7 +109,7 @@ def score(
     Args:
         vlm: the model.
         x: one example with an answer.
-        visible: which positions each coalition sees, bool `[coalition, position]`.
+        visible: which positions each coalition sees, bool `[coalition, position]`; or one alone, `[position]`.
         hide_from: `"all"`: a hidden position is seen by nobody; `"text"`: image rows go on seeing every image position,
             and only the other rows lose sight of it.
         progress: show a progress bar.
@@ -125,6 +125,7 @@ def score(
         InputError: there is no answer.
         ModelError: the model gives NaN or infinity.
     """
+    visible = torch.atleast_2d(visible)
     with vlm.visiting(edits) if edits else contextlib.nullcontext():
         return score_answers(vlm, x, visible, [x.answer_ids], hide_from, progress, decoder_inputs)[0]
 

@@ -78,6 +78,11 @@ class DirectAttribution(Result):
     softcap: Float[Tensor, " answer"]
 
     @property
+    def note(self) -> str:
+        less = f", less those of {self.against!r}" if self.against else ""
+        return f"logits{less}; the parts of a row add up to its logit"
+
+    @property
     def total(self) -> Float[Tensor, " answer"]:
         """The sum of all parts; equals `logit`, to the rounding of the model's number type."""
         layers = self.heads.sum(2) + self.mlps + self.biases + self.others

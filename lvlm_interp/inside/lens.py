@@ -127,6 +127,10 @@ class Lens(Comparable):
         note = "likeliest word after each layer (rows), by position (columns)"
         return table_html(frame, caption=note)
 
+    @property
+    def note(self) -> str:
+        return f"likeliest word after each layer, {len(self.tokens)} positions, {len(self.targets)} targets"
+
     def _columns(self) -> Iterator[tuple[str, int]]:
         return zip(self.tokens, self.positions.tolist(), strict=True)
 
@@ -138,8 +142,7 @@ def _grid(result: Lens) -> str:
     frame = pd.DataFrame(rows, index=list(result.layers)[::-1], columns=list(result.tokens))
     if len(result.tokens) > FEW_COLUMNS:
         frame = frame.iloc[:, :FEW_COLUMNS]
-    note = f"likeliest word after each layer, {len(result.tokens)} positions, {len(result.targets)} targets"
-    return f"{heading(result, note)}\n{table(frame.map(repr), index=True)}"
+    return f"{heading(result)}\n{table(frame.map(repr), index=True)}"
 
 
 @explained

@@ -57,6 +57,11 @@ class Features(Result):
         if len(shape) != 3 or shape[:2] != (len(self.rows), len(self.sites)):
             raise InputError(f"features of {len(self.rows)} rows and {len(self.sites)} sites have the shape {shape}")
 
+    @property
+    def note(self) -> str:
+        rows, sites, width = self.values.shape
+        return f"{rows} rows × {sites} sites × {width} numbers"
+
     def to_frame(self) -> pd.DataFrame:
         """`rows`: what each row of the features is of."""
         return self.rows
@@ -71,8 +76,7 @@ class Features(Result):
 
 @text.register
 def _(result: Features) -> str:
-    rows, sites, width = result.values.shape
-    return f"{heading(result, f'{rows} rows × {sites} sites × {width}')}\n{table(result.rows)}"
+    return f"{heading(result)}\n{table(result.rows)}"
 
 
 class ByHead:

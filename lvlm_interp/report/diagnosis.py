@@ -204,6 +204,10 @@ class Diagnosis(Result):
         return tuple(sorted(chosen, key=lambda report: -abs(report.delta_nats)))
 
     @property
+    def note(self) -> str:
+        return "by what the image does to a word"
+
+    @property
     def sentences(self) -> tuple[str, ...]:
         """A sentence for each content word, in order."""
         return tuple(report.sentence for report in self.reports if report.word.is_content)
@@ -212,10 +216,10 @@ class Diagnosis(Result):
         """One row a word.
 
         Columns: `word`; nats of `prior`, each role (`credit[image]`, …) and `total` by `odds`, and by `full` as
-        `full_prior`, …; of the odds
-        once the question is asked `asked_prior` and `asked_image`; `delta_nats`, `with_logprob`, `without_logprob`
-        (sums over its tokens); `class`; `source` (what most of it came from); and of the patch that supports it most
-        `peak_nats` and, in pixels, `peak_left`, `peak_top`, `peak_right`, `peak_bottom`.
+        `full[prior]`, …; of the odds once the question is asked `asked[prior]` and `asked[image]`; `delta_nats`,
+        `with_logprob`, `without_logprob` (sums over its tokens); `class`; `source` (what most of it came from); and of
+        the patch that supports it most `peak_nats` and, in pixels, `peak_left`, `peak_top`, `peak_right`,
+        `peak_bottom`.
         """
         return self.identified(pd.DataFrame([_row(report) for report in self.reports]))
 
@@ -236,7 +240,7 @@ def _told(result: Diagnosis) -> str:
     told = [f"  {signed(report.delta_nats):>5} nats  {report.sentence}" for report in ranked[:FEW_WORDS]]
     asked = f"{result.question}  →  {result.answer}"
     asked = asked if len(asked) <= LONGEST_LINE else asked[: LONGEST_LINE - 1] + "…"
-    return "\n".join([heading(result, "by what the image does to a word"), asked, *told]) + rest
+    return "\n".join([heading(result), asked, *told]) + rest
 
 
 def _records(split: CreditSplit) -> list[dict[str, float]]:
@@ -251,9 +255,9 @@ def _row(report: WordReport) -> dict[str, Any]:
     return {
         "word": report.text,
         **{name if name in ("prior", "total") else f"credit[{name}]": value for name, value in report.odds.items()},
-        **{f"full_{name}": value for name, value in report.full.items()},
-        "asked_prior": report.asked["prior"],
-        "asked_image": report.asked["image"],
+        **{f"full[{name}]": value for name, value in report.full.items()},
+        "asked[prior]": report.asked["prior"],
+        "asked[image]": report.asked["image"],
         "delta_nats": report.delta_nats,
         "with_logprob": report.with_logprob,
         "without_logprob": report.without_logprob,

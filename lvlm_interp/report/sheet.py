@@ -63,7 +63,7 @@ def sheet(diagnosis: Diagnosis, reports: Sequence[WordReport], kind: str = "png"
 
 
 def _map(ax: Axes, patches: PatchMap, report: WordReport, picture: Image.Image, limit: float) -> None:
-    title = f"{lettering.quoted(report.text)}  {signed(report.delta_nats)}"
+    title = f"{lettering.quoted(report.text)}  {signed(report.delta_nats)} nats"
     figures.heatmap(patches, report.index, picture, ax, limit=limit, colorbar=False, title=title)
     ax.set(xticks=[], yticks=[], xlabel="")
 

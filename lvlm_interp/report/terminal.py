@@ -51,7 +51,7 @@ def _cells(report: WordReport) -> list[Text]:
 
 
 def _text(shown: object, style: str = "") -> Text:
-    return Text(printable(shown), style=style)
+    return Text(printable(str(shown).replace("\n", "⏎")), style=style)
 
 
 def frame_tables(frame: pd.DataFrame, title: str, width: int, digits: int = 3) -> Iterator[Table]:
@@ -104,6 +104,8 @@ def _cell(value: object, digits: int) -> Text:
 def notes(diagnosis: Diagnosis) -> Sequence[str]:
     """What a reader of the table must know besides."""
     told = [] if diagnosis.answer_finished else ["The model was cut off before it ended its answer."]
+    if any(report.unlikely for report in diagnosis.reports if report.word.is_content):
+        told.append("–: more speaks against the word than for it, so that there are no shares; see its odds.")
     return [*told, f"No heatmap: {printable(diagnosis.no_map)}."] if diagnosis.no_map else told
 
 

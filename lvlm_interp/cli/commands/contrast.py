@@ -34,5 +34,5 @@ def contrast(
     vlm, examples = asked.open()
     shown = asked.showing(as_json, several=asked.table is not None)
     for x in examples:
-        shown(li.contrast(vlm, x, without, threshold=threshold, edge=edge), x.answer)
+        shown(li.contrast(vlm, x, without, threshold=threshold, edge=edge), x)
     shown.write()

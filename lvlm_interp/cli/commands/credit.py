@@ -48,5 +48,5 @@ def credit(
     among: Any = players or "roles"
     shown = asked.showing(as_json, several=asked.table is not None)
     for x in examples:
-        shown(li.credit(vlm, x, kept, value, against, unit=unit, word=word, players=among), x.answer)
+        shown(li.credit(vlm, x, kept, value, against, unit=unit, word=word, players=among), x)
     shown.write()

@@ -26,5 +26,5 @@ def direct(
     vlm, examples = asked.open()
     shown = asked.showing(as_json, several=asked.table is not None)
     for x in examples:
-        shown(li.direct(vlm, x, target=target, against=against), x.answer)
+        shown(li.direct(vlm, x, target=target, against=against), x)
     shown.write()

@@ -43,7 +43,7 @@ def heatmap(
     if as_json:
         show(patches, True, x.answer)
     else:
-        show_frame(peaks(patches), x.answer)
+        show_frame(peaks(patches), f"{x.question}  →  {x.answer}", patches.note)
         say(out)
 
 

@@ -35,5 +35,5 @@ def lens(
         positions: Any = role or [int(p) - 1 for p in x.answer_positions]
         progress = sys.stderr.isatty() and asked.table is None
         found = li.lens(vlm, x, layer, positions, target=target or (), norm=not raw, progress=progress)
-        shown(found, x.answer)
+        shown(found, x)
     shown.write()
