@@ -42,6 +42,8 @@ def packed(value: Any, path: str, tensors: dict[str, Any]) -> Any:
 
         value = torch.tensor(value[:])  # zarr's are read from disk
     if is_tensor(value):
+        while path in tensors:  # {"a.b": …} and {"a": {"b": …}} stand in one place
+            path += "'"
         tensors[path] = value.detach().cpu().contiguous().clone()  # safetensors refuses memory that is shared
         return {"tensor": path}
     if is_frame(value):

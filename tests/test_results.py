@@ -109,6 +109,12 @@ def test_tensors_are_read_wherever_they_stand(tmp_path):
     assert type(read["a"][1]) is Base and torch.equal(read["a"][1].number, tensor * 2)
 
 
+def test_tensors_whose_names_are_alike_are_kept_apart(tmp_path):
+    value = {"a.b": torch.zeros(1), "a": {"b": torch.ones(1)}, 1: torch.ones(2), "1": torch.zeros(2)}
+    read = saved(value, tmp_path)
+    assert read["a.b"] == 0 and read["a"]["b"] == 1 and read[1].all() and not read["1"].any()
+
+
 @pytest.mark.parametrize("array", [np.arange(6.0).reshape(2, 3), np.array([True, False]), np.array([3], np.int16)])
 def test_arrays_are_read_as_tensors(array, tmp_path):
     read = saved({"a": array}, tmp_path)["a"]

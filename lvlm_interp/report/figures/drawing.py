@@ -249,12 +249,21 @@ def position_ticks(ax: Axes, tokens: Sequence[str]) -> None:
         text = token_text(token, 14)
         names.append((start + (count - 1) / 2, f"{text} × {count}" if count > 1 else text))
         start += count
-    shown = names[:: lettering.step(len(names), ax, "width")]
+    shown = _apart(names, lettering.step(len(tokens), ax, "width"))
     places, labels = map(list, zip(*shown, strict=True))
     ems = 0.65 * (max(map(len, labels)) + 2)
-    flat = lettering.step(len(names), ax, "width", ems) == 1
+    flat = _apart(names, lettering.step(len(tokens), ax, "width", ems)) == names
     how: dict[str, Any] = {} if flat else {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
     ax.set_xticks(places, labels, **how)
+
+
+def _apart(names: Sequence[tuple[float, str]], least: float) -> list[tuple[float, str]]:
+    """The names that stand at least so far from the one before them that is shown."""
+    shown = list(names[:1])
+    for place, name in names[1:]:
+        if place - shown[-1][0] >= least:
+            shown.append((place, name))
+    return shown
 
 
 def layer_ticks(ax: Axes, layers: Sequence[int]) -> None:
