@@ -9,10 +9,11 @@ or from what the language model already knew?
 Names are imported when they are first used, so that `import lvlm_interp` is quick.
 """
 
-from __future__ import annotations
-
 import importlib
-from typing import Any
+
+TYPE_CHECKING = False  # as type checkers know it; `typing` is not imported here, see `__main__`
+if TYPE_CHECKING:
+    from typing import Any
 
 __version__ = "0.1.0"
 
@@ -60,7 +61,7 @@ _ROOMS = ("adapters", "attribution", "counterfactuals", "errors", "inputs", "ref
 __all__ = ["__version__", *_HOMES]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name in _HOMES:
         value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
         globals()[name] = value

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import numbers
+import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -17,6 +18,7 @@ from jaxtyping import AbstractArray
 from lvlm_interp.errors import InputError
 from lvlm_interp.storing import is_frame, is_tensor
 
+SURROGATE = re.compile("[\ud800-\udfff]")
 NUMBERS = {int: numbers.Integral, float: numbers.Real}
 
 
@@ -108,6 +110,8 @@ def _is_a(value: Any, hint: Any, strict: bool) -> bool:
     if hint in (int, float):
         kind = int if hint is int else (int, float)
         return isinstance(value, kind if strict else NUMBERS[hint]) and not (strict and isinstance(value, bool))
+    if strict and isinstance(value, str) and not value.isascii() and SURROGATE.search(value):
+        return False  # no text that can be written
     try:
         if not isinstance(value, hint):
             return False

@@ -152,9 +152,13 @@ class Result:
         if path.suffix.lower() != ENDING:
             raise OutputError(f"results are saved as {ENDING}, which {path} does not end in; to_frame() has tables")
         try:
-            with aside(path.parent) as folder:
+            place = path.resolve()  # behind a link
+            with aside(place.parent) as folder:
+                (folder / WHOLE).touch()
+                mode = (folder / WHOLE).stat().st_mode  # which safetensors does not ask for
                 save_file(tensors, folder / WHOLE, metadata=header)
-                os.replace(folder / WHOLE, path)
+                (folder / WHOLE).chmod(mode)
+                os.replace(folder / WHOLE, place)
         except Exception as error:  # safetensors raises its own kinds for a full disk or a missing folder
             raise OutputError(f"could not write {path}: {error}") from error
         return path

@@ -57,6 +57,8 @@ def emptied(file):
         ("chat_template.jinja", Path.unlink, "chat_template.jinja is missing"),
         ("manifest.json", Path.unlink, "manifest.json, which says what was built, is missing"),
         ("manifest.json", emptied, "manifest.json is not what was built"),
+        ("manifest.json", lambda file: file.write_text("{}"), "manifest.json does not name model.safetensors"),
+        ("chat_template.json", lambda file: file.write_text("{}"), "chat_template.json was not built"),
         ("manifest.json", lambda file: file.write_text("[1]"), "manifest.json is not what was built"),
     ],
 )

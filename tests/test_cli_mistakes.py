@@ -141,7 +141,7 @@ def test_an_error_in_a_table_names_its_row(run, tmp_path, reference, monkeypatch
 
 def test_modules_where_the_user_is_are_not_run(tmp_path):
     """`python -m` puts the working directory in front of everything."""
-    for name in ("typer", "rich", "torch", "random"):
+    for name in ("typer", "rich", "torch", "random", "typing"):
         (tmp_path / f"{name}.py").write_text("import pathlib; pathlib.Path('ran').write_text('')")
     told = {**os.environ, "PYTHONPATH": str(Path(li.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-m", "lvlm_interp", "--version"], cwd=tmp_path, env=told, check=True)

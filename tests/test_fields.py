@@ -89,6 +89,7 @@ WRONG = [
     ("Diagnosis", "words", ("a",), "words"),
     ("Diagnosis", "question", None, "question"),
     ("Diagnosis", "credit", None, "credit"),
+    ("Diagnosis", "question", "a\ud800b", "question"),
 ]
 
 SCRIPT = """

@@ -47,6 +47,13 @@ def test_bad_weights_are_an_error_that_says_where(method):
         METHODS[method](vlm, x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_nothing_is_answered_from_what_is_no_number(dtype):
+    vlm, x = overflowing(dtype)
+    with pytest.raises(ModelError, match="gives NaN or infinity for this example"):
+        vlm.generate(x, 3)
+
+
 def test_bad_pixels_are_named():
     vlm = li.wrap(tiny_llava())
     x = tiny_inputs(vlm)

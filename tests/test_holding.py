@@ -211,13 +211,15 @@ def test_another_thread_is_refused_while_a_user_edits(vlm):
     assert refused and vlm.run(x) is not None
 
 
-@pytest.mark.parametrize("inside", ["run", "score", "generate"])
+@pytest.mark.parametrize("inside", ["run", "score", "generate", "model", "model.generate"])
 def test_an_edit_that_runs_its_model_is_refused(vlm, inside):
     x = tiny_inputs(vlm)
     runs = {
         "run": lambda: vlm.run(x),
         "score": lambda: li.score(vlm, x, x.everything[None]),
         "generate": lambda: vlm.generate(x, 2),
+        "model": lambda: vlm.model(**x.model_inputs),
+        "model.generate": lambda: vlm.model.generate(**x.prompt_inputs(), max_new_tokens=1),
     }
 
     def nested(value):
@@ -226,7 +228,20 @@ def test_an_edit_that_runs_its_model_is_refused(vlm, inside):
 
     with pytest.raises(ModelError, match="an edit or a hook runs the model"):
         vlm.capture(x, SITE, edits={SITE: nested})
+    with pytest.raises(ModelError, match="an edit or a hook runs the model"):
+        li.score(vlm, x, x.everything, edits={SITE: nested})
+    assert not vlm.model._forward_hooks and not vlm.decoder._forward_pre_hooks
     assert vlm.capture(x, SITE)[SITE].shape[0] == 1
+
+
+def test_autocast_is_named(vlm):
+    """It moves every number by what bfloat16 rounds, whatever the model's own type."""
+    x = tiny_inputs(vlm)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = li.contrast(vlm, x)
+    plain = li.contrast(vlm, x)
+    assert not torch.equal(cast.delta, plain.delta) and cast.provenance.edits == ("autocast: torch.bfloat16",)
+    assert plain.provenance.edits == ()
 
 
 # --- generation -------------------------------------------------------------------------------------------------------

@@ -61,6 +61,20 @@ def test_weights_of_another_shape(tmp_path):
         li.load(folder)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"hidden_size": -1}, {"num_hidden_layers": "a"}, {"num_attention_heads": 0}, {"hidden_act": "banana"}],
+    ids=str,
+)
+def test_a_configuration_that_means_nothing(wrong, tmp_path):
+    file = save("llava", tmp_path / "llava") / "config.json"
+    found = json.loads(file.read_text())
+    found["text_config"] |= wrong
+    file.write_text(json.dumps(found))
+    with pytest.raises(ModelError, match="could not open"):
+        li.load(file.parent)
+
+
 def test_a_file_that_was_cut_off(tmp_path):
     file = save("llava", tmp_path / "llava") / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])

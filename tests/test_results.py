@@ -189,6 +189,16 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
     assert load_result(path).number == 1 and os.listdir(tmp_path) == ["r.safetensors"]
 
 
+def test_a_file_is_written_as_others_are(tmp_path):
+    """With the rights that the user gives to new files, and behind a link."""
+    (tmp_path / "plain").touch()
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(tmp_path / "r.safetensors")
+    Deep(1, provenance=about("deep")).save(link)
+    assert link.is_symlink() and load_result(link).number == 1
+    assert (tmp_path / "r.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 @pytest.mark.parametrize("name", ["r.json", "r.png", "r"])
 def test_a_file_is_named_as_what_it_is(name, tmp_path):
     with pytest.raises(OutputError, match=r"saved as \.safetensors"):

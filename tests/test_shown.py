@@ -86,6 +86,12 @@ def test_names_in_complaints_steer_nothing(run, told):
     assert status == 1 and out == "" and not steers(err) and "x1b" in err
 
 
+def test_sentences_steer_no_terminal():
+    one = made()
+    named = dataclasses.replace(one, words=("a\x1b[2Jb", *one.words[1:]))
+    assert any("a\\x1b[2Jb" in text for text in named.sentences) and not any(map(steers, named.sentences))
+
+
 USAGE = ["[/red]\x1b[2J"], ["contrast", "--[/red]\x1b[2J"], ["credit", "--value", "\x1b[/red]"]
 
 

@@ -135,7 +135,7 @@ class CreditSplit(Comparable):
     @property
     def credits(self) -> Float[Tensor, "answer player"]:
         """Shapley value of every player."""
-        return self.values @ shapley_weights(len(self.players)).T
+        return self.values.double() @ shapley_weights(len(self.players)).T
 
     def of(self, name: str) -> Float[Tensor, " answer"]:
         """Credit of one player (or `prior`, `total`); of a role that was split, what its parts have together.

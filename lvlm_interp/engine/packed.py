@@ -169,7 +169,7 @@ class Runner:
             yield
 
     def _called(self, **arguments: Any) -> Any:
-        with self.vlm.held.passing():
+        with self.vlm.held.passing(self.vlm.decoder):
             return self.vlm.decoder(**arguments)
 
     def _whole(self, pack: list[Run]) -> int | None:

@@ -28,6 +28,29 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 Edits = tuple[tuple[Any, Callable[..., Any]], ...]
 """Sites, and what their values pass through."""
 EVERYWHERE = "every module"
+NESTED = (
+    "an edit or a hook runs the model that it is called from: its own pass would be recorded and edited too. Compute what "
+    "it needs before, or let it call a deepcopy of the model"
+)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(module: nn.Module) -> Iterator[None]:
+    """Within the `with` a call of a module inside a call of it is refused, whoever makes it."""
+    inside: list[None] = []
+
+    def enter(module: nn.Module, _: Any) -> None:
+        if inside:
+            raise ModelError(NESTED)
+        inside.append(None)
+
+    def leave(module: nn.Module, _: Any, __: Any) -> None:
+        inside.clear()
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(module.register_forward_pre_hook(enter).remove)
+        stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+        yield
 
 
 class Held:
@@ -74,21 +97,21 @@ class Held:
                     self._identity = None
 
     @contextlib.contextmanager
-    def passing(self) -> Iterator[None]:
-        """Within the `with` a forward pass runs.
+    def passing(self, *modules: nn.Module) -> Iterator[None]:
+        """Within the `with` a forward pass runs, which goes through these modules one call at a time.
 
         Raises:
             ModelError: it would run inside another, from an edit or a hook.
         """
         with self.using():
             if self._passing:
-                raise ModelError(
-                    "an edit or a hook runs the model that it is called from: its own pass would be recorded and "
-                    "edited too. Compute what it needs before, or let it call a deepcopy of the model"
-                )
+                raise ModelError(NESTED)
             self._passing = True
             try:
-                yield
+                with contextlib.ExitStack() as stack:
+                    for module in modules:
+                        stack.enter_context(_one_at_a_time(module))
+                    yield
             finally:
                 self._passing = False
 

@@ -78,9 +78,12 @@ class HookedVLM(Preparing):
 
     @property
     def active_edits(self) -> tuple[str, ...]:
-        """What changes the model's passes now: the sites that are edited, and modules with hooks of others."""
+        """What changes the model's passes now: sites that are edited, modules with hooks of others, `torch.autocast`."""
         edited = (site.name for site, _ in self.held.edited)
-        return (*dict.fromkeys(edited), *(f"hook: {name}" for name in hooks_of_others(self.model.named_modules())))
+        hooks = (f"hook: {name}" for name in hooks_of_others(self.model.named_modules()))
+        kind = self.device.type
+        cast = [f"autocast: {torch.get_autocast_dtype(kind)}"] if torch.is_autocast_enabled(kind) else []
+        return (*dict.fromkeys(edited), *hooks, *cast)
 
     def provenance(
         self, method: str, *examples: Inputs | Batch, seed: int | None = None, **parameters: Any
@@ -113,14 +116,22 @@ class HookedVLM(Preparing):
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is 1 or more, got {max_new_tokens}")
         self._need_evaluation()
-        with self.held.passing(), self._greedily():
-            made = self.model.generate(**x.prompt_inputs(), max_new_tokens=max_new_tokens)
+        with self.held.passing(self.model, self.decoder), self._greedily():
+            made = self.model.generate(
+                **x.prompt_inputs(), max_new_tokens=max_new_tokens, logits_processor=[self._only_numbers]
+            )
         ids = made[0, x.answer_start :].tolist()
         kept = list(itertools.takewhile(lambda i: i not in self.stops(), ids))
         text = "".join(self.token_strings(kept))
         if self.processor is not None:
             text = self.prompter.tokenizer.decode(kept, skip_special_tokens=True)
         return Answer(text.strip(), kept, finished=len(kept) < len(ids))
+
+    def _only_numbers(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """The logits of the next token, which are the model's answer only where they are numbers."""
+        if bool((logits.isnan() | logits.isposinf()).any()):
+            raise ModelError(f"{self.name!r} gives NaN or infinity for this example: li.score says where they begin")
+        return logits
 
     def _need_evaluation(self) -> None:
         if self.model.training:
@@ -154,7 +165,8 @@ class HookedVLM(Preparing):
         """
         self._need_evaluation()
         try:
-            with self.held.passing(), uncompiled(self.model), rescaling(self._recounted(model_inputs)):
+            within = self.held.passing(self.model, self.decoder)
+            with within, uncompiled(self.model), rescaling(self._recounted(model_inputs)):
                 forget(following(self.decoder))
                 return self.model(**model_inputs, use_cache=False).logits
         except (ValueError, RuntimeError) as error:

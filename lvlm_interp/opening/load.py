@@ -100,8 +100,10 @@ def load(
         model, report = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, use_safetensors=True, output_loading_info=True, **common, **options
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(_why_not_opened(shown, str(error).strip(), isinstance(error, SafetensorError))) from error
+    except Exception as error:  # a config that somebody else wrote fails in any way
+        raise ModelError(
+            _why_not_opened(shown, str(error).strip() or type(error).__name__, isinstance(error, SafetensorError))
+        ) from error
     _need_all_weights(shown, report["missing_keys"])
     if device is not None:
         model = moved(model, device, shown)

@@ -44,6 +44,7 @@ from lvlm_interp.reference.sources import cache_directory, lock, reason
 MANIFEST = "manifest.json"
 """In the checkpoint's directory: the SHA-256 of every file that was built."""
 BUILDING = ".building-"
+WEIGHTS = "model.safetensors"
 TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message['role'] + '\\n' -}}
@@ -109,6 +110,10 @@ def damage(folder: Path) -> str | None:
     try:
         listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         expected = {str(name): str(digest) for name, digest in listed.items()}
+        if WEIGHTS not in expected:
+            return f"{MANIFEST} does not name {WEIGHTS}"
+        if strange := set(os.listdir(folder)) - {*expected, MANIFEST}:
+            return f"{min(strange)} was not built"
         for name, digest in expected.items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
@@ -118,7 +123,7 @@ def damage(folder: Path) -> str | None:
         return f"{MANIFEST}, which says what was built, is missing"
     except OSError as error:
         return f"{error.filename} cannot be read ({reason(error)})"
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return f"{MANIFEST} is not what was built"
     return None
 

@@ -24,6 +24,7 @@ from lvlm_interp.inputs.words import Word, split_words
 from lvlm_interp.report.function_words import is_function_word
 from lvlm_interp.report.sentences import dominant, sentence, signed
 from lvlm_interp.results import Result, heading, text
+from lvlm_interp.shown import printable
 
 FEW_WORDS, LONGEST_LINE = 8, 160  # that are printed, and letters of question and answer
 Numbers = Mapping[str, float]
@@ -102,7 +103,7 @@ class WordReport:
     def sentence(self) -> str:
         """Where it came from, in words."""
         peak = None if self.peak is None else (self.peak.box, self.peak.nats)
-        return sentence(self.text, self.credits, self.shares, peak)
+        return printable(sentence(self.text, self.credits, self.shares, peak))
 
     @property
     def likely(self) -> tuple[float, float]:
@@ -150,6 +151,10 @@ class Diagnosis(Result):
             raise InputError(f"credit, contrast and map are of one answer; here they have {sorted(counts)} words")
         if self.patches and self.patches.size != self.image.size:
             raise InputError(f"the map is of a picture of {self.patches.size} pixels, this one has {self.image.size}")
+        if "image" not in self.credit.players:
+            raise InputError(f"the credit of a diagnosis is shared with the image; here it has {self.credit.players}")
+        if self.patches and not bool(self.patches.values.isfinite().all()):
+            raise InputError("the map of a diagnosis holds NaN or infinity")
         if "threshold" not in self.contrast.provenance.parameters:
             raise InputError("the contrast does not say from how many nats on a word counts as correlated")
 

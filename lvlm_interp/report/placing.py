@@ -42,8 +42,8 @@ def check_file(path: str | Path, force: bool = False) -> Path:
     """
     file = Path(path)
     with told("write", file):
-        if file.is_dir():
-            raise OutputError(f"{file} is a directory; give a file")
+        if file.exists() and not file.is_file():
+            raise OutputError(f"{file} is a directory or a device; give a file")
         if os.path.lexists(file) and not force:
             raise OutputError(f"{file} exists; give another file, or --force to replace it")
         if not file.parent.is_dir():
