@@ -65,6 +65,17 @@ def test_a_fingerprint_notices_what_changes_the_model(model, change):
     assert fingerprint(model) != before
 
 
+def test_every_byte_of_a_large_tensor_counts(model):
+    model.big = nn.Linear(256, 256)
+    data = model.big.weight.data.view(-1).view(torch.uint8)
+    drawn = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:40].tolist()
+    places, seen = {0, len(data) - 1, *drawn}, {fingerprint(model)}
+    for place in places:
+        data[place] ^= 1
+        seen.add(fingerprint(model))
+    assert len(seen) == len(places) + 1
+
+
 def test_adapters_are_part_of_a_model(model):
     peft = pytest.importorskip("peft")
     model.add_adapter(peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False, lora_alpha=16))
