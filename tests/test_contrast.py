@@ -224,6 +224,8 @@ def test_several_side_by_side(reference, purple_banana):
     names = ["hidden", "dropped", "blank"]
     several = li.contrast(reference, purple_banana, without=names)
     assert list(several) == names and list(several.table().columns) == names
+    assert [one.without for one in several.values()] == names
+    assert [one.provenance.parameters["without"] for one in several.values()] == names
     alone = li.contrast(reference, purple_banana, without="blank")
     assert torch.equal(several["blank"].delta, alone.delta)
     assert len(several.to_frame()) == 3 * len(purple_banana.answer_tokens)
