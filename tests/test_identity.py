@@ -108,6 +108,14 @@ def test_what_is_known_of_a_model_is_looked_at_again(model, change):
     assert known.fingerprint(model) == fingerprint(model)
 
 
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_an_opened_model_is_looked_at_again_each_time(model, change):
+    vlm = li.wrap(model)
+    before = vlm.identity
+    change(model)
+    assert vlm.identity == vlm.fingerprint != before
+
+
 def test_a_number_written_behind_torch_s_back_is_seen_in_turn(model):
     model.big = nn.Linear(256, 256)
     known = Known()
