@@ -126,6 +126,17 @@ def test_a_number_written_behind_torch_s_back_is_seen_in_turn(model):
         assert seen[-1] == fingerprint(model) != before
 
 
+def test_a_change_that_torch_counts_is_seen_at_once(model):
+    """Though it is of a single number, in no place that is looked at each time."""
+    model.big = nn.Linear(256, 256)
+    known = Known()
+    for _ in range(TURNS):
+        before = known.fingerprint(model)
+        with torch.no_grad():
+            model.big.weight[3, 5] += 1
+        assert known.fingerprint(model) == fingerprint(model) != before
+
+
 def test_a_change_that_fills_a_page_is_seen_at_once(model):
     """Though torch did not count it."""
     model.big = nn.Linear(256, 256)  # sixteen rows fill a page
