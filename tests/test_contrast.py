@@ -43,6 +43,15 @@ def test_delta_is_the_two_pass_computation(vlm):
     assert torch.allclose(found.delta_nats, nats, atol=1e-5)
 
 
+def test_what_is_subtracted_is_of_the_two_passes_too(vlm):
+    x = tiny_inputs(vlm)
+    found, (both, _) = li.contrast(vlm, x), two_passes(vlm, x)
+    told = ((found.with_logit, found.with_logprob), (found.without_logit, found.without_logprob))
+    for logits, numbers in zip(both, told, strict=True):
+        for expected, own in zip((logits, logits.log_softmax(-1)), numbers, strict=True):
+            assert torch.allclose(own, expected.gather(-1, x.answer_ids[:, None])[:, 0], atol=1e-5)
+
+
 def test_small_distances_are_not_lost_to_rounding():
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(8, 50_000, generator=generator) * 3
@@ -218,6 +227,8 @@ def test_several_side_by_side(reference, purple_banana):
     names = ["hidden", "dropped", "blank"]
     several = li.contrast(reference, purple_banana, without=names)
     assert list(several) == names and list(several.table().columns) == names
+    assert [one.without for one in several.values()] == names
+    assert [one.provenance.parameters["without"] for one in several.values()] == names
     alone = li.contrast(reference, purple_banana, without="blank")
     assert torch.equal(several["blank"].delta, alone.delta)
     assert len(several.to_frame()) == 3 * len(purple_banana.answer_tokens)

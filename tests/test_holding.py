@@ -71,6 +71,20 @@ def test_an_edit_by_position_finds_the_position(vlm, way):
     assert not torch.allclose(li.score(vlm, x, visible).logprob, expected, atol=1e-2)
 
 
+@pytest.mark.parametrize("keep_prompt", [False, True])
+def test_an_edit_by_position_finds_it_where_rows_could_be_shared(vlm, keep_prompt):
+    """What coalitions compute alike is computed once without edits, and may be kept from call to call."""
+    x = tiny_inputs(vlm, images=9)
+    visible = torch.stack([x.everything, x.hidden("context"), x.hidden("question")])
+    kept = run_to_decoder(vlm, x, keep_prompt=keep_prompt)
+    plain = li.score(vlm, x, visible, decoder_inputs=kept)
+    assert plain.rows < 2 * x.length  # the control: without edits they are shared
+    found = li.score(vlm, x, visible, decoder_inputs=kept, edits={SITE: shifted})
+    expected = torch.stack([masked(vlm, x, row, shifted) for row in visible])
+    assert torch.allclose(found.logprob, expected, atol=1e-5) and found.rows == len(visible) * (x.length - 1)
+    assert not torch.allclose(plain.logprob, expected, atol=1e-2)
+
+
 def test_image_rows_that_are_hidden_from_all_are_hidden_from_image_rows(vlm):
     """Rows that stay in their places, unseen, are not seen by the rows of the image either."""
     x = tiny_inputs(vlm)

@@ -65,6 +65,17 @@ def test_a_fingerprint_notices_what_changes_the_model(model, change):
     assert fingerprint(model) != before
 
 
+def test_every_byte_of_a_large_tensor_counts(model):
+    model.big = nn.Linear(256, 256)
+    data = model.big.weight.data.view(-1).view(torch.uint8)
+    drawn = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:40].tolist()
+    places, seen = {0, len(data) - 1, *drawn}, {fingerprint(model)}
+    for place in places:
+        data[place] ^= 1
+        seen.add(fingerprint(model))
+    assert len(seen) == len(places) + 1
+
+
 def test_adapters_are_part_of_a_model(model):
     peft = pytest.importorskip("peft")
     model.add_adapter(peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False, lora_alpha=16))
@@ -97,6 +108,14 @@ def test_what_is_known_of_a_model_is_looked_at_again(model, change):
     assert known.fingerprint(model) == fingerprint(model)
 
 
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_an_opened_model_is_looked_at_again_each_time(model, change):
+    vlm = li.wrap(model)
+    before = vlm.identity
+    change(model)
+    assert vlm.identity == vlm.fingerprint != before
+
+
 def test_a_number_written_behind_torch_s_back_is_seen_in_turn(model):
     model.big = nn.Linear(256, 256)
     known = Known()
@@ -105,6 +124,17 @@ def test_a_number_written_behind_torch_s_back_is_seen_in_turn(model):
         model.big.weight.data.view(-1)[at] += 1
         seen = [known.fingerprint(model) for _ in range(TURNS)]
         assert seen[-1] == fingerprint(model) != before
+
+
+def test_a_change_that_torch_counts_is_seen_at_once(model):
+    """Though it is of a single number, in no place that is looked at each time."""
+    model.big = nn.Linear(256, 256)
+    known = Known()
+    for _ in range(TURNS):
+        before = known.fingerprint(model)
+        with torch.no_grad():
+            model.big.weight[3, 5] += 1
+        assert known.fingerprint(model) == fingerprint(model) != before
 
 
 def test_a_change_that_fills_a_page_is_seen_at_once(model):

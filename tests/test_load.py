@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
+import huggingface_hub.constants
 import pytest
 import torch
 import transformers
@@ -39,6 +41,24 @@ def rewritten(folder, change):
     file = folder / "model.safetensors"
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
     return folder
+
+
+# --- which commit it is -----------------------------------------------------------------------------------------------
+
+
+def test_a_model_of_a_hub_says_its_commit(folder, tmp_path, monkeypatch):
+    """From the cache of a hub: the commit that was asked for, or that the branch is at."""
+    kept, commits = tmp_path / "models--own--llava", ("1" * 40, "2" * 40)
+    places = [shutil.copytree(folder, kept / "snapshots" / commit) for commit in commits]
+    rewritten(places[0], lambda weights: {name: weight * 2 for name, weight in weights.items()})
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(commits[1])
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    told = [li.load("own/llava", revision=revision).provenance("none") for revision in (None, "main", *commits)]
+    assert [one.revision for one in told] == [commits[1], commits[1], *commits]
+    assert {one.model for one in told} == {"own/llava"}
+    assert told[0].weights == told[3].weights != told[2].weights
+    assert li.load(folder).provenance("none").revision is None
 
 
 # --- what its files hold ----------------------------------------------------------------------------------------------

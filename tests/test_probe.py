@@ -132,6 +132,13 @@ def test_a_result_is_saved_and_read_back(colors, tmp_path):
         ProbeResult.load(tmp_path / "broken.safetensors")
 
 
+def test_a_result_says_of_which_model_and_seed_it_is():
+    vlm = wrap(tiny_llava())
+    vlm.revision = "abc"
+    about = fit_probes(*labelled(examples=24), folds=2, seed=5, vlm=vlm, **QUICK).provenance
+    assert (about.method, about.seed, about.revision, about.weights) == ("probe", 5, "abc", vlm.fingerprint)
+
+
 def test_a_result_shows_its_numbers(colors):
     _, names, found = colors
     frame = found.to_frame()

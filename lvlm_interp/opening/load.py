@@ -107,8 +107,15 @@ def load(
     _need_all_weights(shown, report["missing_keys"])
     if device is not None:
         model = moved(model, device, shown)
-    commit = revision or getattr(model.config, "_commit_hash", None)
-    return _opened(model, processor, shown, commit)
+    return _opened(model, processor, shown, _commit(path, revision))
+
+
+def _commit(path: str, revision: str | None) -> str | None:
+    """The commit that was opened, that of a branch too, which may move on; of a directory none is known."""
+    from huggingface_hub import try_to_load_from_cache
+
+    kept = None if os.path.isdir(path) else try_to_load_from_cache(path, "config.json", revision=revision)
+    return Path(kept).parent.name if isinstance(kept, str) else revision
 
 
 def _need_all_weights(name: str, missing: Collection[str]) -> None:
