@@ -29,8 +29,8 @@ Edits = tuple[tuple[Any, Callable[..., Any]], ...]
 """Sites, and what their values pass through."""
 EVERYWHERE = "every module"
 NESTED = (
-    "an edit or a hook runs the model that it is called from: its own pass would be recorded and edited too. Compute what "
-    "it needs before, or let it call a deepcopy of the model"
+    "an edit or a hook runs the model that it is called from: its own pass would be recorded and edited too. Compute "
+    "what it needs before, or let it call a deepcopy of the model"
 )
 
 

@@ -78,7 +78,7 @@ class HookedVLM(Preparing):
 
     @property
     def active_edits(self) -> tuple[str, ...]:
-        """What changes the model's passes now: sites that are edited, modules with hooks of others, `torch.autocast`."""
+        """What changes the model's passes now: edited sites, modules with hooks of others, `torch.autocast`."""
         edited = (site.name for site, _ in self.held.edited)
         hooks = (f"hook: {name}" for name in hooks_of_others(self.model.named_modules()))
         kind = self.device.type
