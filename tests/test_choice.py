@@ -211,6 +211,10 @@ def test_without_grad_there_is_no_graph(sdpa):
         (POST, {"layers": 3}, SiteError, "there is no layer 3; these sites have blocks 0 to 2"),
         (POST, {"layers": []}, SiteError, "no layer was asked for"),
         ("ln_final.hook_out", {"layers": 0}, SiteError, "have no layers"),
+        (POST, {"dtype": torch.int8}, InputError, "a torch dtype with a point"),
+        (POST, {"dtype": torch.complex64}, InputError, "a torch dtype with a point"),
+        (POST, {"device": "meta"}, InputError, "'meta' weights hold no numbers"),
+        (POST, {"device": "cuda:97"}, InputError, "no device 'cuda:97' here"),
         (POST, {"layers": 0}, SiteError, r"none of these sites is in layers \[0\]"),
     ],
 )
@@ -219,6 +223,13 @@ def test_what_cannot_be_chosen_is_an_error(sdpa, names, options, error, message)
     with pytest.raises(error, match=message):
         sdpa.capture(tiny_inputs(sdpa), names, **options)
     assert hooks_of(sdpa.model) == before
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.long, torch.Tensor.double, torch.Tensor.bool])
+def test_an_edit_keeps_the_kind_of_numbers(sdpa, change):
+    x = tiny_inputs(sdpa)
+    with pytest.raises(SiteError, match=r"returns the value to go on with, .*float32 cpu; it gave"):
+        sdpa.capture(x, POST, edits={POST: change})
 
 
 def test_roles_that_do_not_occur(sdpa):

@@ -57,7 +57,7 @@ MISTAKES = {
     "visible": (lambda vlm, x: li.score(vlm, x, "all"), r"visible=….* takes Tensor"),
     "site": (lambda vlm, x: vlm.capture(x, 5), r"sites=…"),
     "dtype": (lambda vlm, x: vlm.capture(x, SITE, dtype="fp16"), r"dtype=….* torch.float16"),
-    "device to keep on": (lambda vlm, x: vlm.capture(x, SITE, device="banana"), "no device is called 'banana'"),
+    "device to keep on": (lambda vlm, x: vlm.capture(x, SITE, device="banana"), "no device 'banana' here"),
     "inputs without a row": (lambda vlm, x: vlm.inputs(torch.tensor([1, 2])), r"\[1, T\]; got \[2\]"),
     "edit": (lambda vlm, x: vlm.capture(x, SITE, edits={SITE: 5}), r"edits=…"),
     "edits": (lambda vlm, x: vlm.capture(x, SITE, edits=[SITE]), r"edits=…"),

@@ -18,7 +18,7 @@ from lvlm_interp.engine.masks import LayerKind
 from lvlm_interp.engine.plan import Run, alike, common, fitting, tree
 from lvlm_interp.errors import VisibilityError
 from lvlm_interp.model.compiled import uncompiled
-from lvlm_interp.model.hooks import lengthened, masking, rescaling
+from lvlm_interp.model.hooks import lengthened, masking, passing, rescaling
 from lvlm_interp.model.lengths import following, forget, recounted
 from lvlm_interp.model.vlm import HookedVLM
 
@@ -169,7 +169,7 @@ class Runner:
             yield
 
     def _called(self, **arguments: Any) -> Any:
-        with self.vlm.held.passing(self.vlm.decoder):
+        with passing(self.vlm.model, self.vlm.decoder):
             return self.vlm.decoder(**arguments)
 
     def _whole(self, pack: list[Run]) -> int | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.inputs.batch import Batch
 from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.place import floating, need_device
 from lvlm_interp.model.sites import Site
 
 Reduction = Literal["mean", "last"]
@@ -131,7 +132,7 @@ def choose(
     """The options of a capture, checked against the example and the sites.
 
     Raises:
-        InputError: an unknown reduction, a position out of range, or no position at all.
+        InputError: an unknown reduction, type of numbers or device, a position out of range, or no position at all.
         VisibilityError: an unknown role.
         SiteError: a site that has no heads, or whose positions are not those of the prompt.
     """
@@ -139,6 +140,9 @@ def choose(
         raise InputError(
             f"reduce={reduce!r} is not known; these are: None, {', '.join(map(repr, get_args(Reduction)))}"
         )
+    need_device(device)
+    if dtype is not None:
+        floating(dtype)
     if isinstance(x, Batch) and positions is None and reduce == "mean" and not x.real.all():
         _refuse(sites, lambda name: not _off_the_prompt(name), "would take the padding into the mean")
     if positions is not None:
@@ -152,17 +156,10 @@ def choose(
         None if heads is None else _head_indices([heads] if isinstance(heads, int) else heads),
         reduce,
         dtype,
-        None if device is None else _device(device),
+        None if device is None else torch.device(device),
         grad,
         _attended(x, chosen) if reduce and isinstance(x, Inputs) else None,
     )
-
-
-def _device(device: torch.device | str) -> torch.device:
-    try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"no device is called {device!r}; cpu, cuda and cuda:1 are devices") from error
 
 
 def _attended(x: Inputs, chosen: Int[Tensor, " position"] | None) -> Int[Tensor, " kept"] | None:

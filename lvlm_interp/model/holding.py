@@ -34,25 +34,6 @@ NESTED = (
 )
 
 
-@contextlib.contextmanager
-def _one_at_a_time(module: nn.Module) -> Iterator[None]:
-    """Within the `with` a call of a module inside a call of it is refused, whoever makes it."""
-    inside: list[None] = []
-
-    def enter(module: nn.Module, _: Any) -> None:
-        if inside:
-            raise ModelError(NESTED)
-        inside.append(None)
-
-    def leave(module: nn.Module, _: Any, __: Any) -> None:
-        inside.clear()
-
-    with contextlib.ExitStack() as stack:
-        stack.callback(module.register_forward_pre_hook(enter).remove)
-        stack.callback(module.register_forward_hook(leave, always_call=True).remove)
-        yield
-
-
 class Held:
     """One model's use.
 
@@ -97,8 +78,8 @@ class Held:
                     self._identity = None
 
     @contextlib.contextmanager
-    def passing(self, *modules: nn.Module) -> Iterator[None]:
-        """Within the `with` a forward pass runs, which goes through these modules one call at a time.
+    def passing(self) -> Iterator[None]:
+        """Within the `with` a forward pass runs.
 
         Raises:
             ModelError: it would run inside another, from an edit or a hook.
@@ -108,10 +89,7 @@ class Held:
                 raise ModelError(NESTED)
             self._passing = True
             try:
-                with contextlib.ExitStack() as stack:
-                    for module in modules:
-                        stack.enter_context(_one_at_a_time(module))
-                    yield
+                yield
             finally:
                 self._passing = False
 

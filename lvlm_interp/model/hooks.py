@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from lvlm_interp.errors import SiteError
+from lvlm_interp.errors import ModelError, SiteError
 from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.model.attention import tapped
 from lvlm_interp.model.compiled import uncompiled
-from lvlm_interp.model.holding import Held, held
+from lvlm_interp.model.holding import NESTED, Held, held
 from lvlm_interp.model.norms import NormPart, part_of, rejoined
 from lvlm_interp.model.sites import Site
 from lvlm_interp.model.sums import Seen, follow
@@ -83,10 +83,14 @@ def passed(name: str, visit: Visit, value: Tensor) -> Tensor:
     except Exception as error:
         error.add_note(f"(raised in an edit, or a record, of {name!r})")
         raise
-    if not isinstance(seen, Tensor) or seen.shape != value.shape:
-        found = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
-        raise SiteError(f"an edit of {name!r} returns the value to go on with, {tuple(value.shape)}; it gave {found}")
+    if (found := _kind(seen)) != (expected := _kind(value)):
+        raise SiteError(f"an edit of {name!r} returns the value to go on with, {expected}; it gave {found}")
     return seen
+
+
+def _kind(value: object) -> str:
+    """What of a value the layers behind it count on."""
+    return f"{tuple(value.shape)} {value.dtype} {value.device}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _as_positions(visit: Visit, part: str) -> Visit:
@@ -303,4 +307,36 @@ def masking(masks: Mapping[nn.Module, Tensor]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for module in masks:
             stack.callback(module.register_forward_pre_hook(replace, with_kwargs=True).remove)
+        yield
+
+
+@contextlib.contextmanager
+def passing(model: nn.Module, *modules: nn.Module) -> Iterator[None]:
+    """Within the `with` a pass of a model runs, which goes through these modules one call at a time.
+
+    Raises:
+        ModelError: it would run inside another, or another inside it, whoever begins that.
+    """
+    with held(model).passing(), contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(_one_at_a_time(module))
+        yield
+
+
+@contextlib.contextmanager
+def _one_at_a_time(module: nn.Module) -> Iterator[None]:
+    """Within the `with` a call of a module inside a call of it is refused."""
+    inside: list[nn.Module] = []
+
+    def enter(module: nn.Module, _: Any) -> None:
+        if inside:
+            raise ModelError(NESTED)
+        inside.append(module)
+
+    def leave(module: nn.Module, _: Any, __: Any) -> None:
+        inside.clear()
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(module.register_forward_pre_hook(enter).remove)
+        stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         yield

@@ -23,7 +23,7 @@ from lvlm_interp.model.capture import Capture, Edit, recording
 from lvlm_interp.model.choice import Choice, Positions, Reduction, choose, depths_of, in_layers
 from lvlm_interp.model.compiled import uncompiled
 from lvlm_interp.model.holding import Held, held, hooks_of_others
-from lvlm_interp.model.hooks import rescaling, visiting
+from lvlm_interp.model.hooks import passing, rescaling, visiting
 from lvlm_interp.model.identity import fingerprint
 from lvlm_interp.model.lengths import following, forget, recounted
 from lvlm_interp.model.preparing import Preparing
@@ -116,7 +116,7 @@ class HookedVLM(Preparing):
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is 1 or more, got {max_new_tokens}")
         self._need_evaluation()
-        with self.held.passing(self.model, self.decoder), self._greedily():
+        with passing(self.model, self.model, self.decoder), self._greedily():
             made = self.model.generate(
                 **x.prompt_inputs(), max_new_tokens=max_new_tokens, logits_processor=[self._only_numbers]
             )
@@ -165,7 +165,7 @@ class HookedVLM(Preparing):
         """
         self._need_evaluation()
         try:
-            within = self.held.passing(self.model, self.decoder)
+            within = passing(self.model, self.model, self.decoder)
             with within, uncompiled(self.model), rescaling(self._recounted(model_inputs)):
                 forget(following(self.decoder))
                 return self.model(**model_inputs, use_cache=False).logits

@@ -19,9 +19,9 @@ from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.compiled import original
+from lvlm_interp.model.place import floating, moved, need_device
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.opening.conformance import check, check_at_load
-from lvlm_interp.opening.place import floating, moved, need_device
 
 REFERENCE = "reference"
 INSTALLED = {  # packages that some processors need, and how to get them
