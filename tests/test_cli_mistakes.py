@@ -146,3 +146,11 @@ def test_modules_where_the_user_is_are_not_run(tmp_path):
     told = {**os.environ, "PYTHONPATH": str(Path(li.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-m", "lvlm_interp", "--version"], cwd=tmp_path, env=told, check=True)
     assert done.returncode == 0 and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_a_full_standard_output_is_an_error():
+    with open("/dev/full", "w") as full:
+        told = [sys.executable, "-m", "lvlm_interp", "--version"]
+        done = subprocess.run(told, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and one_line(done.stderr) and "No space left" in done.stderr

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import pkgutil
 import sys
 from typing import Annotated, Any, NoReturn
@@ -38,18 +39,28 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter of an answer shows "?"
     try:
-        app()
-        code: Any = 0
-    except SystemExit as end:
-        code = end.code
+        code: Any = _run()
     except KeyboardInterrupt:
         code = INTERRUPTED
     except LvlmInterpError as error:
         complain(f"error: {' '.join(str(error).split())}")
         code = 1
+    except OSError as error:  # a full disk behind standard output, say
+        complain(f"error: {error}")
+        sys.stdout, code = open(os.devnull, "w"), 1  # what is left in it is not written at the end either
     if code == INTERRUPTED:
         complain("interrupted")
     sys.exit(code)
+
+
+def _run() -> Any:
+    """The status; all that was printed has been written."""
+    try:
+        app()
+    except SystemExit as end:
+        sys.stdout.flush()
+        return end.code
+    return 0
 
 
 def _version(asked: bool | None) -> None:
