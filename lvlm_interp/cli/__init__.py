@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import os
 import pkgutil
 import sys
 from typing import Annotated, Any, NoReturn
@@ -47,7 +46,7 @@ def main() -> NoReturn:
         code = 1
     except OSError as error:  # a full disk behind standard output, say
         complain(f"error: {error}")
-        sys.stdout, code = open(os.devnull, "w"), 1  # what is left in it is not written at the end either
+        sys.stdout, code = io.StringIO(), 1  # what is left in it is not written at the end either
     if code == INTERRUPTED:
         complain("interrupted")
     sys.exit(code)
