@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -31,17 +32,22 @@ from tqdm.auto import tqdm
 from lvlm_interp.engine.decoder import ROOM, DecoderInputs, made_of, run_to_decoder, standing
 from lvlm_interp.engine.packed import planned
 from lvlm_interp.engine.plan import sequences_of
-from lvlm_interp.errors import InputError, VisibilityError
+from lvlm_interp.errors import InputError, LvlmInterpWarning, VisibilityError
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.capture import Edit
 from lvlm_interp.model.finite import need_finite
 from lvlm_interp.model.holding import in_one_go
+from lvlm_interp.model.quantised import ADVICE, mixing
 from lvlm_interp.model.readout import Readout
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
 
 HideFrom = Literal["all", "text"]
+SIDE_BY_SIDE = (
+    "computes a row by what stands beside it: each coalition runs alone, with all rows in their places, as one masked "
+    "pass, and what is hidden still takes part in how the others are rounded"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,9 +170,12 @@ def score_answers(
             score_answers(vlm, x, visible, [ids], hide_from, progress, decoder_inputs, [n])[0]
             for ids, n in zip(answers, reads or map(len, answers), strict=True)
         ]
-    edited = standing(vlm)
+    mixed = mixing(vlm.decoder, vlm.model.dtype)
+    edited = standing(vlm) + ([mixed] if mixed else [])
     if edited:
-        within = _standing(within, edited, visible)
+        within = _standing(within, edited, visible, bool(mixed))
+    if mixed:
+        warnings.warn(f"{mixed} {SIDE_BY_SIDE}. {ADVICE}", LvlmInterpWarning, stacklevel=2)
     decoder_inputs, paths = _with_answers(vlm, within, start, answers)
     ends = [ids[-n:] for ids, n in zip(answers, reads or map(len, answers), strict=True)]
     seen = visible[:, :start] & x.model_inputs["attention_mask"][:, :start].bool().cpu()
@@ -194,7 +203,7 @@ def score_answers(
     return scores
 
 
-def _standing(inputs: DecoderInputs, edited: Sequence[str], visible: Tensor) -> DecoderInputs:
+def _standing(inputs: DecoderInputs, edited: Sequence[str], visible: Tensor, mixing: bool) -> DecoderInputs:
     """The same for rows that stay in their places.
 
     Raises:
@@ -202,10 +211,12 @@ def _standing(inputs: DecoderInputs, edited: Sequence[str], visible: Tensor) -> 
     """
     if inputs.sight.recurrent and not visible.all():
         raise VisibilityError(
-            f"{edited[0]!r} is edited or hooked, and layers of this model hand a state from row to row: what is hidden "
-            "is passed over there, so that rows would not stand where the edit looks for them"
+            f"{edited[0]!r} is edited or hooked, or computes rows by each other, and layers of this model hand a state "
+            "from row to row: what is hidden is passed over there, so that rows would not stand where they are sought"
         )
-    return dataclasses.replace(inputs, sight=dataclasses.replace(inputs.sight, whole=True, standing=True))
+    return dataclasses.replace(
+        inputs, sight=dataclasses.replace(inputs.sight, whole=True, standing=True, mixing=mixing)
+    )
 
 
 def _check(x: Inputs, visible: Tensor, hide_from: str) -> None:
@@ -233,13 +244,13 @@ def _with_answers(
     """The rows of the prompt, then those of the answers, and which of them each answer is.
 
     A row stands for a token after certain other tokens: answers that begin alike share rows. The last token of an
-    answer has none, since what it predicts is not scored.
+    answer has none, since what it predicts is not scored; unless rows are computed by each other.
     """
     nodes: dict[tuple[int, int], int] = {}  # (row before, token) → row
     paths, tokens, steps = [], [], []
     for answer in answers:
         path, row = [], start - 1
-        for step, token in enumerate(answer.tolist()[:-1], 1):
+        for step, token in enumerate(answer.tolist()[: None if decoder_inputs.sight.mixing else -1], 1):
             if (row, token) not in nodes:
                 nodes[row, token] = start + len(nodes)
                 tokens.append(token)

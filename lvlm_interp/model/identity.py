@@ -9,7 +9,7 @@ all tensors, another one each time.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -50,8 +50,8 @@ def fingerprint(model: PreTrainedModel, content: Content | None = None) -> str:
     for path, module in as_written(model):
         digest.update(f"{path}{_settings(module)}".encode())
         for name, tensor in _own(module):
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            for part in _parts(tensor):
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{_scheme(tensor)}".encode())
+            for part in _each_once((*parts_of(tensor), *_moved(module, name))):
                 digest.update(content(part))
     return digest.hexdigest()
 
@@ -75,7 +75,7 @@ class Known:
     @staticmethod
     def changes(model: PreTrainedModel) -> list[tuple[int, int]]:
         """Where tensors are and how often torch counted a change: quicker still."""
-        held = (tensor for module in model.modules() for _, tensor in _own(module))
+        held = (part for module in model.modules() for _, tensor in _own(module) for part in parts_of(tensor))
         return [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in held]
 
     def _content(self, tensor: Tensor, before: dict[int, tuple[Any, bytes, bytes]]) -> bytes:
@@ -110,7 +110,8 @@ def _points(config: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, fl
 def _settings(module: nn.Module) -> list[tuple[str, Any]]:
     """The numbers that a module holds beside tensors and modules, and its switches."""
     mine = ((k, v) for k, v in vars(module).items() if k not in LEFT_OUT)
-    return sorted((k, v) for k, v in mine if k in SWITCHES or (k[0] != "_" and _is_number(v)))
+    kept = [(k, v) for k, v in mine if k in SWITCHES or (k[0] != "_" and _is_number(v))]
+    return sorted(kept + [("threshold", state.threshold) for state in _states(module)])
 
 
 def _is_number(value: Any) -> bool:
@@ -131,18 +132,42 @@ def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, fetched(module, ORIGINAL if follows and name == LENGTHENED else name)
 
 
-def _parts(value: Any) -> Iterator[Tensor]:
+def parts_of(value: Any) -> Iterator[Tensor]:
     """The plain tensors that a tensor is made of: a quantised one has scales, a sharded one a shard."""
     if isinstance(value, (list, tuple)):
         for one in value:
-            yield from _parts(one)
+            yield from parts_of(one)
     elif hasattr(value, "__tensor_flatten__"):
-        yield from _parts([getattr(value, name) for name in value.__tensor_flatten__()[0]])
+        yield from parts_of([getattr(value, name) for name in value.__tensor_flatten__()[0]])
     elif isinstance(value, Tensor):
         yield value
-        yield from _parts(list(getattr(value, "__dict__", {}).values()))
+        yield from parts_of(list(getattr(value, "__dict__", {}).values()))
     elif hasattr(value, "absmax"):  # how bitsandbytes says what the bytes of a 4-bit weight stand for
-        yield from _parts(list(vars(value).values()))
+        yield from parts_of(list(vars(value).values()))
+
+
+def _scheme(tensor: Tensor) -> str:
+    """What a weight of a type of its own says of how it is used (its blocks, how activations are rounded)."""
+    about = tensor.__tensor_flatten__()[1] if hasattr(tensor, "__tensor_flatten__") else None
+    said = about if isinstance(about, Mapping) else {}
+    return "".join(f"{k}{v}" for k, v in said.items() if not isinstance(v, torch.device) and " at 0x" not in f"{v}")
+
+
+def _each_once(parts: Iterable[Tensor]) -> list[Tensor]:
+    """Without those that are the same numbers in the same memory."""
+    found: dict[tuple[int, int], Tensor] = {}
+    for part in parts:
+        found.setdefault((part.data_ptr(), part.nbytes), part)
+    return list(found.values())
+
+
+def _states(module: nn.Module) -> Iterator[Any]:
+    """Where bitsandbytes keeps the scales of 8-bit weights from a layer's first pass on, and its threshold."""
+    return (value for value in vars(module).values() if hasattr(value, "SCB"))
+
+
+def _moved(module: nn.Module, name: str) -> Iterator[Tensor]:
+    return parts_of([state.SCB for state in _states(module)] if name == "weight" else [])
 
 
 def content_of(tensor: Tensor) -> bytes:

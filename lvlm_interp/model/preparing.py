@@ -27,6 +27,7 @@ from lvlm_interp.inputs.spelling import LOST, Decode, spelled
 from lvlm_interp.inputs.view import ImageView, Shown
 from lvlm_interp.model.anatomy import Anatomy
 from lvlm_interp.model.limits import warn_if_longer
+from lvlm_interp.model.quantised import ADVICE, mixing
 from lvlm_interp.model.views import find_views, shown_in
 
 if TYPE_CHECKING:
@@ -274,6 +275,8 @@ class Preparing(Anatomy):
         """Why examples of these lengths cannot stand in one batch; empty if they can."""
         if self.family.alone:
             return self.family.alone
+        if mixed := mixing(self.model, self.model.dtype):
+            return f"{mixed} computes a row by what stands beside it. {ADVICE}"
         most = max(lengths)
         if min(lengths) < most and (limit := counts_rows(self.model.config.get_text_config())) < most:
             return (

@@ -27,6 +27,7 @@ from lvlm_interp.model.hooks import passing, rescaling, visiting
 from lvlm_interp.model.identity import fingerprint
 from lvlm_interp.model.lengths import following, forget, recounted
 from lvlm_interp.model.preparing import Preparing
+from lvlm_interp.model.quantised import need_gradients
 from lvlm_interp.model.sites import Site, match
 from lvlm_interp.results import Provenance
 
@@ -267,12 +268,15 @@ class HookedVLM(Preparing):
                 edit that returns no tensor of the value's shape.
             InputError: positions out of range, an unknown reduction, or image tokens that do not match the image.
             VisibilityError: an unknown role.
+            ModelError: gradients of a quantised model whose layers hand none on.
         """
         chosen = match(self.sites, sites, self.missing)
         if layers is not None:
             chosen = in_layers(chosen, depths_of(self.sites.values()), layers)
         choice = choose(x, chosen, positions, heads, reduce, dtype, device, grad)
         changes = self._edits(edits or {})
+        if grad:
+            need_gradients(self.model, self.model.dtype)
         with (
             self.held.editing(changes),
             torch.inference_mode(False),

@@ -31,11 +31,12 @@ from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.attention import implementation, implementations
 from lvlm_interp.model.capture import recording
 from lvlm_interp.model.choice import Choice
+from lvlm_interp.model.quantised import ADVICE, mixing
 from lvlm_interp.model.sites import Site, reads_z
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.opening.additions import gaps
 from lvlm_interp.opening.masked import masked
-from lvlm_interp.opening.rounding import HALF, MOST, Allowed, allowed, apart, float_error, kept, size, visited
+from lvlm_interp.opening.rounding import HALF, MOST, Allowed, allowed, apart, coarse, float_error, kept, size, visited
 from lvlm_interp.storing import storable
 
 VISIBLE_CHANGE = 1e-3  # logits by which other pixels must change an answer that sees them
@@ -96,7 +97,7 @@ def difference(vlm: HookedVLM, x: Inputs, plain: Tensor) -> tuple[float, Allowed
     captured = _captured(vlm, x)
     gap = apart(plain, captured)
     rounding = allowed(vlm, lambda: vlm.run(x), plain, gap)
-    if vlm.model.dtype in HALF and gap <= rounding.explained:
+    if coarse(vlm) and gap <= rounding.explained:
         with implementation(vlm.model, "eager"):
             gap = min(gap, apart(vlm.run(x), captured))
     return gap, rounding
@@ -114,10 +115,11 @@ def leak(vlm: HookedVLM, x: Inputs) -> Checked:
         [_scored(vlm, y, visible) for visible in (y.hidden("image"), y.everything)] for y in (x, other)
     )
     gap, control = apart(hidden, hidden_other), apart(seen, seen_other)
-    ok = gap == 0 and control > VISIBLE_CHANGE
+    ok, mixed = gap == 0 and control > VISIBLE_CHANGE, mixing(vlm.decoder, vlm.model.dtype)
     detail = f"other pixels change the answer's logits by {gap:.1e} hidden (0 expected) and by {control:.1e} seen"
     advice = (
-        "The image reaches the answer past the mask; the family needs another way to hide it."
+        (mixed and f"{mixed} computes a row by what stands beside it, hidden or not. {ADVICE}.")
+        or "The image reaches the answer past the mask; the family needs another way to hide it."
         if gap
         else "Other pixels make no difference at all: is the image used? (untrained gates, pixels that are dropped)"
     )

@@ -13,6 +13,8 @@ from lvlm_interp.errors import InputError, LvlmInterpError, ModelError
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs, Role
 from lvlm_interp.model.holding import in_one_go
+from lvlm_interp.model.identity import parts_of
+from lvlm_interp.model.quantised import settle
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.model.weights import all_fetched
 from lvlm_interp.opening.checks import CHECKS, Checked, difference, with_some_answer
@@ -121,13 +123,12 @@ def check_at_load(vlm: HookedVLM) -> None:
     Raises:
         ModelError: what does not hold.
     """
-    # A finite sum has finite terms, and is quick; the rest is looked at term by term.
     weights = all_fetched(vlm.model, [name for name, _ in vlm.model.named_parameters()])
     nowhere, bad = [], []
     for name, weight in weights:
         if weight.is_meta:
             nowhere.append(name)
-        elif not weight.sum().isfinite() and not weight.isfinite().all():
+        elif not all(map(_is_finite, parts_of(weight))):
             bad.append(name)
     if nowhere:
         raise ModelError(
@@ -140,6 +141,7 @@ def check_at_load(vlm: HookedVLM) -> None:
         )
     if not any(name.startswith("blocks.") for name in vlm.sites):
         raise ModelError(f"no site was found in the decoder of {vlm.name!r} ({type(vlm.decoder).__name__})")
+    settle(vlm.model, vlm.model.dtype)
     words = _words(vlm)
     try:
         plain = vlm.run(words)
@@ -156,6 +158,14 @@ def check_at_load(vlm: HookedVLM) -> None:
             f"(limit {rounding.limit:.1e}{rounding.note}). "
             "Its attention does not go by transformers' AttentionInterface in the way that is read here."
         )
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    """A finite sum has finite terms, and is quick; the rest is looked at term by term."""
+    if not weight.is_floating_point():
+        return True
+    weight = weight.float() if weight.dtype.itemsize == 1 else weight  # torch sums no floats of 8 bits
+    return bool(weight.sum().isfinite() or weight.isfinite().all())
 
 
 def _words(vlm: HookedVLM) -> Inputs:

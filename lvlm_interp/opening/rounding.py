@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lvlm_interp.errors import SiteError
 from lvlm_interp.model.attention import implementation
+from lvlm_interp.model.quantised import stored_otherwise
 from lvlm_interp.model.vlm import HookedVLM
 
 HALF = (torch.bfloat16, torch.float16)
@@ -57,6 +58,11 @@ def size(logits: Tensor) -> float:
     return max(1.0, float(said.float().abs().max()))
 
 
+def coarse(vlm: HookedVLM) -> bool:
+    """Whether much may be rounding: numbers of half precision, or layers that may round what they read to 8 bits."""
+    return vlm.model.dtype in HALF or any(stored_otherwise(vlm.model))
+
+
 def float_error(vlm: HookedVLM, logits: Tensor) -> float:
     """Float error that is to be expected of logits of this size, in the type that the model computes in."""
     dtype = vlm.model.dtype  # some turn their logits into float32 at last
@@ -70,7 +76,7 @@ def allowed(vlm: HookedVLM, run: Callable[[], Tensor], logits: Tensor, found: fl
         return Allowed(expected, expected)
     moved = apart(visited(vlm, run, _moving(), MOVED), visited(vlm, run, kept, MOVED))
     explained = max(expected, SLACK * moved)  # in this order: what is not a number explains nothing
-    most = (MOST_IN_HALF if vlm.model.dtype in HALF else MOST) * size(logits)
+    most = (MOST_IN_HALF if coarse(vlm) else MOST) * size(logits)
     with implementation(vlm.model, "eager"):
         kernels = apart(run(), logits)
     note = f"; one unit in the last place, layer by layer, makes {moved:.1e}, transformers' eager kernel {kernels:.1e}"

@@ -1,0 +1,87 @@
+"""Layers of quantised models: when they have their last form, and whether their rows are independent.
+
+Some take that form at their first pass: bitsandbytes moves scales from the weight to the layer, and packs four bits for
+the processor that it finds. And some compute a row by what stands beside it: LLM.int8() leaves the columns unrounded in
+which any row of the pass has a large number (Dettmers et al. 2022). There rows cannot be packed, and none left out.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from lvlm_interp.errors import ModelError
+from lvlm_interp.model.weights import sizes_of
+
+MIXED = 1e-4  # of the largest number: what another row may change where rows are independent; in fact, nothing
+LARGE = 100.0  # beside numbers up to 1
+ADVICE = "Rows are independent with llm_int8_threshold=0.0 in bitsandbytes, or another scheme that rounds weights only"
+
+
+def stored_otherwise(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The linear maps of a model that keep something else than plain numbers with a point."""
+    return ((name, module) for name, module in model.named_modules() if sizes_of(module) and _packs(module))
+
+
+def _packs(module: nn.Module) -> bool:
+    held = itertools.chain(module.parameters(), module.buffers())
+    return any(type(one.data) is not Tensor or not one.is_floating_point() for one in held)
+
+
+@torch.no_grad()
+def settle(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let each such layer compute a row, so that what a model is does not change with its first picture."""
+    for _, module in stored_otherwise(model):
+        module.forward(_row(module, dtype))
+
+
+@torch.no_grad()
+def mixing(model: nn.Module, dtype: torch.dtype) -> str:
+    """Which layer computes a row by what stands beside it; empty if none does. One layer of each kind is asked."""
+    found = (f"{name} ({type(m).__name__})" for name, m in _one_of_each(model) if _mixes(m, dtype))
+    return next(found, "")
+
+
+def need_gradients(model: nn.Module, dtype: torch.dtype) -> None:
+    """Raise unless such layers hand gradients on.
+
+    Raises:
+        ModelError: names one that does not.
+    """
+    for name, module in _one_of_each(model):
+        if not _hands_on(module, dtype):
+            raise ModelError(
+                f"grad=True needs layers that hand gradients on, and {name} ({type(module).__name__}) does not "
+                "(4 bits packed for a CPU, activations rounded to integers). Open it unquantised, or with 8-bit weights"
+            )
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _hands_on(module: nn.Module, dtype: torch.dtype) -> bool:
+    row = _row(module, dtype).requires_grad_()
+    try:
+        given = module.forward(row)
+        return given.requires_grad and torch.autograd.grad(given.sum(), row, allow_unused=True)[0] is not None
+    except RuntimeError:
+        return False
+
+
+def _one_of_each(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    kinds = {(type(m), type(getattr(m, "weight", None))): (name, m) for name, m in stored_otherwise(model)}
+    return kinds.values()
+
+
+def _mixes(module: nn.Module, dtype: torch.dtype) -> bool:
+    row = _row(module, dtype)
+    beside = [module.forward(torch.cat([row, other]))[0].float() for other in (row, LARGE * torch.ones_like(row))]
+    return float((beside[0] - beside[1]).abs().max()) > MIXED * max(1e-6, float(beside[0].abs().max()))
+
+
+def _row(module: nn.Module, dtype: torch.dtype) -> Tensor:
+    device = next((weight.device for weight in module.parameters() if not weight.is_meta), None)
+    width = sizes_of(module)[0]  # type: ignore[index]
+    return torch.rand(1, width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
