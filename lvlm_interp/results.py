@@ -27,7 +27,7 @@ R = TypeVar("R", bound="Result")
 MOST_ROWS = 40  # of a table in a notebook; it shows the first and the last of more
 FEW_ROWS, LINE = 12, 100  # of a table that is printed, and letters in its lines
 PACKAGES = ("lvlm-interp", "torch", "transformers", "numpy")
-LAYOUT = "2"  # of files
+LAYOUT = "3"  # of files
 WHOLE = "result"  # how a file is called until it is
 NOTHING = "no tensors"
 ENDING = ".safetensors"
@@ -148,6 +148,7 @@ class Result:
         tensors: dict[str, Any] = {}
         header = {"result": type(self).__name__, "layout": LAYOUT, "value": json.dumps(packed(self, "", tensors))}
         tensors = tensors or {NOTHING: torch.zeros(1)}  # safetensors before 0.5 cannot read a file without any
+        header["digest"] = _digest(header, tensors)
         path = Path(path)
         if path.suffix.lower() != ENDING:
             raise OutputError(f"results are saved as {ENDING}, which {path} does not end in; to_frame() has tables")
@@ -176,6 +177,8 @@ class Result:
             raise OutputError(f"{path} holds a {header.get('result', 'file of another kind')}, not a {cls.__name__}")
         if header.get("layout") != LAYOUT:
             raise OutputError(f"{path} was written by another version of lvlm_interp; compute it again")
+        if header.get("digest") != _digest(header, tensors):
+            raise OutputError(f"{path} is damaged: it does not hold what was written")
         try:
             result = unpacked(json.loads(header["value"]), tensors)
             if type(result) is not kind:
@@ -183,6 +186,18 @@ class Result:
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise OutputError(f"{path} is damaged: {type(error).__name__} {error}") from error
         return result
+
+
+def _digest(header: Mapping[str, str], tensors: Mapping[str, Any]) -> str:
+    """Notices a bit that a disk or a transfer turned; it is no seal against anybody."""
+    import torch
+    import xxhash
+
+    found = xxhash.xxh3_128(header.get("value", "").encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        found.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Any]]:

@@ -159,10 +159,11 @@ def test_a_loaded_conformance_knows_whether_it_is_ok(tmp_path):
 
 
 def damaged(path, **changes):
-    """The same file with another header."""
+    """The same file with another header, as somebody may have written it."""
     with safe_open(str(path), "pt") as file:
         header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    save_file({k: v for k, v in tensors.items() if changes.get("without") != k}, path, {**header, **changes})
+    header, kept = {**header, **changes}, {k: v for k, v in tensors.items() if changes.get("without") != k}
+    save_file(kept, path, {**header, "digest": results._digest(header, kept)})
 
 
 @pytest.mark.parametrize(
@@ -177,6 +178,16 @@ def damaged(path, **changes):
 def test_a_damaged_file_says_so(changes, tmp_path):
     path = Deep(torch.ones(2), provenance=about("deep")).save(tmp_path / "r.safetensors")
     damaged(path, **changes)
+    with pytest.raises(OutputError, match=r"r\.safetensors"):
+        load_result(path)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_a_bit_that_turned_is_noticed(share, tmp_path):
+    path = made().save(tmp_path / "r.safetensors")
+    whole = path.read_bytes()
+    at = int(share * len(whole))
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     with pytest.raises(OutputError, match=r"r\.safetensors"):
         load_result(path)
 
