@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import lvlm_interp as li
+from lvlm_interp import results
 from lvlm_interp.counterfactuals.contrast import Contrasts
 from lvlm_interp.errors import InputError, ModelError, OutputError
 from lvlm_interp.inputs.example import named_by
