@@ -159,7 +159,8 @@ def equal(one: Any, other: Any) -> bool:
     if is_frame(one) and is_frame(other):
         return bool(one.equals(other))
     if dataclasses.is_dataclass(one) and type(one) is type(other):
-        return all(equal(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(one))
+        names = (f.name for f in dataclasses.fields(one) if f.name not in getattr(one, "unsaved", ()))
+        return all(equal(getattr(one, name), getattr(other, name)) for name in names)
     if isinstance(one, (list, tuple)) and type(one) is type(other):
         return len(one) == len(other) and all(map(equal, one, other))
     if isinstance(one, Mapping) and isinstance(other, Mapping):

@@ -145,14 +145,15 @@ class Result:
         import torch
         from safetensors.torch import save_file
 
-        tensors: dict[str, Any] = {}
-        header = {"result": type(self).__name__, "layout": LAYOUT, "value": json.dumps(packed(self, "", tensors))}
-        tensors = tensors or {NOTHING: torch.zeros(1)}  # safetensors before 0.5 cannot read a file without any
-        header["digest"] = _digest(header, tensors)
         path = Path(path)
         if path.suffix.lower() != ENDING:
             raise OutputError(f"results are saved as {ENDING}, which {path} does not end in; to_frame() has tables")
+        tensors: dict[str, Any] = {}
+        header = {"result": type(self).__name__, "layout": LAYOUT}
         try:
+            header["value"] = json.dumps(packed(self, "", tensors))
+            tensors = tensors or {NOTHING: torch.zeros(1)}  # safetensors before 0.5 cannot read a file without any
+            header["digest"] = _digest(header, tensors)
             place = path.resolve()  # behind a link
             with aside(place.parent) as folder:
                 (folder / WHOLE).touch()

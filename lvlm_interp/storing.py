@@ -52,7 +52,7 @@ def packed(value: Any, path: str, tensors: dict[str, Any]) -> Any:
         names = [f.name for f in dataclasses.fields(value) if f.name not in getattr(value, "unsaved", ())]
         return {"kind": type(value).__name__, "fields": _named(((n, getattr(value, n)) for n in names), path, tensors)}
     if isinstance(value, Mapping):
-        return {"mapping": [[scalar(k), packed(v, f"{path}.{k}", tensors)] for k, v in value.items()]}
+        return {"mapping": [[_key(k, value), packed(v, f"{path}.{k}", tensors)] for k, v in value.items()]}
     if isinstance(value, (list, tuple, set, frozenset)):
         each = [packed(one, f"{path}.{n}", tensors) for n, one in enumerate(value)]
         return {"list": each} if isinstance(value, list) else each
@@ -61,6 +61,18 @@ def packed(value: Any, path: str, tensors: dict[str, Any]) -> Any:
 
 def _named(fields: Iterable[tuple[str, Any]], path: str, tensors: dict[str, Any]) -> dict[str, Any]:
     return {name: packed(value, f"{path}.{name}" if path else name, tensors) for name, value in fields}
+
+
+def _key(key: Any, mapping: Mapping[Any, Any]) -> Any:
+    """A key as it is kept.
+
+    Raises:
+        ValueError: another one would be kept alike.
+    """
+    kept = scalar(key)
+    if kept is not key and kept != key and kept in mapping:
+        raise ValueError(f"the keys {key!r} and {kept!r} of a mapping would be one")
+    return kept
 
 
 def scalar(value: Any) -> Any:

@@ -190,8 +190,8 @@ class Runner:
         packed sequence, and cuts off what stands before it.
         """
         done = len(prefix.rows)
-        gapless = pack[0].rows == tuple(range(len(pack[0].rows)))
-        if self.inputs.sight.causal and len(pack) == 1 and not done and gapless and all(pack[0].seen):
+        alone = len(pack) == 1 and not done and all(pack[0].seen)
+        if self.inputs.sight.causal and alone and self._gapless(pack[0].rows):
             return None
         see = torch.zeros(count, done + count, dtype=torch.bool)
         for sequence, at in zip(pack, nodes, strict=True):
@@ -204,6 +204,12 @@ class Runner:
         dtype, device = self.inputs.embeds.dtype, self.inputs.embeds.device
         mask = torch.zeros(1, 1, count, done + count, dtype=dtype)
         return mask.masked_fill_(~see, torch.finfo(dtype).min).to(device)
+
+    def _gapless(self, rows: tuple[int, ...]) -> bool:
+        """Whether no row is left out, and position ids count on, as they do unless a user gave others."""
+        positions = self.inputs.positions[:, self.inputs.index[: len(rows)]]
+        steady = len(positions) > 1 or bool((positions.diff() == 1).all())
+        return steady and rows == tuple(range(len(rows)))
 
     def _hide(self, block: Tensor, sequence: Run, done: int) -> None:
         """Take hidden keys out of the sight of all rows but the image's (rows still see themselves)."""

@@ -115,6 +115,7 @@ def opened(messages: Any) -> list[Message]:
         InputError: no messages, or a part that cannot be read; it is named.
         ImageError: a picture or a video that cannot be opened.
     """
+    messages = messages if isinstance(messages, (str, Mapping)) else list(messages)  # an iterator is read once
     if isinstance(messages, (str, Mapping)) or not all(isinstance(m, Mapping) and "role" in m for m in messages):
         raise InputError(
             'a conversation is a list of messages, each {"role": "user", "content": …}; got '
@@ -130,11 +131,14 @@ def _parts(content: Any, where: str) -> list[dict[str, Any]]:
         return [{"type": "text", "text": content}]
     if not isinstance(content, Sequence):
         raise InputError(f"the content of {where} is a text or a list of parts, got {type(content).__name__}")
-    return [_part(part, f"part {k} of {where}, counted from 0,") for k, part in enumerate(content)]
+    parts = [_part(part, f"part {k} of {where}, counted from 0,") for k, part in enumerate(content)]
+    return [part for part in parts if part.get("text") != ""]  # which says nothing
 
 
 def _part(part: Any, where: str) -> dict[str, Any]:
     if isinstance(part, str):
+        if looks_like_picture(part):
+            raise InputError(f'{where} names a picture, and is text: give {{"type": "image", "path": …}} to show it')
         return {"type": "text", "text": part}
     if not isinstance(part, Mapping):
         raise InputError(f'{where} is no part: give {{"type": "text", "text": …}}; got {type(part).__name__}')

@@ -198,7 +198,7 @@ class Inputs:
         """The same example with noise on its pixels, √kept·x + √(1−kept)·ε; where patches stand is left as it is."""
         noisy = {}
         for name, value in self.pixels.items():
-            drawn = torch.randn(value.shape, generator=generator).to(value)
+            drawn = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value)
             noisy[name] = math.sqrt(kept) * value + math.sqrt(1 - kept) * drawn
             if first := self.places.get(name):
                 places, patch = value[..., :first], noisy[name][..., first:]
@@ -295,3 +295,6 @@ class Answer(str):
         answer = super().__new__(cls, text)
         answer.ids, answer.finished = tuple(ids), finished
         return answer
+
+    def __getnewargs__(self) -> tuple[str, tuple[int, ...], bool]:  # type: ignore[override]
+        return str(self), self.ids, self.finished  # for copies, and other processes

@@ -209,6 +209,8 @@ def indices(x: Inputs | Batch, positions: Positions) -> Int[Tensor, " position"]
         if len(found) != x.length:
             raise InputError(f"a mask over {len(found)} positions does not fit an example of {x.length}")
         found = found.nonzero().flatten()
+    if found.is_floating_point() or found.is_complex() or found.dtype == torch.uint8 or _is_mask(x, found):
+        raise InputError(f"positions are roles, indices or a mask of True and False; got {asked!r}")
     if not len(found):
         raise InputError(f"no position of this example is in {asked!r}; it has the roles {list(x.present)}")
     if int(found.min()) < -x.length or int(found.max()) >= x.length:
@@ -220,6 +222,11 @@ def indices(x: Inputs | Batch, positions: Positions) -> Int[Tensor, " position"]
             "its left end): choose them by negative index, from the end, or capture the examples one by one"
         )
     return found
+
+
+def _is_mask(x: Inputs | Batch, found: Tensor) -> bool:
+    """Whether numbers stand for truths: one for each position, all 0 or 1, and more than those two positions."""
+    return len(found) == x.length > 2 and bool(((found == 0) | (found == 1)).all())
 
 
 def _head_indices(heads: Iterable[int]) -> Int[Tensor, " head"]:

@@ -172,7 +172,9 @@ class Preparing(Anatomy):
             need_roles(roles, visual, start)
         named = self._plain_roles(ids, visual, start) if roles is None else cast("Sequence[Role]", roles)
         texts = {"answer": self.text_of(ids[start:])} if start < len(ids) else {}
-        return self._finished(self._accepted(self._example(given, named, start, views, texts)))
+        x = self._example(given, named, start, views, texts)
+        _need_usual(x)
+        return self._finished(self._accepted(x))
 
     def _example(
         self,
@@ -328,3 +330,18 @@ class Preparing(Anatomy):
 def _shown(part: Mapping[str, Any]) -> Shown:
     video = part["type"] == "video"
     return Shown(tuple(part["video"]) if video else (part["image"],), video)
+
+
+def _need_usual(x: Inputs) -> None:
+    """Raise unless the answer's model inputs are those of any answer to this prompt: methods put other answers there.
+
+    Raises:
+        InputError: names one that is not.
+    """
+    if x.answer_start == x.length:
+        return
+    made = x.with_answer(x.answer_ids.tolist(), x.answer_tokens, "").model_inputs
+    for name in x.along:
+        if not torch.equal(made[name], x.model_inputs[name]):
+            found, usual = (inputs[name][0, x.answer_start :].tolist() for inputs in (x.model_inputs, made))
+            raise InputError(f"{name} of the answer are {found}; behind this prompt an answer has {usual}")
