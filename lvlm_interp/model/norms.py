@@ -30,21 +30,28 @@ def scale_of(norm: nn.Module, residual: Float[Tensor, "*rows width"]) -> Float[T
 
 
 def part_of(
-    norm: nn.Module, part: NormPart, residual: Float[Tensor, "*rows width"]
+    norm: nn.Module,
+    part: NormPart,
+    residual: Float[Tensor, "*rows width"],
+    scale: Float[Tensor, "*rows 1"] | None = None,
 ) -> Float[Tensor, "*rows width_or_1"]:
-    """The scale, or what is divided by it, in the number type of what the norm reads."""
-    scale = scale_of(norm, residual)
-    return (scale if part == "scale" else _centred(norm, residual) / scale).to(residual.dtype)
+    """The scale, or what is divided by it (or by another one), in the number type of what the norm reads."""
+    found = scale_of(norm, residual) if part == "scale" else divided(norm, residual, scale)
+    return found.to(residual.dtype)
 
 
-def rejoined(
-    norm: nn.Module, part: NormPart, seen: Float[Tensor, "*rows width_or_1"], residual: Float[Tensor, "*rows width"]
+def divided(
+    norm: nn.Module, residual: Float[Tensor, "*rows width"], scale: Float[Tensor, "*rows 1"] | None = None
 ) -> Float[Tensor, "*rows width"]:
-    """What a norm gives with another scale, or with something else divided by it."""
-    normalized = _centred(norm, residual) / seen if part == "scale" else seen
-    scaled = normalized * gain_of(norm, residual.shape[-1])
+    """What a norm has before its weight: what it reads, divided by its scale or by another one."""
+    return _centred(norm, residual) / (scale_of(norm, residual) if scale is None else scale)
+
+
+def weighted(norm: nn.Module, normalized: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
+    """What a norm makes of what was divided."""
+    scaled = normalized * gain_of(norm, normalized.shape[-1])
     bias = getattr(norm, "bias", None)
-    return (scaled if bias is None else scaled + bias).to(residual.dtype)
+    return scaled if bias is None else scaled + bias
 
 
 def gain_of(norm: Any, width: int) -> Float[Tensor, " width"]:
