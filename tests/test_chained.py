@@ -276,6 +276,27 @@ def test_a_hook_for_every_module_is_not_undone_in_silence(shared):
         vlm.capture(x, site, edits={site: doubled})
 
 
+# --- behind other hooks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", ["edit", "hook"])
+def test_an_edit_behind_another_reaches_what_the_projector_reads(other):
+    """Transformers keeps what a layer of the tower gives, by a hook: edits are ahead of it, and behind the others."""
+    vlm = opened()
+    x, site, out = tiny_inputs(vlm), "vision.blocks.0.hook_resid_post", "projector.hook_out"
+    layer = vlm.sites[site].module
+    first = vlm.visiting({site: doubled}) if other == "edit" else by_hand(layer, doubled)
+    with first:
+        vlm.run(x)  # from here on transformers' hook is there
+        with vlm.visiting({site: turned}):
+            found = vlm.capture(x, out)
+    fresh = opened()
+    with by_hand(fresh.sites[site].module, lambda value: turned(2 * value)):
+        expected = fresh.capture(x, out)
+    assert close(found[out], expected[out]) and close(found["logits"], expected["logits"])
+    assert not close(vlm.capture(x, out)[out], expected[out])
+
+
 def test_nothing_is_left(shared):
     vlm, x = shared
     vlm.run(x)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -244,13 +245,20 @@ def _hooked(site: Site, visit: Visit) -> Iterator[None]:
     if site.read == "input":
         handle = site.module.register_forward_pre_hook(before, with_kwargs=True)
     else:
-        # Ahead of transformers' hooks, but behind anybody else's.
-        ahead = all(hook.__module__ == KEEPING for hook in site.module._forward_hooks.values())
-        handle = site.module.register_forward_hook(after, with_kwargs=True, prepend=ahead)
+        handle = site.module.register_forward_hook(after, with_kwargs=True)
+        _ahead_of_keeping(site.module)
     try:
         yield
     finally:
         handle.remove()
+
+
+def _ahead_of_keeping(module: nn.Module) -> None:
+    """Put a module's newest hook ahead of transformers' hooks that it is next to, but behind anybody else's."""
+    line = _line_of(module)
+    older = list(reversed(line))[1:]
+    for number in reversed(list(itertools.takewhile(lambda n: line[n].__module__ == KEEPING, older))):
+        line.move_to_end(number)
 
 
 @contextlib.contextmanager
