@@ -6,11 +6,12 @@ A hook that never fired is an error that names its site: a silent gap would look
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
-from collections import defaultdict
+import itertools
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool
@@ -23,20 +24,23 @@ from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.model.attention import tapped
 from lvlm_interp.model.compiled import uncompiled
 from lvlm_interp.model.holding import NESTED, Held, held
-from lvlm_interp.model.norms import NormPart, part_of, rejoined
+from lvlm_interp.model.norms import NormPart, Parts, renormed
 from lvlm_interp.model.sites import Site
-from lvlm_interp.model.sums import Seen, follow
+from lvlm_interp.model.sums import Seen, Visits, follow, in_turn
 
 TOKENS = "input_ids"  # given to a projector that embeds some tokens as well (Gemma 3n): such calls are no site's
 # Its hooks keep hidden states (those of a tower that the projector reads), from the first pass on and for good.
 KEEPING = "transformers.utils.output_capturing"
 Visit = Callable[[Tensor], Tensor]
 """Is given a site's value and returns the value to go on with."""
+_NORMED: WeakKeyDictionary[nn.Module, list[Parts]] = WeakKeyDictionary()  # what each open `with` visits, outer first
 
 
 @contextlib.contextmanager
 def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[None]:
     """Within the `with`, each site's value passes through its visit, which returns the value to go on with.
+
+    One `with` may be inside another: a value passes through the visit of the outer one first.
 
     Raises:
         SiteError: a visit returns no tensor of the value's shape; on leaving without another error, if a site did not
@@ -45,6 +49,7 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
     fired, use = set[str](), held(model)
     taps: dict[nn.Module, dict[str, list[Visit]]] = defaultdict(lambda: defaultdict(list))
     sums: dict[nn.Module, dict[Seen, list[Visit]]] = defaultdict(lambda: defaultdict(list))
+    norms: dict[nn.Module, dict[NormPart, list[Visit]]] = defaultdict(lambda: defaultdict(list))
     with contextlib.ExitStack() as stack:
         stack.enter_context(uncompiled(model))
         for site, visit in visits.items():
@@ -52,15 +57,17 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
             if site.read == "attention":
                 taps[site.module][site.part].append(_as_positions(noted, site.part))
             elif site.read in ("scale", "normalized"):
-                stack.enter_context(_normed(site.module, site.read, noted))
+                norms[site.module][site.read].append(noted)
             elif site.read in ("added", "sum"):
                 sums[site.module][site.read].append(_apart(site, noted))
             else:
                 stack.enter_context(_hooked(site, noted))
-        for module, seen in sums.items():  # behind the other hooks, which get plain tensors
-            stack.enter_context(_followed(module, {read: _in_turn(some) for read, some in seen.items()}))
-        in_turn = {module: {part: _in_turn(some) for part, some in parts.items()} for module, parts in taps.items()}
-        stack.enter_context(tapped(model, in_turn))
+        for module, seen in sums.items():
+            stack.enter_context(_followed(module, seen))
+        for norm, parts in norms.items():
+            stack.enter_context(_normed(norm, parts))
+        chained = {module: {part: in_turn(some) for part, some in tap.items()} for module, tap in taps.items()}
+        stack.enter_context(tapped(model, chained))
         yield
     if silent := [site.name for site in visits if site.name not in fired]:
         raise SiteError(f"these sites did not fire in this forward pass: {silent}")
@@ -98,10 +105,6 @@ def _as_positions(visit: Visit, part: str) -> Visit:
     if part in ("pattern", "attn_scores"):
         return visit
     return lambda value: visit(value.transpose(1, 2)).transpose(1, 2)
-
-
-def _in_turn(visits: Sequence[Visit]) -> Visit:
-    return lambda value: functools.reduce(lambda given, visit: visit(given), visits, value)
 
 
 def _with_input(args: tuple[Any, ...], kwargs: dict[str, Any], change: Visit) -> tuple[Any, dict[str, Any]]:
@@ -145,34 +148,50 @@ def _apart(site: Site, visit: Visit) -> Visit:
     return split
 
 
-@contextlib.contextmanager
-def _followed(module: nn.Module, visits: dict[Seen, Visit]) -> Iterator[None]:
-    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return _with_output(output, lambda value: follow(value, visits))
+def _line_of(module: nn.Module) -> OrderedDict[int, Callable[..., Any]]:
+    """A module's forward hooks, in the order in which they are called."""
+    return cast("OrderedDict[int, Callable[..., Any]]", module._forward_hooks)
 
-    handle = module.register_forward_hook(after)
+
+@contextlib.contextmanager
+def _placed(module: nn.Module, hook: Callable[..., Any], last: bool) -> Iterator[None]:
+    """Within the `with`, a forward hook is its module's last, or else its first, whatever is put on meanwhile."""
+    handle = module.register_forward_hook(hook, with_kwargs=True)
+    before = module.register_forward_pre_hook(lambda *_: _line_of(module).move_to_end(handle.id, last))
     try:
         yield
     finally:
         handle.remove()
+        before.remove()
 
 
 @contextlib.contextmanager
-def _normed(norm: nn.Module, part: NormPart, visit: Visit) -> Iterator[None]:
-    """A norm gives what it gives, unless what it divides by, or what it has then, is changed."""
+def _followed(module: nn.Module, visits: Visits) -> Iterator[None]:
+    def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return _with_output(output, lambda value: follow(value, visits))
+
+    with _placed(module, after, last=True):  # others get plain tensors, and what they add is no addition to the stream
+        yield
+
+
+@contextlib.contextmanager
+def _normed(norm: nn.Module, parts: Parts) -> Iterator[None]:
+    """Parts of a norm pass through their visits: in one hook for all that are open, since one part is made of another.
+
+    It is the first, for it makes anew what the norm gives: behind others it would undo what they did.
+    """
+    standing = _NORMED.setdefault(norm, [])
 
     def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         read = args[0] if args else next(kwargs[name] for name in NAMES.hidden_states if name in kwargs)
-        value = part_of(norm, part, read)
-        seen = visit(value)
-        kept = seen is value and not (torch.is_grad_enabled() and value.requires_grad)
-        return output if kept else rejoined(norm, part, seen, read)
+        return renormed(norm, standing, read, output)
 
-    handle = norm.register_forward_hook(after, with_kwargs=True)
+    standing.append(parts)
     try:
-        yield
+        with contextlib.nullcontext() if len(standing) > 1 else _placed(norm, after, last=False):
+            yield
     finally:
-        handle.remove()
+        standing.pop()
 
 
 @contextlib.contextmanager
@@ -196,13 +215,20 @@ def _hooked(site: Site, visit: Visit) -> Iterator[None]:
     if site.read == "input":
         handle = site.module.register_forward_pre_hook(before, with_kwargs=True)
     else:
-        # Ahead of transformers' hooks, but behind anybody else's.
-        ahead = all(hook.__module__ == KEEPING for hook in site.module._forward_hooks.values())
-        handle = site.module.register_forward_hook(after, with_kwargs=True, prepend=ahead)
+        handle = site.module.register_forward_hook(after, with_kwargs=True)
+        _ahead_of_keeping(site.module)
     try:
         yield
     finally:
         handle.remove()
+
+
+def _ahead_of_keeping(module: nn.Module) -> None:
+    """Put a module's newest hook ahead of transformers' hooks that it is next to, but behind anybody else's."""
+    line = _line_of(module)
+    older = list(reversed(line))[1:]
+    for number in reversed(list(itertools.takewhile(lambda n: line[n].__module__ == KEEPING, older))):
+        line.move_to_end(number)
 
 
 @contextlib.contextmanager

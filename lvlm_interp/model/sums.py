@@ -8,20 +8,22 @@ and the sum can be seen and changed there, whatever the block is called and what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 Seen = Literal["added", "sum"]
+Visits = Mapping[Seen, Sequence[Callable[[Tensor], Tensor]]]
 ADDITIONS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
 
 
 class Followed(Tensor):
     """A value on its way to the stream. All that is computed from it is followed too, until it is added."""
 
-    visits: dict[Seen, Callable[[Tensor], Tensor]]
+    visits: Visits
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -35,10 +37,11 @@ class Followed(Tensor):
         return result
 
 
-def follow(value: Tensor, visits: dict[Seen, Callable[[Tensor], Tensor]]) -> Tensor:
-    """The same value, which is shown to its visits where it is added to the stream."""
+def follow(value: Tensor, visits: Visits) -> Tensor:
+    """The same value, which is shown to its visits where it is added to the stream; to those it has already, first."""
+    before: Visits = value.visits if isinstance(value, Followed) else {}
     followed = value.as_subclass(Followed)
-    followed.visits = visits
+    followed.visits = {seen: [*before.get(seen, ()), *visits.get(seen, ())] for seen in (*before, *visits)}
     return followed
 
 
@@ -57,12 +60,12 @@ def _is_met(args: tuple[Any, ...]) -> bool:
     return args[0].shape == args[1].shape and sum(isinstance(one, Followed) for one in args) == 1
 
 
-def _added(func: Any, args: tuple[Any, ...], visits: dict[Seen, Callable[[Tensor], Tensor]]) -> Tensor:
-    """The sum, as a plain tensor, after both visits."""
-    seen = visits.get("added", _unchanged)
-    plain = [seen(one.as_subclass(Tensor)) if isinstance(one, Followed) else one for one in args]
-    return visits.get("sum", _unchanged)(func(*plain))
+def _added(func: Any, args: tuple[Any, ...], visits: Visits) -> Tensor:
+    """The sum, as a plain tensor, after all visits."""
+    added, whole = (in_turn(visits.get(seen, ())) for seen in get_args(Seen))
+    return whole(func(*(added(one.as_subclass(Tensor)) if isinstance(one, Followed) else one for one in args)))
 
 
-def _unchanged(value: Tensor) -> Tensor:
-    return value
+def in_turn(visits: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
+    """Several visits as one: each is given what the one before returned."""
+    return lambda value: functools.reduce(lambda given, visit: visit(given), visits, value)
