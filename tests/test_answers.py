@@ -1,5 +1,7 @@
 """An answer is tokenised as the model would write it: blanks around it, special tokens in it, words as targets."""
 
+import copy
+import pickle
 import warnings
 
 import pytest
@@ -81,3 +83,9 @@ def test_the_token_of_a_word_has_letters(word, letters, monkeypatch):
     assert li.direct(vlm, x, target=word).target == vlm.token_strings([token]) * len(x.answer_ids)
     blank = li.lens(vlm, x, target=tokenizer.convert_tokens_to_ids("▁")).target_logprob
     assert (blank[0] > followed[0]).any()  # the control: the blank would be taken where it is likelier
+
+
+def test_answers_are_copied_with_their_ids():
+    answer = li.Answer("Red.", (3, 4), finished=False)
+    for other in (copy.copy(answer), copy.deepcopy(answer), pickle.loads(pickle.dumps(answer))):
+        assert (other, other.ids, other.finished) == ("Red.", (3, 4), False)

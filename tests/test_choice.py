@@ -287,3 +287,11 @@ def test_a_model_in_training_mode_is_refused():
             ask()
     vlm.model.eval()
     assert torch.equal(li.score(vlm, x, x.everything[None]).logit, scored)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int64, torch.float32])
+def test_a_mask_of_numbers_is_no_list_of_positions(sdpa, kind):
+    x = tiny_inputs(sdpa)
+    with pytest.raises(InputError, match="a mask of True and False"):
+        sdpa.capture(x, POST, positions=x.where("image").to(kind))
+    assert sdpa.capture(x, POST, positions=[0, 1])[POST].shape[1] == 2

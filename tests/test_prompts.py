@@ -285,3 +285,21 @@ def test_reductions_leave_padding_out(llava, left):
     assert torch.allclose(first["blocks.0.hook_resid_post"], whole["blocks.0.hook_resid_post"][:, 4])
     with pytest.raises(InputError, match="attention_mask of this example is 0 at all"):
         llava.capture(padded, site, reduce="mean", positions=[0] if left else [-1])
+
+
+def test_a_picture_that_is_told_as_text_is_not_passed_over(tmp_path):
+    vlm = li.wrap(tiny_model("llava"), processor("llava"))
+    PICTURE.save(path := tmp_path / "a.png")
+    with pytest.raises(InputError, match="part 0 of message 0.*names a picture"):
+        vlm.prepare_chat([{"role": "user", "content": [str(path), ASKED]}])
+    shown = vlm.prepare_chat([{"role": "user", "content": [{"type": "image", "path": str(path)}, ASKED]}])
+    assert len(shown.images) == 1
+
+
+def test_empty_parts_and_iterators_of_messages():
+    vlm = li.wrap(tiny_model("llava"), processor("llava"))
+    parts = [{"type": "image", "image": PICTURE}, {"type": "text", "text": ASKED}]
+    plain = vlm.prepare_chat([{"role": "user", "content": parts}])
+    empty = {"type": "text", "text": ""}
+    for messages in ([{"role": "user", "content": [empty, *parts, empty]}], iter([{"role": "user", "content": parts}])):
+        assert torch.equal(vlm.prepare_chat(messages).input_ids, plain.input_ids)

@@ -25,6 +25,7 @@ from lvlm_interp.opening.checks import Checked
 from lvlm_interp.opening.conformance import Conformance
 from lvlm_interp.report.saved import KINDS, load_result
 from lvlm_interp.results import MOST_ROWS, Result, html
+from tests.kinds import one_of_each
 from tests.made import about, made, made_map
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -276,3 +277,10 @@ def test_a_capture_is_saved_with_what_it_is_of(tmp_path):
 def gridded(x):
     """A view of its image tokens as a grid of two by two."""
     return ImageView(x.where("image").nonzero().flatten(), cells=torch.arange(4).view(2, 2))
+
+
+def test_keys_that_would_be_one_are_refused(tmp_path):
+    with pytest.raises(OutputError, match="would be one"):
+        saved({(1,): 1, "(1,)": 2}, tmp_path)
+    scores = one_of_each()["Scores"]
+    assert load_result(scores.save(tmp_path / "s.safetensors")) == scores

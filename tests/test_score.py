@@ -321,3 +321,27 @@ def test_logits_are_read_in_float32(dtype, monkeypatch):
     with vlm.readout.unembed.register_forward_hook(lambda *_: called.append(1)):
         scores.logits()
     assert called  # what a user hooks runs
+
+
+def test_position_ids_that_jump_are_followed():
+    """Without a mask transformers would take the jump for the start of another packed sequence."""
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    counted = torch.arange(x.length)[None]
+    for positions in (counted + 3 * (counted > 5), counted * 2):
+        y = vlm.inputs(**{**x.model_inputs, "position_ids": positions}, answer_start=x.answer_start, roles=x.roles)
+        plain = vlm.model(**y.model_inputs).logits[0, x.answer_start - 1 : -1].log_softmax(-1)
+        expected = plain.gather(1, y.answer_ids[:, None])[:, 0]
+        for rows in (1, 2):
+            found = li.score(vlm, y, y.everything.expand(rows, -1)).logprob
+            assert torch.allclose(found, expected.expand(rows, -1), atol=1e-4)
+
+
+def test_an_answer_stands_where_answers_stand():
+    """Methods put other answers behind the prompt; one that stands otherwise would be another one for each of them."""
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    at = torch.arange(x.length)[None] >= x.answer_start
+    for name, value in {"position_ids": torch.arange(x.length)[None] + 5 * at, "attention_mask": (~at).long()}.items():
+        with pytest.raises(InputError, match=f"{name} of the answer are"):
+            vlm.inputs(**{**x.model_inputs, name: value}, answer_start=x.answer_start, roles=x.roles)
