@@ -9,6 +9,7 @@ import torch
 import lvlm_interp as li
 from lvlm_interp.engine.score import score_answers
 from lvlm_interp.errors import ModelError
+from lvlm_interp.inside.tuned_lens import Fitting
 from tests.families import tiny_example, tiny_model
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -156,3 +157,79 @@ def test_without_edits_rows_are_packed_as_before(vlm):
     x = tiny_inputs(vlm)
     assert li.score(vlm, x, x.everything).rows == x.length - 1
     assert li.score(vlm, x, x.everything, edits={SITE: lambda value: value}).rows == x.length
+
+
+# --- behind the last block --------------------------------------------------------------------------------------------
+
+READERS = {
+    "lens": lambda vlm, x: li.lens(vlm, x, positions=[9]),
+    "lens, unnormed": lambda vlm, x: li.lens(vlm, x, norm=False),
+    "direct": lambda vlm, x: li.direct(vlm, x),
+    "tuned lens": lambda vlm, x: li.fit_tuned_lens(vlm, [x, x], Fitting(steps=1)),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("part", ["scale", "normalized", "out"])
+def test_an_edit_of_the_final_norm_is_refused_where_it_is_given_other_rows(vlm, reader, part):
+    x, name = tiny_inputs(vlm), f"ln_final.hook_{part}"
+    with vlm.visiting({name: without(9)}):
+        with pytest.raises(ModelError, match=rf"'{name}' is edited, behind the last block.*blocks\.2\.hook_resid_post"):
+            READERS[reader](vlm, x)
+        vlm.run(x)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("path", ["model.language_model.norm", "model.language_model", "model", "lm_head", ""])
+def test_a_hook_behind_the_last_block_is_refused_by_name(vlm, reader, path):
+    x, module = tiny_inputs(vlm), vlm.model.get_submodule(path)
+    named = path or "LlavaForConditionalGeneration"
+    with (
+        module.register_forward_hook(lambda *_: None),
+        pytest.raises(ModelError, match=f"hook of your own on '{named}', behind the last block"),
+    ):
+        READERS[reader](vlm, x)
+    READERS["lens"](vlm, x)
+
+
+def test_several_streams_are_refused_and_read_too():
+    """What mixes them stands behind the last block; the embedding, and the blocks, do not."""
+    vlm = li.wrap(tiny_model("glm5_next"))
+    x = tiny_example(vlm, "glm5_next")
+    with vlm.visiting({"ln_final.hook_out": without(2)}):
+        vlm.run(x)
+        with pytest.raises(ModelError, match="behind the last block"):
+            li.lens(vlm, x)
+    with hooked(vlm.model.get_input_embeddings(), without(2)):
+        found = li.lens(vlm, x, layers=-1, k=1)
+        expected = vlm.run(x)[0].float().log_softmax(-1).amax(-1)
+    assert torch.allclose(found.top_logprobs[0, :, 0], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("way", ["edit", "hook"])
+def test_the_last_block_is_read_as_the_model_reads_it(vlm, way):
+    """What the refusals advise."""
+    x, block = tiny_inputs(vlm), vlm.decoder.layers[2]
+
+    def turned(value):
+        return torch.cat([value[:, :9], value[:, 9:14].roll(1, -1), value[:, 14:]], 1)
+
+    with hooked(block, turned), torch.no_grad():
+        expected = vlm.model(**x.model_inputs).logits[0].log_softmax(-1)
+        logits = plain(vlm.model, x, x.everything[None])
+    with vlm.visiting({"blocks.2.hook_resid_post": turned}) if way == "edit" else hooked(block, turned):
+        found, direct = li.lens(vlm, x, layers=-1, k=1), li.direct(vlm, x)
+    assert torch.allclose(found.top_logprobs[0, :, 0], expected.amax(-1), atol=1e-4)
+    assert torch.allclose(direct.logit, logits[0].double(), atol=1e-4)
+
+
+def test_a_norm_behind_attention_is_taken_as_it_is():
+    """Its weight is asked of it with rows that stand at no position: a hook by position would change numbers of it."""
+    vlm = li.wrap(tiny_model("gemma3"))
+    x, block = tiny_example(vlm, "gemma3"), vlm.decoder.layers[0]
+    with hooked(block.self_attn, lambda output: (without(4)(output[0]), *output[1:])):
+        expected = li.direct(vlm, x)  # 0 before a norm without a bias is 0 behind it
+    with hooked(block.post_attention_layernorm, without(4)):
+        found = li.direct(vlm, x)
+    assert torch.allclose(found.heads, expected.heads, atol=1e-4)
+    assert torch.allclose(found.biases, expected.biases, atol=1e-4)
