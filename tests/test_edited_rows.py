@@ -233,3 +233,31 @@ def test_a_norm_behind_attention_is_taken_as_it_is():
         found = li.direct(vlm, x)
     assert torch.allclose(found.heads, expected.heads, atol=1e-4)
     assert torch.allclose(found.biases, expected.biases, atol=1e-4)
+
+
+# --- attention inside attention ---------------------------------------------------------------------------------------
+
+
+def test_attention_of_one_part_is_read_while_that_of_another_is_edited(vlm):
+    x = tiny_inputs(vlm)
+    with vlm.visiting({"vision.blocks.0.attn.hook_z": lambda value: value * 0}):
+        found = li.direct(vlm, x)
+        own = [config._attn_implementation for config in (vlm.model.config, vlm.decoder.config)]
+    with hooked(vlm.vision.get_submodule("encoder.layers.0.self_attn.out_proj"), lambda out: out * 0 + bias(vlm)):
+        expected = plain(vlm.model, x, x.everything[None])[0]
+    assert torch.allclose(found.logit, expected.double(), atol=1e-4)
+    assert own == ["lvlm_interp_sdpa"] * 2 and vlm.decoder.config._attn_implementation == "sdpa"
+
+
+def bias(vlm):
+    return vlm.vision.get_submodule("encoder.layers.0.self_attn.out_proj").bias
+
+
+def test_attention_that_is_edited_already_says_what_to_do(vlm):
+    x = tiny_inputs(vlm)
+    edit = {"blocks.1.attn.hook_z": without(9)}
+    with vlm.visiting(edit):
+        vlm.run(x)
+        with pytest.raises(ModelError, match=r"in one call, vlm\.capture\(x, sites, edits=\{…\}\)"):
+            vlm.capture(x, "blocks.1.attn.hook_pattern")
+    assert "logits" in vlm.capture(x, "blocks.1.attn.hook_pattern", edits=edit)
