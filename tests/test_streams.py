@@ -15,7 +15,7 @@ from transformers.models.gemma3n import modeling_gemma3n
 
 import lvlm_interp as li
 from lvlm_interp.engine.decoder import run_to_decoder
-from lvlm_interp.errors import SiteError
+from lvlm_interp.errors import ModelError, SiteError
 from lvlm_interp.model import parts
 from tests.families import ALL, WITH_TIMM, tiny_example, tiny_model
 from tests.families.shared.tiny import ROUNDING
@@ -150,3 +150,22 @@ def test_rows_that_cannot_be_measured_are_kept(installed, monkeypatch):
     assert set(models_table.kept_rows(old, ())) == beyond
     assert set(models_table.kept_rows(old, ("gemma3n", "fast_vlm"))) == {"llava", "perception_lm"} | beyond
     assert models_table.kept_rows(old, ("fast_vlm",))["gemma3n"] == (True, old.splitlines()[1].replace(" yes |", "", 1))
+
+
+@pytest.mark.parametrize("path", ["embed_tokens", "embed_tokens_per_layer"])
+def test_a_hook_where_tokens_become_rows_finds_the_position(vlm, x, path):
+    """Of an answer token too, also where each layer is given an embedding of its own."""
+    before = vlm.run(x)
+    module, rows = vlm.decoder.get_submodule(path), torch.tensor([x.answer_start - 2, x.length - 2])
+    with module.register_forward_hook(lambda module, args, output: output.index_fill(1, rows, 0.0)):
+        found, expected, lens = li.score(vlm, x, x.everything).logits(0), vlm.run(x), li.lens(vlm, x, layers=-1, k=1)
+    assert torch.allclose(found, expected[0, x.answer_positions - 1], atol=ROUNDING)
+    assert torch.allclose(lens.top_logprobs[0, :, 0], expected[0].log_softmax(-1).amax(-1), atol=ROUNDING)
+    assert (found - before[0, x.answer_positions - 1]).abs().max() > 1e-2
+
+
+def test_what_stands_behind_the_streams_is_not_for_edits_of_a_lens(vlm, x):
+    with vlm.visiting({"ln_final.hook_out": lambda value: value}):
+        vlm.run(x)
+        with pytest.raises(ModelError, match=r"'ln_final\.hook_out' is edited, behind the last block"):
+            li.lens(vlm, x)

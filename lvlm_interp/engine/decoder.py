@@ -19,7 +19,7 @@ from lvlm_interp.engine.masks import Sight, look
 from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.inputs.example import Inputs
-from lvlm_interp.model.holding import EVERYWHERE, Edits, hooks_of_others, in_one_go
+from lvlm_interp.model.holding import EVERYWHERE, Edits, hooked_before, hooks_of_others, in_one_go
 from lvlm_interp.model.lengths import following, unmoved
 from lvlm_interp.model.vlm import HookedVLM
 
@@ -135,9 +135,11 @@ def standing(vlm: HookedVLM) -> list[str]:
     """What is in the decoder that must find each row at its position: edits, and hooks of others.
 
     Raises:
-        ModelError: hooks of others where scoring does not call what they hook, or not with all rows.
+        ModelError: hooks of others where scoring does not call what they hook, or not with all rows, or calls it with
+            what they gave already.
     """
     around = [(name, module) for name, module in vlm.model.named_modules() if _holds(module, vlm.decoder)]
+    _need_once(vlm, vlm.decoder)
     around = [pair for pair in around if pair[1] is not vlm.decoder] + [("the unembedding", vlm.readout.unembed)]
     if passed_by := [name or type(vlm.model).__name__ for name in hooks_of_others(around) if name != EVERYWHERE]:
         raise ModelError(
@@ -147,6 +149,27 @@ def standing(vlm: HookedVLM) -> list[str]:
     inside = set(vlm.decoder.modules())
     edited = [site.name for site, _ in vlm.held.edited if site.module in inside]
     return edited + hooks_of_others(vlm.decoder.named_modules())
+
+
+def _need_once(vlm: HookedVLM, module: nn.Module) -> None:
+    """Raise where what a module is called with was taken down behind a hook that would see it again.
+
+    Raises:
+        ModelError: names the module.
+    """
+    if hooked_before(module):
+        name = next(name for name, own in vlm.model.named_modules() if own is module)
+        raise ModelError(
+            f"there is a forward pre-hook of your own on {name!r}, and scoring calls the decoder with what that hook "
+            "gave: it would run twice. Remove it, or edit 'hook_embed', what enters the first block, in its place"
+        )
+
+
+def hooked_in_front(vlm: HookedVLM) -> bool:
+    """Whether hooks of others are where tokens become rows: they must find those of an answer at their positions."""
+    later = {vlm.decoder, *(module for block in vlm.blocks for module in block.modules())}
+    makers = (*vlm.decoder.named_modules(), *vlm.model.get_input_embeddings().named_modules())
+    return bool(hooks_of_others((name, module) for name, module in makers if module not in later))
 
 
 def _holds(module: nn.Module, part: nn.Module) -> bool:
@@ -203,6 +226,7 @@ def run_to_decoder(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: i
     own = [name for name, value in called.items() if value is longer.model_inputs.get(name, ...)]
     if not vlm.family.gates and any(called[name].is_floating_point() for name in own):
         # The decoder takes the pictures itself: what it makes of them and of the tokens is what its first block gets.
+        _need_once(vlm, vlm.blocks[0])
         called = {name: value for name, value in called.items() if name not in own}
         called["inputs_embeds"] = next(entered[name] for name in NAMES.hidden_states if name in entered)
     embeds, ids_called = called.pop("inputs_embeds", None), called.pop("input_ids", None)

@@ -38,8 +38,8 @@ class Sight:
     `recurrent` says that layers hand a state from row to row, whatever the masks say: then nothing can stand side by
     side in one pass either. `unmasked` are attention modules that are told of padding only, and see what they choose
     among the rows before: nothing is hidden from them but by passing over it. `standing` says that edits or hooks of
-    others are in the decoder, which must find each row at its position; `mixing`, that layers compute a row by what
-    stands beside it, so that all rows have to be there, that of the last answer token too.
+    others are in the decoder, which must find each row at its position, or layers that compute a row by what stands
+    beside it.
     """
 
     kinds: tuple[LayerKind, ...]
@@ -47,7 +47,6 @@ class Sight:
     whole: bool = False
     recurrent: bool = False
     standing: bool = False
-    mixing: bool = False
 
     @property
     def alone(self) -> bool:

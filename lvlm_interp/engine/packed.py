@@ -152,8 +152,7 @@ class Runner:
             states_kept = tuple((layer.keys[:, :, at], layer.values[:, :, at]) for layer in layers)
             self.kept.append(Prefix(tuple(range(self.prompt)), states_kept))
         states = out.last_hidden_state[0]
-        ends = [at[: len(at) - self.inputs.sight.mixing] for at in nodes]
-        return [states[at[len(at) - run.reads :]] for run, at in zip(pack, ends, strict=True)], cache
+        return [states[at[len(at) - run.reads :]] for run, at in zip(pack, nodes, strict=True)], cache
 
     @contextlib.contextmanager
     def _told(self, rows: Tensor, done: int) -> Iterator[None]:

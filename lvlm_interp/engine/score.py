@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lvlm_interp.engine.decoder import ROOM, DecoderInputs, made_of, run_to_decoder, standing
+from lvlm_interp.engine.decoder import ROOM, DecoderInputs, hooked_in_front, made_of, run_to_decoder, standing
 from lvlm_interp.engine.packed import planned
 from lvlm_interp.engine.plan import sequences_of
 from lvlm_interp.errors import InputError, LvlmInterpWarning, VisibilityError
@@ -121,7 +121,7 @@ def score(
         progress: show a progress bar.
         decoder_inputs: of the example (`run_to_decoder`), if it is scored more than once.
         edits: site name or glob → function of its whole value, as in `capture`. What is edited in the decoder runs
-            coalition by coalition, all rows in their places: row p is position p, the last answer token has none.
+            coalition by coalition, all rows in their places: row p is position p, and the last row the last token.
 
     Returns:
         Scores, one row a coalition.
@@ -161,32 +161,29 @@ def score_answers(
     _check(x, visible, hide_from)
     if decoder_inputs is not None:
         decoder_inputs.need(vlm, x)
-    longest = max(map(len, answers))
-    if decoder_inputs is None or start + longest > decoder_inputs.positions.shape[1]:
-        decoder_inputs = run_to_decoder(vlm, x, room=max(ROOM, longest))
-    within = decoder_inputs.within(vlm, start + longest)
-    if within.last is not None and len({*map(len, answers)}) > 1:
+    placed, mixed = hooked_in_front(vlm), mixing(vlm.decoder, vlm.model.dtype)
+    edited = standing(vlm) + ([mixed] if mixed else [])
+    within = None if placed and len(answers) > 1 else _inputs(vlm, x, answers, decoder_inputs, placed)
+    if within is None or (within.last is not None and len({*map(len, answers)}) > 1):
         return [
             score_answers(vlm, x, visible, [ids], hide_from, progress, decoder_inputs, [n])[0]
             for ids, n in zip(answers, reads or map(len, answers), strict=True)
         ]
-    mixed = mixing(vlm.decoder, vlm.model.dtype)
-    edited = standing(vlm) + ([mixed] if mixed else [])
     if edited:
-        within = _standing(within, edited, visible, bool(mixed))
+        within = _standing(within, edited, visible)
     if mixed:
         warnings.warn(f"{mixed} {SIDE_BY_SIDE}. {ADVICE}", LvlmInterpWarning, stacklevel=2)
-    decoder_inputs, paths = _with_answers(vlm, within, start, answers)
+    decoder_inputs, paths = _with_answers(vlm, within, start, answers, placed, bool(edited))
     ends = [ids[-n:] for ids, n in zip(answers, reads or map(len, answers), strict=True)]
     seen = visible[:, :start] & x.model_inputs["attention_mask"][:, :start].bool().cpu()
     found: dict[tuple[int, int], Tensor] = {}
-    counts = [len(ids) for ids in ends]
+    counts = [len(ids) + bool(edited) for ids in ends]  # the last row, which stands for edits, is read by nobody
     sequences = sequences_of(seen, decoder_inputs.image[:start], paths, counts, hide_from, bool(edited))
     with tqdm(total=len(seen) * len(answers), desc="coalitions", disable=not progress, leave=False) as bar:
         runners = planned(vlm, decoder_inputs, start, sequences, hide_from)
         for sequence, states in itertools.chain(*(runner.run(some) for runner, some in runners)):
             for coalition, answer in sequence.owners:
-                found[coalition, answer] = states
+                found[coalition, answer] = states[: len(ends[answer])]
                 bar.update()
     by_answer = [torch.stack([found[c, a] for c in range(len(seen))]) for a in range(len(answers))]
     rows = sum(runner.rows for runner, _ in runners)
@@ -203,7 +200,20 @@ def score_answers(
     return scores
 
 
-def _standing(inputs: DecoderInputs, edited: Sequence[str], visible: Tensor, mixing: bool) -> DecoderInputs:
+def _inputs(
+    vlm: HookedVLM, x: Inputs, answers: Sequence[Tensor], given: DecoderInputs | None, placed: bool
+) -> DecoderInputs:
+    """What the decoder is called with: as given where that will do, and `placed` with the one answer in its place."""
+    end = x.answer_start + max(map(len, answers))
+    if placed:
+        (ids,) = answers
+        given = run_to_decoder(vlm, x.with_answer(ids.tolist(), [""] * len(ids), ""), room=0)
+    elif given is None or end > given.positions.shape[1]:
+        given = run_to_decoder(vlm, x, room=max(ROOM, end - x.answer_start))
+    return given.within(vlm, end)
+
+
+def _standing(inputs: DecoderInputs, edited: Sequence[str], visible: Tensor) -> DecoderInputs:
     """The same for rows that stay in their places.
 
     Raises:
@@ -214,9 +224,7 @@ def _standing(inputs: DecoderInputs, edited: Sequence[str], visible: Tensor, mix
             f"{edited[0]!r} is edited or hooked, or computes rows by each other, and layers of this model hand a state "
             "from row to row: what is hidden is passed over there, so that rows would not stand where they are sought"
         )
-    return dataclasses.replace(
-        inputs, sight=dataclasses.replace(inputs.sight, whole=True, standing=True, mixing=mixing)
-    )
+    return dataclasses.replace(inputs, sight=dataclasses.replace(inputs.sight, whole=True, standing=True))
 
 
 def _check(x: Inputs, visible: Tensor, hide_from: str) -> None:
@@ -239,18 +247,18 @@ def _check(x: Inputs, visible: Tensor, hide_from: str) -> None:
 
 
 def _with_answers(
-    vlm: HookedVLM, decoder_inputs: DecoderInputs, start: int, answers: Sequence[Tensor]
+    vlm: HookedVLM, decoder_inputs: DecoderInputs, start: int, answers: Sequence[Tensor], placed: bool, whole: bool
 ) -> tuple[DecoderInputs, list[tuple[int, ...]]]:
     """The rows of the prompt, then those of the answers, and which of them each answer is.
 
     A row stands for a token after certain other tokens: answers that begin alike share rows. The last token of an
-    answer has none, since what it predicts is not scored; unless rows are computed by each other.
+    answer has one only in a `whole` row, since what it predicts is not scored. With `placed` all rows are there.
     """
     nodes: dict[tuple[int, int], int] = {}  # (row before, token) → row
     paths, tokens, steps = [], [], []
     for answer in answers:
         path, row = [], start - 1
-        for step, token in enumerate(answer.tolist()[: None if decoder_inputs.sight.mixing else -1], 1):
+        for step, token in enumerate(answer.tolist()[: len(answer) if whole else -1], 1):
             if (row, token) not in nodes:
                 nodes[row, token] = start + len(nodes)
                 tokens.append(token)
@@ -259,16 +267,26 @@ def _with_answers(
             path.append(row)
         paths.append(tuple(path))
     ids = torch.tensor(tokens, dtype=torch.long, device=decoder_inputs.embeds.device)
-    embedded = vlm.model.get_input_embeddings()(ids)
-    made = {k: made_of(vlm.decoder, k, ids).to(v) for k, v in decoder_inputs.of_tokens.items()}
     longer = dataclasses.replace(
         decoder_inputs,
-        embeds=torch.cat([decoder_inputs.embeds[:start], embedded.to(decoder_inputs.embeds.dtype)]),
-        of_tokens={k: torch.cat([v[:start], made[k]]) for k, v in decoder_inputs.of_tokens.items()},
+        **_rows(vlm, decoder_inputs, start, ids, placed),
         image=torch.cat([decoder_inputs.image[:start], torch.zeros(len(tokens), dtype=torch.bool)]),
         index=torch.cat([torch.arange(start), start - 1 + torch.tensor(steps, dtype=torch.long)]),
     )
     return longer, paths
+
+
+def _rows(vlm: HookedVLM, inputs: DecoderInputs, start: int, ids: Int[Tensor, " row"], placed: bool) -> dict[str, Any]:
+    """The embeddings of the prompt, and what follows from its tokens, followed by those of these tokens."""
+    if placed:
+        end = start + len(ids)
+        return {"embeds": inputs.embeds[:end], "of_tokens": {k: v[:end] for k, v in inputs.of_tokens.items()}}
+    embedded = vlm.model.get_input_embeddings()(ids)
+    made = {k: made_of(vlm.decoder, k, ids).to(v) for k, v in inputs.of_tokens.items()}
+    return {
+        "embeds": torch.cat([inputs.embeds[:start], embedded.to(inputs.embeds.dtype)]),
+        "of_tokens": {k: torch.cat([v[:start], made[k]]) for k, v in inputs.of_tokens.items()},
+    }
 
 
 def _read(readout: Readout, states: list[Tensor], answers: list[Tensor]) -> list[dict[str, Any]]:

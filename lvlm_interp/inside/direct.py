@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import ROLES, Inputs
+from lvlm_interp.inside.ending import need_plain_end
 from lvlm_interp.inside.frozen import frozen
 from lvlm_interp.inside.residual import READ, along, between, gains_of, layer_of, stream_of
 from lvlm_interp.model.holding import in_one_go
@@ -156,9 +157,10 @@ def direct(
     Raises:
         InputError: no answer, or a target that is not one token of the vocabulary.
         SiteError: attention that cannot be read in this model, or parts that do not add up to the logit.
-        ModelError: the model gives NaN or infinity.
+        ModelError: the model gives NaN or infinity; an edit, or a hook of yours, behind the last block.
     """
     x.need_answer()
+    need_plain_end(vlm, "direct attribution")
     rows = x.answer_positions - 1
     ids = x.answer_ids.cpu() if target is None else torch.tensor([_token(vlm, target)] * len(rows))
     other = None if against is None else _token(vlm, against)

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import ROLES, Inputs
+from lvlm_interp.inside.ending import need_plain_end
 from lvlm_interp.inside.tuned_lens import TunedLens
 from lvlm_interp.model.choice import Positions, indices
 from lvlm_interp.model.finite import need_finite
@@ -184,8 +185,9 @@ def lens(
         InputError: a lens fitted on another model, a target that tokenises to nothing or is not in the vocabulary,
             targets that read the same, k beyond the (part of the) vocabulary, a part of it that is empty.
         SiteError: a layer that the model does not have.
-        ModelError: the model gives NaN or infinity.
+        ModelError: the model gives NaN or infinity; an edit, or a hook of yours, behind the last block.
     """
+    need_plain_end(vlm, "a lens")
     chosen, at = _layers(vlm, layers), indices(x, range(x.length) if positions is None else positions)
     last = vlm.depth
     states = _states(vlm, x, sorted({*chosen, last}), at)

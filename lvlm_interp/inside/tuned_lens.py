@@ -25,6 +25,7 @@ from lvlm_interp.checkpoints import read_checkpoint, write_checkpoint
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs, digest
+from lvlm_interp.inside.ending import need_plain_end
 from lvlm_interp.model.finite import need_finite
 from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
@@ -132,7 +133,9 @@ def fit_tuned_lens(
         InputError: fewer than two examples, weights that change meanwhile, or a checkpoint of another model, fitting or
             examples.
         OutputError: the checkpoint cannot be written.
+        ModelError: an edit, or a hook of yours, behind the last block.
     """
+    need_plain_end(vlm, "a lens")
     how = fitting or Fitting()
     split = len(examples) - max(1, round(how.held_out * len(examples)))
     if split < 1:

@@ -153,13 +153,17 @@ def tapped(model: PreTrainedModel, taps: Mapping[nn.Module, Tap]) -> Iterator[No
         yield
         return
     if any(module in _TAPS for module in taps):
-        raise ModelError("this model's attention is being captured already; leave that `with` first")
+        raise ModelError(
+            "this model's attention is being captured already, or edited: ask for both in one call, "
+            "vlm.capture(x, sites, edits={…}), or leave that `with` first"
+        )
     before = implementations(model)
-    for _, kernel in before.values():
+    own = {key: kernel.removeprefix(PREFIX) for key, (_, kernel) in before.items()}  # ours, where others are tapped
+    for kernel in own.values():
         _need_known(kernel)
     try:
-        for config, kernel in before.values():
-            config._attn_implementation_internal = PREFIX + ("eager" if kernel == "eager" else "sdpa")
+        for key, (config, _) in before.items():
+            config._attn_implementation_internal = PREFIX + ("eager" if own[key] == "eager" else "sdpa")
         _TAPS.update(taps)
         yield
     finally:

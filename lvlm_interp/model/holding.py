@@ -151,11 +151,16 @@ def in_one_go(method: M) -> M:
     return whole  # type: ignore[return-value]
 
 
-def hooks_of_others(modules: Iterable[tuple[str, nn.Module]]) -> list[str]:
+def hooks_of_others(modules: Iterable[tuple[str, nn.Module]], kinds: Iterable[str] = HOOKS) -> list[str]:
     """The names of modules with forward hooks that neither we nor the packages that we stand on have put there."""
     everywhere = [every_module._global_forward_hooks, every_module._global_forward_pre_hooks]
     found = [EVERYWHERE] if any(map(_foreign, everywhere)) else []
-    return found + [name for name, module in modules if any(_foreign(getattr(module, kind)) for kind in HOOKS)]
+    return found + [name for name, module in modules if any(_foreign(getattr(module, kind)) for kind in kinds)]
+
+
+def hooked_before(module: nn.Module) -> bool:
+    """Whether a hook of others sees, or changes, what a module is called with."""
+    return _foreign(module._forward_pre_hooks)
 
 
 def _foreign(hooks: dict[int, Any]) -> bool:
