@@ -25,9 +25,12 @@ M = TypeVar("M", bound=Callable[..., Any])
 # Hooks of these change nothing that a user did not ask for in a `with` of theirs or ours.
 KNOWN = ("lvlm_interp.", "transformers.", "nnsight.", "accelerate.", "torch.")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+FORWARDS = ("forward", "_old_forward")  # of an instance; accelerate keeps the one that it found
 Edits = tuple[tuple[Any, Callable[..., Any]], ...]
 """Sites, and what their values pass through."""
 EVERYWHERE = "every module"
+Put = tuple[tuple[str, Callable[..., Any]], ...]
+"""Names of modules, and functions that others have put there."""
 
 
 class Held:
@@ -151,18 +154,47 @@ def in_one_go(method: M) -> M:
 
 
 def hooks_of_others(modules: Iterable[tuple[str, nn.Module]]) -> list[str]:
-    """The names of modules with forward hooks that neither we nor the packages that we stand on have put there."""
+    """The names of modules with forward hooks, or a forward, that neither we nor what we stand on have put there."""
+    return list(dict.fromkeys(name for name, _ in put_by_others(modules)))
+
+
+def put_by_others(modules: Iterable[tuple[str, nn.Module]]) -> Put:
+    """Forward hooks of others, and forwards that they have put in the place of a class's own, by module."""
     everywhere = [every_module._global_forward_hooks, every_module._global_forward_pre_hooks]
-    found = [EVERYWHERE] if any(map(_foreign, everywhere)) else []
-    return found + [name for name, module in modules if any(_foreign(getattr(module, kind)) for kind in HOOKS)]
+    found = [(EVERYWHERE, hook) for hooks in everywhere for hook in hooks.values() if _foreign(hook)]
+    for name, module in modules:
+        hooks = (hook for kind in HOOKS for hook in getattr(module, kind).values())
+        found += [(name, hook) for hook in hooks if _foreign(hook)]
+        held = vars(module)
+        found += [(name, held[kind]) for kind in FORWARDS if kind in held and _replaces(module, held[kind])]
+    return tuple(found)
 
 
-def _foreign(hooks: dict[int, Any]) -> bool:
-    return any(not str(getattr(_plain(hook), "__module__", "")).startswith(KNOWN) for hook in hooks.values())
+def _foreign(hook: Any) -> bool:
+    return not _home(_plain(hook)).startswith(KNOWN)
 
 
-def _plain(hook: Any) -> Any:
-    """The function behind a partial one."""
-    while isinstance(hook, functools.partial):
-        hook = hook.func
-    return hook
+def _replaces(module: nn.Module, forward: Any) -> bool:
+    """Whether a module's forward is not what its class computes, nor that within what we stand on."""
+    plain = _plain(forward)
+    owner = getattr(plain, "__self__", None)
+    if owner is module and plain.__func__ is type(module).forward:
+        return False
+    return (isinstance(owner, nn.Module) and owner is not module) or _foreign(plain)
+
+
+def _plain(function: Any) -> Any:
+    """The function behind partial ones, and behind what torch makes of one (`no_grad`, `compile`)."""
+    while True:
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif hasattr(function, "__wrapped__") and _home(function).startswith("torch."):
+            function = function.__wrapped__
+        else:
+            return function
+
+
+def _home(function: Any) -> str:
+    """The module that a function was written in: `functools.wraps` says that of the one that it wraps."""
+    written = getattr(getattr(function, "__func__", function), "__globals__", {})
+    return str(written.get("__name__") or getattr(function, "__module__", ""))

@@ -36,8 +36,8 @@ def fingerprint(model: PreTrainedModel, content: Content | None = None) -> str:
     """A hash over all that decides what a model computes: 32 hexadecimal digits.
 
     Over names, shapes and bytes of all parameters and buffers, those of adapters, of quantised and of offloaded weights
-    among them; over the classes of modules, the numbers and texts that they hold (an epsilon, an adapter's scale), their
-    activation functions, and the configurations; over which adapters are on. The same on every device, with every
+    among them; over the classes of modules, the numbers and texts that they hold (an epsilon, an adapter's scale),
+    their activation functions, and the configurations; over which adapters are on. The same on every device, with every
     attention implementation, compiled or not, and wherever the files are kept. What hooks do is not in it.
 
     Args:

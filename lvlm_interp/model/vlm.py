@@ -28,6 +28,7 @@ from lvlm_interp.model.identity import fingerprint
 from lvlm_interp.model.lengths import following, forget, recounted
 from lvlm_interp.model.preparing import Preparing
 from lvlm_interp.model.sites import Site, match
+from lvlm_interp.model.training import need_evaluation
 from lvlm_interp.results import Provenance
 
 # What is said where image tokens do not match the features; the last by torch, where transformers does not look.
@@ -78,7 +79,7 @@ class HookedVLM(Preparing):
 
     @property
     def active_edits(self) -> tuple[str, ...]:
-        """What changes the model's passes now: the sites that are edited, and modules with hooks of others."""
+        """What changes passes now: the sites that are edited, and modules with hooks or forwards of others."""
         edited = (site.name for site, _ in self.held.edited)
         return (*dict.fromkeys(edited), *(f"hook: {name}" for name in hooks_of_others(self.model.named_modules())))
 
@@ -112,7 +113,7 @@ class HookedVLM(Preparing):
         """The model's greedy answer to a prompt, without end-of-turn tokens; an answer that x has is ignored."""
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is 1 or more, got {max_new_tokens}")
-        self._need_evaluation()
+        need_evaluation(self.model)
         with self.held.passing(), self._greedily():
             made = self.model.generate(**x.prompt_inputs(), max_new_tokens=max_new_tokens)
         ids = made[0, x.answer_start :].tolist()
@@ -121,10 +122,6 @@ class HookedVLM(Preparing):
         if self.processor is not None:
             text = self.prompter.tokenizer.decode(kept, skip_special_tokens=True)
         return Answer(text.strip(), kept, finished=len(kept) < len(ids))
-
-    def _need_evaluation(self) -> None:
-        if self.model.training:
-            raise ModelError("the model is in training mode, where dropout changes every number: call model.eval()")
 
     @contextlib.contextmanager
     def _greedily(self) -> Iterator[None]:
@@ -150,9 +147,9 @@ class HookedVLM(Preparing):
 
         Raises:
             InputError: the image tokens of the prompt do not match the features of the image.
-            ModelError: the model was put in training mode.
+            ModelError: the model, or a part of it, was put in training mode.
         """
-        self._need_evaluation()
+        need_evaluation(self.model)
         try:
             with self.held.passing(), uncompiled(self.model), rescaling(self._recounted(model_inputs)):
                 forget(following(self.decoder))
