@@ -24,6 +24,7 @@ from lvlm_interp.model.attention import tapped
 from lvlm_interp.model.compiled import uncompiled
 from lvlm_interp.model.holding import Held, held
 from lvlm_interp.model.norms import NormPart, part_of, rejoined
+from lvlm_interp.model.silence import why_silent
 from lvlm_interp.model.sites import Site
 from lvlm_interp.model.sums import Seen, follow
 
@@ -62,8 +63,9 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
         in_turn = {module: {part: _in_turn(some) for part, some in parts.items()} for module, parts in taps.items()}
         stack.enter_context(tapped(model, in_turn))
         yield
-    if silent := [site.name for site in visits if site.name not in fired]:
-        raise SiteError(f"these sites did not fire in this forward pass: {silent}")
+    if silent := [site for site in visits if site.name not in fired]:
+        why = why_silent([site.module for site in silent], [model])
+        raise SiteError(f"these sites did not fire in this forward pass: {[site.name for site in silent]}{why}")
 
 
 def _noting(site: Site, visit: Visit, fired: set[str], use: Held) -> Visit:
@@ -288,8 +290,9 @@ def arguments_of(modules: Sequence[nn.Module], run: Callable[[], Any]) -> list[d
             stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
         stack.enter_context(contextlib.suppress(_Reached))
         run()
-    if missed := [type(module).__name__ for module in modules if module not in found]:
-        raise SiteError(f"{missed} were not called in this forward pass")
+    if missed := [module for module in modules if module not in found]:
+        names = [type(module).__name__ for module in missed]
+        raise SiteError(f"{names} were not called in this forward pass{why_silent(missed, modules)}")
     return [found[module] for module in modules]
 
 
