@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,7 @@ import torch
 
 import lvlm_interp as li
 from lvlm_interp.engine.decoder import run_to_decoder
-from lvlm_interp.errors import InputError, ModelError, VisibilityError
+from lvlm_interp.errors import InputError, ModelError, SiteError, VisibilityError
 from tests.families import tiny_example, tiny_model
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -183,6 +184,79 @@ def test_kept_decoder_inputs_notice_that_the_model_changed(vlm):
         li.contrast(vlm, x, decoder_inputs=kept)
 
 
+@contextlib.contextmanager
+def patched(module, change):
+    """A forward of the user's own in the place of the class's, wearing its name."""
+    own = module.forward
+    module.forward = functools.wraps(own)(lambda *args, **kwargs: change(own(*args, **kwargs)))
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+@contextlib.contextmanager
+def put_on(module, change):
+    handle = module.register_forward_hook(lambda module, args, output: change(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("way", [patched, put_on])
+@pytest.mark.parametrize(
+    "path", ["model.multi_modal_projector", "model.vision_tower", "model.language_model.embed_tokens"]
+)
+def test_kept_decoder_inputs_notice_hooks_in_front_of_the_decoder(vlm, path, way):
+    """That are put on since, and taken off."""
+    x = tiny_inputs(vlm)
+    kept = run_to_decoder(vlm, x)
+    module = vlm.model.model.get_submodule(path)
+    with way(module, lambda output: output):
+        with pytest.raises(InputError, match="other hooks"):
+            li.score(vlm, x, x.everything[None], decoder_inputs=kept)
+        hooked_too = run_to_decoder(vlm, x)
+        li.score(vlm, x, x.everything[None], decoder_inputs=hooked_too)
+    with pytest.raises(InputError, match="other hooks"):
+        li.score(vlm, x, x.everything[None], decoder_inputs=hooked_too)
+    with way(vlm.blocks[0], lambda output: output):  # behind them
+        li.score(vlm, x, x.everything[None], decoder_inputs=kept)
+
+
+# --- forwards of one's own --------------------------------------------------------------------------------------------
+
+
+def test_a_forward_of_ones_own_finds_each_row_at_its_position(vlm):
+    x = tiny_inputs(vlm)
+    visible = coalitions(x)
+    expected = li.score(vlm, x, visible, edits={SITE: shifted})
+    with patched(vlm.blocks[1], shifted):
+        found = li.score(vlm, x, visible)
+        assert li.contrast(vlm, x).provenance.edits == ("hook: model.language_model.layers.1",)
+    assert torch.allclose(found.logprob, expected.logprob, atol=1e-5)
+    assert li.contrast(vlm, x).provenance.edits == ()
+
+
+def test_a_forward_that_scoring_would_pass_by_is_refused(vlm):
+    x = tiny_inputs(vlm)
+    for module in (vlm.model, vlm.model.model, vlm.readout.unembed):
+        with patched(module, lambda output: output), pytest.raises(ModelError, match="forward in the place"):
+            li.contrast(vlm, x)
+    li.contrast(vlm, x)
+
+
+def test_forwards_that_packages_put_there_are_none_of_ones_own(vlm):
+    accelerate = pytest.importorskip("accelerate")
+    block, mlp = vlm.blocks[1], vlm.blocks[1].mlp
+    accelerate.hooks.add_hook_to_module(block, accelerate.hooks.AlignDevicesHook())
+    mlp.forward = torch.no_grad()(torch.compile(mlp.forward))
+    assert "forward" in vars(block) and vlm.active_edits == ()
+    mlp.forward = vlm.blocks[0].mlp.forward
+    block._old_forward = torch.no_grad()(lambda *args, **kwargs: None)
+    assert vlm.active_edits == tuple(f"hook: model.language_model.layers.1{end}" for end in ("", ".mlp"))
+
+
 # --- threads and nested runs ------------------------------------------------------------------------------------------
 
 
@@ -291,6 +365,42 @@ def test_generation_needs_evaluation_mode(vlm):
         vlm.generate(tiny_inputs(vlm))
 
 
+def in_training(vlm):
+    part = vlm.blocks[1].self_attn
+    part.attention_dropout = 0.5
+    part.train()
+
+
+def adapted(vlm):
+    peft = pytest.importorskip("peft")
+    vlm.model.add_adapter(peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False, lora_dropout=0.5))
+
+
+def put_in(vlm):
+    vlm.blocks[1].mlp = torch.nn.Sequential(vlm.blocks[1].mlp, torch.nn.Dropout(0.5))
+
+
+def over_a_batch(vlm):
+    vlm.model.model.multi_modal_projector.norm = torch.nn.BatchNorm1d(3)
+
+
+@pytest.mark.parametrize("change", [in_training, adapted, put_in, over_a_batch], ids=lambda change: change.__name__)
+def test_a_part_in_training_mode_is_refused_and_named(vlm, change):
+    x = tiny_inputs(vlm)
+    kept = dataclasses.replace(run_to_decoder(vlm, x), weights=None)
+    change(vlm)
+    for run in (lambda: vlm.run(x), lambda: li.score(vlm, x, x.everything[None], decoder_inputs=kept)):
+        with pytest.raises(ModelError, match=r"'model\.\S+' \(\w+\) is in training mode"):
+            run()
+    vlm.model.eval()
+    vlm.run(x)
+
+
+def test_training_mode_that_changes_nothing_is_let_be(vlm):
+    vlm.decoder.train()
+    li.contrast(vlm, tiny_inputs(vlm))
+
+
 # --- what is set after the model was opened ---------------------------------------------------------------------------
 
 
@@ -315,3 +425,21 @@ def test_an_attention_function_of_ones_own_is_run_or_refused(vlm):
     assert torch.allclose(li.score(vlm, x, x.everything[None]).logprob[0], logprobs, atol=1e-5)
     with pytest.raises(ModelError, match="of your own"):
         vlm.capture(x, "blocks.*.hook_pattern")
+
+
+def test_an_adapter_that_runs_a_copy_is_named(vlm):
+    """What was found of the model is not what runs."""
+    peft = pytest.importorskip("peft")
+    x = tiny_inputs(vlm)
+    li.contrast(vlm, x)
+    vlm.model.add_adapter(peft.LoraConfig(target_modules=["up_proj"], modules_to_save=["self_attn"]))
+    for run in (lambda: li.contrast(vlm, x), lambda: vlm.capture(x, "blocks.1.attn.hook_z")):
+        with pytest.raises(SiteError, match=r"copy in the place of '\S+self_attn' \(modules_to_save\)"):
+            run()
+
+
+def test_a_configuration_that_runs_fewer_layers_is_named(vlm):
+    x = tiny_inputs(vlm)
+    vlm.model.config.text_config.num_hidden_layers = 2
+    with pytest.raises(SiteError, match=r"num_hidden_layers=2, and only so many of 3 layers"):
+        vlm.capture(x, "blocks.2.hook_resid_post")

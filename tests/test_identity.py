@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 import lvlm_interp as li
+from lvlm_interp.engine.decoder import run_to_decoder
+from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.model.identity import TURNS, Known, fingerprint, sums
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -55,7 +57,45 @@ def dtype(model):
     model.to(torch.bfloat16)
 
 
-CHANGES = (every_other, one_element, one_bit, two_heads, epsilon, rotary, configured, dtype)
+def feature_layer(model):
+    model.config.vision_feature_layer = -1
+
+
+def fewer_layers(model):
+    model.config.text_config.num_hidden_layers = 2
+
+
+def activation(model):
+    first(model, "MLP").act_fn = nn.Tanh()
+
+
+def activation_function(model):
+    first(model, "MLP").act_fn = nn.functional.relu
+
+
+def words(model):
+    model.config.vision_feature_select_strategy = "full"
+
+
+class Centred(nn.Module):
+    """A norm of another kind with the weight, and the epsilon, of the one that it replaces."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.weight, self.variance_epsilon = norm.weight, norm.variance_epsilon
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x, x.shape[-1:], self.weight, eps=self.variance_epsilon)
+
+
+def another_norm(model):
+    block = model.model.language_model.layers[1]
+    block.input_layernorm = Centred(block.input_layernorm)
+
+
+WEIGHTS = (every_other, one_element, one_bit, two_heads, epsilon, rotary, dtype)
+SETTINGS = (configured, feature_layer, fewer_layers, words, activation, activation_function, another_norm)
+CHANGES = (*WEIGHTS, *SETTINGS)
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -97,6 +137,54 @@ def test_nothing_else_is_part_of_it(model, tmp_path):
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
     assert fingerprint(model) == before == fingerprint(copy.deepcopy(model)) == fingerprint(again)
+
+
+def sharded(module):
+    """As torch's fully_shard does: the module is of a new class."""
+    kind = type(module)
+    module.__class__ = type(f"FSDP{kind.__name__}", (kind,), {"__module__": "torch.distributed.fsdp._fully_shard"})
+
+
+def renamed(model):
+    for config in (model.config, model.config.text_config):
+        config.name_or_path, config.architectures, config._commit_hash = "/elsewhere", ["Mine"], "abc"
+        config.id2label, config.pad_token_id, config.use_cache = {0: "cat"}, 3, False
+        config.transformers_version, config.dtype = "4.0", torch.float16
+    model.name_or_path, model.hf_device_map = "/elsewhere", {"model": 0, "lm_head": "cpu"}
+
+
+def half_compiled(model):
+    layers = model.model.language_model.layers
+    layers[1] = torch.compile(layers[1])
+    first(model, "CLIPMLP").compile()
+
+
+ALIKE = {
+    "sharded": lambda model: sharded(model.model.language_model.layers[0]),
+    "renamed": renamed,
+    "compiled": half_compiled,
+    "traced": lambda model: li.wrap(model).nnsight,
+}
+
+
+@pytest.mark.parametrize("change", ALIKE)
+def test_what_changes_no_number_is_no_part_of_it(model, change):
+    before = fingerprint(model)
+    ALIKE[change](model)
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("change", SETTINGS, ids=lambda change: change.__name__)
+def test_what_was_read_before_a_setting_changed_is_of_another_model(model, change):
+    """Inputs of the decoder, and where a capture comes from."""
+    vlm = li.wrap(model)
+    x = tiny_inputs(vlm)
+    kept, capture = run_to_decoder(vlm, x), vlm.capture(x, "ln_final.hook_out")
+    change(model)
+    with pytest.raises(InputError, match="before its weights or settings"):
+        li.score(vlm, x, x.everything[None], decoder_inputs=kept)
+    with pytest.raises(ModelError, match="changed after this capture"):
+        capture.provenance  # noqa: B018
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)

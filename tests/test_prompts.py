@@ -290,7 +290,7 @@ def test_reductions_leave_padding_out(llava, left):
 def test_a_picture_that_is_told_as_text_is_not_passed_over(tmp_path):
     vlm = li.wrap(tiny_model("llava"), processor("llava"))
     PICTURE.save(path := tmp_path / "a.png")
-    with pytest.raises(InputError, match="part 0 of message 0.*names a picture"):
+    with pytest.raises(InputError, match=r"part 0 of message 0.*names a picture"):
         vlm.prepare_chat([{"role": "user", "content": [str(path), ASKED]}])
     shown = vlm.prepare_chat([{"role": "user", "content": [{"type": "image", "path": str(path)}, ASKED]}])
     assert len(shown.images) == 1

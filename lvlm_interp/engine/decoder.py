@@ -19,8 +19,17 @@ from lvlm_interp.engine.masks import Sight, look
 from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.inputs.example import Inputs
-from lvlm_interp.model.holding import EVERYWHERE, Edits, hooked_before, hooks_of_others, in_one_go
+from lvlm_interp.model.holding import (
+    EVERYWHERE,
+    Edits,
+    Put,
+    hooked_before,
+    hooks_of_others,
+    in_one_go,
+    put_by_others,
+)
 from lvlm_interp.model.lengths import following, unmoved
+from lvlm_interp.model.training import need_evaluation
 from lvlm_interp.model.vlm import HookedVLM
 
 ROOM = 8  # positions beyond the example for which masks and position ids are taken down
@@ -58,6 +67,7 @@ class DecoderInputs:
         last: the last position of the whole, where rotary embeddings turn every row by it; None where they do not.
         weights: the fingerprint of the model that they were taken down from.
         edits: those that were in front of its decoder.
+        hooks: hooks of others, and forwards that they have put there, that were in front of it.
     """
 
     embeds: Float[Tensor, "row width"]
@@ -73,19 +83,24 @@ class DecoderInputs:
     last: Real[Tensor, ""] | None = None
     weights: str | None = None
     edits: Edits = ()
+    hooks: Put = ()
 
     def need(self, vlm: HookedVLM, x: Inputs) -> None:
         """Raise unless these were taken down for this model, and the prompt and the pictures of `x`.
 
         Raises:
             InputError: they are of another model or example.
+            ModelError: the model, or a part of it, was put in training mode.
         """
+        need_evaluation(vlm.model)
         if self.decoder is not None and self.decoder is not vlm.decoder:
             raise InputError("decoder_inputs are those of another model; take them down for this one")
         if self.weights not in (None, vlm.identity):
             raise InputError("decoder_inputs are those of the model before its weights or settings changed")
         if self.edits != edits_before(vlm):
             raise InputError("decoder_inputs were taken down under other edits before the decoder; do it anew")
+        if self.hooks != hooks_before(vlm):
+            raise InputError("decoder_inputs were taken down under other hooks before the decoder; do it anew")
         if self.source is None:
             return
         own, asked = (y.first(x.answer_start) for y in (self.source, x))
@@ -131,6 +146,17 @@ def edits_before(vlm: HookedVLM) -> Edits:
     return tuple((site, edit) for site, edit in vlm.held.edited if site.module not in inside)
 
 
+def hooks_before(vlm: HookedVLM) -> Put:
+    """What others have put in front of the decoder now, and on what embeds tokens."""
+    embedding = {vlm.decoder.get_input_embeddings(), *_kind_in(vlm.decoder, nn.Embedding)}
+    behind = {*vlm.decoder.modules()} - {part for one in embedding for part in one.modules()}
+    return put_by_others((name, module) for name, module in vlm.model.named_modules() if module not in behind)
+
+
+def _kind_in(module: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
+    return [part for part in module.modules() if isinstance(part, kind)]
+
+
 def standing(vlm: HookedVLM) -> list[str]:
     """What is in the decoder that must find each row at its position: edits, and hooks of others.
 
@@ -143,8 +169,9 @@ def standing(vlm: HookedVLM) -> list[str]:
     around = [pair for pair in around if pair[1] is not vlm.decoder] + [("the unembedding", vlm.readout.unembed)]
     if passed_by := [name or type(vlm.model).__name__ for name in hooks_of_others(around) if name != EVERYWHERE]:
         raise ModelError(
-            f"there is a hook of your own on {passed_by[0]!r}, which scoring passes by (it calls the decoder, and "
-            "unembeds a few rows): what it does would be missing. Remove it, or hook a module inside the decoder"
+            f"there is a hook of your own on {passed_by[0]!r}, or a forward in the place of its own, which scoring "
+            "passes by (it calls the decoder, and unembeds a few rows): what it does would be missing. Remove it, or "
+            "hook a module inside the decoder"
         )
     inside = set(vlm.decoder.modules())
     edited = [site.name for site, _ in vlm.held.edited if site.module in inside]
@@ -261,4 +288,5 @@ def run_to_decoder(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: i
         decoder=vlm.decoder,
         weights=vlm.identity,
         edits=edits_before(vlm),
+        hooks=hooks_before(vlm),
     )

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
-from torch.nn.modules import module as every_module
 from transformers import PreTrainedModel
 
 from lvlm_interp.errors import InputError, ModelError
@@ -25,6 +24,7 @@ M = TypeVar("M", bound=Callable[..., Any])
 # Hooks of these change nothing that a user did not ask for in a `with` of theirs or ours.
 KNOWN = ("lvlm_interp.", "transformers.", "nnsight.", "accelerate.", "torch.")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+FORWARDS = ("forward", "_old_forward")  # of an instance; accelerate keeps the one that it found
 Edits = tuple[tuple[Any, Callable[..., Any]], ...]
 """Sites, and what their values pass through."""
 EVERYWHERE = "every module"
@@ -32,6 +32,8 @@ NESTED = (
     "an edit or a hook runs the model that it is called from: its own pass would be recorded and edited too. Compute "
     "what it needs before, or let it call a deepcopy of the model"
 )
+Put = tuple[tuple[str, Callable[..., Any]], ...]
+"""Names of modules, and functions that others have put there."""
 
 
 class Held:
@@ -152,23 +154,52 @@ def in_one_go(method: M) -> M:
 
 
 def hooks_of_others(modules: Iterable[tuple[str, nn.Module]], kinds: Iterable[str] = HOOKS) -> list[str]:
-    """The names of modules with forward hooks that neither we nor the packages that we stand on have put there."""
-    everywhere = [every_module._global_forward_hooks, every_module._global_forward_pre_hooks]
-    found = [EVERYWHERE] if any(map(_foreign, everywhere)) else []
-    return found + [name for name, module in modules if any(_foreign(getattr(module, kind)) for kind in kinds)]
+    """The names of modules with forward hooks, or a forward, that neither we nor what we stand on have put there."""
+    return list(dict.fromkeys(name for name, _ in put_by_others(modules, kinds)))
 
 
 def hooked_before(module: nn.Module) -> bool:
     """Whether a hook of others sees, or changes, what a module is called with."""
-    return _foreign(module._forward_pre_hooks)
+    return any(map(_foreign, module._forward_pre_hooks.values()))
 
 
-def _foreign(hooks: dict[int, Any]) -> bool:
-    return any(not str(getattr(_plain(hook), "__module__", "")).startswith(KNOWN) for hook in hooks.values())
+def put_by_others(modules: Iterable[tuple[str, nn.Module]], kinds: Iterable[str] = HOOKS) -> Put:
+    """Forward hooks of others, and forwards that they have put in the place of a class's own, by module."""
+    everywhere = [every_module._global_forward_hooks, every_module._global_forward_pre_hooks]
+    found = [(EVERYWHERE, hook) for hooks in everywhere for hook in hooks.values() if _foreign(hook)]
+    for name, module in modules:
+        hooks = (hook for kind in kinds for hook in getattr(module, kind).values())
+        found += [(name, hook) for hook in hooks if _foreign(hook)]
+        held = vars(module)
+        found += [(name, held[kind]) for kind in FORWARDS if kind in held and _replaces(module, held[kind])]
+    return tuple(found)
 
 
-def _plain(hook: Any) -> Any:
-    """The function behind a partial one."""
-    while isinstance(hook, functools.partial):
-        hook = hook.func
-    return hook
+def _foreign(hook: Any) -> bool:
+    return not _home(_plain(hook)).startswith(KNOWN)
+
+
+def _replaces(module: nn.Module, forward: Any) -> bool:
+    """Whether a module's forward is not what its class computes, nor that within what we stand on."""
+    plain = _plain(forward)
+    owner = getattr(plain, "__self__", None)
+    if owner is module and plain.__func__ is type(module).forward:
+        return False
+    return (isinstance(owner, nn.Module) and owner is not module) or _foreign(plain)
+
+
+def _plain(function: Any) -> Any:
+    """The function behind partial ones, and behind what torch makes of one (`no_grad`, `compile`)."""
+    while True:
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif hasattr(function, "__wrapped__") and _home(function).startswith("torch."):
+            function = function.__wrapped__
+        else:
+            return function
+
+
+def _home(function: Any) -> str:
+    """The module that a function was written in: `functools.wraps` says that of the one that it wraps."""
+    written = getattr(getattr(function, "__func__", function), "__globals__", {})
+    return str(written.get("__name__") or getattr(function, "__module__", ""))

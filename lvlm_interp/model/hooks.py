@@ -25,6 +25,7 @@ from lvlm_interp.model.attention import tapped
 from lvlm_interp.model.compiled import uncompiled
 from lvlm_interp.model.holding import NESTED, Held, held
 from lvlm_interp.model.norms import NormPart, Parts, renormed
+from lvlm_interp.model.silence import why_silent
 from lvlm_interp.model.sites import Site
 from lvlm_interp.model.sums import Seen, Visits, follow, in_turn
 
@@ -69,8 +70,9 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
         chained = {module: {part: in_turn(some) for part, some in tap.items()} for module, tap in taps.items()}
         stack.enter_context(tapped(model, chained))
         yield
-    if silent := [site.name for site in visits if site.name not in fired]:
-        raise SiteError(f"these sites did not fire in this forward pass: {silent}")
+    if silent := [site for site in visits if site.name not in fired]:
+        why = why_silent([site.module for site in silent], [model])
+        raise SiteError(f"these sites did not fire in this forward pass: {[site.name for site in silent]}{why}")
 
 
 def _noting(site: Site, visit: Visit, fired: set[str], use: Held) -> Visit:
@@ -318,8 +320,9 @@ def arguments_of(modules: Sequence[nn.Module], run: Callable[[], Any]) -> list[d
             stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
         stack.enter_context(contextlib.suppress(_Reached))
         run()
-    if missed := [type(module).__name__ for module in modules if module not in found]:
-        raise SiteError(f"{missed} were not called in this forward pass")
+    if missed := [module for module in modules if module not in found]:
+        names = [type(module).__name__ for module in missed]
+        raise SiteError(f"{names} were not called in this forward pass{why_silent(missed, modules)}")
     return [found[module] for module in modules]
 
 

@@ -19,14 +19,11 @@ from transformers import PreTrainedModel
 from xxhash import xxh3_128
 
 from lvlm_interp.model.compiled import as_written
+from lvlm_interp.model.settings import settings_of
 from lvlm_interp.model.weights import fetched
 
-# Attributes of modules that change no number, or change from pass to pass.
-PASSING = frozenset({"gradient_checkpointing", "max_seq_len_cached", "is_quantized"})
-SWITCHES = frozenset({"_active_adapter", "_disable_adapters", "merged_adapters"})  # of peft's layers
 # Rotary frequencies that follow the length of what is read; what they start from stands beside them.
 LENGTHENED, ORIGINAL, FOLLOWING = "inv_freq", "original_inv_freq", ("dynamic", "longrope")
-LEFT_OUT = PASSING | frozenset(vars(nn.Module()))
 PAGE, TURNS = 1 << 14, 32
 SMALL = 1 << 16  # bytes of a tensor that is read whole each time
 Content = Callable[[Tensor], bytes]
@@ -39,16 +36,17 @@ def fingerprint(model: PreTrainedModel, content: Content | None = None) -> str:
     """A hash over all that decides what a model computes: 32 hexadecimal digits.
 
     Over names, shapes and bytes of all parameters and buffers, those of adapters, of quantised and of offloaded weights
-    among them; over the numbers that modules hold beside them (an epsilon, an adapter's scale) and those with a point
-    in the configuration; over which adapters are on. The same on every device. What hooks do is not in it.
+    among them; over the classes of modules, the numbers and texts that they hold (an epsilon, an adapter's scale),
+    their activation functions, and the configurations; over which adapters are on. The same on every device, with every
+    attention implementation, compiled or not, and wherever the files are kept. What hooks do is not in it.
 
     Args:
         model: a model.
         content: gives the digest of a tensor's bytes; by default all are read.
     """
-    digest, content = xxh3_128(f"{sorted(_points(model.config.to_dict()))}".encode()), content or content_of
+    digest, content = xxh3_128(), content or content_of
     for path, module in as_written(model):
-        digest.update(f"{path}{_settings(module)}".encode())
+        digest.update(f"{path}{settings_of(module)}{[state.threshold for state in _states(module)]}".encode())
         for name, tensor in _own(module):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{_scheme(tensor)}".encode())
             for part in _each_once((*parts_of(tensor), *_moved(module, name))):
@@ -73,10 +71,11 @@ class Known:
         return fingerprint(model, lambda tensor: self._content(tensor, before))
 
     @staticmethod
-    def changes(model: PreTrainedModel) -> list[tuple[int, int]]:
-        """Where tensors are and how often torch counted a change: quicker still."""
+    def changes(model: PreTrainedModel) -> tuple[list[str], list[tuple[int, int]]]:
+        """Settings, where tensors are, and how often torch counted a change: quicker still."""
         held = (part for module in model.modules() for _, tensor in _own(module) for part in parts_of(tensor))
-        return [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in held]
+        counted = [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in held]
+        return [settings_of(module) for module in model.modules()], counted
 
     def _content(self, tensor: Tensor, before: dict[int, tuple[Any, bytes, bytes]]) -> bytes:
         number = len(self._read)
@@ -96,31 +95,6 @@ def pages_of(tensor: Tensor) -> bytes:
     """A few bytes of every page that a tensor fills."""
     flat = _bytes(tensor)
     return flat[: len(flat) // PAGE * PAGE].view(-1, PAGE)[:, :8].contiguous().numpy().tobytes()
-
-
-def _points(config: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers with a point in a configuration; others say what shapes say already, or which token is which."""
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _points(value, f"{path}{name}.")
-        elif isinstance(value, float):
-            yield f"{path}{name}", value
-
-
-def _settings(module: nn.Module) -> list[tuple[str, Any]]:
-    """The numbers that a module holds beside tensors and modules, and its switches."""
-    mine = ((k, v) for k, v in vars(module).items() if k not in LEFT_OUT)
-    kept = [(k, v) for k, v in mine if k in SWITCHES or (k[0] != "_" and _is_number(v))]
-    return sorted(kept + [("threshold", state.threshold) for state in _states(module)])
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a setting is a number, or several."""
-    if isinstance(value, Mapping):
-        return bool(value) and all(map(_is_number, value.values()))
-    if isinstance(value, (list, tuple)):
-        return bool(value) and all(map(_is_number, value))
-    return isinstance(value, (int, float))
 
 
 def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -29,6 +29,7 @@ from lvlm_interp.model.lengths import following, forget, recounted
 from lvlm_interp.model.preparing import Preparing
 from lvlm_interp.model.quantised import need_gradients
 from lvlm_interp.model.sites import Site, match
+from lvlm_interp.model.training import need_evaluation
 from lvlm_interp.results import Provenance
 
 # What is said where image tokens do not match the features; the last by torch, where transformers does not look.
@@ -79,7 +80,7 @@ class HookedVLM(Preparing):
 
     @property
     def active_edits(self) -> tuple[str, ...]:
-        """What changes the model's passes now: edited sites, modules with hooks of others, `torch.autocast`."""
+        """What changes passes now: edited sites, modules with hooks or forwards of others, `torch.autocast`."""
         edited = (site.name for site, _ in self.held.edited)
         hooks = (f"hook: {name}" for name in hooks_of_others(self.model.named_modules()))
         kind = self.device.type
@@ -116,7 +117,7 @@ class HookedVLM(Preparing):
         """The model's greedy answer to a prompt, without end-of-turn tokens; an answer that x has is ignored."""
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is 1 or more, got {max_new_tokens}")
-        self._need_evaluation()
+        need_evaluation(self.model)
         with passing(self.model, self.model, self.decoder), self._greedily():
             made = self.model.generate(
                 **x.prompt_inputs(), max_new_tokens=max_new_tokens, logits_processor=[self._only_numbers]
@@ -133,10 +134,6 @@ class HookedVLM(Preparing):
         if bool((logits.isnan() | logits.isposinf()).any()):
             raise ModelError(f"{self.name!r} gives NaN or infinity for this example: li.score says where they begin")
         return logits
-
-    def _need_evaluation(self) -> None:
-        if self.model.training:
-            raise ModelError("the model is in training mode, where dropout changes every number: call model.eval()")
 
     @contextlib.contextmanager
     def _greedily(self) -> Iterator[None]:
@@ -162,9 +159,9 @@ class HookedVLM(Preparing):
 
         Raises:
             InputError: the image tokens of the prompt do not match the features of the image.
-            ModelError: the model was put in training mode.
+            ModelError: the model, or a part of it, was put in training mode.
         """
-        self._need_evaluation()
+        need_evaluation(self.model)
         try:
             within = passing(self.model, self.model, self.decoder)
             with within, uncompiled(self.model), rescaling(self._recounted(model_inputs)):

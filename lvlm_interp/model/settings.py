@@ -1,0 +1,93 @@
+"""What decides a model's numbers beside its weights: the kinds of its modules, their settings, its configurations."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+# Attributes of modules that change no number, change from pass to pass, or say where a model is or was kept.
+PASSING = frozenset(
+    {
+        *("gradient_checkpointing", "max_seq_len_cached", "is_quantized", "warnings_issued", "model_tags"),
+        *("name_or_path", "hf_device_map", "device", "attn_implementation", "loss_type"),
+    }
+)
+SWITCHES = frozenset({"_active_adapter", "_disable_adapters", "merged_adapters"})  # of peft's layers
+LEFT_OUT = PASSING | frozenset(vars(nn.Module()))
+ACTIVATION = re.compile("act(ivation)?(_.*|[0-9]*)|hidden_act")  # attributes that may be plain functions
+# What a configuration says of files, labels, training, kernels, and of what is returned beside the logits. What is left
+# of `tie_word_embeddings` and `model_type` are the weights, and the classes.
+IDLE = re.compile(
+    "_.*|output_.*|(use_)?return_dict|use_cache|gradient_checkpointing|attn_implementation|(torch_)?dtype|torchscript"
+    "|name_or_path|model_type|architectures|auto_map|transformers_version|tokenizer_class|initializer_.*|tie_word_embeddings"
+    "|(bos|eos|pad|sep|decoder_start)_token_id|id2label|label2id|num_labels|problem_type|finetuning_task"
+    "|task_specific_params"
+)
+SHARDING = "torch.distributed."  # it makes a class of its own of each that it shards
+
+
+def kind_of(module: nn.Module) -> str:
+    """The class of a module, by the name of its file and its own: remote code is kept in folders named by chance."""
+    return _name_of(type(module))  # type: ignore[arg-type]  # a class can be hashed
+
+
+@functools.lru_cache(maxsize=4096)
+def _name_of(kind: type) -> str:
+    kind = next(kind for kind in kind.__mro__ if not kind.__module__.startswith(SHARDING))
+    return f"{kind.__module__.rpartition('.')[2]}.{kind.__qualname__}"
+
+
+def settings_of(module: nn.Module) -> str:
+    """The kind of a module, the numbers and texts that it holds, its switches, and its configuration if it is a model.
+
+    A number that is set to None is left out, as one that is not there.
+    """
+    mine = ((k, v) for k, v in vars(module).items() if k not in LEFT_OUT)
+    held = sorted((k, _value(v)) for k, v in mine if k in SWITCHES or (k[0] != "_" and _is_setting(k, v)))
+    return f"{kind_of(module)}{held}{_stated(module.config) if isinstance(module, PreTrainedModel) else ''}"
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    return _is_plain(value) or (callable(value) and ACTIVATION.fullmatch(name) is not None)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a number or a text, or several."""
+    if isinstance(value, Mapping):
+        return bool(value) and all(map(_is_plain, value.values()))
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(map(_is_plain, value))
+    return isinstance(value, (int, float, str))
+
+
+def _value(value: Any) -> Any:
+    return _function(value) if callable(value) else value
+
+
+def _function(function: Callable[..., Any]) -> str:
+    """The name of a function, and what it is given beforehand."""
+    if isinstance(function, functools.partial):
+        return f"{_function(function.func)}{function.args}{function.keywords}"
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def _stated(value: Any) -> Any:
+    """What a configuration, or a part of it, says about numbers."""
+    if value is None or isinstance(value, (int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_stated(one) for one in value]
+    if (named := value if isinstance(value, Mapping) else getattr(value, "__dict__", None)) is None:
+        return str(value)
+    said = {str(k): _stated(v) for k, v in named.items() if v is not None and not _is_idle(str(k))}
+    return sorted(said.items())
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_idle(name: str) -> bool:
+    return IDLE.fullmatch(name) is not None
