@@ -296,10 +296,10 @@ def test_a_picture_that_is_told_as_text_is_not_passed_over(tmp_path):
     assert len(shown.images) == 1
 
 
-def test_empty_parts_and_iterators_of_messages():
+def test_empty_parts_say_nothing():
     vlm = li.wrap(tiny_model("llava"), processor("llava"))
     parts = [{"type": "image", "image": PICTURE}, {"type": "text", "text": ASKED}]
     plain = vlm.prepare_chat([{"role": "user", "content": parts}])
     empty = {"type": "text", "text": ""}
-    for messages in ([{"role": "user", "content": [empty, *parts, empty]}], iter([{"role": "user", "content": parts}])):
-        assert torch.equal(vlm.prepare_chat(messages).input_ids, plain.input_ids)
+    padded = vlm.prepare_chat([{"role": "user", "content": [empty, *parts, empty]}])
+    assert torch.equal(padded.input_ids, plain.input_ids)

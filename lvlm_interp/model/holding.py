@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
+from torch.nn.modules import module as every_module
 from transformers import PreTrainedModel
 
 from lvlm_interp.errors import InputError, ModelError
