@@ -11,7 +11,7 @@ import torch
 
 import lvlm_interp as li
 from lvlm_interp.engine.decoder import run_to_decoder
-from lvlm_interp.errors import InputError, ModelError, VisibilityError
+from lvlm_interp.errors import InputError, ModelError, SiteError, VisibilityError
 from tests.families import tiny_example, tiny_model
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -92,6 +92,17 @@ def test_an_edit_that_changes_nothing_changes_nothing(name, hide):
     visible = (x.hidden(hide) if hide else x.everything)[None]
     kept = li.score(vlm, x, visible, edits={"blocks.0.hook_resid_post": lambda value: value})
     assert torch.allclose(kept.logit, li.score(vlm, x, visible).logit, atol=1e-3)
+
+
+def test_sites_may_stay_silent_where_nothing_runs(vlm):
+    """An edit that is put up around what is found done already; after a pass of anyone's, what is silent is named."""
+    x, other = tiny_inputs(vlm), vlm.sites[SITE]
+    beside = dataclasses.replace(other, name="beside", module=torch.nn.Identity())
+    with vlm.visiting({SITE: shifted}):
+        pass
+    for run in (lambda: vlm.model(**x.model_inputs), lambda: vlm.run(x), lambda: li.score(vlm, x, coalitions(x))):
+        with pytest.raises(SiteError, match="did not fire"), vlm.visiting({beside: shifted}):
+            run()
 
 
 def test_what_is_passed_over_cannot_stand_in_its_place():

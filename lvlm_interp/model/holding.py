@@ -37,12 +37,13 @@ class Held:
         edited: the sites that a user's edits are at now, with these.
         paused: modules whose visits are left out for the moment.
         known: what of the model was read, for its fingerprint.
+        passes: how many were begun.
     """
 
     def __init__(self) -> None:
         self.edited: Edits = ()
         self.paused: frozenset[nn.Module] = frozenset()
-        self.known = Known()
+        self.known, self.passes = Known(), 0
         self._identity: str | None = None
         self._lock, self._editor, self._passing, self._depth = threading.RLock(), 0, False, 0
 
@@ -86,7 +87,7 @@ class Held:
                     "an edit or a hook runs the model that it is called from: its own pass would be recorded and "
                     "edited too. Compute what it needs before, or let it call a deepcopy of the model"
                 )
-            self._passing = True
+            self._passing, self.passes = True, self.passes + 1
             try:
                 yield
             finally:

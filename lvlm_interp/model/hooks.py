@@ -39,10 +39,11 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
     """Within the `with`, each site's value passes through its visit, which returns the value to go on with.
 
     Raises:
-        SiteError: a visit returns no tensor of the value's shape; on leaving without another error, if a site did not
-            fire.
+        SiteError: a visit returns no tensor of the value's shape; on leaving without another error, if a pass was run
+            in which a site did not fire.
     """
     fired, use = set[str](), held(model)
+    before, called = use.passes, list[nn.Module]()
     taps: dict[nn.Module, dict[str, list[Visit]]] = defaultdict(lambda: defaultdict(list))
     sums: dict[nn.Module, dict[Seen, list[Visit]]] = defaultdict(lambda: defaultdict(list))
     with contextlib.ExitStack() as stack:
@@ -61,8 +62,10 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
             stack.enter_context(_followed(module, {read: _in_turn(some) for read, some in seen.items()}))
         in_turn = {module: {part: _in_turn(some) for part, some in parts.items()} for module, parts in taps.items()}
         stack.enter_context(tapped(model, in_turn))
+        stack.callback(model.register_forward_pre_hook(lambda module, args: called.append(module)).remove)
         yield
-    if silent := [site.name for site in visits if site.name not in fired]:
+    ran = called or use.passes > before  # a model that is called by its user, and what we run of it
+    if ran and (silent := [site.name for site in visits if site.name not in fired]):
         raise SiteError(f"these sites did not fire in this forward pass: {silent}")
 
 
