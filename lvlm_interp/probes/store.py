@@ -143,7 +143,7 @@ class OnDisk:
             OutputError: some that were are lost.
         """
         for name in self.names if len(self) else ():
-            array = self.group[name] if name in self.group else None
+            array = self.group.get(name)
             if array is not None and array.shape[0] > len(self):
                 array.resize((len(self), *array.shape[1:]))
             if array is None or array.shape[0] < len(self) or array.nchunks_initialized < array.nchunks:
