@@ -141,6 +141,11 @@ def test_sure_answers_keep_their_order():
     assert task.scores(margins, truth, ones, torch.zeros(4, dtype=torch.long))["auroc"].item() == 1
 
 
+def test_groups_may_be_whatever_can_be_told_apart():
+    days = pd.Series(pd.date_range("2020-01-01", periods=12)).repeat(10)
+    assert len(fit_probes(X, Y, **QUICK, groups=days).groups.unique()) == 12
+
+
 def test_nested_lists_are_features():
     assert torch.equal(fit_probes(X.tolist(), Y, **QUICK).values, fit_probes(X, Y, **QUICK).values)
 

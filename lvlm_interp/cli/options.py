@@ -91,7 +91,9 @@ class Told:
             try:
                 yield shown
             except LvlmInterpError as error:
-                raise error if table is None else _in_row(table, shown.count + 1, error) from error
+                if table is None:
+                    raise
+                raise _in_row(table, shown.count + 1, error) from error
 
     def check(self) -> None:
         """Raise for what is wrong whatever the model: texts that say nothing, a file that cannot be written."""
@@ -240,7 +242,7 @@ def need_rows(table: Path, rows: Iterable[Mapping[Any, Any]]) -> None:
 
 def need_apart(written: Iterable[Path], read: Iterable[str | Path]) -> None:
     """Raise where what is written would take the place of what the user has it made from."""
-    there = [path for path in written if path.exists()]
+    there = [path for path in written if os.path.exists(path)]
     for path in dict.fromkeys(read):
         if lost := next((one for one in there if os.path.exists(path) and os.path.samefile(one, path)), None):
             raise OutputError(f"{lost} is a file that this command reads; give another one to write to")

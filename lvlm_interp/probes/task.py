@@ -258,7 +258,7 @@ def _plain(given: Any, what: str) -> np.ndarray:
 def _need_one_kind(given: np.ndarray, what: str) -> None:
     """Raise where NumPy would make one of 7 and "7", or of 1 and True."""
     of_each = {_kind(value): value for value in given.flat}
-    if "other" in of_each:
+    if what == "labels" and "other" in of_each:  # which results could not keep; groups are only told apart
         raise InputError(f"{what} are texts, numbers or truth values; got {of_each['other']!r}")
     if len(of_each) > 1:
         some = " and ".join(f"{value!r} ({kind})" for kind, value in sorted(of_each.items()))
