@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,8 +11,23 @@ import torch
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, OutputError
+from lvlm_interp.files import told
 
 STEP, VALUE = "step", "value"
+
+
+def need_place(path: Path) -> Path:
+    """The path of a checkpoint, before anything is computed that it is to keep.
+
+    Raises:
+        OutputError: no file can be written there.
+    """
+    with told("write the checkpoint", path):
+        if path.is_dir():
+            raise OutputError(f"{path} is a directory; give the checkpoint's file")
+        with tempfile.TemporaryFile(dir=path.parent) as trial:
+            trial.write(b"0")
+    return path
 
 
 def write_checkpoint(

@@ -23,15 +23,17 @@ NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")  # as JSO
 def read_examples(path: str | Path) -> pd.DataFrame:
     """Read a table of examples.
 
-    The columns `image` (a path, from the table's own folder) and `question` must be there; `answer`, `context` and
-    `system` may be: texts, taken letter for letter. All other columns, such as a label and a group, ride along: of a
-    CSV those that hold nothing but numbers, written as numbers are, as numbers; all others as texts, letter for letter.
+    The columns `image` (a path, from the table's own folder, or an address) and `question` must be there; `answer`,
+    `context` and `system` may be: texts, taken letter for letter. All other columns, such as a label and a group, ride
+    along: of a CSV those that hold nothing but numbers, written as numbers are, as numbers; all others as texts, letter
+    for letter.
 
     Args:
         path: a `.csv`, or a `.jsonl` with an object on each line.
 
     Returns:
-        A frame with a row for each example. `image` is the whole path; empty cells of the optional columns are None.
+        A frame with a row for each example. `image` is the whole path, or the address; empty cells of the optional
+        columns are None.
 
     Raises:
         InputError: the file is missing, empty or broken, has a row of more or fewer fields than its head, lacks a
@@ -52,7 +54,7 @@ def read_examples(path: str | Path) -> pd.DataFrame:
         if name in frame:
             # another type would make NaN of None
             frame[name] = pd.Series(_texts(frame[name]), index=frame.index, dtype=object)
-    frame["image"] = [str(file.parent / name) for name in frame["image"]]
+    frame["image"] = [name if _is_address(name) else str(file.parent / name) for name in frame["image"]]
     _need_pictures(file, frame["image"].tolist())
     return frame
 
@@ -62,12 +64,18 @@ def _texts(column: pd.Series) -> list[str | None]:
     return [None if pd.isna(value) else str(value) for value in column]
 
 
+def _is_address(name: str) -> bool:
+    from lvlm_interp.inputs.sources import ADDRESS
+
+    return ADDRESS.match(name) is not None
+
+
 def _need_pictures(file: Path, names: list[str]) -> None:
     """Raise where one is not there, with the first row of each."""
     rows: dict[str, int] = {}
     for row, name in enumerate(names, 1):
         rows.setdefault(name, row)
-    if lost := [f"{name} (row {row})" for name, row in rows.items() if not _is_file(name)]:
+    if lost := [f"{name} (row {row})" for name, row in rows.items() if not (_is_address(name) or _is_file(name))]:
         more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
         raise InputError(f"{file} names pictures that are not there: {', '.join(lost[:SHOWN])}{more}")
 
@@ -129,6 +137,8 @@ def _jsonl(file: Path) -> pd.DataFrame:
     """The table, with values as they are written; a column of nothing but numbers has their type."""
     with file.open(encoding="utf-8-sig") as lines:
         rows = [_object(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise ValueError("it is empty")
     texts = pd.DataFrame(rows, dtype=object)
     return pd.DataFrame(rows).assign(**{name: texts[name] for name in (*REQUIRED, *OPTIONAL) if name in texts})
 

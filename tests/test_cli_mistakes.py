@@ -6,11 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import lvlm_interp as li
+from lvlm_interp.cli import options
+from lvlm_interp.errors import InputError
 from lvlm_interp.report import placing
+from tests.made import made
 from tests.test_cli import one_line
+from tests.tiny import tiny_inputs, tiny_llava
 
 ASK = ["--question", "What color is the banana?"]
 LONG = "x" * 300
@@ -58,17 +63,27 @@ MISTAKES = {
     "a long directory": ("diagnose", [*ASK, "--out", f"{{}}/{LONG}"], 1, "File name too long"),
     "a directory under a file": ("diagnose", [*ASK, "--out", "{}/t.csv/out"], 1, "Not a directory"),
     "a long model": ("contrast", [*ASK, "--model", LONG], 1, "no model is called"),
+    "blank word of a lens": ("lens", [*ASK, "--target", ""], 1, "tokenises to nothing"),
+    "blank word of direct": ("direct", [*ASK, "--target", ""], 1, "tokenises to nothing"),
+    "no way to split": ("credit", [*ASK, "--players", "words"], 1, "no way to split; there are ['roles', 'images'"),
+    "split by nothing": ("credit", [*ASK, "--players", ""], 1, "'' is no way to split"),
+    "sentences of nothing": ("credit", [*ASK, "--players", "sentences"], 1, "give --context"),
+    "keep what is no player": ("credit", [*ASK, "--players", "images", "--keep", "imgae"], 1, "no role 'imgae'"),
+    "keep a player of another split": (
+        *("credit", [*ASK, "--players", "images", "--keep", "sentence 0"], 1, "no role 'sentence 0'"),
+    ),
+    "a map over its picture": ("heatmap", [*ASK, "--out", "{}/banana.png", "--force"], 1, "that this command reads"),
     "both ways": ("credit", [*ASK, "--table", "{}/t.csv"], 2, "in the place of"),
 }
 
 
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistakes_are_found_before_the_model_is_opened(run, picture, tmp_path, case, request):
-    command, options, status, said = MISTAKES[case]
+    command, given, status, said = MISTAKES[case]
     if case != "a long model":  # which only opening it can tell
         request.getfixturevalue("unopened")
     (tmp_path / "t.csv").write_text("image,question\n")
-    found, out, err = run(command, "--image", picture, *(option.format(tmp_path) for option in options))
+    found, out, err = run(command, "--image", picture, *(option.format(tmp_path) for option in given))
     assert (found, out) == (status, "") and said in " ".join(err.replace("│", " ").split()), err
     assert status == 2 or one_line(err)
 
@@ -87,9 +102,9 @@ PROBE_MISTAKES = {
 @pytest.mark.usefixtures("unopened")
 @pytest.mark.parametrize("case", PROBE_MISTAKES)
 def test_mistakes_of_a_probe_are_found_before_the_model_is_opened(run, picture, tmp_path, case):
-    options, status, said = PROBE_MISTAKES[case]
+    given, status, said = PROBE_MISTAKES[case]
     (tmp_path / "t.csv").write_text(f"image,question,label\n{picture.name},What?,a\n{picture.name},Who?,b\n")
-    told = [option.format(tmp_path) for option in options]
+    told = [option.format(tmp_path) for option in given]
     found, out, err = run("probe", tmp_path / "t.csv", "--group", "question", *told, "--out", tmp_path / "out")
     assert (found, out) == (status, "") and said in " ".join(err.replace("│", " ").split()), err
 
@@ -123,6 +138,83 @@ def test_tables_that_hold_what_no_cell_can(run, tmp_path, case, command):
     told = ["probe", table, "--out", tmp_path / "out"] if command == "probe" else ["contrast", "--table", table]
     status, out, err = run(*told)
     assert (status, out) == (1, "") and one_line(err) and "line 1" in err, err
+
+
+WRITTEN = {
+    # command, where the picture and the table stand, what is written over one of them
+    "a frame over its table": ("contrast", "banana.png", "t.csv", ["--frame", "{}/t.csv"]),
+    "a page over its table": ("diagnose", "banana.png", "out/tokens.csv", ["--out", "{}/out"]),
+    "a page over its picture": ("diagnose", "out/heatmaps.png", "t.csv", ["--out", "{}/out"]),
+    "probes over their table": ("probe", "banana.png", "out/probes.csv", ["--out", "{}/out", "--group", "question"]),
+    "probes over their picture": ("probe", "out/probes.png", "t.csv", ["--out", "{}/out", "--group", "question"]),
+}
+
+
+@pytest.mark.usefixtures("unopened")
+@pytest.mark.parametrize("case", WRITTEN)
+def test_nothing_is_written_over_what_is_read(run, picture, tmp_path, case):
+    """Not with --force either: that is for files of ours."""
+    command, image, name, told = WRITTEN[case]
+    (tmp_path / "out").mkdir()
+    picture.replace(tmp_path / image)
+    table = tmp_path / name
+    table.write_text("image,question,label\n" + "".join(f"{tmp_path / image},Q{n}?,{'ab'[n % 2]}\n" for n in range(12)))
+    before = (tmp_path / image).read_bytes(), table.read_bytes()
+    given = [table] if command == "probe" else ["--table", table]
+    status, out, err = run(command, *given, *(option.format(tmp_path) for option in told), "--force")
+    assert (status, out) == (1, "") and one_line(err) and "that this command reads" in err, err
+    assert before == ((tmp_path / image).read_bytes(), table.read_bytes())
+
+
+BAD_ROWS = {"blank answer": ("banana.png, ", "tokenises to nothing"), "no picture": ("text.png,Red", "text.png")}
+
+
+@pytest.mark.usefixtures("unopened", "picture")
+@pytest.mark.parametrize("case", BAD_ROWS)
+@pytest.mark.parametrize("command", ["probe", "contrast", "diagnose"])
+def test_a_bad_row_is_found_before_the_model_is_opened(run, tmp_path, case, command):
+    row, said = BAD_ROWS[case]
+    (tmp_path / "text.png").write_text("no picture")
+    table = tmp_path / "t.csv"
+    good = "".join(f"banana.png,Red,Q{n}?,{'ab'[n % 2]}\n" for n in range(12))
+    table.write_text(f"image,answer,question,label\n{good}{row},What?,a\n")
+    told = [table, "--group", "question"] if command == "probe" else ["--table", table]
+    where = [] if command == "contrast" else ["--out", tmp_path / "out"]
+    status, out, err = run(command, *told, *where)
+    assert (status, out) == (1, "") and one_line(err) and "row 13: " in err and said in err, err
+
+
+@pytest.mark.usefixtures("picture")
+@pytest.mark.parametrize("command", ["contrast", "diagnose"])
+def test_what_was_computed_before_an_error_is_written(run, tmp_path, monkeypatch, command):
+    """The last row fails, in a way that nothing but the model can tell."""
+    vlm, asked = li.wrap(tiny_llava()), []
+
+    def found(*_, **__):
+        asked.append(1)
+        if len(asked) == 3:
+            raise InputError("it fails")
+        return made() if command == "diagnose" else made().contrast
+
+    monkeypatch.setitem(vars(li), "load", lambda name, **options: vlm)
+    monkeypatch.setitem(vars(li), command, found)
+    monkeypatch.setattr(options, "example", lambda *_, **__: tiny_inputs(vlm))
+    (tmp_path / "t.csv").write_text("image,question,answer\n" + "banana.png,What?,Red\n" * 4)
+    told = ["--frame", tmp_path / "f.csv", *(["--out", tmp_path / "out"] if command == "diagnose" else [])]
+    status, _, err = run(command, "--table", tmp_path / "t.csv", *told)
+    assert status == 1 and one_line(err) and err.endswith("t.csv, row 3: it fails\n"), err
+    assert set(pd.read_csv(tmp_path / "f.csv")["table_row"]) == {1, 2}
+    assert command == "contrast" or len(list((tmp_path / "out").iterdir())) == 3
+
+
+@pytest.mark.usefixtures("picture")
+def test_an_error_of_a_probe_names_its_row(run, tmp_path, monkeypatch):
+    vlm = li.wrap(tiny_llava())  # without a processor, which `prepare` says
+    monkeypatch.setitem(vars(li), "load", lambda name, **options: vlm)
+    table = tmp_path / "t.csv"
+    table.write_text("image,question,label\n" + "".join(f"banana.png,Q{n}?,{'ab'[n % 2]}\n" for n in range(12)))
+    status, _, err = run("probe", table, "--group", "question", "--out", tmp_path / "out")
+    assert status == 1 and one_line(err) and f"{table}, row 1: " in err
 
 
 def test_a_device_that_is_not_there(run, picture):

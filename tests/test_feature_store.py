@@ -1,9 +1,11 @@
 """Features on disk are those of memory; a run that was cut off goes on; nothing of another model gets in."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -196,6 +198,25 @@ def test_a_damaged_chunk_is_noticed(tmp_path):
         storing.fill(tmp_path, 12)
 
 
+@pytest.mark.parametrize("lost", ["chunk", "array"])
+def test_a_file_that_is_lost_is_not_read_as_zeros(vlm, examples, tmp_path, lost):
+    """zarr reads what has no file as the value that arrays are filled with."""
+    li.collect_features(vlm, examples, SITES, store=tmp_path)
+    held = tmp_path / "heads"
+    shutil.rmtree(held) if lost == "array" else next(p for p in (held / "c").rglob("*") if p.is_file()).unlink()
+    for given in (examples, examples * 2):
+        with pytest.raises(OutputError, match="files of the features 'heads' are gone"):
+            li.collect_features(vlm, given, SITES, store=tmp_path)
+
+
+def test_features_of_zeros_are_whole(vlm, examples, tmp_path):
+    """The control: zarr writes no file for what is nothing but the filling."""
+    with vlm.visiting({"blocks.1.hook_resid_post": torch.zeros_like}):
+        for _ in range(2):
+            found = li.collect_features(vlm, examples, {"a": "blocks.1.hook_resid_post"}, store=tmp_path)
+    assert (found["a"].values[:] == 0).all()
+
+
 def test_a_store_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be kept in"):
@@ -221,6 +242,69 @@ def test_weights_that_change_meanwhile_are_noticed(examples, tmp_path, stored):
     if stored:
         with pytest.raises(InputError, match="other weights"):
             li.collect_features(model, examples, SITES, batch=2, store=tmp_path / "store")
+
+
+def shifted(value):
+    return value + 1
+
+
+@pytest.mark.parametrize("way", ["visiting", "hook"])
+def test_features_of_an_edited_model_stand_in_no_store_of_the_plain_one(examples, tmp_path, way):
+    model = li.wrap(tiny_llava())
+
+    @contextlib.contextmanager
+    def edited():
+        if way == "visiting":
+            with model.visiting({"blocks.0.hook_resid_post": shifted}):
+                yield
+        else:
+            handle = model.decoder.layers[0].register_forward_hook(lambda module, args, output: shifted(output))
+            yield
+            handle.remove()
+
+    li.collect_features(model, examples[:2], SITES, store=tmp_path / "plain")
+    with edited():
+        with pytest.raises(InputError, match="other edits"):
+            li.collect_features(model, examples, SITES, store=tmp_path / "plain")
+        of_edited = li.collect_features(model, examples, SITES, store=tmp_path / "edited")
+        assert same(of_edited, li.collect_features(model, examples, SITES))
+    with pytest.raises(InputError, match="other edits"):
+        li.collect_features(model, examples, SITES, store=tmp_path / "edited")
+    whole = li.collect_features(model, examples, SITES, store=tmp_path / "plain")  # what was refused left no trace
+    assert same(whole, li.collect_features(model, examples, SITES))
+
+
+def test_a_store_that_does_not_say_is_of_a_plain_model(vlm, examples, expected, tmp_path):
+    """As those of older releases."""
+    li.collect_features(vlm, examples[:2], SITES, store=tmp_path)
+    del zarr.open_group(tmp_path, mode="a").attrs["edits"]
+    with vlm.visiting({"blocks.0.hook_resid_post": shifted}), pytest.raises(InputError, match="other edits"):
+        li.collect_features(vlm, examples, SITES, store=tmp_path)
+    assert li.collect_features(vlm, examples, SITES, store=tmp_path)["heads"].values.shape[0] == len(examples)
+
+
+def test_an_edit_that_comes_meanwhile_is_noticed(examples):
+    model = li.wrap(tiny_llava())
+
+    def changing():
+        yield from examples[:3]
+        with model.visiting({"blocks.0.hook_resid_post": shifted}):
+            yield from examples[3:]
+
+    with pytest.raises(InputError, match="what edits it"):
+        li.collect_features(model, changing(), SITES, batch=2)
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_a_batch_is_a_number_of_examples(vlm, examples, batch):
+    with pytest.raises(InputError, match="batch is how many examples"):
+        li.collect_features(vlm, examples, SITES, batch=batch)
+
+
+@pytest.mark.parametrize("said", [None, 3])
+def test_a_function_says_which_positions(vlm, examples, said):
+    with pytest.raises(InputError, match=f"of example 1, counted from 0, it says {said}"):
+        li.collect_features(vlm, examples, SITES, positions=lambda x: [0] if x is examples[0] else said)
 
 
 def test_values_that_are_no_numbers_are_refused(examples, tmp_path):

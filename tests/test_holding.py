@@ -109,6 +109,17 @@ def test_an_edit_that_changes_nothing_changes_nothing(name, hide):
     assert torch.allclose(kept.logit, li.score(vlm, x, visible).logit, atol=1e-3)
 
 
+def test_sites_may_stay_silent_where_nothing_runs(vlm):
+    """An edit that is put up around what is found done already; after a pass of anyone's, what is silent is named."""
+    x, other = tiny_inputs(vlm), vlm.sites[SITE]
+    beside = dataclasses.replace(other, name="beside", module=torch.nn.Identity())
+    with vlm.visiting({SITE: shifted}):
+        pass
+    for run in (lambda: vlm.model(**x.model_inputs), lambda: vlm.run(x), lambda: li.score(vlm, x, coalitions(x))):
+        with pytest.raises(SiteError, match="did not fire"), vlm.visiting({beside: shifted}):
+            run()
+
+
 def test_what_is_passed_over_cannot_stand_in_its_place():
     vlm = li.wrap(tiny_model("qwen3_5"))
     x = tiny_example(vlm, "qwen3_5")

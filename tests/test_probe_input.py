@@ -56,12 +56,57 @@ X, Y = labelled()
         (X, [7, "7"] * 60, {}, r"several kinds, 7 \(number\) and '7' \(text\)"),
         (X, [True, 1, 0] * 40, {}, "several kinds, .*number.*truth value"),
         (X, Y, {"groups": [1, "1"] * 60}, "groups are of several kinds"),
+        (X, Y, {"tolerance": 1e9}, "tolerance is a share"),
+        (X, Y, {"tolerance": float("nan")}, "tolerance is a share"),
+        (X, Y, {"tolerance": 0}, "tolerance is a share"),
+        (X, Y, {"bootstrap": 1}, "tells no interval"),
+        (X, Y, {"l2": ["13"]}, "l2 is a number|l2=…"),
+        (X, Y, {"sites": [1, 2, 3, 4, 5, 6]}, "sites are names|sites=…"),
+        (X.to(torch.complex64), Y, {}, "real numbers; got complex64"),
+        (X.numpy().astype(complex), Y, {}, "real numbers; got complex128"),
+        (X.numpy().astype(str), Y, {}, "real numbers; got <U"),
+        (X.numpy().astype(object), Y, {}, "real numbers; got object"),
+        ([[[1.0]], [[1.0, 2.0]]] * 60, Y, {}, "features are not all of one shape"),
+        (X, "ab" * 60, {}, "labels are a list or an array"),
+        (X, {i: i % 2 for i in range(120)}, {}, "labels are a list or an array"),
+        (X, (i % 2 for i in range(120)), {}, "labels are a list or an array"),
+        (X, 3, {}, "labels are a list or an array"),
+        (X, [b"a", b"b"] * 60, {}, "labels are texts, numbers or truth values; got b'"),
+        (X, [1e300, 2e300, 1.5] * 40, {"task": "regress"}, "the labels are too large"),
+        (X, [[1e300, 1.5], [2e300, 2.5]] * 60, {}, "of output 0 are too large"),
+        (X, [1e-30, 2e-30, 1.5e-30] * 40, {"task": "regress"}, "too small"),
         (*with_nan(), {"sites": list("abcdef")}, "NaN or infinite values at e, first in example 7"),
     ],
 )
 def test_what_cannot_be_probed_is_refused(features, labels, options, message):
     with pytest.raises(LvlmInterpError, match=message):
         fit_probes(features, labels, **{**QUICK, **options})
+
+
+@pytest.mark.parametrize("given", ["no", "13", 2, None])
+def test_whether_features_are_scaled_is_a_truth(given):
+    """Of any other kind, what is not empty would be taken as true."""
+    with pytest.raises(InputError, match="standardize"):
+        fit_probes(X, Y, **QUICK, standardize=given)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (X[:, 0, :3], r"\[example, 5\]; got \[120, 3\]"),
+        (X[:, :2], r"got \[120, 2, 5\]"),
+        (X[0, 0], r"got \[5\]"),
+        (X[:0, 0], r"got \[0, 5\]"),
+        (with_nan()[0][:, 4], "NaN or infinite values, first in example 7"),
+        ([["a"] * 5], "real numbers"),
+        (X[:, 0].to(torch.complex64), "real numbers"),
+    ],
+)
+def test_what_cannot_be_predicted_from_is_refused(features, message):
+    found = fit_probes(X, Y, **QUICK)
+    with pytest.raises(InputError, match=message):
+        found.predict(features, 3)
+    assert (found.predict(X[:, 3], 3) == found.predict(X[:, 3].numpy(), 3)).all()
 
 
 def test_what_is_broken_at_the_last_site_is_found_before_the_first_is_fitted(monkeypatch):
@@ -94,6 +139,11 @@ def test_sure_answers_keep_their_order():
     truth, margins = torch.tensor([0, 0, 1, 1]), torch.tensor([[[20.0], [21.0], [22.0], [23.0]]])
     task, ones = probe.task_of(truth), torch.ones(1, 4)
     assert task.scores(margins, truth, ones, torch.zeros(4, dtype=torch.long))["auroc"].item() == 1
+
+
+def test_groups_may_be_whatever_can_be_told_apart():
+    days = pd.Series(pd.date_range("2020-01-01", periods=12)).repeat(10)
+    assert len(fit_probes(X, Y, **QUICK, groups=days).groups.unique()) == 12
 
 
 def test_nested_lists_are_features():

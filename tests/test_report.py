@@ -4,6 +4,9 @@ import dataclasses
 import importlib
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,3 +201,15 @@ def test_words_are_the_tokens_that_they_were_made_of(tmp_path):
     assert [(r.text, r.word.start, r.word.stop) for r in read.reports] == [("猫", 0, 3)]
     assert read.reports[0].delta_nats == pytest.approx(float(one.contrast.delta_nats.sum()), abs=1e-5)
     assert made().spans == () and len(made().reports) == 2
+
+
+def test_who_loses_sight_is_looked_at_before_anything_is_computed():
+    """In a process of its own: here types of arguments are checked, and such a text would not come so far."""
+    code = (
+        "import lvlm_interp as li\nfrom tests.tiny import tiny_llava\nvlm = li.wrap(tiny_llava())\n"
+        "vlm.prepare = lambda *_: print('computing')\n"
+        "try:\n    li.diagnose(vlm, 'What?', 'a.png', hide_from='x')\nexcept ValueError as error:\n    print(error)"
+    )
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.stdout == "hide_from is 'all' or 'text', got 'x'\n", done.stderr

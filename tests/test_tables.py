@@ -51,6 +51,7 @@ def test_numbers_of_json_are_texts_where_texts_belong(folder):
         ("none.csv", None, "no table at"),
         ("t.csv", "", "cannot be read"),
         ("t.jsonl", "{broken", "cannot be read"),
+        ("t.jsonl", "", "cannot be read: it is empty"),
         ("t.jsonl", "1", "cannot be read: line 1 is no object"),
         ("t.jsonl", "\n\n{", "cannot be read: line 3 is no JSON"),
         ("t.csv", "image,label\na.png,yes\n", "no column 'question'; it has .*label"),
@@ -72,6 +73,13 @@ def test_what_cannot_be_read_is_refused(folder, name, text, message):
         (folder / name).write_text(text)
     with pytest.raises(InputError, match=message):
         read_examples(folder / name)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/a.png", "data:image/png;base64,aGk//w=="])
+def test_an_address_of_a_picture_stays_as_it_is(folder, address):
+    """As `--image` takes it; whether something is there is seen when it is opened."""
+    (folder / "t.csv").write_text(f'image,question\na.png,What?\n"{address}",What?\n')
+    assert read_examples(folder / "t.csv")["image"].tolist() == [str(folder / "a.png"), address]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lvlm_interp as li
-from lvlm_interp.errors import InputError
+from lvlm_interp.errors import InputError, OutputError
 from lvlm_interp.inside import tuned_lens as module
 from tests.families import tiny_example, tiny_model
 
@@ -129,3 +129,57 @@ def test_another_model_is_refused(fitted, tmp_path):
 def test_one_example_is_too_few(vlm, examples):
     with pytest.raises(InputError, match="got 1"):
         li.fit_tuned_lens(vlm, examples[:1], HOW)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": -1},
+        {"steps": "1"},
+        {"steps": 1.5},
+        {"positions": 0},
+        {"from_each": 0},
+        {"rate": 0.0},
+        {"rate": -1.0},
+        {"rate": float("nan")},
+        {"rate": float("inf")},
+        {"seed": "a"},
+        {"seed": -1},
+        {"seed": True},
+        {"held_out": 1},
+        {"held_out": 0},
+        {"held_out": float("nan")},
+    ],
+    ids=str,
+)
+def test_numbers_of_a_fitting_are_looked_at_when_it_is_made(wrong):
+    ((name, value),) = wrong.items()
+    made = li.Fitting()
+    object.__setattr__(made, name, value)  # where types are checked, as in tests, some never come so far
+    with pytest.raises(InputError, match=rf"Fitting\({name}=…\) is a"):
+        made.__post_init__()
+    with pytest.raises((InputError, TypeError)):
+        li.Fitting(**wrong)
+
+
+def test_a_lens_that_is_no_numbers_is_none(vlm, examples, fitted, tmp_path, monkeypatch):
+    """Not when it is fitted, not kept, and not from a file."""
+    path = tmp_path / "lens.safetensors"
+    loss = module._loss
+    monkeypatch.setattr(module, "_loss", lambda *args: loss(*args) * torch.nan)
+    for checkpoint in (path, None):
+        with pytest.raises(InputError, match="lower rate"):
+            li.fit_tuned_lens(vlm, examples[:4], dataclasses.replace(HOW, steps=2), checkpoint=checkpoint)
+    assert not path.exists()
+    with pytest.raises(InputError, match="NaN or infinity"):
+        dataclasses.replace(fitted, bias=fitted.bias * torch.nan)
+
+
+@pytest.mark.parametrize("place", ["no/c", ".", "file/c"])
+def test_a_checkpoint_that_cannot_be_kept_is_found_before_anything_is_computed(
+    vlm, examples, tmp_path, monkeypatch, place
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(module, "_gathered", lambda *_: pytest.fail("something was computed"))
+    with pytest.raises(OutputError, match=r"checkpoint"):
+        li.fit_tuned_lens(vlm, examples[:4], HOW, checkpoint=tmp_path / place)

@@ -5,11 +5,14 @@ Whatever can be found wrong without the model is found before it is opened.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
+import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,8 +21,8 @@ import typer
 from tqdm.auto import tqdm
 
 import lvlm_interp as li
-from lvlm_interp.cli.terminal import Showing, working
-from lvlm_interp.errors import InputError, LvlmInterpError, VisibilityError
+from lvlm_interp.cli.terminal import Showing, kept, working
+from lvlm_interp.errors import InputError, LvlmInterpError, OutputError, VisibilityError
 from lvlm_interp.shown import printable
 
 Model = Annotated[str, typer.Option(help="'reference' (ships with the package), a hub id, or a directory.")]
@@ -71,9 +74,26 @@ class Told:
     force: Force = False
     verbose: Verbose = False
 
-    def showing(self, as_json: bool, several: bool = False) -> Showing:
-        """What prints results, and writes their frames if that was asked for."""
-        return Showing(as_json, self.frame, several)
+    @property
+    def read(self) -> list[Path]:
+        """The user's files that are read, which nothing may be written over."""
+        return [path for name in ("image", "table") if (path := getattr(self, name, None)) is not None]
+
+    @contextlib.contextmanager
+    def showing(self, as_json: bool) -> Iterator[Showing]:
+        """What prints results, and in the end writes their frames if that was asked for.
+
+        An error says which row of a table it is about: results of those before it are written all the same.
+        """
+        table = getattr(self, "table", None)
+        shown = Showing(as_json, self.frame, several=table is not None)
+        with kept(shown.write):
+            try:
+                yield shown
+            except LvlmInterpError as error:
+                if table is None:
+                    raise
+                raise _in_row(table, shown.count + 1, error) from error
 
     def check(self) -> None:
         """Raise for what is wrong whatever the model: texts that say nothing, a file that cannot be written."""
@@ -85,7 +105,7 @@ class Told:
             frame_kind(self.frame)
             check_file(self.frame, self.force)
 
-    def opened(self, image: Path) -> Any:
+    def opened(self, image: str | Path) -> Any:
         """The model; a bad picture is found before it takes its time."""
         return open_model(self.model, image, self.verbose, self.device, self.dtype)
 
@@ -107,6 +127,7 @@ class Asked(Told):
     def open(self) -> tuple[Any, Any]:
         """The model and the example."""
         self.check()
+        need_apart([self.frame] if self.frame else [], self.read)
         row = self.row(self.image, self.question)
         vlm = self.opened(self.image)
         return vlm, example(vlm, **row)
@@ -125,24 +146,20 @@ class AskedOrTable(Told):
         vlm, rows = self.open_rows()
         return vlm, self.each(rows, functools.partial(example, vlm))
 
-    def open_rows(self) -> tuple[Any, list[dict[str, Any]]]:
-        """The model and the examples, as arguments of `diagnose`."""
+    def open_rows(self, written: Sequence[Path] = ()) -> tuple[Any, list[dict[str, Any]]]:
+        """The model and the examples, as arguments of `diagnose`; none of their pictures is among what is written."""
         self.check()
         rows = self._rows()
-        return self.opened(Path(rows[0]["image"])), rows
+        if self.table is not None:
+            need_rows(self.table, rows)
+        need_apart([*written, *([self.frame] if self.frame else [])], [*self.read, *(row["image"] for row in rows)])
+        return self.opened(rows[0]["image"]), rows
 
     def each(self, rows: Iterable[dict[str, Any]], function: Callable[..., Any]) -> Iterator[Any]:
-        """What a function makes of each row, one at a time; an error says which row of a table it is about."""
-        if self.table is None:
-            yield from (function(**row) for row in rows)
-            return
-        name = printable(self.table.name)
-        for number, row in enumerate(tqdm(rows, desc=name, disable=not sys.stderr.isatty()), 1):
-            try:
-                made = function(**row)
-            except LvlmInterpError as error:
-                raise type(error)(f"{self.table}, row {number}: {error}") from error
-            yield made
+        """What a function makes of each row, one at a time."""
+        if self.table is not None:
+            rows = tqdm(rows, desc=printable(self.table.name), disable=not sys.stderr.isatty())
+        yield from (function(**row) for row in rows)
 
     def _rows(self) -> list[dict[str, Any]]:
         if self.table is not None:
@@ -173,7 +190,9 @@ def asking(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def open_model(model: str, image: Path | None, verbose: bool, device: str | None = None, dtype: str = "auto") -> Any:
+def open_model(
+    model: str, image: str | Path | None, verbose: bool, device: str | None = None, dtype: str = "auto"
+) -> Any:
     """The model; a bad image is found before the model takes its time."""
     if image is not None:
         from lvlm_interp.inputs.media import open_image
@@ -190,6 +209,55 @@ def example(
     from lvlm_interp.report.diagnose import asked
 
     return asked(vlm, image, question, answer, context, system)[0]
+
+
+def _in_row(table: Path, number: int, error: LvlmInterpError) -> LvlmInterpError:
+    return type(error)(f"{table}, row {number}: {error}")
+
+
+@contextlib.contextmanager
+def of_row(table: Path, number: int) -> Iterator[None]:
+    """An error within the `with` says which row of a table it is about."""
+    try:
+        yield
+    except LvlmInterpError as error:
+        raise _in_row(table, number, error) from error
+
+
+def need_rows(table: Path, rows: Iterable[Mapping[Any, Any]]) -> None:
+    """Raise for a row with an answer that says nothing, or a picture that is none: one late row must not cost others.
+
+    Each picture is opened once.
+    """
+    from lvlm_interp.inputs.media import open_image
+
+    seen = set[str]()
+    for number, row in enumerate(rows, 1):
+        with of_row(table, number):
+            need_texts("the answer", [row.get("answer")])
+            if row["image"] not in seen:
+                open_image(row["image"])
+        seen.add(row["image"])
+
+
+def need_apart(written: Iterable[Path], read: Iterable[str | Path]) -> None:
+    """Raise where what is written would take the place of what the user has it made from."""
+    there = [path for path in written if os.path.exists(path)]
+    for path in dict.fromkeys(read):
+        if lost := next((one for one in there if os.path.exists(path) and os.path.samefile(one, path)), None):
+            raise OutputError(f"{lost} is a file that this command reads; give another one to write to")
+
+
+def need_players(players: Sequence[str], keep: Sequence[str], context: bool) -> None:
+    """Raise for an unknown way to split, for what is kept and is no player of it, and where there is no context."""
+    from lvlm_interp.attribution.players import SPLITS
+
+    if unknown := [split for split in players if split not in SPLITS]:
+        raise InputError(f"--players: {unknown[0]!r} is no way to split; there are {list(SPLITS)}")
+    if not context and (split := next((one for one in players if one in ("turns", "sentences")), None)):
+        raise InputError(f"--players {split} splits the context, and there is none: give --context")
+    parts = "|".join(split.removesuffix("s") for split in players if split != "roles")
+    need_roles("--keep", [name for name in keep if not (parts and re.fullmatch(rf"({parts}) \d+", name))])
 
 
 def need_texts(option: str, texts: Iterable[str | None]) -> None:

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,17 @@ def show(result: Result, as_json: bool, title: str) -> None:
     show_frame(result.to_frame(), title, result.note)
 
 
+@contextlib.contextmanager
+def kept(write: Callable[[], None]) -> Iterator[None]:
+    """What is done within the `with` is written in the end; where an error ends it, what was done before it."""
+    try:
+        yield
+    except Exception:
+        write()
+        raise
+    write()
+
+
 class Showing:
     """Prints results one by one; in the end their frames are written to a file, if one was asked for.
 
@@ -112,20 +123,20 @@ class Showing:
         self.count = 0
 
     def __call__(self, result: Result, x: Inputs) -> None:
-        self.count += 1
-        number = f"{self.count}. " if self.several else ""
+        number = f"{self.count + 1}. " if self.several else ""
         show(result, self.as_json, x.answer if self.as_json else f"{number}{x.question}  →  {x.answer}")
         self.keep(result.to_frame() if self.file else None)
 
     def keep(self, frame: pd.DataFrame | None) -> None:
-        """Have a frame written."""
+        """Have a frame written: the one of the next result."""
+        self.count += 1
         if frame is not None and self.file is not None:
             if self.several:
-                frame.insert(0, "table_row", len(self.frames) + 1)
+                frame.insert(0, "table_row", self.count)
             self.frames.append(frame)
 
     def write(self) -> None:
-        """Write what was kept; call it when all is there, so that a file is whole."""
+        """Write what was kept; in the end, so that a file is whole."""
         if self.file is not None and self.frames:
             import pandas as pd
 

@@ -227,9 +227,18 @@ def _standing(inputs: DecoderInputs, edited: Sequence[str], visible: Tensor) -> 
     return dataclasses.replace(inputs, sight=dataclasses.replace(inputs.sight, whole=True, standing=True))
 
 
-def _check(x: Inputs, visible: Tensor, hide_from: str) -> None:
+def need_hide_from(hide_from: str) -> None:
+    """Raise for rows that cannot lose sight of anything.
+
+    Raises:
+        VisibilityError: neither `all` nor `text`.
+    """
     if hide_from not in ("all", "text"):
         raise VisibilityError(f"hide_from is 'all' or 'text', got {hide_from!r}")
+
+
+def _check(x: Inputs, visible: Tensor, hide_from: str) -> None:
+    need_hide_from(hide_from)
     if visible.dtype != torch.bool or visible.ndim != 2 or visible.shape[1] not in (x.length, x.answer_start):
         raise VisibilityError(
             f"visible is a bool tensor [coalition, position] with {x.length} positions, "

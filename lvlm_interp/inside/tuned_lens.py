@@ -9,8 +9,10 @@ Image positions hold something else than text positions, so each kind has transl
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lvlm_interp.bootstrap import bootstrap_weights, interval
-from lvlm_interp.checkpoints import read_checkpoint, write_checkpoint
+from lvlm_interp.checkpoints import need_place, read_checkpoint, write_checkpoint
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs, digest
@@ -36,6 +38,8 @@ Modality = Literal["text", "image"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 CHECKPOINT_EVERY = 25
 RESAMPLES = 1000
+FASTEST = 1e30  # that Adam can reckon with in single precision
+MOST = 2**32 - 1  # steps, positions, and what a generator takes as a seed
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,10 @@ class TunedLens(Result):
     gain_low: Float[Tensor, "kind layer"]
     gain_high: Float[Tensor, "kind layer"]
     steps: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _need_finite(self.weight, self.bias)
 
     def need_model(self, vlm: HookedVLM) -> None:
         """Raise unless this lens was fitted on the model.
@@ -97,9 +105,21 @@ class TunedLens(Result):
         return table_html(self.to_frame(), caption=note)
 
 
+def _need_finite(*learnt: Tensor) -> None:
+    """Raise for translators that no lens can read through."""
+    if not all(bool(part.isfinite().all()) for part in learnt):
+        raise InputError(
+            "the translators of this tuned lens hold NaN or infinity: fit it with a lower rate, Fitting(rate=…)"
+        )
+
+
 @dataclass(frozen=True)
 class Fitting:
-    """How a tuned lens is fitted; every number ends up in its provenance."""
+    """How a tuned lens is fitted; every number ends up in its provenance.
+
+    Raises:
+        InputError: a number out of its range.
+    """
 
     steps: int = 250
     positions: int = 16
@@ -107,6 +127,17 @@ class Fitting:
     seed: int = 0
     held_out: float = 0.2
     from_each: int = 16
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 0), ("positions", 1), ("from_each", 1), ("seed", 0)):
+            self._need(name, Integral, f"a whole number from {least} to {MOST}", least, MOST)
+        self._need("rate", Real, f"a number above 0, up to {FASTEST}", math.nextafter(0, 1), FASTEST)
+        self._need("held_out", Real, "a share between 0 and 1", math.nextafter(0, 1), math.nextafter(1, 0))
+
+    def _need(self, name: str, kind: type, wanted: str, least: float, most: float) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= most:  # type: ignore[operator]
+            raise InputError(f"Fitting({name}=…) is {wanted}; got {value!r}")
 
 
 @explained
@@ -131,8 +162,8 @@ def fit_tuned_lens(
 
     Raises:
         InputError: fewer than two examples, weights that change meanwhile, or a checkpoint of another model, fitting or
-            examples.
-        OutputError: the checkpoint cannot be written.
+            examples; a rate so high that nothing finite is learnt.
+        OutputError: the checkpoint cannot be written, which is found before anything is computed.
         ModelError: an edit, or a hook of yours, behind the last block.
     """
     need_plain_end(vlm, "a lens")
@@ -140,7 +171,7 @@ def fit_tuned_lens(
     split = len(examples) - max(1, round(how.held_out * len(examples)))
     if split < 1:
         raise InputError(f"a tuned lens needs examples to fit and to hold out; got {len(examples)}")
-    path = None if checkpoint is None else Path(checkpoint)
+    path = None if checkpoint is None else need_place(Path(checkpoint))
     with torch.inference_mode(False):
         described = {"weights": vlm.fingerprint, "examples": digest(*examples[:split])}
         train = _gathered(vlm, examples[:split], how, progress)
@@ -222,7 +253,9 @@ def _fitted(
             bar.update()
             if path is not None and ((step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == how.steps):
                 _need_weights(vlm, described["weights"])
+                _need_finite(weight, bias)
                 write_checkpoint(path, learnt, optimizer, step + 1, described)
+    _need_finite(weight, bias)
     return weight.detach(), bias.detach()
 
 
@@ -261,6 +294,7 @@ def _measured(vlm: HookedVLM, held: _Gathered, weight: Tensor, bias: Tensor, how
         torch.cat([_kl(vlm, some, w, b).cpu() for some in held.states.split(how.positions, 1)], 1)
         for w, b in ((weight, bias), (torch.zeros_like(weight), torch.zeros_like(bias)))
     )
+    _need_finite(tuned)
     low, high = _interval(plain - tuned, held.example, how.seed)
     return {"tuned_kl": tuned.mean(1), "plain_kl": plain.mean(1), "gain_low": low, "gain_high": high}
 

@@ -44,12 +44,13 @@ class Held:
         edited: the sites that a user's edits are at now, with these.
         paused: modules whose visits are left out for the moment.
         known: what of the model was read, for its fingerprint.
+        passes: how many were begun.
     """
 
     def __init__(self) -> None:
         self.edited: Edits = ()
         self.paused: frozenset[nn.Module] = frozenset()
-        self.known = Known()
+        self.known, self.passes = Known(), 0
         self._identity: str | None = None
         self._lock, self._editor, self._passing, self._depth = threading.RLock(), 0, False, 0
 
@@ -90,7 +91,7 @@ class Held:
         with self.using():
             if self._passing:
                 raise ModelError(NESTED)
-            self._passing = True
+            self._passing, self.passes = True, self.passes + 1
             try:
                 yield
             finally:

@@ -44,10 +44,11 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
     One `with` may be inside another: a value passes through the visit of the outer one first.
 
     Raises:
-        SiteError: a visit returns no tensor of the value's shape; on leaving without another error, if a site did not
-            fire.
+        SiteError: a visit returns no tensor of the value's shape; on leaving without another error, if a pass was run
+            in which a site did not fire.
     """
     fired, use = set[str](), held(model)
+    before, called = use.passes, list[nn.Module]()
     taps: dict[nn.Module, dict[str, list[Visit]]] = defaultdict(lambda: defaultdict(list))
     sums: dict[nn.Module, dict[Seen, list[Visit]]] = defaultdict(lambda: defaultdict(list))
     norms: dict[nn.Module, dict[NormPart, list[Visit]]] = defaultdict(lambda: defaultdict(list))
@@ -69,8 +70,10 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
             stack.enter_context(_normed(norm, parts))
         chained = {module: {part: in_turn(some) for part, some in tap.items()} for module, tap in taps.items()}
         stack.enter_context(tapped(model, chained))
+        stack.callback(model.register_forward_pre_hook(lambda module, args: called.append(module)).remove)
         yield
-    if silent := [site for site in visits if site.name not in fired]:
+    ran = called or use.passes > before  # a model that is called by its user, and what we run of it
+    if ran and (silent := [site for site in visits if site.name not in fired]):
         why = why_silent([site.module for site in silent], [model])
         raise SiteError(f"these sites did not fire in this forward pass: {[site.name for site in silent]}{why}")
 

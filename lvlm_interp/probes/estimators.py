@@ -109,7 +109,10 @@ class PointProbe(RegressorMixin, _Linear):
 
 
 def strengths(l2: float | Sequence[float]) -> tuple[float, ...]:
-    found = tuple(sorted({float(v) for v in np.atleast_1d(l2)}, reverse=True))
+    given = np.atleast_1d(l2)
+    if given.dtype.kind not in "iuf" or given.ndim > 1:
+        raise InputError(f"l2 is a number above 0, or several to choose from; got {l2!r}")
+    found = tuple(sorted({float(v) for v in given}, reverse=True))
     if not found or not all(np.isfinite(v) and v > 0 for v in found):
         raise InputError(f"l2 must be above 0 (separable classes have no finite answer without it), got {l2}")
     return found

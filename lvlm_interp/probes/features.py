@@ -113,7 +113,8 @@ def collect_features(
         batch: examples of one forward pass. Where positions are chosen, their states at all positions are in memory.
         progress: show a progress bar.
         store: a directory for a zarr group: features that outgrow memory are kept there, and a call that was cut off
-            goes on where it was when it is made again.
+            goes on where it was when it is made again. Edits and hooks that the model is under are known by where they
+            are: give another edit of the same site another directory.
         positions: of each example: roles (`"image"`), indices (negative: from the end), a bool mask; or a function that
             says for an example. Each becomes a row: give `rows["example"]` as groups, since rows of one example are not
             independent. The last position by default.
@@ -123,23 +124,25 @@ def collect_features(
 
     Raises:
         InputError: no examples, or sites of different widths under one name; an example without any of the positions;
-            weights that change meanwhile; a store of another model, of other sites,
-            positions or examples, or one that another process is writing to.
+            weights, edits or hooks that change meanwhile; a store of another model, of other edits, sites, positions or
+            examples, or one that another process is writing to; a batch below 1.
         OutputError: a store that cannot be written to, or is damaged.
         SiteError: a glob that matches nothing.
         ModelError: the model gives NaN or infinity.
     """
     chosen = {name: [site.name for site in match(vlm.sites, glob, vlm.missing)] for name, glob in sites.items()}
-    weights, rows = vlm.fingerprint, _Rows(positions)
-    about = {"model": vlm.name, "weights": weights, "sites": chosen, "positions": rows.named}
+    if batch < 1:
+        raise InputError(f"batch is how many examples run together, 1 or more; got {batch}")
+    rows, run = _Rows(positions), _run(vlm)
+    about = {**run, "sites": chosen, "positions": rows.named}
     opened = contextlib.nullcontext(InMemory()) if store is None else on_disk(store, about)
     with opened as kept, tqdm(total=_length(examples), desc="features", unit="example", disable=not progress) as bar:
         for some in _several(rows.missing(kept, examples, bar), batch):
             found = _captured(vlm, some, sites, positions is None)
-            if vlm.fingerprint != weights:
+            if _run(vlm) != run:
                 raise InputError(
-                    "the model's weights or settings changed while features were collected: those of this batch were "
-                    "not kept; put the model back as it was to go on, or collect all of them again"
+                    "the model's weights or settings changed while features were collected, or what edits it: those of "
+                    "this batch were not kept; put the model back as it was to go on, or collect all of them again"
                 )
             stacked = {name: stack_features([{s: found[s] for s in chosen[name]}]) for name in sites}
             kept.add(np.concatenate([one.digests for one in some]), stacked)
@@ -149,6 +152,11 @@ def collect_features(
     found_of = {name: kept[name] for name in sites}
     of = dataclasses.replace(vlm.provenance("features", sites=chosen, positions=rows.named), example=rows.digest())
     return {name: Features(values, names, rows.frame(), provenance=of) for name, (values, names) in found_of.items()}
+
+
+def _run(vlm: HookedVLM) -> dict[str, Any]:
+    """What runs: the model, and the edits and hooks of others that it runs under."""
+    return {"model": vlm.name, "weights": vlm.fingerprint, "edits": list(vlm.active_edits)}
 
 
 def _captured(vlm: HookedVLM, some: Sequence[_Asked], sites: Mapping[str, str], last: bool) -> dict[str, Tensor]:
@@ -214,6 +222,11 @@ class _Rows:
         if self.positions is None:
             return (x.length - 1,)
         asked = self.positions(x) if callable(self.positions) else self.positions
+        if not isinstance(asked, Iterable):
+            raise InputError(
+                f"positions=… says which positions of an example are read, as roles, indices or a mask: of example "
+                f"{self.examples}, counted from 0, it says {asked!r}"
+            )
         return tuple(indices(x, asked).tolist())
 
     def _note(self, x: Inputs, at: tuple[int, ...]) -> None:

@@ -12,6 +12,7 @@ That a probe reads something off a site shows that it is there, not that the mod
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Sized
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +35,7 @@ from lvlm_interp.probes.task import (
     Task,
     TaskKind,
     check_folds,
+    given_features,
     inner_folds,
     make_folds,
     numbered,
@@ -76,7 +78,7 @@ def fit_probes(
 
     Args:
         features: `[example, site, dim]`, or `[example, layer, head, dim]`; a tensor, an array, or anything with a shape
-            that gives an array when sliced, such as a zarr array: it is read in blocks of sites.
+            that gives an array when sliced, such as a zarr array: it is read in blocks of sites. Real numbers.
         labels: one for each example. Strings, integers and whole floats are classes; other floats, and rows of numbers
             such as (x, y), are values for ridge regression.
         groups: examples of the same group (image) are never on both sides of a fold.
@@ -89,10 +91,10 @@ def fit_probes(
             the *sum* of losses: C = 1 / l2.
         standardize: scale features by their standard deviation in the training folds.
         permutations: for p-values; none with 0. p is at least 1 / (permutations + 1).
-        bootstrap: samples for intervals; none with 0.
+        bootstrap: samples for intervals, two or more; none with 0.
         confidence: of the intervals.
         alpha: false discovery rate over sites.
-        tolerance: share of their length that coefficients may be off by at the end of a fit.
+        tolerance: share of their length that coefficients may be off by at the end of a fit, between 0 and 1.
         seed: decides folds, control labels, permutations and samples.
         metadata: a frame with a row for each example, kept in the result.
         vlm: the model that features come from, for the result's provenance.
@@ -102,11 +104,12 @@ def fit_probes(
         InputError: features, labels, groups, types or folds that do not fit together; NaN features (the site is named);
             one class only; too few examples for the folds; an l2, share or count out of its range.
     """
-    features = features if hasattr(features, "shape") else np.asarray(features)
+    features = given_features(features)
     shape, names = _checked_shape(features, sites)
-    _check_numbers(
-        {"confidence": confidence, "alpha": alpha}, {"permutations": permutations, "bootstrap": bootstrap}, seed
-    )
+    shares = {"confidence": confidence, "alpha": alpha, "tolerance": tolerance}
+    _check_numbers(shares, {"permutations": permutations, "bootstrap": bootstrap}, seed)
+    if not isinstance(standardize, (bool, np.bool_)):
+        raise InputError(f"standardize is True or False, got {standardize!r}")
     wanted, count = task_of(labels, task), shape[0]
     _check_lengths(count, labels=wanted.truth, groups=groups, types=types, folds=folds, metadata=metadata)
     grouped = numbered(groups) if groups is not None else torch.arange(count)
@@ -155,6 +158,8 @@ def _checked_shape(features: Any, sites: Sequence[str] | None) -> tuple[tuple[in
     if len(shape) not in (3, 4) or 0 in shape:
         raise InputError(f"features are [example, site, dim] or [example, layer, head, dim], none empty; got {shape}")
     names = tuple(sites) if sites is not None else tuple(".".join(map(str, i)) for i in np.ndindex(shape[1:-1]))
+    if odd := [name for name in names if not isinstance(name, str)]:
+        raise InputError(f"sites are names, texts, one for each site; got {odd[0]!r}")
     if len(names) != np.prod(shape[1:-1]) or len(set(names)) != len(names):
         raise InputError(f"{int(np.prod(shape[1:-1]))} sites need as many different names, got {len(set(names))}")
     return shape, names
@@ -176,8 +181,10 @@ def _check_numbers(shares: Mapping[str, float], counts: Mapping[str, int], seed:
         if not 0 < share < 1:
             raise InputError(f"{name} is a share between 0 and 1, got {share}")
     for name, count in counts.items():
-        if count < 0:
+        if not isinstance(count, Integral) or count < 0:
             raise InputError(f"{name} is how many, 0 for none, got {count}")
+    if counts["bootstrap"] == 1:
+        raise InputError("bootstrap=1 is a sample that tells no interval: give 0 for none, or some hundreds")
     if not 0 <= seed < 2**32 - 1:
         raise InputError(f"a seed is a number from 0 to {2**32 - 2}, got {seed}")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.probes.estimators import PointProbe, Probe
-from lvlm_interp.probes.task import Label, Task, TaskKind
+from lvlm_interp.probes.task import Label, Task, TaskKind, given_features
 from lvlm_interp.results import Result
 
 NAMED = 3  # sites that a message names before it says how many more there are
@@ -145,8 +145,17 @@ class ProbeResult(Result):
         return made
 
     def predict(self, features: Any, site: str | int) -> np.ndarray:
-        """Classes `[example]`, or values `[example, output]`, for features `[example, dim]` of one site."""
-        return self.probe(site).predict(_matrix(features))
+        """Classes `[example]`, or values `[example, output]`, for features `[example, dim]` of one site.
+
+        Raises:
+            InputError: features of another shape, or that are no finite real numbers.
+        """
+        given = _matrix(features)
+        if given.ndim != 2 or not len(given) or given.shape[1] != self.coef.shape[1]:
+            raise InputError(f"features of one site are [example, {self.coef.shape[1]}]; got {list(given.shape)}")
+        if not np.isfinite(given).all():
+            raise InputError(f"features have NaN or infinite values, first in example {_first_broken(given)}")
+        return self.probe(site).predict(given)
 
     def direction(self, site: str | int, label: Label | None = None) -> Float[Tensor, " dim"]:
         """The unit vector along which a label's margin grows fastest, in the features' own coordinates.
@@ -201,4 +210,9 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _matrix(features: Any) -> np.ndarray:
-    return features.detach().cpu().double().numpy() if isinstance(features, Tensor) else np.asarray(features)
+    given = given_features(features)
+    return given.detach().cpu().double().numpy() if isinstance(given, Tensor) else np.asarray(given, float)
+
+
+def _first_broken(given: np.ndarray) -> int:
+    return int((~np.isfinite(given)).any(1).argmax())

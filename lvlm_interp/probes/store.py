@@ -4,7 +4,8 @@ On disk, what was cut off goes on. Layout: one array `[row, site, dim]` for each
 its sites (heads one by one); `examples`, a digest of what each row is of, written after the row; attributes of the
 group say which model they are of. zarr replaces files whole, so a process that is killed leaves each as it was or as it
 should be: rows without a digest count as not written, and the next run writes them anew. Chunks carry a checksum, which
-reading them checks. One process at a time writes to a store.
+reading them checks; a chunk without a file would be read as NaN, so files are counted. One process at a time writes to
+a store.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from jaxtyping import Float, UInt64
 from torch import Tensor
 
-from lvlm_interp.errors import InputError, OutputError
+from lvlm_interp.errors import InputError, LvlmInterpError, OutputError
 from lvlm_interp.inputs.example import Inputs, digest
 
 ROWS_AT_ONCE = 256  # of one chunk
@@ -108,26 +109,48 @@ class OnDisk:
         self.path, self.names = os.fspath(path), [*about["sites"]]
         with _told(self.path):
             self.group: Any = zarr.open_group(self.path, mode="a")
-            for what, value in about.items():
-                if (found := self.group.attrs.setdefault(what, value)) != value:
-                    raise InputError(
-                        f"{self.path} holds features of other {what}: {_short(found)}, not {_short(value)}"
-                    )
+            self._need_same(about)
             if DIGESTS not in self.group:
-                self._make(DIGESTS, (0,), (1 << 16,), np.uint64)
+                self._make(DIGESTS, (0,), (1 << 16,), np.uint64, 0)
             digests: Any = self.group[DIGESTS]
             kept = np.asarray(digests[:])
             # An array that was made longer and is not filled yet has zeros.
             self.known: np.ndarray = kept if kept.all() else kept[: int((kept == 0).argmax())]
             digests[len(self.known) :] = 0
+            self._cut()
 
-    def _make(self, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: Any, **about: Any) -> Any:
+    def _need_same(self, about: Mapping[str, Any]) -> None:
+        """Raise where features of something else are kept; one that does not say (of an older release) knew nothing."""
+        new = DIGESTS not in self.group
+        for what, value in about.items():
+            if (found := self.group.attrs.setdefault(what, value if new else type(value)())) != value:
+                raise InputError(f"{self.path} holds features of other {what}: {_short(found)}, not {_short(value)}")
+
+    def _make(
+        self, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: Any, fill: float, **about: Any
+    ) -> Any:
         from zarr.codecs import Crc32cCodec, ZstdCodec
 
         codecs = [ZstdCodec(), Crc32cCodec()]
         return self.group.create_array(
-            name, shape=shape, chunks=chunks, dtype=dtype, compressors=codecs, attributes=about
+            name, shape=shape, chunks=chunks, dtype=dtype, compressors=codecs, fill_value=fill, attributes=about
         )
+
+    def _cut(self) -> None:
+        """Leave out rows that were not written to the end.
+
+        Raises:
+            OutputError: some that were are lost.
+        """
+        for name in self.names if len(self) else ():
+            array = self.group.get(name)
+            if array is not None and array.shape[0] > len(self):
+                array.resize((len(self), *array.shape[1:]))
+            if array is None or array.shape[0] < len(self) or array.nchunks_initialized < array.nchunks:
+                raise OutputError(
+                    f"{self.path} is damaged: files of the features {name!r} are gone. Put them back, or collect "
+                    "anew in another directory"
+                )
 
     def __len__(self) -> int:
         return len(self.known)
@@ -153,7 +176,7 @@ class OnDisk:
                 if name not in self.group:
                     count, width = rows.shape[1:]
                     chunks = (ROWS_AT_ONCE, 1, width)  # they are read site by site
-                    self._make(name, (0, count, width), chunks, np.float32, sites=list(sites))
+                    self._make(name, (0, count, width), chunks, np.float32, np.nan, sites=list(sites))
                 self._write(self.group[name], rows.numpy(), start)
             self._write(self.group[DIGESTS], digests, start)
         self.known = np.concatenate([self.known, digests])
@@ -167,13 +190,13 @@ class OnDisk:
 
         Raises:
             InputError: there are more rows than were given.
+            OutputError: files of them are gone.
         """
         if len(self) > count:
             raise InputError(f"{self.path} holds {len(self)} rows of features, more than the {count} given")
         with _told(self.path):
-            for name in (DIGESTS, *self.names):
-                if name in self.group and self.group[name].shape[0] != len(self):
-                    self.group[name].resize((len(self), *self.group[name].shape[1:]))
+            self.group[DIGESTS].resize((len(self),))
+            self._cut()
 
     def __getitem__(self, name: str) -> tuple[Any, tuple[str, ...]]:
         """The zarr array of a name, and the names of its sites.
@@ -225,7 +248,7 @@ def _told(path: str | os.PathLike[str]) -> Iterator[None]:
 
     try:
         yield
-    except (InputError, Timeout):
+    except (LvlmInterpError, Timeout):
         raise
     except (OSError, ValueError) as error:
         raise OutputError(f"features cannot be kept in {os.fspath(path)}: {error}") from error

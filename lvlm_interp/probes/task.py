@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lvlm_interp.bootstrap import Samples, Scores
 from lvlm_interp.errors import InputError
+from lvlm_interp.fields import shown
 from lvlm_interp.probes import statistics
 from lvlm_interp.probes.fit import BINARY, GAUSSIAN, MULTINOMIAL, Likelihood
 
@@ -110,15 +111,48 @@ def task_of(labels: Any, kind: TaskKind | Literal["auto"] = "auto") -> Task:
     if kind == "regress" or (kind == "auto" and points):
         if values.dtype.kind not in "biuf":
             raise InputError(f"labels such as {str(values.flat[0])!r} are no numbers, which a regression needs")
-        truth = torch.tensor(values.reshape(len(values), -1), dtype=torch.get_default_dtype())
-        if (same := (truth == truth[:1]).all(0)).any():
-            which = "" if len(same) == 1 else f" of output {int(same.int().argmax())}"
-            raise InputError(f"all labels{which} are equal: there is nothing to predict")
+        numbers = values.reshape(len(values), -1)
+        if (same := (numbers == numbers[:1]).all(0)).any():
+            raise InputError(f"all labels{_output(same)} are equal: there is nothing to predict")
+        truth = torch.tensor(numbers, dtype=torch.get_default_dtype())
+        _need_spread(truth)
         return Task("regress", tuple(range(truth.shape[1])), truth)
     classes, numbers = np.unique(values, return_inverse=True)
     if len(classes) < 2:
         raise InputError(f"all {len(values)} labels are {classes.tolist()}: a probe needs at least two classes")
     return Task("classify", tuple(classes.tolist()), torch.from_numpy(numbers.reshape(len(values))))
+
+
+def _output(where: Any) -> str:
+    """Which output a message is about, if there are several."""
+    return "" if len(where) == 1 else f" of output {int(where.argmax())}"
+
+
+def _need_spread(truth: Float[Tensor, "example output"]) -> None:
+    """Raise where values are so far from 1, or their differences from them, that scores would be rounding."""
+    squares = (truth - truth.mean(0)).square().mean(0)
+    if (lost := ~squares.isfinite() | (squares < torch.finfo(truth.dtype).tiny)).any():
+        raise InputError(
+            f"the labels{_output(lost.int())} are too large, too small or too near to each other for numbers of "
+            f"{str(truth.dtype).removeprefix('torch.')}: give them in another unit, or less a constant"
+        )
+
+
+def given_features(features: Any) -> Any:
+    """Features as something with a shape and a type of real numbers.
+
+    Raises:
+        InputError: texts, objects or complex numbers; not all of one shape.
+    """
+    try:
+        found = features if hasattr(features, "shape") else np.asarray(features)
+    except ValueError as error:
+        raise InputError(f"features are not all of one shape: {error}") from error
+    dtype = getattr(found, "dtype", None)
+    real = not dtype.is_complex if isinstance(dtype, torch.dtype) else getattr(dtype, "kind", "f") in "biuf"
+    if not real:
+        raise InputError(f"features are real numbers; got {str(dtype).removeprefix('torch.')}")
+    return found
 
 
 def make_folds(task: Task, groups: Int[Tensor, " example"], count: int, seed: int) -> Int[Tensor, " example"]:
@@ -204,6 +238,8 @@ def numbered(given: Column, what: str = "groups") -> Int[Tensor, " example"]:
 
 def _plain(given: Any, what: str) -> np.ndarray:
     """Numbers, truth values or strings, none of them missing: NumPy would make a class `"None"` of what is."""
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable) or isinstance(given, Iterator):
+        raise InputError(f"{what} are a list or an array, one for each example; got {shown(given)}")
     if isinstance(given, Tensor):
         given = given.detach().cpu()
         given = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
@@ -222,6 +258,8 @@ def _plain(given: Any, what: str) -> np.ndarray:
 def _need_one_kind(given: np.ndarray, what: str) -> None:
     """Raise where NumPy would make one of 7 and "7", or of 1 and True."""
     of_each = {_kind(value): value for value in given.flat}
+    if what == "labels" and "other" in of_each:  # which results could not keep; groups are only told apart
+        raise InputError(f"{what} are texts, numbers or truth values; got {of_each['other']!r}")
     if len(of_each) > 1:
         some = " and ".join(f"{value!r} ({kind})" for kind, value in sorted(of_each.items()))
         raise InputError(f"{what} are of several kinds, {some}: make them all of one")

@@ -14,7 +14,7 @@ from lvlm_interp.attribution.occlusion import PatchMap, attribute
 from lvlm_interp.attribution.value import texts_of
 from lvlm_interp.counterfactuals.contrast import contrast
 from lvlm_interp.engine.decoder import DecoderInputs, run_to_decoder
-from lvlm_interp.engine.score import HideFrom
+from lvlm_interp.engine.score import HideFrom, need_hide_from
 from lvlm_interp.errors import ImageError, InputError
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.chat import stand_swapped
@@ -64,7 +64,9 @@ def diagnose(
     Raises:
         ImageError: the image cannot be read.
         InputError: an empty question, an answer that tokenises to nothing, alternatives that do not fit.
+        VisibilityError: an unknown `hide_from`.
     """
+    need_hide_from(hide_from or "text")  # before what is found on the way to the map
     asks, shown = in_order(question, image)
     if isinstance(shown, (list, tuple)):
         raise InputError(f"a diagnosis is about one image, got {len(shown)}; contrast and credit take several")

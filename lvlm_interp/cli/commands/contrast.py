@@ -32,7 +32,6 @@ def contrast(
 
     named(without)  # one that is not known is found before the model is opened
     vlm, examples = asked.open()
-    shown = asked.showing(as_json, several=asked.table is not None)
-    for x in examples:
-        shown(li.contrast(vlm, x, without, threshold=threshold, edge=edge), x)
-    shown.write()
+    with asked.showing(as_json) as shown:
+        for x in examples:
+            shown(li.contrast(vlm, x, without, threshold=threshold, edge=edge), x)

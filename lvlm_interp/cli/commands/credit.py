@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 import lvlm_interp as li
-from lvlm_interp.cli.options import AskedOrTable, Json, asking, need_roles, need_texts
+from lvlm_interp.cli.options import AskedOrTable, Json, asking, need_players, need_texts
 
 PLACE = 40
 app = typer.Typer()
@@ -40,13 +40,12 @@ def credit(
 ) -> None:
     """Prior, question, context, system and image: how much of each word is whose."""
     need_texts("--against", against or ())
-    need_roles("--keep", (keep or ()) if not players else ())  # else it may be a player's name
+    need_players(players or (), keep or (), context=asked.table is not None or bool(asked.context))
     if value == "difference" and len(against or ()) > 1:
         raise typer.BadParameter("--value difference is from one other word: give one --against")
     vlm, examples = asked.open()
     kept: Any = ("template", *(keep or ()))
     among: Any = players or "roles"
-    shown = asked.showing(as_json, several=asked.table is not None)
-    for x in examples:
-        shown(li.credit(vlm, x, kept, value, against, unit=unit, word=word, players=among), x)
-    shown.write()
+    with asked.showing(as_json) as shown:
+        for x in examples:
+            shown(li.credit(vlm, x, kept, value, against, unit=unit, word=word, players=among), x)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import sys
+from pathlib import Path
+from typing import Any
 
 import typer
 
 import lvlm_interp as li
 from lvlm_interp.cli.options import AskedOrTable, OutDir, asking
-from lvlm_interp.cli.terminal import say, show_diagnosis
+from lvlm_interp.cli.terminal import kept, say, show_diagnosis
 
 PLACE = 10
 app = typer.Typer()
@@ -22,12 +24,21 @@ def diagnose(asked: AskedOrTable, out: OutDir) -> None:
     from lvlm_interp.report import export
 
     export.check(out, asked.force)
-    vlm, rows = asked.open_rows()
-    shown, diagnoses = asked.showing(False, several=asked.table is not None), []
-    for diagnosis in asked.each(rows, functools.partial(li.diagnose, vlm, progress=sys.stderr.isatty())):
-        show_diagnosis(diagnosis)
-        shown.keep(diagnosis.to_frame())
-        diagnoses.append(diagnosis)
-    page = export.write(diagnoses if asked.table else diagnoses[0], out, asked.force)
-    shown.write()
-    say(page)
+    vlm, rows = asked.open_rows(_ours(out))
+    diagnoses: list[Any] = []
+
+    def write() -> None:
+        if diagnoses:
+            say(export.write(diagnoses if asked.table else diagnoses[0], out, asked.force))
+
+    with kept(write), asked.showing(False) as shown:
+        for diagnosis in asked.each(rows, functools.partial(li.diagnose, vlm, progress=sys.stderr.isatty())):
+            show_diagnosis(diagnosis)
+            shown.keep(diagnosis.to_frame())
+            diagnoses.append(diagnosis)
+
+
+def _ours(out: Path) -> list[Path]:
+    """The files in a directory that --force would write over."""
+    names = ("report.html", "diagnosis.json", "tokens.csv", "heatmaps.npz", "heatmaps.png")
+    return [path for name in names for path in (out / name, *out.glob(f"*/{name}"))]

@@ -22,9 +22,9 @@ def direct(
     as_json: Json = False,
 ) -> None:
     """Each answer token's logit as a sum: what heads read from text and image, MLPs, embedding and biases."""
+    need_texts("--target", [target])
     need_texts("--against", [against])
     vlm, examples = asked.open()
-    shown = asked.showing(as_json, several=asked.table is not None)
-    for x in examples:
-        shown(li.direct(vlm, x, target=target, against=against), x)
-    shown.write()
+    with asked.showing(as_json) as shown:
+        for x in examples:
+            shown(li.direct(vlm, x, target=target, against=against), x)

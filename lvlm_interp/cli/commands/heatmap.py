@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 import lvlm_interp as li
-from lvlm_interp.cli.options import Asked, Json, Word, asking, need_texts
+from lvlm_interp.cli.options import Asked, Json, Word, asking, need_apart, need_texts
 from lvlm_interp.cli.terminal import say, show, show_frame
 from lvlm_interp.errors import InputError
 
@@ -33,13 +33,13 @@ def heatmap(
 
     export.figure_kind(out)
     export.check_file(out, asked.force)
+    need_apart([out], asked.read)
     need_texts("--against", [against])
     vlm, x = asked.open()
     patches, drawn = _mapped(vlm, x, word, against, {"hide_from": hide_from, "progress": sys.stderr.isatty()})
     export.save_heatmap(patches, x.images[0].picture, out, drawn, x.question)
-    shown = asked.showing(as_json)
-    shown.keep(patches.to_frame())
-    shown.write()
+    with asked.showing(as_json) as shown:
+        shown.keep(patches.to_frame())
     if as_json:
         show(patches, True, x.answer)
     else:

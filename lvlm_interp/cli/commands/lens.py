@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import lvlm_interp as li
-from lvlm_interp.cli.options import AskedOrTable, Json, asking, need_roles
+from lvlm_interp.cli.options import AskedOrTable, Json, asking, need_roles, need_texts
 
 PLACE = 60
 app = typer.Typer()
@@ -28,12 +28,12 @@ def lens(
     as_json: Json = False,
 ) -> None:
     """What the model would say after each layer (logit lens), with the probability and rank of target words."""
+    need_texts("--target", target or ())
     need_roles("--role", role or ())
     vlm, examples = asked.open()
-    shown = asked.showing(as_json, several=asked.table is not None)
-    for x in examples:
-        positions: Any = role or [int(p) - 1 for p in x.answer_positions]
-        progress = sys.stderr.isatty() and asked.table is None
-        found = li.lens(vlm, x, layer, positions, target=target or (), norm=not raw, progress=progress)
-        shown(found, x)
-    shown.write()
+    with asked.showing(as_json) as shown:
+        for x in examples:
+            positions: Any = role or [int(p) - 1 for p in x.answer_positions]
+            progress = sys.stderr.isatty() and asked.table is None
+            found = li.lens(vlm, x, layer, positions, target=target or (), norm=not raw, progress=progress)
+            shown(found, x)

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import lvlm_interp as li
-from lvlm_interp.cli.options import Device, DType, Force, Json, Model, OutDir, Verbose, open_model
+from lvlm_interp.cli.options import (
+    Device,
+    DType,
+    Force,
+    Json,
+    Model,
+    OutDir,
+    Verbose,
+    need_apart,
+    need_rows,
+    of_row,
+    open_model,
+)
 from lvlm_interp.cli.terminal import complain, show
 from lvlm_interp.errors import InputError
 
@@ -55,13 +68,15 @@ def probe(
     export.check(out, force)
     _need_apart(store, out)
     frame, labels = read_examples(table), label or ["label"]
+    need_apart([out / name for name in ("probes.csv", "probes.png")], [table, *frame["image"]])
     _need_columns(frame, table, [*labels, group, *([kind] if kind else [])], numbers=labels if len(labels) > 1 else [])
     predicted = frame[labels[0]] if len(labels) == 1 else frame[labels].to_numpy(float)
     make_folds(task_of(predicted), numbered(frame[group]), folds, seed)  # what fails is found before features take time
-    vlm, progress = open_model(model, Path(frame["image"][0]), verbose, device, dtype), sys.stderr.isatty()
-    told = [name for name in ("answer", "context", "system") if name in frame]
-    asked = (vlm.prepare(r.question, r.image, **{name: r[name] for name in told}) for _, r in frame.iterrows())
-    features = li.collect_features(vlm, asked, {"features": sites}, progress=progress, store=store)["features"]
+    need_rows(table, frame.to_dict("records"))
+    vlm, progress = open_model(model, None, verbose, device, dtype), sys.stderr.isatty()
+    features = li.collect_features(vlm, _asked(vlm, table, frame), {"features": sites}, progress=progress, store=store)[
+        "features"
+    ]
     found = li.fit_probes(
         features.by_head,
         predicted,
@@ -79,6 +94,15 @@ def probe(
     for note in found.notes:
         complain(f"note: {note}")
     show(found, as_json, f"{table}: {len(frame)} examples")
+
+
+def _asked(vlm: Any, table: Path, frame: Any) -> Iterator[Any]:
+    """The examples, one at a time; an error says which row it is about."""
+    told = [name for name in ("answer", "context", "system") if name in frame]
+    for number, row in enumerate(frame.to_dict("records"), 1):
+        with of_row(table, number):
+            x = vlm.prepare(row["question"], row["image"], **{name: row[name] for name in told})
+        yield x
 
 
 def _need_apart(store: Path | None, out: Path) -> None:
