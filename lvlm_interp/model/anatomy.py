@@ -20,6 +20,7 @@ from lvlm_interp.errors import ModelError
 from lvlm_interp.families.shared import registry
 from lvlm_interp.families.shared.family import Family
 from lvlm_interp.families.shared.registry import NAMES
+from lvlm_interp.given import explaining
 from lvlm_interp.model.compiled import original
 from lvlm_interp.model.listing import Sites
 from lvlm_interp.model.parts import (
@@ -43,6 +44,7 @@ FOUND = (
 SOFTCAP = "final_logit_softcapping"
 
 
+@explaining
 class Anatomy:
     """The parts of a model, each looked for once, when it is first asked for.
 

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from lvlm_interp.errors import InputError, ModelError, SiteError
 from lvlm_interp.families.shared import registry
-from lvlm_interp.given import explained
+from lvlm_interp.given import explaining
 from lvlm_interp.inputs.batch import Batch
 from lvlm_interp.inputs.example import Answer, Inputs, named_by
 from lvlm_interp.model.capture import Capture, Edit, recording
@@ -37,6 +37,7 @@ UNMATCHED = {
 }
 
 
+@explaining
 class HookedVLM(Preparing):
     """A vision-language model whose inside can be read. Made by `load` or `wrap`; the model itself is never changed.
 
@@ -106,7 +107,6 @@ class HookedVLM(Preparing):
             self.accepted = True
         return x
 
-    @explained
     @torch.no_grad()
     def generate(self, x: Inputs, max_new_tokens: int = 64) -> Answer:
         """The model's greedy answer to a prompt, without end-of-turn tokens; an answer that x has is ignored."""
@@ -139,7 +139,6 @@ class HookedVLM(Preparing):
         finally:
             self.model.generation_config = own
 
-    @explained
     @torch.no_grad()
     def run(self, x: Inputs | Batch) -> Float[Tensor, "batch position vocabulary"]:
         """The plain model's logits, with nothing hooked; a compiled model computes them as it is written."""
@@ -183,7 +182,7 @@ class HookedVLM(Preparing):
         return self._tracer(self)
 
     @contextlib.contextmanager
-    def visiting(self, visits: Mapping[Site, Edit] | Mapping[str, Edit]) -> Iterator[None]:
+    def visiting(self, visits: Mapping[Site, Edit] | Mapping[str, Edit] | Mapping[Site | str, Edit]) -> Iterator[None]:
         """Within the `with`, each site's value passes through its visit, which returns the value to go on with.
 
         Whatever runs there runs so, `score` and all that it carries included: then rows stand where they stand, one
@@ -210,7 +209,6 @@ class HookedVLM(Preparing):
             found.update(dict.fromkeys(changed, edit))
         return found
 
-    @explained
     def capture(
         self,
         x: Inputs | Batch,

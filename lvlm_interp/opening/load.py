@@ -45,8 +45,15 @@ def wrap(model: nn.Module, processor: Any = None, name: str | None = None) -> Ho
 
     Raises:
         ModelError: a kind of model that cannot be read.
+        InputError: what is no processor, or a name that is no text.
     """
     model = original(model)
+    if processor is not None and not callable(processor):
+        raise InputError(
+            f"processor= is a processor of transformers, AutoProcessor.from_pretrained(…); got {processor!r}"
+        )
+    if not isinstance(name, str | None):
+        raise InputError(f"name= is a text that results tell the model by; got {name!r}")
     if not isinstance(model, PreTrainedModel):
         raise ModelError(f"wrap() takes a transformers model, got {type(model).__name__}; {_how_to_wrap(model)}")
     return _opened(model, processor, name or model.name_or_path or None)
@@ -84,7 +91,7 @@ def load(
     Raises:
         ModelError: nothing is there, it cannot be opened, weights are missing, or its kind cannot be read.
         DownloadError: the reference model's parts cannot be fetched.
-        InputError: no such dtype, or a device that is not there.
+        InputError: no such dtype, a device that is not there, or an option that `from_pretrained` does not take.
     """
     need_device(device)
     dtype = floating(dtype)
@@ -100,6 +107,10 @@ def load(
         model, report = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, use_safetensors=True, output_loading_info=True, **common, **options
         )
+    except TypeError as error:
+        raise InputError(
+            f"load() hands its other options to from_pretrained, which does not take {list(options)} so: {error}"
+        ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(_why_not_opened(shown, str(error).strip(), isinstance(error, SafetensorError))) from error
     _need_all_weights(shown, report["missing_keys"])
@@ -163,7 +174,7 @@ def _locate(name: str | os.PathLike[str]) -> str:
             "already is opened by wrap(model, processor)"
         )
     if isinstance(name, os.PathLike) or os.path.exists(name) or str(name).startswith((".", "/", "~")):
-        folder = Path(name).expanduser()
+        folder = Path(os.path.expanduser(name))  # Path.expanduser() raises where there is no such user
         if not os.path.isfile(folder / "config.json"):
             raise ModelError(f"{folder} is not a model directory: it has no config.json")
         return str(folder)
