@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
@@ -112,12 +113,13 @@ def _each(plain: Callable[..., Any], bound: Mapping[str, Any]) -> Iterator[tuple
 
 
 def _hints(plain: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of a function's arguments; what it returns may be of a package that is not loaded."""
-    asked = {name: hint for name, hint in plain.__annotations__.items() if name != "return"}
-    try:
-        return get_type_hints(SimpleNamespace(__annotations__=asked), plain.__globals__)
-    except NameError:
-        return {}
+    """The annotations of a function's arguments, but those of packages that are not loaded."""
+    found: dict[str, Any] = {}
+    for name, hint in plain.__annotations__.items():
+        if name != "return":
+            with suppress(NameError):
+                found |= get_type_hints(SimpleNamespace(__annotations__={name: hint}), plain.__globals__)
+    return found
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -116,6 +116,8 @@ class Result:
 
     def identified(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The frame with a last column `example`, the digest of what it is about, to join what else is known of it."""
+        if not is_frame(frame):
+            raise InputError(f"identified() takes a table, what to_frame() gives; got {type(frame).__name__}")
         return frame.assign(example=self.provenance.example)
 
     def to_dict(self) -> dict[str, Any]:

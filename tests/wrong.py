@@ -16,7 +16,7 @@ from lvlm_interp.errors import LvlmInterpError
 API = Path(__file__).resolve().parents[1] / "docs" / "api.md"
 LISTED = re.compile(r"^::: (\S+)\n((?:    .*\n)*)", re.M)
 OURS = "lvlm_interp"
-WRONG = (None, -7, 2.5, float("nan"), "banana", b"x", [], {}, [object()], object)
+WRONG = (None, -7, 2.5, float("nan"), "banana", b"x", [], {}, [object()])
 SKIPPED = {"build", "clear", "where", "check"}  # make, or remove, the reference model's files; take seconds
 
 
@@ -45,7 +45,11 @@ def functions():
 
 def samples():
     """What is right: by the names of arguments, and the objects that methods are of, by their class."""
+    import torch
+
     from lvlm_interp import wrap
+    from lvlm_interp.attribution.shapley import Interactions
+    from lvlm_interp.attribution.value import target_of
     from lvlm_interp.engine.decoder import run_to_decoder
     from lvlm_interp.reference.questions import examples
     from tests.kinds import one_of_each
@@ -55,6 +59,7 @@ def samples():
     x = tiny_inputs(vlm)
     computed, example = run_to_decoder(vlm, x, keep_prompt=True), next(examples("object", 1))
     objects = [vlm, x, x.images[0], vlm.batch([x]), vlm.readout, computed, example, example.scene]
+    objects += [Interactions(("a", "b"), torch.ones(1, 4)), target_of(vlm, x, ["odds"])]
     return {"vlm": vlm, "x": x}, [*objects, *one_of_each().values()]
 
 

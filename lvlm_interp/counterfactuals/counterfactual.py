@@ -46,6 +46,8 @@ NAMED: dict[str, Callable[[], Counterfactual]] = {}
 @explained
 def counterfactual(make: F) -> F:
     """Make a function a name of `lvlm_interp.counterfactuals`, and of `without=` if it needs no argument."""
+    if not callable(make):
+        raise InputError(f"a counterfactual is made by a function, which @counterfactual stands above; got {make!r}")
     known: Any = checked(make)
     COUNTERFACTUALS[make.__name__] = known
     if not _needed(make):
@@ -64,6 +66,7 @@ def _others() -> str:
     return " and ".join(f"counterfactuals.{name}({needed})" for name, needed in told.items()) + " take an argument"
 
 
+@explained
 def named(without: str | Counterfactual) -> Counterfactual:
     """A counterfactual by name.
 

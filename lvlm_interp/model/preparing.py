@@ -302,8 +302,8 @@ class Preparing(Anatomy):
         """Why examples of these lengths cannot stand in one batch; empty if they can."""
         if self.family.alone:
             return self.family.alone
-        most = max(lengths)
-        if min(lengths) < most and (limit := counts_rows(self.model.config.get_text_config())) < most:
+        most = max(lengths, default=0)
+        if min(lengths, default=0) < most and (limit := counts_rows(self.model.config.get_text_config())) < most:
             return (
                 f"beyond {limit} positions it computes by the length of the longest row ({most}), and the shortest has "
                 f"{min(lengths)}; examples of one length can"

@@ -148,10 +148,12 @@ class HookedVLM(Preparing):
         """The model's logits.
 
         Raises:
-            InputError: the image tokens of the prompt do not match the features of the image.
+            InputError: no inputs, or image tokens in the prompt that do not match the features of the image.
             ModelError: the model was put in training mode.
         """
         self._need_evaluation()
+        if not model_inputs:
+            raise InputError("a model is called with the model inputs of an example, x.model_inputs; got none")
         try:
             with self.held.passing(), uncompiled(self.model), rescaling(self._recounted(model_inputs)):
                 forget(following(self.decoder))
