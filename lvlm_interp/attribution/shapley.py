@@ -110,7 +110,15 @@ class Interactions(Mapping[tuple[str, ...], Tensor]):
         return Interactions(self.players, self.found, order)
 
     def to_frame(self, tokens: Sequence[str] | None = None, largest: int | None = None) -> pd.DataFrame:
-        """One row an interaction, largest first: `players`, `order`, and a column for each part of the answer."""
+        """One row an interaction, largest first: `players`, `order`, and a column for each part of the answer.
+
+        Raises:
+            InputError: tokens of another number than there are parts.
+        """
+        if tokens is not None and len(tokens) != len(self.found):
+            raise InputError(
+                f"interactions of {len(self.found)} parts of an answer have as many tokens; got {len(tokens)}"
+            )
         rows = list(self._numbers)[:largest]
         numbers = {
             str(n) if tokens is None else f"{n} {tokens[n]}": [float(self[names][n]) for names in rows]

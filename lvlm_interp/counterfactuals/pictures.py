@@ -62,7 +62,7 @@ def blur(radius: float = 0.1) -> Counterfactual:
     """Gaussian blur; `radius` is the standard deviation as a share of the longer side."""
 
     if not 0 <= radius <= MOST_BLUR:
-        raise InputError(f"the radius of a blur is a share of the longer side, 0 to {MOST_BLUR}; got {radius}")
+        raise InputError(f"the radius of a blur, a share of a side, is 0 or more and at most {MOST_BLUR}; got {radius}")
 
     def one(picture: Picture, generator: torch.Generator) -> Picture:
         return picture.filter(ImageFilter.GaussianBlur(radius * max(picture.size)))
@@ -127,7 +127,9 @@ def black_box(box: tuple[float, float, float, float], image: int = 0) -> Counter
         left, top, right, bottom = box
         for picture in pictures[image]:
             if not (0 <= left <= right - 1 < picture.width and 0 <= top <= bottom - 1 < picture.height):
-                raise ImageError(f"no pixel of the image of {picture.size} pixels, or none, lies in the box {box}")
+                raise ImageError(
+                    f"the box {box} does not lie in the image of {picture.size} pixels, or is less than one of them"
+                )
             ImageDraw.Draw(picture).rectangle((left, top, right - 1, bottom - 1), fill="black")
         return _with_pictures(vlm, x, pictures)
 
