@@ -102,7 +102,7 @@ MISTAKES = {
     ),
     "a misspelt option": (lambda vlm, x: li.load("reference", devise="cpu"), r"does not take \['devise'\]"),
     "no such user": (lambda vlm, x: li.load("~nouser/x"), "is not a model directory"),
-    "no processor": (lambda vlm, x: li.wrap(vlm.model, "x"), "processor= is a processor"),
+    "no processor": (lambda vlm, x: li.wrap(vlm.model, "x"), "processor= is transformers"),
     "no name": (lambda vlm, x: li.wrap(vlm.model, None, 3), "name= is a text|name=…"),
     "text to visit": (lambda vlm, x: vlm.visiting(SITE), r"visiting\(visits=…\)"),
     "a number to visit with": (lambda vlm, x: vlm.visiting({SITE: 3}), r"visiting\(visits=…\)"),

@@ -31,6 +31,8 @@ INSTALLED = {  # packages that some processors need, and how to get them
     "timm": "pip install timm",
 }
 
+PROCESSING = ("tokenizer", "apply_chat_template", "__call__")  # what processors and tokenizers have, one or another
+
 # What transformers says where it would not import an image processor without torchvision.
 UNSEEN = "Unrecognized image processor"
 
@@ -48,10 +50,8 @@ def wrap(model: nn.Module, processor: Any = None, name: str | None = None) -> Ho
         InputError: what is no processor, or a name that is no text.
     """
     model = original(model)
-    if processor is not None and not callable(processor):
-        raise InputError(
-            f"processor= is a processor of transformers, AutoProcessor.from_pretrained(…); got {processor!r}"
-        )
+    if processor is not None and not any(hasattr(processor, name) for name in PROCESSING):
+        raise InputError(f"processor= is transformers' processor, AutoProcessor.from_pretrained(…); got {processor!r}")
     if not isinstance(name, str | None):
         raise InputError(f"name= is a text that results tell the model by; got {name!r}")
     if not isinstance(model, PreTrainedModel):
