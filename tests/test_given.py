@@ -25,6 +25,7 @@ from lvlm_interp.report import export, figures
 from lvlm_interp.report.explorer import document
 from lvlm_interp.tables import read_examples
 from tests.made import made
+from tests.probing import QUICK, labelled
 from tests.tiny import tiny_inputs, tiny_llava
 from tests.wrong import functions
 
@@ -177,6 +178,11 @@ MISTAKES = {
     "bytes against": (lambda vlm, x: li.credit(vlm, x, against=b"a"), r"these are bytes|against=…"),
     "numbers against": (lambda vlm, x: li.credit(vlm, x, against=[3]), r"a list of texts; got 3|against=…"),
     "a word against nothing": (lambda vlm, x: li.credit(vlm, x, word=1), "give against="),
+    "a word of a diagnosis": (lambda vlm, x: li.diagnose(vlm, Q, None, word=9), "word=9 says .* give against="),
+    "no such metric": (
+        lambda vlm, x: figures.probe_layers({"a": li.fit_probes(*labelled(), **QUICK)}, "acc"),
+        "no metric 'acc': 'a' has",
+    ),
     "no players": (lambda vlm, x: li.credit(vlm, x, players={}), "players holds none"),
     "an empty list of players": (lambda vlm, x: li.credit(vlm, x, players=[]), "players holds none"),
     "a long name": (lambda vlm, x: li.load("x" * 300), "no model is called"),

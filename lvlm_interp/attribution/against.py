@@ -41,6 +41,12 @@ def listed(against: Against) -> tuple[str, ...]:
     return (against,) if isinstance(against, str) else tuple(map(str, against))
 
 
+def need_word(word: int, against: Against | None) -> None:
+    """Raise where a word is named, and there is nothing that stands against it alone."""
+    if word and (against is None or of_each(against)):
+        raise InputError(f"word={word} says which word against= stands against: give against= its text, or several")
+
+
 def by_part(against: Against, parts: Sequence[Word]) -> dict[int, tuple[str, ...]]:
     """The alternatives to each part, by its number; parts that are compared with nothing in particular are left out.
 

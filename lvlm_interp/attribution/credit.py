@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from lvlm_interp.attribution.against import Against, of_each
+from lvlm_interp.attribution.against import Against, need_word
 from lvlm_interp.attribution.players import Players, coalitions, players_of, subsets
 from lvlm_interp.attribution.shapley import shares
 from lvlm_interp.attribution.split import CreditSplit, kept_always
@@ -93,8 +93,7 @@ def credit(
     """
     if isinstance(keep, str):
         raise InputError(f"keep is several roles or players, got the text {keep!r}; give ({keep!r},)")
-    if word and (against is None or of_each(against)):
-        raise InputError(f"word={word} says which word against= stands against: give against= a text, or several of it")
+    need_word(word, against)
     chosen = named(value)
     target = target_of(vlm, x, _values(chosen, against), unit, against, word, alternatives)
     parts = players_of(x, players, keep, vlm.decode)

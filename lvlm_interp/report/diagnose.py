@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from lvlm_interp.attribution.against import Against
+from lvlm_interp.attribution.against import Against, need_word
 from lvlm_interp.attribution.credit import credit
 from lvlm_interp.attribution.occlusion import PatchMap, attribute
 from lvlm_interp.attribution.value import texts_of
@@ -65,6 +65,7 @@ def diagnose(
         ImageError: the image cannot be read.
         InputError: an empty question, an answer that tokenises to nothing, alternatives that do not fit.
     """
+    need_word(word, against)
     asks, shown = in_order(question, image)
     if isinstance(shown, (list, tuple)):
         raise InputError(f"a diagnosis is about one image, got {len(shown)}; contrast and credit take several")
