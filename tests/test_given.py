@@ -178,7 +178,7 @@ MISTAKES = {
     "bytes against": (lambda vlm, x: li.credit(vlm, x, against=b"a"), r"these are bytes|against=…"),
     "numbers against": (lambda vlm, x: li.credit(vlm, x, against=[3]), r"a list of texts; got 3|against=…"),
     "a word against nothing": (lambda vlm, x: li.credit(vlm, x, word=1), "give against="),
-    "a word of a diagnosis": (lambda vlm, x: li.diagnose(vlm, Q, None, word=9), "word=9 says .* give against="),
+    "a word of a diagnosis": (lambda vlm, x: li.diagnose(vlm, Q, "no.png", word=9), "word=9 says .* give against="),
     "no such metric": (
         lambda vlm, x: figures.probe_layers({"a": li.fit_probes(*labelled(), **QUICK)}, "acc"),
         "no metric 'acc': 'a' has",
