@@ -93,6 +93,8 @@ def _members_fit(value: tuple[Any, ...], parts: tuple[Any, ...]) -> bool:
 
 def _is_made_of(value: Any, origin: type, parts: tuple[Any, ...], strict: bool) -> bool:
     """Whether a collection is of a kind, and its members are; what can be read only once is not read."""
+    if not issubclass(origin, Iterable):  # os.PathLike[str], of which there is nothing to go through
+        return isinstance(value, origin)
     if issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             return False
@@ -109,7 +111,7 @@ def _is_a(value: Any, hint: Any, strict: bool) -> bool:
     """Whether a value is of a plain type, or a tensor of a kind of numbers and axes; a truth is no number."""
     if hint in (int, float):
         kind = int if hint is int else (int, float)
-        return isinstance(value, kind if strict else NUMBERS[hint]) and not (strict and isinstance(value, bool))
+        return isinstance(value, kind if strict else NUMBERS[hint]) and not isinstance(value, bool)
     if strict and isinstance(value, str) and not value.isascii() and SURROGATE.search(value):
         return False  # no text that can be written
     try:

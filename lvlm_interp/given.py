@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 from lvlm_interp.errors import InputError, LvlmInterpError
@@ -12,6 +14,7 @@ from lvlm_interp.fields import fits, named, shown
 
 P = ParamSpec("P")
 T = TypeVar("T")
+K = TypeVar("K", bound=type)
 RAW = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 MADE = {  # how what is asked for is made, by its type
     "HookedVLM": "an opened model: lvlm_interp.load(name), or wrap(model, processor)",
@@ -28,8 +31,11 @@ MADE = {  # how what is asked for is made, by its type
 def explained(function: Callable[P, T]) -> Callable[P, T]:
     """The function, which says which argument is of the wrong kind where that made it fail.
 
-    What works is left alone: nothing is looked at before there is an error.
+    What works is left alone: nothing is looked at before there is an error. Only where what is returned begins later
+    (a generator, the start of a `with`) is it looked at in the call, so that the error stands there.
     """
+    if inspect.isgeneratorfunction(inspect.unwrap(function)):
+        return checked(function)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -42,20 +48,37 @@ def explained(function: Callable[P, T]) -> Callable[P, T]:
                 raise InputError(told) from error
             raise
 
-    return call
+    return _marked(call)
 
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:
-    """The same, and its arguments are looked at where nothing fails yet: for what is only used later."""
+    """The same, and its arguments are looked at first: for what is only used later, or too late."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        made = explained(function)(*args, **kwargs)
         if told := next(_misfits(function, args, kwargs), None):
             raise InputError(told)
-        return made
+        return function(*args, **kwargs)
 
+    return _marked(call)
+
+
+def explaining(kind: K) -> K:
+    """A class, whose public methods are all `explained`: none is forgotten."""
+    for name, member in list(vars(kind).items()):
+        if inspect.isfunction(member) and not name.startswith("_") and not is_explained(member):
+            setattr(kind, name, explained(member))
+    return kind
+
+
+def _marked(call: Callable[P, T]) -> Callable[P, T]:
+    vars(call)["explained"] = True
     return call
+
+
+def is_explained(function: Callable[..., Any]) -> bool:
+    """Whether a function is `explained`, or `checked`, whatever else is around it."""
+    return bool(getattr(function, "explained", False))
 
 
 def _misfits(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[str]:
@@ -63,13 +86,48 @@ def _misfits(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     plain = inspect.unwrap(function)
     try:
         bound = inspect.signature(plain).bind(*args, **kwargs).arguments
-        hints = get_type_hints(plain)
-    except (NameError, TypeError):  # another number of arguments: Python's own error says so
+    except TypeError:  # another number of arguments: Python's own error says so
         return
+    for name, value, hint in _each(plain, bound):
+        if not _fits(value, hint):
+            yield f"{_called(plain)}({name}=…) takes {_wanted(hint)}; got {_got(value)}"
+
+
+def _called(plain: Callable[..., Any]) -> str:
+    """A function as a user names it: what makes an object, by its class."""
+    return plain.__qualname__.split(".")[-2] if plain.__name__ in ("__init__", "__new__") else plain.__name__
+
+
+def _each(plain: Callable[..., Any], bound: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Name, value and annotation of each argument that has one; those of `*names` and `**names` one by one."""
+    kinds, hints = inspect.signature(plain).parameters, _hints(plain)
     for name, value in bound.items():
-        several = inspect.signature(plain).parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-        if name in hints and not several and not fits(value, hints[name], strict=False):
-            yield f"{function.__name__}({name}=…) takes {_wanted(hints[name])}; got {_got(value)}"
+        if name not in hints:
+            continue
+        if kinds[name].kind is inspect.Parameter.VAR_POSITIONAL:
+            yield from ((name, one, hints[name]) for one in value)
+        elif kinds[name].kind is inspect.Parameter.VAR_KEYWORD:
+            yield from ((key, one, hints[name]) for key, one in value.items())
+        else:
+            yield name, value, hints[name]
+
+
+def _hints(plain: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a function's arguments, but those of packages that are not loaded."""
+    found: dict[str, Any] = {}
+    for name, hint in plain.__annotations__.items():
+        if name != "return":
+            with suppress(NameError):
+                found |= get_type_hints(SimpleNamespace(__annotations__={name: hint}), plain.__globals__)
+    return found
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether an argument fits; one that cannot be judged is not blamed."""
+    try:
+        return fits(value, hint, strict=False)
+    except RAW:
+        return True
 
 
 def _wanted(hint: Any) -> str:
@@ -79,3 +137,9 @@ def _wanted(hint: Any) -> str:
 def _got(value: Any) -> str:
     kind = type(value).__name__
     return f"{shown(value)}, {'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
+
+
+def need_seed(seed: Any) -> None:
+    """Raise unless chance can be drawn from it."""
+    if not fits(seed, int, strict=False) or not -(2**63) <= seed < 2**64:
+        raise InputError(f"seed= is a whole number of at most 64 bits; got {_got(seed)}")

@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import numbers
 import os
 import platform
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from lvlm_interp.errors import OutputError
+from lvlm_interp.errors import InputError, OutputError
 from lvlm_interp.fields import check_fields, equal
 from lvlm_interp.files import aside
-from lvlm_interp.given import explained
+from lvlm_interp.given import explained, explaining
 from lvlm_interp.shown import printable
 from lvlm_interp.storing import KINDS, is_frame, is_tensor, packed, scalar, storable, unpacked
 
@@ -73,6 +74,7 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=package_versions)
 
 
+@explaining
 @dataclass(frozen=True, repr=False)
 class Result:
     """Base of results: frozen, with `provenance`; tensors are saved as safetensors, the rest as its JSON header.
@@ -114,6 +116,8 @@ class Result:
 
     def identified(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The frame with a last column `example`, the digest of what it is about, to join what else is known of it."""
+        if not is_frame(frame):
+            raise InputError(f"identified() takes a table, what to_frame() gives; got {type(frame).__name__}")
         return frame.assign(example=self.provenance.example)
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,9 +137,9 @@ class Result:
         cls.__eq__, cls.__hash__ = Result.__eq__, Result.__hash__  # type: ignore[method-assign]
         if "__repr__" not in vars(cls):  # a dataclass would write its own, all numbers in it
             cls.__repr__ = Result.__repr__  # type: ignore[method-assign]
+        explaining(cls)
         storable(cls)
 
-    @explained
     def save(self, path: str | Path) -> Path:
         """Write one `.safetensors` file, tensors and JSON header; it is whole or as it was, never half.
 
@@ -211,7 +215,26 @@ def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Any]]:
         raise OutputError(f"could not read {path}: {error}") from error
 
 
+def number_of(tokens: Sequence[str], token: int | str, holder: str) -> int:
+    """The number of a token, by its number or its text; `holder` has them, "the map" for example.
+
+    Raises:
+        InputError: there is no such token, or several read so.
+    """
+    if isinstance(token, str):
+        found = [i for i, text in enumerate(tokens) if text.strip().casefold() == token.strip().casefold()]
+        if len(found) != 1:
+            raise InputError(
+                f"{len(found) or 'no'} tokens read {token!r}: {holder} has {list(enumerate(tokens))}; give a number"
+            )
+        return found[0]
+    if not isinstance(token, numbers.Integral) or not -len(tokens) <= token < len(tokens):
+        raise InputError(f"no token {token!r}: {holder} has {len(tokens)}, counted from 0")
+    return int(token) % len(tokens)
+
+
 @functools.singledispatch
+@explained
 def html(result: Result) -> str | None:
     """What a notebook shows of a result: its table, escaped, or None where it has none.
 
@@ -228,6 +251,7 @@ def shown_frame(result: Result) -> pd.DataFrame:
 
 
 @functools.singledispatch
+@explained
 def text(result: Result) -> str:
     """What is printed of a result: its kind, where it comes from, and the ends of its table; like `html`, by kind."""
     if type(result).to_frame is Result.to_frame:

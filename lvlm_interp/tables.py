@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained
 
 REQUIRED = ("image", "question")
 OPTIONAL = ("answer", "context", "system")  # of the example itself; empty where a cell is
@@ -20,6 +21,7 @@ SHOWN = 3  # missing pictures that a message names
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")  # as JSON writes them: 007 is a text
 
 
+@explained
 def read_examples(path: str | Path) -> pd.DataFrame:
     """Read a table of examples.
 

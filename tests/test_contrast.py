@@ -209,6 +209,8 @@ def test_black_box_blackens_its_box_only(pictures):
     assert torch.equal(before[:, outside], after[:, outside])
     with pytest.raises(ImageError, match="does not lie in the image"):
         pictures(counterfactuals.black_box((100, 0, 120, 10)))
+    with pytest.raises(ImageError, match="less than one of them"):
+        pictures(counterfactuals.black_box((0.1, 0.1, 0.2, 0.2)))
     with pytest.raises(InputError, match="no image 1: the prompt has 1"):
         pictures(counterfactuals.black_box((0, 0, 10, 10), image=1))
 

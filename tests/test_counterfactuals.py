@@ -56,6 +56,9 @@ def test_names():
     [
         ("blur", {"radius": -0.1}, "0 or more"),
         ("blur", {"radius": float("nan")}, "0 or more"),
+        ("blur", {"radius": 1e9}, "at most 10"),
+        ("black_box", {"box": "abcd"}, "box=…"),
+        ("black_box", {"box": None}, "box=…"),
         ("blur", {"radius": "wide"}, "takes float"),
         ("noise", {"step": 3.5}, "takes int"),
         ("noise", {"step": 1000}, "between 0 and 999"),

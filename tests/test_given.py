@@ -1,15 +1,33 @@
 """Arguments of the wrong kind: one error that names the argument, what it is and what it should be."""
 
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 import lvlm_interp as li
+from lvlm_interp.attribution.shapley import dividends, shapley_weights, shares
+from lvlm_interp.counterfactuals import Counterfactual
+from lvlm_interp.counterfactuals.contrast import cal_weights, token_classes
 from lvlm_interp.errors import InputError, LvlmInterpError, SiteError
 from lvlm_interp.fields import fits
-from lvlm_interp.given import explained
-from lvlm_interp.report import figures
+from lvlm_interp.given import explained, is_explained
+from lvlm_interp.inputs.media import open_video
+from lvlm_interp.inputs.words import Word, parts_of, split_words
+from lvlm_interp.reference import evaluate, questions, scenes
+from lvlm_interp.report import export, figures
+from lvlm_interp.report.explorer import document
+from lvlm_interp.tables import read_examples
 from tests.made import made
+from tests.probing import QUICK, labelled
 from tests.tiny import tiny_inputs, tiny_llava
+from tests.wrong import functions
 
 Q = "What color is the banana?"
 SITE = "blocks.1.hook_resid_post"
@@ -83,6 +101,90 @@ MISTAKES = {
         lambda vlm, x: figures.heatmap(made().patches, picture="scene.png"),
         "no image file at 'scene.png'",
     ),
+    "a misspelt option": (lambda vlm, x: li.load("reference", devise="cpu"), r"does not take \['devise'\]"),
+    "no such user": (lambda vlm, x: li.load("~nouser/x"), "is not a model directory"),
+    "no processor": (lambda vlm, x: li.wrap(vlm.model, "x"), "processor= is transformers"),
+    "no name": (lambda vlm, x: li.wrap(vlm.model, None, 3), "name= is a text|name=…"),
+    "text to visit": (lambda vlm, x: vlm.visiting(SITE), r"visiting\(visits=…\)"),
+    "a number to visit with": (lambda vlm, x: vlm.visiting({SITE: 3}), r"visiting\(visits=…\)"),
+    "text for ids": (lambda vlm, x: vlm.token_strings("abc"), r"token_strings\(ids=…\)"),
+    "no ids": (lambda vlm, x: vlm.text_of(None), r"ids=…"),
+    "no pictures": (lambda vlm, x: vlm.with_pictures(x, None), r"pictures=…"),
+    "fewer pictures": (lambda vlm, x: vlm.with_pictures(x, []), "has 1 pictures and videos; got 0"),
+    "a picture by its name again": (lambda vlm, x: vlm.with_pictures(x, ["nope"]), r"pictures=…"),
+    "an answer without ids": (lambda vlm, x: li.Answer("x", None), r"Answer\(ids=…\)"),
+    "ids of another model": (lambda vlm, x: vlm.inputs(x.input_ids * 0 + 10**9), "holds 1000000000, and the tokens"),
+    "ids below 0": (lambda vlm, x: vlm.inputs(x.input_ids * 0 - 1), "holds -1, and the tokens of this model are 0 to"),
+    "ids with a point": (lambda vlm, x: vlm.inputs(x.input_ids * 1.0), "whole numbers"),
+    "a mask of zeros": (
+        lambda vlm, x: vlm.inputs(x.input_ids, attention_mask=x.input_ids * 0, pixel_values=x.pixels["pixel_values"]),
+        "attention_mask is 0 everywhere",
+    ),
+    "a mapping of counterfactuals": (lambda vlm, x: li.contrast(vlm, x, {"a": 1}), "no counterfactual|without=…"),
+    "a large seed": (lambda vlm, x: li.contrast(vlm, x, seed=2**70), "at most 64 bits"),
+    "text for a seed": (lambda vlm, x: li.contrast(vlm, x, seed="a"), "seed"),
+    "threshold without end": (lambda vlm, x: li.contrast(vlm, x, threshold=math.inf), "number of nats"),
+    "a change that gives nothing": (
+        lambda vlm, x: li.contrast(vlm, x, Counterfactual("own", lambda vlm, x, generator: None)),
+        "'own' makes an example",
+    ),
+    "no such column": (lambda vlm, x: li.contrast(vlm, x, ["hidden"]).table("nope"), "no column 'nope'; it has"),
+    "half a span": (lambda vlm, x: li.credit(vlm, x, unit=(0,)), r"a span|unit=…"),
+    "a truth for a number": (lambda vlm, x: li.lens(vlm, x, k=True), r"k=….* takes int; got True"),
+    "a layer twice": (lambda vlm, x: li.lens(vlm, x, [3, -1]), "layer 3 is asked for twice"),
+    "no such patch token": (lambda vlm, x: made().patches.peak(99), "no token 99: the map has"),
+    "no patch token": (lambda vlm, x: made().patches.peak(None), r"no token None|token=…"),
+    "no such text in a map": (lambda vlm, x: made().patches.peak_box("Red"), "tokens read 'Red'"),
+    "no words": (lambda vlm, x: made().patches.words([]), "they do not fit"),
+    "text for words": (lambda vlm, x: made().patches.words("ab"), r"words=…"),
+    "no such component": (lambda vlm, x: li.direct(vlm, x).components(99), "no token 99: the answer has 3"),
+    "no such coalition": (lambda vlm, x: li.score(vlm, x, x.everything).logits(99), "no coalition 99: 1 were scored"),
+    "text for a diagnosis": (lambda vlm, x: export.write("x", "out"), r"diagnoses=…"),
+    "no diagnoses": (lambda vlm, x: export.write([], "out"), "no diagnosis to show"),
+    "another result on a page": (lambda vlm, x: document.page(made().credit), r"diagnoses=…"),
+    "a number for a folder": (lambda vlm, x: export.write(made(), 3), r"out_dir=…"),
+    "a picture to save that is not there": (
+        lambda vlm, x: export.save_heatmap(made().patches, "no.png", "out.png"),
+        "no image file at 'no.png'",
+    ),
+    "one picture of two": (
+        lambda vlm, x: figures.pair_maps(made().patches - made().patches, 0, [Image.new("RGB", (60, 40))]),
+        "a list of two; got 1",
+    ),
+    "axes with depth": (
+        lambda vlm, x: figures.heatmap(made().patches, ax=Figure().add_subplot(projection="3d")),
+        "two straight sides.*got Axes3D",
+    ),
+    "limit nan": (lambda vlm, x: figures.heatmap(made().patches, limit=math.nan), "number of nats above 0"),
+    "limit 0": (lambda vlm, x: figures.heatmap(made().patches, limit=0), "number of nats above 0"),
+    "no such limit": (lambda vlm, x: figures.heatmap(made().patches, limit="all"), r"above 0|limit=…"),
+    "fade": (lambda vlm, x: figures.heatmap(made().patches, fade=2), "fade is from 0"),
+    "no table": (lambda vlm, x: read_examples(None), r"path=…"),
+    "no video": (lambda vlm, x: open_video(3), r"video=…"),
+    "scenes": (lambda vlm, x: scenes.make_scenes("a"), r"count=…"),
+    "questions": (lambda vlm, x: questions.examples("object", 1, seed="a"), r"seed=…"),
+    "a name to ask": (lambda vlm, x: evaluate.ask("reference", []), r"vlm=…"),
+    "weights of a list": (lambda vlm, x: cal_weights([1.0]), r"delta=…"),
+    "weights of nothing": (lambda vlm, x: cal_weights(torch.zeros(0)), "got 0 tokens"),
+    "an even window": (lambda vlm, x: cal_weights(torch.zeros(3), window=2), "odd number"),
+    "classes of nan": (lambda vlm, x: token_classes(torch.tensor([math.nan])), "is NaN"),
+    "classes below 0": (lambda vlm, x: token_classes(torch.tensor([0.0]), -1.0), "number of nats"),
+    "shares of nan": (lambda vlm, x: shares({"a": math.nan}), "'a' is nan"),
+    "players below 0": (lambda vlm, x: shapley_weights(-1), "0 to 20 players"),
+    "values of no coalitions": (lambda vlm, x: dividends(torch.zeros(3)), "got 3 values"),
+    "no text to cut": (lambda vlm, x: split_words(None), r"tokens=…"),
+    "what cuts nothing": (lambda vlm, x: split_words(["a"], segmenter=3), r"segmenter=…"),
+    "parts of a text": (lambda vlm, x: parts_of("abc", "word"), r"x=….* an example"),
+    "bytes against": (lambda vlm, x: li.credit(vlm, x, against=b"a"), r"these are bytes|against=…"),
+    "numbers against": (lambda vlm, x: li.credit(vlm, x, against=[3]), r"a list of texts; got 3|against=…"),
+    "a word against nothing": (lambda vlm, x: li.credit(vlm, x, word=1), "give against="),
+    "a word of a diagnosis": (lambda vlm, x: li.diagnose(vlm, Q, "no.png", word=9), "word=9 says .* give against="),
+    "no such metric": (
+        lambda vlm, x: figures.probe_layers({"a": li.fit_probes(*labelled(), **QUICK)}, "acc"),
+        "no metric 'acc': 'a' has",
+    ),
+    "no players": (lambda vlm, x: li.credit(vlm, x, players={}), "players holds none"),
+    "an empty list of players": (lambda vlm, x: li.credit(vlm, x, players=[]), "players holds none"),
     "a long name": (lambda vlm, x: li.load("x" * 300), "no model is called"),
 }
 
@@ -145,3 +247,45 @@ def raising(error: Exception) -> None:
 )
 def test_arguments_may_be_of_numpy(value, hint, is_so):
     assert fits(value, hint, strict=False) is is_so
+
+
+def test_a_path_is_not_blamed_for_an_error_of_something_else():
+    """It fits: what else went wrong is what is told."""
+
+    @explained
+    def stored(store: str | os.PathLike[str], number: float = 1.0) -> float:
+        return 1 / number
+
+    with pytest.raises(ZeroDivisionError):
+        stored(Path("x"), 0.0)
+    with pytest.raises(InputError, match=r"stored\(number=…\) takes float; got 'a', a str"):
+        stored(Path("x"), "a")
+    assert fits(Path("x"), os.PathLike[str], strict=False) and not fits(3, os.PathLike[str], strict=False)
+
+
+def test_every_public_function_is_explained():
+    """A new one that is not is found here: give it `@explained`, or its class `@explaining`."""
+    assert [name for name, function in functions().items() if not is_explained(function)] == []
+
+
+def test_wrong_arguments_are_told_of_every_public_function():
+    """In a process whose calls nobody checks, as those of users."""
+    done = subprocess.run([sys.executable, "-m", "tests.wrong"], capture_output=True, text=True, check=True)
+    assert not done.stdout.strip(), done.stdout
+
+
+@pytest.mark.parametrize("name", ["question", "answer", "context", "system"])
+def test_half_a_character_is_named(reference, purple_banana, name):
+    texts = {"question": Q, "answer": "Red.", name: "caf\ud800"}
+    with pytest.raises(InputError, match=rf"{name}= holds half a character, '\\ud800', at 3"):
+        reference.prepare(texts.pop("question"), purple_banana.images[0].picture, **texts)
+
+
+def test_no_word_is_nameless():
+    """Line breaks stand alone, and are read as such."""
+    assert split_words(["a", "\n", "\n", "b"])[1:3] == (Word("\n", 1, 2), Word("\n", 2, 3))
+
+
+def test_seconds_are_of_a_video(reference):
+    with pytest.raises(InputError, match="fps= is of a video"):
+        reference.prepare(Q, fps=-1)

@@ -16,6 +16,7 @@ from torch import Tensor
 from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.engine.score import Scores, score
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.vlm import HookedVLM
 
@@ -23,11 +24,13 @@ METHODS = ("FeatureAblation", "ShapleyValueSampling", "ShapleyValues")
 Value = Callable[[Scores], Float[Tensor, "coalition answer"]]
 
 
+@explained
 def log_odds(scores: Scores) -> Float[Tensor, "coalition answer"]:
     """What is explained by default: nats of log-odds of every answer token."""
     return scores.logodds
 
 
+@explained
 def captum_forward(
     vlm: HookedVLM, x: Inputs, players: Mapping[str, Bool[Tensor, " position"]], value: Value = log_odds
 ) -> Callable[[Tensor], Float[Tensor, "coalition answer"]]:
@@ -62,6 +65,7 @@ def captum_forward(
     return forward
 
 
+@explained
 def captum_attribution(
     vlm: HookedVLM,
     x: Inputs,

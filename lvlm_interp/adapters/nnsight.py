@@ -8,9 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from lvlm_interp.given import explained
 from lvlm_interp.model.vlm import HookedVLM
 
 
+@explained
 def traced(vlm: HookedVLM) -> Any:
     """The model under nnsight, as `vlm.nnsight` gives it.
 

@@ -20,6 +20,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from lvlm_interp.errors import InputError, ModelError, SiteError
+from lvlm_interp.given import explained
 from lvlm_interp.model.capture import Capture
 from lvlm_interp.model.norms import centres, gain_of, scale_of
 from lvlm_interp.model.parts import attention_of, find_blocks, head_width, output_of
@@ -30,6 +31,7 @@ FIRST = "blocks.0.hook_resid_pre"
 MADE_FROM = {"hook_embed": FIRST, "ln_final.hook_scale": "blocks.*.hook_resid_post"}
 
 
+@explained
 def as_bridge(vlm: HookedVLM) -> TransformerBridge:
     """The model as a `TransformerBridge`.
 
@@ -58,6 +60,7 @@ def as_bridge(vlm: HookedVLM) -> TransformerBridge:
         raise ModelError(f"TransformerLens cannot build its bridge for this {kind}: {error}") from error
 
 
+@explained
 def as_activation_cache(vlm: HookedVLM, capture: Capture) -> ActivationCache:
     """A capture as an `ActivationCache`, with what its analysis functions ask of a model.
 

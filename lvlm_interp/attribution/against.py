@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from lvlm_interp.errors import InputError
+from lvlm_interp.fields import fits, shown
 from lvlm_interp.inputs.words import Word
 
 SHOWN = 6  # parts, or alternatives, that a message lists
@@ -40,6 +41,12 @@ def listed(against: Against) -> tuple[str, ...]:
     return (against,) if isinstance(against, str) else tuple(map(str, against))
 
 
+def need_word(word: int, against: Against | None) -> None:
+    """Raise where a word is named, and there is nothing that stands against it alone."""
+    if word and (against is None or of_each(against)):
+        raise InputError(f"word={word} says which word against= stands against: give against= its text, or several")
+
+
 def by_part(against: Against, parts: Sequence[Word]) -> dict[int, tuple[str, ...]]:
     """The alternatives to each part, by its number; parts that are compared with nothing in particular are left out.
 
@@ -47,14 +54,18 @@ def by_part(against: Against, parts: Sequence[Word]) -> dict[int, tuple[str, ...
         InputError: another number of parts, numbers that there are not, or a result that is of another answer or
             compared with nothing.
     """
+    if isinstance(against, (bytes, bytearray)):
+        raise InputError(f"against is texts, and these are bytes: {against!r}")
     if not isinstance(against, (Sequence, Mapping)):
         return _earlier(against, parts)
+    named: Mapping[Any, Any] = against if isinstance(against, Mapping) else dict(enumerate(against))
+    if mixed := [texts for texts in named.values() if not (texts is None or fits(texts, str | Sequence[str], False))]:
+        raise InputError(f"the alternatives to a part are a text, or a list of texts; got {shown(mixed[0])}")
     if isinstance(against, Sequence) and len(against) != len(parts):
         raise InputError(
             f"against has alternatives to {len(against)} parts, and the answer has {len(parts)}: "
             f"{_texts(parts)}; give a list for each, empty where they are to be found"
         )
-    named: Mapping[Any, Any] = against if isinstance(against, Mapping) else dict(enumerate(against))
     if wrong := [n for n in named if n not in range(len(parts))]:
         raise InputError(f"there is no part {wrong[0]!r}: the answer has {len(parts)}, counted from 0, {_texts(parts)}")
     return {int(n): listed(texts) for n, texts in named.items() if texts}

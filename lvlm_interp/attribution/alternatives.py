@@ -17,6 +17,7 @@ from lvlm_interp.attribution.rivals import Rivals, Search, spelt_out
 from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.engine.score import HideFrom, Scores, score_answers
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.words import Word
 from lvlm_interp.model.readout import Readout
@@ -26,6 +27,7 @@ LONGEST_ALTERNATIVE = 6  # tokens that a found alternative word is spelt out to
 PLAUSIBLE = 0.01  # chance from which a found alternative counts
 
 
+@explained
 def given_rivals(vlm: HookedVLM, x: Inputs, parts: Sequence[Word], search: Search) -> dict[int, Rivals]:
     """The alternatives that a user gives, by the number of the part.
 
@@ -37,6 +39,7 @@ def given_rivals(vlm: HookedVLM, x: Inputs, parts: Sequence[Word], search: Searc
     return {n: _given(vlm, x, parts[n], against, search) for n, against in search.given.items()}
 
 
+@explained
 def rivals_of(
     vlm: HookedVLM,
     x: Inputs,
@@ -68,6 +71,7 @@ def rivals_of(
     return spelt_out(vlm, x, decoder_inputs, begun)
 
 
+@explained
 def others_of(
     vlm: HookedVLM,
     x: Inputs,

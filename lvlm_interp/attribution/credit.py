@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from lvlm_interp.attribution.against import Against
+from lvlm_interp.attribution.against import Against, need_word
 from lvlm_interp.attribution.players import Players, coalitions, players_of, subsets
 from lvlm_interp.attribution.shapley import shares
 from lvlm_interp.attribution.split import CreditSplit, kept_always
@@ -93,6 +93,7 @@ def credit(
     """
     if isinstance(keep, str):
         raise InputError(f"keep is several roles or players, got the text {keep!r}; give ({keep!r},)")
+    need_word(word, against)
     chosen = named(value)
     target = target_of(vlm, x, _values(chosen, against), unit, against, word, alternatives)
     parts = players_of(x, players, keep, vlm.decode)

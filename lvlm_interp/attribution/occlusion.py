@@ -31,7 +31,7 @@ from lvlm_interp.inputs.words import Unit, Word, by_word, unit_name
 from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.pairs import Comparable
-from lvlm_interp.results import heading, html, table, text
+from lvlm_interp.results import heading, html, number_of, table, text
 from lvlm_interp.shown import table_html
 
 
@@ -81,13 +81,18 @@ class PatchMap(Comparable):
         rather = rather_than(self.alternatives)
         return f"{self.value} lost, in {self.unit}; {rows} × {columns} patches; hidden from {self.hide_from}{rather}"
 
-    def peak(self, token: int = 0) -> tuple[int, int]:
-        """Row and column of the patch that supports a token most."""
-        row, column = divmod(int(self.values[token].argmax()), self.values.shape[2])
+    def peak(self, token: int | str = 0) -> tuple[int, int]:
+        """Row and column of the patch that supports a token most, which is told by its number, from 0, or its text.
+
+        Raises:
+            InputError: no such token.
+        """
+        number = number_of(self.tokens, token, "the map")
+        row, column = divmod(int(self.values[number].argmax()), self.values.shape[2])
         return row, column
 
-    def peak_box(self, token: int = 0) -> Box:
-        """The box of that patch in the original image."""
+    def peak_box(self, token: int | str = 0) -> Box:
+        """The box of that patch in the original image; see `peak`."""
         left, top, right, bottom = self.boxes[self.peak(token)].tolist()
         return left, top, right, bottom
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, VisibilityError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import CREDITED, ROLES, Inputs, Role, Written
 from lvlm_interp.inputs.spelling import Decode, spelled
 from lvlm_interp.inputs.words import split_sentences
@@ -45,6 +46,7 @@ class Player:
     text: str
 
 
+@explained
 def players_of(
     x: Inputs, players: Players = "roles", keep: Sequence[str] = (), decode: Decode | None = None
 ) -> tuple[Player, ...]:
@@ -63,6 +65,8 @@ def players_of(
             is kept.
     """
     splits = [players] if isinstance(players, (str, Mapping)) else list(players)
+    if not splits or {} in splits:
+        raise InputError(f"players holds none: {_ways()}; players='roles', the default, splits by role")
     parts = [player for split in splits for player in _split(x, split, decode)]
     _need_apart(x, parts)
     found = _ordered(x, parts, decode)
@@ -78,11 +82,13 @@ def players_of(
     return tuple(found)
 
 
+@explained
 def coalitions(x: Inputs, roles: Sequence[Role], keep: Sequence[str]) -> Bool[Tensor, "coalition position"]:
     """The 2^k coalitions of these roles, each with what is kept; coalition S has bit i set where role i is seen."""
     return subsets([x.where(role) for role in roles], x.visible(*keep))
 
 
+@explained
 def subsets(
     masks: Sequence[Bool[Tensor, " position"]], always: Bool[Tensor, " position"]
 ) -> Bool[Tensor, "coalition position"]:
@@ -134,9 +140,13 @@ SPLITS: dict[str, Callable[[Inputs, Decode | None], list[Player]]] = {
 def _split(x: Inputs, split: Split, decode: Decode | None) -> list[Player]:
     if isinstance(split, Mapping):
         return [_masked(x, name, mask, decode) for name, mask in split.items()]
-    if split not in SPLITS:
-        raise InputError(f"players are {', '.join(map(repr, SPLITS))}, masks by name, or several; got {split!r}")
+    if not isinstance(split, str) or split not in SPLITS:
+        raise InputError(f"{_ways()}; got {split!r}")
     return SPLITS[split](x, decode)
+
+
+def _ways() -> str:
+    return f"players are {', '.join(map(repr, SPLITS))}, masks by name, or several"
 
 
 def _context(x: Inputs, asked: str) -> list[Written]:

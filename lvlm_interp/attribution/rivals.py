@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.engine.score import score_answers
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.spelling import LOST, spelled
 from lvlm_interp.inputs.words import Segmenter, Unit, Word, by_unicode, first_word
@@ -72,6 +73,7 @@ class Rivals:
 Key = tuple[int, tuple[int, ...]]  # where in the answer an alternative begins, and with which tokens
 
 
+@explained
 def spelt_out(vlm: HookedVLM, x: Inputs, decoder_inputs: DecoderInputs, rivals: Sequence[Rivals]) -> list[Rivals]:
     """Beginnings continued greedily, as the model would go on seeing everything; each reading once.
 

@@ -16,11 +16,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained, explaining
+
+MOST = 20  # players, of which a table of all coalitions is made
 
 
+@explained
 @functools.lru_cache(maxsize=16)
 def shapley_weights(players: int) -> Float[Tensor, "player coalition"]:
-    """The linear map from v `[2^k]` to Shapley values `[k]`, float64. It is kept: do not write to it."""
+    """The linear map from v `[2^k]` to Shapley values `[k]`, float64. It is kept: do not write to it.
+
+    Raises:
+        InputError: fewer than no players, or more than a table of all coalitions is made for.
+    """
+    if not 0 <= players <= MOST:
+        raise InputError(f"weights are of 0 to {MOST} players, whose coalitions are all listed; got {players}")
     count = 1 << players
     weights = torch.zeros(players, count, dtype=torch.float64)
     for coalition in range(count):
@@ -33,11 +43,17 @@ def shapley_weights(players: int) -> Float[Tensor, "player coalition"]:
     return weights
 
 
+@explained
 def dividends(values: Float[Tensor, "*part coalition"]) -> Float[Tensor, "*part coalition"]:
     """Harsanyi dividends of v: d(S) = Σ_{T ⊆ S} (−1)^{|S|−|T|} v(T).
 
     The Möbius transform, one player after the other: k · 2^k subtractions instead of a matrix of 4^k numbers.
+
+    Raises:
+        InputError: the values are not those of all 2^k coalitions.
     """
+    if (count := values.shape[-1]).bit_count() != 1:
+        raise InputError(f"k players have 2^k coalitions, each with its value: 1, 2, 4, 8, …; got {count} values")
     found = values.clone()
     for player in range((values.shape[-1] - 1).bit_length()):
         pairs = found.view(*values.shape[:-1], -1, 2, 1 << player)  # without this player, with it
@@ -45,6 +61,7 @@ def dividends(values: Float[Tensor, "*part coalition"]) -> Float[Tensor, "*part 
     return found
 
 
+@explaining
 @dataclass(frozen=True, eq=False)
 class Interactions(Mapping[tuple[str, ...], Tensor]):
     """What players do together beyond what they do apart: names of two and more players → their Harsanyi dividend.
@@ -93,7 +110,15 @@ class Interactions(Mapping[tuple[str, ...], Tensor]):
         return Interactions(self.players, self.found, order)
 
     def to_frame(self, tokens: Sequence[str] | None = None, largest: int | None = None) -> pd.DataFrame:
-        """One row an interaction, largest first: `players`, `order`, and a column for each part of the answer."""
+        """One row an interaction, largest first: `players`, `order`, and a column for each part of the answer.
+
+        Raises:
+            InputError: tokens of another number than there are parts.
+        """
+        if tokens is not None and len(tokens) != len(self.found):
+            raise InputError(
+                f"interactions of {len(self.found)} parts of an answer have as many tokens; got {len(tokens)}"
+            )
         rows = list(self._numbers)[:largest]
         numbers = {
             str(n) if tokens is None else f"{n} {tokens[n]}": [float(self[names][n]) for names in rows]
@@ -102,8 +127,15 @@ class Interactions(Mapping[tuple[str, ...], Tensor]):
         return pd.DataFrame({"players": [" + ".join(names) for names in rows], "order": list(map(len, rows))} | numbers)
 
 
+@explained
 def shares(credits: Mapping[str, float]) -> dict[str, float]:
-    """Positive credits as shares of their sum; for reading, not for adding up."""
+    """Positive credits as shares of their sum; for reading, not for adding up.
+
+    Raises:
+        InputError: a credit that is NaN or infinite, which has no share.
+    """
+    if wrong := [name for name, value in credits.items() if not math.isfinite(value)]:
+        raise InputError(f"the credit of {wrong[0]!r} is {credits[wrong[0]]}, which has no share of a sum")
     positive = {name: max(0.0, value) for name, value in credits.items()}
     whole = sum(positive.values())
     return {name: value / whole if whole else 0.0 for name, value in positive.items()}

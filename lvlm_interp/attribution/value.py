@@ -34,6 +34,7 @@ from lvlm_interp.attribution.rivals import Rivals, Search
 from lvlm_interp.engine.decoder import DecoderInputs, run_to_decoder
 from lvlm_interp.engine.score import HideFrom, Scores, score_answers
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained, explaining
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.words import Unit, Word, parts_of, unit_name
 from lvlm_interp.model.vlm import HookedVLM
@@ -125,6 +126,7 @@ def named(value: str | Value) -> Value:
     return VALUES[value]
 
 
+@explaining
 @dataclass(frozen=True)
 class Target:
     """What is explained.
@@ -176,6 +178,7 @@ class Target:
         return found[0]
 
 
+@explained
 def target_of(
     vlm: HookedVLM,
     x: Inputs,
@@ -226,6 +229,7 @@ class Valued:
     alternatives: tuple[tuple[str, ...], ...]
 
 
+@explained
 @torch.no_grad()
 def values_of(
     vlm: HookedVLM,

@@ -7,6 +7,7 @@ Xiao et al., "Seeing the Image: Prioritizing Visual Correlation by Contrastive A
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, overload
@@ -20,7 +21,8 @@ from lvlm_interp.counterfactuals.counterfactual import Counterfactual, applied, 
 from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.engine.score import Scores, score
 from lvlm_interp.errors import InputError
-from lvlm_interp.given import explained
+from lvlm_interp.fields import shown
+from lvlm_interp.given import explained, need_seed
 from lvlm_interp.inputs.example import Inputs, named_by
 from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
@@ -112,7 +114,14 @@ class Contrasts(Result, Mapping[str, Contrast]):
         return pd.concat([c.to_frame().assign(without=name) for name, c in self.items()], ignore_index=True)
 
     def table(self, column: str = "delta_nats") -> pd.DataFrame:
-        """Tokens down, counterfactuals across."""
+        """Tokens down, counterfactuals across.
+
+        Raises:
+            InputError: no such number of a contrast.
+        """
+        known = list(next(iter(self.values())).to_frame())
+        if column not in known:
+            raise InputError(f"a contrast has no column {column!r}; it has {known}")
         frames = {name: c.to_frame()[column] for name, c in self.items()}
         return pd.DataFrame(frames).set_axis(next(iter(self.values())).tokens)
 
@@ -125,6 +134,7 @@ def _side_by_side(result: Contrasts) -> str:
     return f"{heading(result)}\n{table(result.table(), index=True)}"
 
 
+@explained
 def cal_weights(
     delta: Float[Tensor, "*batch answer"],
     low: float = 1.0,
@@ -144,7 +154,15 @@ def cal_weights(
         low, high: α and β.
         window: W.
         before, after: Δ of the tokens that stand before the answer and behind it, for what CAL's code gives.
+
+    Raises:
+        InputError: no tokens, α beyond β, or a window that has no token in its middle.
     """
+    if not delta.shape[-1] or not low <= high or window < 1 or window % 2 == 0:
+        raise InputError(
+            f"weights are of one token or more, from low to high, over an odd number of neighbours; got "
+            f"{delta.shape[-1]} tokens, from {low} to {high}, window={window}"
+        )
     pool = nn.AvgPool1d(window, stride=1, padding=window // 2, count_include_pad=False)
     sides = [delta[..., :0] if side is None else side for side in (before, after)]
     row = torch.cat([sides[0], delta, sides[1]], -1).clamp(low, high)
@@ -153,15 +171,27 @@ def cal_weights(
     return pooled[..., start : start + delta.shape[-1]]
 
 
+@explained
 def token_classes(delta_nats: Float[Tensor, " answer"], threshold: float = 1.0) -> tuple[TokenClass, ...]:
     """The paper's three kinds of token. Its text gives no thresholds; ours is one nat either way, adjustable.
 
     Nats rather than logits decide, since an offset that all logits share changes no probability.
+
+    Raises:
+        InputError: a number that is NaN, which is of no kind, or a threshold below 0.
     """
+    _need_threshold(threshold)
+    if delta_nats.isnan().any():
+        raise InputError(f"a number of nats is NaN, which is no kind of token: {shown(delta_nats.tolist())}")
     return tuple(
         "correlated" if d >= threshold else "contradictory" if d <= -threshold else "irrelevant"
         for d in delta_nats.tolist()
     )
+
+
+def _need_threshold(threshold: float) -> None:
+    if not 0 <= threshold < math.inf:
+        raise InputError(f"threshold= is a number of nats, 0 or more; got {threshold}")
 
 
 @overload
@@ -217,8 +247,8 @@ def contrast(
     Raises:
         InputError: there is no image or no answer, a name that is not known or that stands twice, or an empty list.
     """
-    if not threshold >= 0:
-        raise InputError(f"threshold= is a number of nats, 0 or more; got {threshold}")
+    _need_threshold(threshold)
+    need_seed(seed)
     x.need_image()
     x.need_answer()
     chosen = [named(one) for one in (without if isinstance(without, (list, tuple)) else [without])]

@@ -21,6 +21,7 @@ from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.model.vlm import HookedVLM
 
 Picture = Image.Image
+MOST_BLUR = 10  # beyond which a picture is of one colour, and Pillow soon refuses
 
 
 @counterfactual
@@ -60,8 +61,8 @@ def blank() -> Counterfactual:
 def blur(radius: float = 0.1) -> Counterfactual:
     """Gaussian blur; `radius` is the standard deviation as a share of the longer side."""
 
-    if not 0 <= radius < math.inf:
-        raise InputError(f"the radius of a blur is 0 or more, got {radius}")
+    if not 0 <= radius <= MOST_BLUR:
+        raise InputError(f"the radius of a blur, a share of a side, is 0 or more and at most {MOST_BLUR}; got {radius}")
 
     def one(picture: Picture, generator: torch.Generator) -> Picture:
         return picture.filter(ImageFilter.GaussianBlur(radius * max(picture.size)))
@@ -125,8 +126,10 @@ def black_box(box: tuple[float, float, float, float], image: int = 0) -> Counter
             raise InputError(f"no image {image}: the prompt has {len(pictures)}, counted from 0")
         left, top, right, bottom = box
         for picture in pictures[image]:
-            if not (0 <= left < right <= picture.width and 0 <= top < bottom <= picture.height):
-                raise ImageError(f"the box {box} does not lie in the image of {picture.size} pixels")
+            if not (0 <= left <= right - 1 < picture.width and 0 <= top <= bottom - 1 < picture.height):
+                raise ImageError(
+                    f"the box {box} does not lie in the image of {picture.size} pixels, or is less than one of them"
+                )
             ImageDraw.Draw(picture).rectangle((left, top, right - 1, bottom - 1), fill="black")
         return _with_pictures(vlm, x, pictures)
 

@@ -18,6 +18,7 @@ from lvlm_interp.compat import EMPTY_LAYER, known_to
 from lvlm_interp.engine.masks import Sight, look
 from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.families.shared.registry import NAMES
+from lvlm_interp.given import explained, explaining
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.holding import (
     EVERYWHERE,
@@ -47,6 +48,7 @@ class Prefix:
         return Prefix(self.rows[:count], tuple((k[:, :, :count], v[:, :, :count]) for k, v in self.states))
 
 
+@explaining
 @dataclass(frozen=True, eq=False)
 class DecoderInputs:
     """What the language model is called with, once the image has become embeddings.
@@ -230,6 +232,7 @@ def _counted(ids: Int[Tensor, " row"], uncounted: int | None) -> Int[Tensor, " r
     return counts.cumsum(0) * counts + uncounted
 
 
+@explained
 @in_one_go
 @torch.no_grad()
 def run_to_decoder(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: int = ROOM) -> DecoderInputs:

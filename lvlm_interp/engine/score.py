@@ -90,10 +90,13 @@ class Scores(Result):
         """Logits over the whole vocabulary, float32; take few coalitions at a time where it is large.
 
         Raises:
-            InputError: these scores were read from a file, which does not hold the model's unembedding.
+            InputError: no such coalition, or scores that were read from a file, which does not hold the model's
+                unembedding.
         """
         if self.readout is None:
             raise InputError("scores from a file hold no logits of other tokens: score the example again")
+        if not isinstance(coalition, slice) and not -len(self.states) <= coalition < len(self.states):
+            raise InputError(f"no coalition {coalition}: {len(self.states)} were scored, counted from 0")
         with torch.no_grad():
             return self.readout.logits(self.states[coalition]).float()
 
@@ -136,6 +139,7 @@ def score(
         return score_answers(vlm, x, visible, [x.answer_ids], hide_from, progress, decoder_inputs)[0]
 
 
+@explained
 @in_one_go
 @torch.no_grad()
 def score_answers(

@@ -18,11 +18,13 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_interp.errors import ImageError
+from lvlm_interp.given import explained
 
 CHANNELS = (1, 3, 4)
 ROUNDED = 1e-6  # how far beyond 0 and 1 floats may lie
 
 
+@explained
 def from_array(array: Any) -> Image.Image:
     """A grey, RGB or RGBA image of an array or tensor: `[height, width]`, channels last, or channels first.
 

@@ -18,11 +18,13 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explaining
 from lvlm_interp.inputs.example import ROLES, Inputs, Role
 
 NONE: Mapping[str, Any] = MappingProxyType({})
 
 
+@explaining
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Examples side by side.

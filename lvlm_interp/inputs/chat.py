@@ -47,6 +47,22 @@ def need_texts(question: Any, image: Any, **texts: Any) -> None:
         if not isinstance(text, str) and not (name in texts and text is None):
             several = "; ask about each in a call of its own" if isinstance(text, (list, tuple)) else ""
             raise InputError(f"{name}= is one text, got {_told(text)}{several}")
+        need_whole(f"{name}=", text)
+
+
+def need_whole(where: str, text: str | None) -> None:
+    """Raise where a text holds half of a pair that stands for one character in UTF-16: no tokenizer reads it.
+
+    Raises:
+        InputError: says where.
+    """
+    half = [(n, letter) for n, letter in enumerate(text or "") if "\ud800" <= letter <= "\udfff"]
+    if half:
+        place, letter = half[0]
+        raise InputError(
+            f"{where} holds half a character, {letter!r}, at {place} (a lone surrogate): it was cut in the "
+            "middle, or decoded with another encoding than it was written in"
+        )
 
 
 def stand_swapped(question: Any, image: Any) -> bool:
@@ -128,7 +144,7 @@ def _parts(content: Any, where: str) -> list[dict[str, Any]]:
     if content is None or content == "":
         return []
     if isinstance(content, str):
-        return [{"type": "text", "text": content}]
+        return [_part(content, f"the content of {where}")]
     if not isinstance(content, Sequence):
         raise InputError(f"the content of {where} is a text or a list of parts, got {type(content).__name__}")
     parts = [_part(part, f"part {k} of {where}, counted from 0,") for k, part in enumerate(content)]
@@ -139,7 +155,7 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     if isinstance(part, str):
         if looks_like_picture(part):
             raise InputError(f'{where} names a picture, and is text: give {{"type": "image", "path": …}} to show it')
-        return {"type": "text", "text": part}
+        part = {"type": "text", "text": part}
     if not isinstance(part, Mapping):
         raise InputError(f'{where} is no part: give {{"type": "text", "text": …}}; got {type(part).__name__}')
     if part.get("type") == "image_url":
@@ -147,6 +163,7 @@ def _part(part: Any, where: str) -> dict[str, Any]:
         part = {"type": "image", "url": address.get("url") if isinstance(address, Mapping) else address}
     kind = part.get("type")
     if kind == "text" and isinstance(part.get("text"), str):
+        need_whole(where, part["text"])
         return dict(part)
     if kind not in SHOWN:
         raise InputError(

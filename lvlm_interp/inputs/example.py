@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, VisibilityError
+from lvlm_interp.given import explained, explaining
 from lvlm_interp.inputs.view import ImageView
 from lvlm_interp.shown import printable
 
@@ -56,6 +57,7 @@ class Written:
     stop: int
 
 
+@explaining
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """One example: what the transformers model is called with, and the role of every position.
@@ -270,6 +272,7 @@ class Called(Protocol):
     def model_inputs(self) -> Mapping[str, Tensor]: ...
 
 
+@explained
 def digest(*examples: Called) -> str:
     """Tells examples apart: SHA-256 of all that the model is called with, in hexadecimal digits."""
     found = hashlib.sha256()
@@ -291,6 +294,7 @@ class Answer(str):
     ids: tuple[int, ...]
     finished: bool
 
+    @explained
     def __new__(cls, text: str, ids: Iterable[int], finished: bool = True) -> Answer:
         answer = super().__new__(cls, text)
         answer.ids, answer.finished = tuple(ids), finished

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from lvlm_interp.errors import ImageError, LvlmInterpError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.arrays import eight_bits
 from lvlm_interp.inputs.sources import ImageLike, is_picture, named, picture_of
 
@@ -21,6 +22,7 @@ STILLS = ("MPO",)  # a photo with smaller ones behind it, as phones and cameras 
 OF_BYTES_TOO = 255  # a picture of larger numbers is one of 16 bits
 
 
+@explained
 def open_image(image: ImageLike) -> Image.Image:
     """An RGB image, turned as its EXIF orientation says; transparency is laid on white.
 
@@ -60,6 +62,7 @@ def open_images(image: Any) -> list[Image.Image]:
     return [open_image(one) if is_picture(one) else picture_of(one) for one in pictures]  # which says what it is not
 
 
+@explained
 def open_video(video: VideoLike) -> list[Image.Image]:
     """The frames of a video as RGB images.
 

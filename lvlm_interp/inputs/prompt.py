@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, ModelError
-from lvlm_interp.inputs.chat import Message, Segment, conversation, segments_of
+from lvlm_interp.inputs.chat import Message, Segment, conversation, need_whole, segments_of
 from lvlm_interp.inputs.example import Written, pixels_of
 from lvlm_interp.inputs.once import once
 from lvlm_interp.inputs.spelling import LOST, piece_text, pieces_of
@@ -169,6 +169,7 @@ class Prompter:
         Raises:
             InputError: there is none.
         """
+        need_whole("the text", text)
         found = (self.tokenizer.convert_tokens_to_ids(piece) for piece in pieces_of(text))
         for token in (*found, *(self.word_ids(text)[:1] if text.strip() else ())):
             if token is not None and self.read(token) == text:
@@ -214,6 +215,7 @@ class Prompter:
 
     def _plain(self, text: str, special: bool = False) -> list[int]:
         """Ids of a text alone; whether special tokens in it are these tokens, or letters."""
+        need_whole("the text", text)
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special).input_ids
         if not ids:
             raise InputError(f"{text!r} tokenises to nothing; give at least one word")

@@ -31,11 +31,12 @@ class Spelled:
     whole: tuple[bool, ...]
 
     def part(self, start: int, stop: int) -> str:
-        """What the tokens from `start` to `stop` read as, without the blanks around them."""
+        """What the tokens from `start` to `stop` read as, without the blanks around it; blanks alone are kept."""
         if start >= stop:
             return ""
         edge = self.starts[stop] if stop < len(self.starts) else len(self.text)
-        return self.text[self.starts[start] : edge].strip()
+        own = self.text[self.starts[start] : edge]
+        return own.strip() or own  # a line break is read as one, not as nothing
 
     @property
     def ends_whole(self) -> bool:

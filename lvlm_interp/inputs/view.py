@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explaining
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels of the original picture."""
@@ -27,6 +28,7 @@ class Shown:
     video: bool = False
 
 
+@explaining
 @dataclass(frozen=True, eq=False)
 class ImageView:
     """One image, or one video, of a prompt and where its tokens are.

@@ -25,6 +25,7 @@ from uniseg.sentencebreak import sentences
 from uniseg.wordbreak import words
 
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.spelling import LOST, Decode, Spelled, spelled
 
@@ -37,6 +38,7 @@ UNITS = ("token", "word", "sentence", "answer")
 JOINING = "'-"  # belong to the word that they touch
 
 
+@explained
 def by_unicode(text: str) -> Iterable[str]:
     """A text in words, by Unicode's rules."""
     return iter(words(text))
@@ -56,6 +58,7 @@ class Word:
         return any(c.isalnum() or (unicodedata.category(c) == "So" and c != LOST) for c in self.text)
 
 
+@explained
 def parts_of(x: Inputs, unit: Unit | str, decode: Decode | None = None) -> tuple[Word, ...]:
     """The answer in parts.
 
@@ -70,22 +73,23 @@ def parts_of(x: Inputs, unit: Unit | str, decode: Decode | None = None) -> tuple
         InputError: an unknown unit, a span that is empty or not in the answer, or words that are not the text.
     """
     tokens, ids = x.answer_tokens, x.answer_ids.tolist()
-    if isinstance(unit, tuple):
+    if isinstance(unit, tuple) and len(unit) == 2:
         return (_span(spelled(tokens, ids, decode), unit),)
     if callable(unit):
         return split_words(tokens, ids, decode, unit)
-    if unit not in UNITS:
+    if not isinstance(unit, str) or unit not in UNITS:
         raise InputError(
             f"unit is one of {list(UNITS)}, a span (start, stop) of answer tokens, or a function that cuts a text into "
             f"words, got {unit!r}"
         )
     if unit == "answer":
-        return (Word(x.answer.strip(), 0, len(tokens)),)
+        return (Word(x.answer.strip() or x.answer, 0, len(tokens)),)
     if unit == "token":
         return tuple(Word(text, i, i + 1) for i, text in enumerate(tokens))
     return (split_words if unit == "word" else split_sentences)(tokens, ids, decode)
 
 
+@explained
 def unit_name(unit: Unit | str) -> str | tuple[int, int]:
     """A unit as results tell it; what cuts words, by its name."""
     if not callable(unit):
@@ -106,6 +110,7 @@ def _span(text: Spelled, unit: tuple[int, int]) -> Word:
 # --- words ----------------------------------------------------------------------------------------
 
 
+@explained
 def split_words(
     tokens: Sequence[str],
     ids: Sequence[int] | None = None,
@@ -135,6 +140,7 @@ def split_words(
     return tuple(Word(text.part(start, stop), start, stop) for start, stop in spans)
 
 
+@explained
 def first_word(
     tokens: Sequence[str], ids: Sequence[int], decode: Decode | None, segmenter: Segmenter = by_unicode
 ) -> tuple[int, bool]:
@@ -180,6 +186,7 @@ def _joined(text: str, place: int) -> bool:
 # --- sentences ------------------------------------------------------------------------------------
 
 
+@explained
 def split_sentences(
     tokens: Sequence[str], ids: Sequence[int] | None = None, decode: Decode | None = None
 ) -> tuple[Word, ...]:
@@ -218,6 +225,16 @@ def _blanks(text: Spelled, token: int) -> int:
     return len(own) - len(own.lstrip()) if own.strip() else 0
 
 
+@explained
 def by_word(values: Float[Tensor, answer * rest], words: Sequence[Word]) -> Float[Tensor, word * rest]:
-    """Sum token values into word values; log-probabilities add up to those of the word."""
+    """Sum token values into word values; log-probabilities add up to those of the word.
+
+    Raises:
+        InputError: no words, or one that ends behind the values.
+    """
+    if not words or max(word.stop for word in words) > len(values):
+        stop = max((word.stop for word in words), default=0)
+        raise InputError(
+            f"there are {len(values)} values, and {len(words)} words up to the token {stop}: they do not fit"
+        )
     return torch.stack([values[word.start : word.stop].sum(0) for word in words])

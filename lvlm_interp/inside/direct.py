@@ -28,7 +28,7 @@ from lvlm_interp.inside.frozen import frozen
 from lvlm_interp.inside.residual import READ, along, between, gains_of, layer_of, stream_of
 from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
-from lvlm_interp.results import Result
+from lvlm_interp.results import Result, number_of
 from lvlm_interp.shown import table_html
 
 TOLERANCE = 1e-3  # share of the parts' sizes by which their sum may miss the logit; larger means misread weights
@@ -120,8 +120,9 @@ class DirectAttribution(Result):
             }
         )
 
-    def components(self, token: int = 0) -> pd.DataFrame:
+    def components(self, token: int | str = 0) -> pd.DataFrame:
         """One row a component of one answer token, the largest first: `component`, `layer`, `head`, `logit`."""
+        token = number_of(self.tokens, token, "the answer")
         alone = {"embedding": self.embedding, "bias": self.bias, "softcap": self.softcap}
         rows: list[tuple[str, int | None, int | None, float]] = [
             (name, None, None, float(values[token])) for name, values in alone.items()

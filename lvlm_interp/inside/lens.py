@@ -223,6 +223,7 @@ def lens(
     return _lens(vlm, x, chosen, at, (names, spelt), [_joined(parts) for parts in found], used)
 
 
+@explained
 def visual_codes(vlm: HookedVLM) -> Bool[Tensor, " vocabulary"]:
     """Which entries of the vocabulary are visual codes; none in most models."""
     codes = torch.zeros(vlm.readout.vocabulary, dtype=torch.bool)
@@ -315,7 +316,10 @@ def _layers(vlm: HookedVLM, layers: int | Iterable[int] | None) -> list[int]:
         raise SiteError(f"there is no layer {wrong[0]}: this model has 0 (the embeddings) to {depth} (the last)")
     if not asked:
         raise SiteError("no layer was asked for; layers=None reads all")
-    return [n % (depth + 1) for n in asked]
+    found = [n % (depth + 1) for n in asked]
+    if twice := [n for n in found if found.count(n) > 1]:
+        raise SiteError(f"the layer {twice[0]} is asked for twice; negative numbers count from the last")
+    return found
 
 
 def _states(vlm: HookedVLM, x: Inputs, layers: Sequence[int], at: Tensor) -> dict[int, Float[Tensor, "position width"]]:

@@ -16,10 +16,11 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lvlm_interp.errors import ModelError
+from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.families.shared import registry
 from lvlm_interp.families.shared.family import Family
 from lvlm_interp.families.shared.registry import NAMES
+from lvlm_interp.given import explaining
 from lvlm_interp.model.compiled import original
 from lvlm_interp.model.listing import Sites
 from lvlm_interp.model.parts import (
@@ -43,6 +44,7 @@ FOUND = (
 SOFTCAP = "final_logit_softcapping"
 
 
+@explaining
 class Anatomy:
     """The parts of a model, each looked for once, when it is first asked for.
 
@@ -225,7 +227,13 @@ class Anatomy:
         return tuple(i for i in (self.image_token_id, self.video_token_id) if i is not None)
 
     def visual_in(self, model_inputs: Mapping[str, Any]) -> Bool[Tensor, "batch position"]:
-        """Which positions of a prompt stand for a piece of an image or of a video."""
+        """Which positions of a prompt stand for a piece of an image or of a video.
+
+        Raises:
+            InputError: there is no prompt.
+        """
+        if "input_ids" not in model_inputs:
+            raise InputError(f"the prompt is under 'input_ids' in what a model is called with; got {[*model_inputs]}")
         ids = model_inputs["input_ids"]
         marked = model_inputs.get(self.family.image_mask) if self.family.image_mask else None
         known = torch.tensor(self.visual_token_ids, dtype=ids.dtype, device=ids.device)

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lvlm_interp.errors import SiteError
+from lvlm_interp.given import explaining
 from lvlm_interp.model.choice import Choice
 from lvlm_interp.model.hooks import Visit, passed, visiting
 from lvlm_interp.model.listing import grouped
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 Edit = Callable[[Tensor], Tensor]
 
 
+@explaining
 class Capture(Mapping[str, Tensor]):
     """Recorded activations: site name → tensor, as the table in `model.sites` gives its shape.
 

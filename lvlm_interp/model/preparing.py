@@ -6,17 +6,19 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, LvlmInterpWarning, ModelError
 from lvlm_interp.families.shared.lengths import counts_rows
-from lvlm_interp.given import explained
+from lvlm_interp.given import checked, explaining
 from lvlm_interp.inputs import chat, prompt
 from lvlm_interp.inputs.batch import Batch, batched
 from lvlm_interp.inputs.example import VIDEO_PIXELS, Answer, Inputs, Role, Written, pixels_of
@@ -30,13 +32,11 @@ from lvlm_interp.model.limits import warn_if_longer
 from lvlm_interp.model.quantised import ADVICE, mixing
 from lvlm_interp.model.views import find_views, shown_in
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 SPECIAL = re.compile("_token_(id|index)s?$")
 """How configs end the names of tokens that no one writes."""
 
 
+@explaining
 class Preparing(Anatomy):
     """A model that makes its own inputs: with its processor, or from tensors that are processed already."""
 
@@ -54,7 +54,6 @@ class Preparing(Anatomy):
         """What makes text of token ids; None where there is no tokenizer."""
         return None if self.processor is None else self.prompter.text
 
-    @explained
     def prepare(
         self,
         question: str,
@@ -82,17 +81,20 @@ class Preparing(Anatomy):
         Raises:
             ImageError: the image, or a frame, cannot be read; a list of no images, or None in it.
             InputError: an empty question, what is no text, a text that tokenises to nothing, question and image the
-                other way round, or a video where the family has none.
+                other way round, a video where the family has none, or `fps` that is not above 0 or of no video.
 
         Warns:
             LvlmInterpWarning: the example is longer than the model was made for.
         """
         chat.need_texts(question, image, context=context, system=system, answer=answer)
+        if fps is not None and (video is None or not 0 < fps < math.inf):
+            raise InputError(
+                f"fps= is of a video, video=…, and above 0; got {fps!r}{' and no video' * (video is None)}"
+            )
         pictures = open_images(image)
         clip = None if video is None else {"video": open_video(video), "fps": fps}
         return self._prepared(chat.conversation(question, pictures, context, system, clip), answer)
 
-    @explained
     def prepare_chat(self, messages: Sequence[Mapping[str, Any]], answer: str | None = None) -> Inputs:
         """Chat messages as transformers takes them as model inputs.
 
@@ -131,7 +133,6 @@ class Preparing(Anatomy):
             return self._finished(x)
         return self._answered(x, answer, functools.partial(prompter.answer_ids, messages))
 
-    @explained
     def inputs(
         self,
         input_ids: Tensor,
@@ -150,7 +151,8 @@ class Preparing(Anatomy):
             model_inputs: the other arguments of the model (`pixel_values`, …).
 
         Raises:
-            InputError: shapes that do not fit, image tokens without pixels, or a video where the model takes none.
+            InputError: shapes that do not fit, ids that are no token's, a mask that hides everything, image tokens
+                without pixels, or a video where the model takes none.
             VisibilityError: an unknown role, or one that does not fit what stands there.
 
         Warns:
@@ -158,6 +160,8 @@ class Preparing(Anatomy):
         """
         if input_ids.ndim != 2 or len(input_ids) != 1:
             raise InputError(f"input_ids is one example, [1, T]; got {list(input_ids.shape)}")
+        if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+            raise InputError(f"input_ids are whole numbers; got {input_ids.dtype}")
         start = input_ids.shape[-1] if answer_start is None else answer_start
         given = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **model_inputs}
         given = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in given.items()}
@@ -165,6 +169,7 @@ class Preparing(Anatomy):
         for name, fill in self._fills(given).items():
             if fill is not None:
                 given[name] = torch.cat([given[name][:, :start], torch.full_like(given[name][:, start:], fill)], 1)
+        self._need_known(given)
         self._need_video(given)
         views = find_views(self, given, shown_in(self, given))
         visual = self.visual_in(given)[0].tolist()
@@ -231,6 +236,24 @@ class Preparing(Anatomy):
         added = getattr(getattr(self.processor, "tokenizer", self.processor), "added_tokens_decoder", {})
         return {*itertools.chain(*listed), *(i for i, token in added.items() if token.special)} - {None}
 
+    def _need_known(self, given: Mapping[str, Any]) -> None:
+        """Raise where a position has no token of this model, or none is to be read."""
+        ids = given["input_ids"][0]
+        count = max(self._tokens, 1 + max(self._special_ids() | {*self.visual_token_ids}, default=-1))
+        if self._tokens and (wrong := ids[(ids < 0) | (ids >= count)].tolist()):
+            raise InputError(f"input_ids holds {wrong[0]}, and the tokens of this model are 0 to {count - 1}")
+        mask = given["attention_mask"]
+        if isinstance(mask, Tensor) and mask.ndim == 2 and not mask.any():
+            raise InputError("attention_mask is 0 everywhere: there is no position to read; 1 marks those that count")
+
+    @functools.cached_property
+    def _tokens(self) -> int:
+        """How many ids there are, of the embedding or of the tokenizer, whichever has more; 0 if unknown."""
+        rows = getattr(getattr(self.model.get_input_embeddings(), "weight", None), "shape", (0,))[0]
+        more = getattr(self.model.config.get_text_config(), "additional_vocab_size", 0) or 0  # Idefics
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        return max(rows + more, len(tokenizer) if rows and hasattr(tokenizer, "__len__") else 0)
+
     def _need_video(self, model_inputs: Mapping[str, Any]) -> None:
         """Raise if there are pixels of a video, and the model takes none."""
         if VIDEO_PIXELS in model_inputs and VIDEO_PIXELS not in inspect.signature(self.model.forward).parameters:
@@ -242,8 +265,14 @@ class Preparing(Anatomy):
     def token_strings(self, ids: Iterable[int]) -> tuple[str, ...]:
         """What each token reads as behind other text, blank included; `<5>` for id 5 where there is no tokenizer."""
         if self.processor is None:
-            return tuple(f"<{i}>" for i in ids)
-        return tuple(self.prompter.read(i) for i in ids)
+            return tuple(f"<{int(i)}>" for i in ids)
+        return tuple(self._read(i) for i in ids)
+
+    def _read(self, token: int) -> str:
+        try:
+            return self.prompter.read(token)
+        except OverflowError as error:  # of tokenizers, which count in 32 bits
+            raise InputError(f"no token has the id {token}: ids are whole numbers from 0") from error
 
     def text_of(self, ids: Sequence[int]) -> str:
         """What tokens read as together behind other text; bytes that are no whole character as such, `<0xE7>`."""
@@ -254,7 +283,6 @@ class Preparing(Anatomy):
         blank = bool(tokens) and tokens[0][:1] == " " != text[:1]  # some drop it from a text's beginning
         return f" {text}" if blank else text
 
-    @explained
     def batch(self, examples: Sequence[Inputs]) -> Batch:
         """Examples side by side, padded on the left, for `run` and `capture`; each row computes what it does alone.
 
@@ -279,21 +307,27 @@ class Preparing(Anatomy):
             return self.family.alone
         if mixed := mixing(self.model, self.model.dtype):
             return f"{mixed} computes a row by what stands beside it. {ADVICE}"
-        most = max(lengths)
-        if min(lengths) < most and (limit := counts_rows(self.model.config.get_text_config())) < most:
+        most = max(lengths, default=0)
+        if min(lengths, default=0) < most and (limit := counts_rows(self.model.config.get_text_config())) < most:
             return (
                 f"beyond {limit} positions it computes by the length of the longest row ({most}), and the shortest has "
                 f"{min(lengths)}; examples of one length can"
             )
         return ""
 
+    @checked
     def with_pictures(self, x: Inputs, pictures: Sequence[Image | list[Image]]) -> Inputs:
-        """The same example with other pictures of the same size in the place of its own; of a video, its frames."""
+        """The same example with other pictures of the same size in the place of its own; of a video, its frames.
+
+        Raises:
+            InputError: another number of pictures than the example has.
+        """
+        if len(pictures) != len(x.images):
+            raise InputError(f"the example has {len(x.images)} pictures and videos; got {len(pictures)}")
         processed = self.prompter.pixels(pictures)
         changed = {k: v.to(x.model_inputs[k]) for k, v in processed.items() if k in x.model_inputs}
         return x.with_model_inputs(**changed)
 
-    @explained
     def answered(self, x: Inputs, answer: str) -> Inputs:
         """The same prompt with this answer, as the chat template writes it.
 

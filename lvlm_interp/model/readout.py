@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lvlm_interp.errors import ModelError
+from lvlm_interp.given import explaining
 from lvlm_interp.model.weights import fetched, map_of, sizes_of
 
 LOGITS_AT_ONCE = 1 << 24  # elements of logits held at once
@@ -68,6 +69,7 @@ class Behind(nn.Module):
         return normalized.reshape(*residual.shape[:-1], self.width)
 
 
+@explaining
 @dataclass(frozen=True)
 class Readout:
     """The last steps of a language model.

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from lvlm_interp.errors import InputError, ModelError, SiteError
 from lvlm_interp.families.shared import registry
-from lvlm_interp.given import explained
+from lvlm_interp.given import explaining
 from lvlm_interp.inputs.batch import Batch
 from lvlm_interp.inputs.example import Answer, Inputs, named_by
 from lvlm_interp.model.capture import Capture, Edit, recording
@@ -39,6 +39,7 @@ UNMATCHED = {
 }
 
 
+@explaining
 class HookedVLM(Preparing):
     """A vision-language model whose inside can be read. Made by `load` or `wrap`; the model itself is never changed.
 
@@ -111,7 +112,6 @@ class HookedVLM(Preparing):
             self.accepted = True
         return x
 
-    @explained
     @torch.no_grad()
     def generate(self, x: Inputs, max_new_tokens: int = 64) -> Answer:
         """The model's greedy answer to a prompt, without end-of-turn tokens; an answer that x has is ignored."""
@@ -148,7 +148,6 @@ class HookedVLM(Preparing):
         finally:
             self.model.generation_config = own
 
-    @explained
     @torch.no_grad()
     def run(self, x: Inputs | Batch) -> Float[Tensor, "batch position vocabulary"]:
         """The plain model's logits, with nothing hooked; a compiled model computes them as it is written."""
@@ -158,10 +157,12 @@ class HookedVLM(Preparing):
         """The model's logits.
 
         Raises:
-            InputError: the image tokens of the prompt do not match the features of the image.
+            InputError: no inputs, or image tokens in the prompt that do not match the features of the image.
             ModelError: the model, or a part of it, was put in training mode.
         """
         need_evaluation(self.model)
+        if not model_inputs:
+            raise InputError("a model is called with the model inputs of an example, x.model_inputs; got none")
         try:
             within = passing(self.model, self.model, self.decoder)
             with within, uncompiled(self.model), rescaling(self._recounted(model_inputs)):
@@ -193,7 +194,7 @@ class HookedVLM(Preparing):
         return self._tracer(self)
 
     @contextlib.contextmanager
-    def visiting(self, visits: Mapping[Site, Edit] | Mapping[str, Edit]) -> Iterator[None]:
+    def visiting(self, visits: Mapping[Site, Edit] | Mapping[str, Edit] | Mapping[Site | str, Edit]) -> Iterator[None]:
         """Within the `with`, each site's value passes through its visit, which returns the value to go on with.
 
         Whatever runs there runs so, `score` and all that it carries included: then rows stand where they stand, one
@@ -220,7 +221,6 @@ class HookedVLM(Preparing):
             found.update(dict.fromkeys(changed, edit))
         return found
 
-    @explained
     def capture(
         self,
         x: Inputs | Batch,

@@ -31,6 +31,8 @@ INSTALLED = {  # packages that some processors need, and how to get them
     "timm": "pip install timm",
 }
 
+PROCESSING = ("tokenizer", "apply_chat_template", "__call__")  # what processors and tokenizers have, one or another
+
 # What transformers says where it would not import an image processor without torchvision.
 UNSEEN = "Unrecognized image processor"
 
@@ -45,8 +47,13 @@ def wrap(model: nn.Module, processor: Any = None, name: str | None = None) -> Ho
 
     Raises:
         ModelError: a kind of model that cannot be read.
+        InputError: what is no processor, or a name that is no text.
     """
     model = original(model)
+    if processor is not None and not any(hasattr(processor, name) for name in PROCESSING):
+        raise InputError(f"processor= is transformers' processor, AutoProcessor.from_pretrained(…); got {processor!r}")
+    if not isinstance(name, str | None):
+        raise InputError(f"name= is a text that results tell the model by; got {name!r}")
     if not isinstance(model, PreTrainedModel):
         raise ModelError(f"wrap() takes a transformers model, got {type(model).__name__}; {_how_to_wrap(model)}")
     return _opened(model, processor, name or model.name_or_path or None)
@@ -84,7 +91,7 @@ def load(
     Raises:
         ModelError: nothing is there, it cannot be opened, weights are missing, or its kind cannot be read.
         DownloadError: the reference model's parts cannot be fetched.
-        InputError: no such dtype, or a device that is not there.
+        InputError: no such dtype, a device that is not there, or an option that `from_pretrained` does not take.
     """
     need_device(device)
     dtype = floating(dtype)
@@ -101,9 +108,12 @@ def load(
             path, dtype=dtype, use_safetensors=True, output_loading_info=True, **common, **options
         )
     except Exception as error:  # a config that somebody else wrote fails in any way
-        raise ModelError(
-            _why_not_opened(shown, str(error).strip() or type(error).__name__, isinstance(error, SafetensorError))
-        ) from error
+        if isinstance(error, TypeError) and options:
+            raise InputError(
+                f"load() hands its other options to from_pretrained, which does not take {list(options)} so: {error}"
+            ) from error
+        said = str(error).strip() or type(error).__name__
+        raise ModelError(_why_not_opened(shown, said, isinstance(error, SafetensorError))) from error
     _need_all_weights(shown, report["missing_keys"])
     if device is not None:
         model = moved(model, device, shown)
@@ -172,7 +182,7 @@ def _locate(name: str | os.PathLike[str]) -> str:
             "already is opened by wrap(model, processor)"
         )
     if isinstance(name, os.PathLike) or os.path.exists(name) or str(name).startswith((".", "/", "~")):
-        folder = Path(name).expanduser()
+        folder = Path(os.path.expanduser(name))  # Path.expanduser() raises where there is no such user
         if not os.path.isfile(folder / "config.json"):
             raise ModelError(f"{folder} is not a model directory: it has no config.json")
         return str(folder)

@@ -12,6 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explaining
 from lvlm_interp.probes.fit import Problem, Space, solve
 from lvlm_interp.probes.task import Task
 
@@ -41,6 +42,7 @@ class _Linear(BaseEstimator):
         return validate_data(self, x, reset=False, dtype=[np.float64, np.float32]) @ self.coef_.T + self.intercept_
 
 
+@explaining
 class Probe(ClassifierMixin, _Linear):
     """Logistic regression (multinomial from three classes on) with L2, as a scikit-learn estimator.
 
@@ -81,6 +83,7 @@ class Probe(ClassifierMixin, _Linear):
         return Task("classify", tuple(self.classes_.tolist()), torch.zeros(0, dtype=torch.long))
 
 
+@explaining
 class PointProbe(RegressorMixin, _Linear):
     """Ridge regression, of one value or several such as (x, y), as a scikit-learn estimator.
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from lvlm_interp.engine.score import score
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.reference.architecture import END
@@ -49,6 +50,7 @@ def greedy_is_right(vlm: HookedVLM, x: Inputs) -> tuple[bool, bool]:
     return seen, blind
 
 
+@explained
 def ask(vlm: HookedVLM, scenes: Iterable[Scene]) -> Iterator[Asked]:
     """Ask one question of each kind about every scene."""
     for scene in scenes:
@@ -57,6 +59,7 @@ def ask(vlm: HookedVLM, scenes: Iterable[Scene]) -> Iterator[Asked]:
             yield Asked(question, *greedy_is_right(vlm, x))
 
 
+@explained
 def summary(asked: Sequence[Asked]) -> dict[str, dict[str, float]]:
     """For each kind: questions, share right with and without the image, and what the best constant answer gets."""
     groups: dict[str, list[Asked]] = defaultdict(list)

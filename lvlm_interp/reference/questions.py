@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from lvlm_interp.errors import SceneError
+from lvlm_interp.given import checked, explaining
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.reference.scenes import COLORS, RECOLORABLE, Scene, Style, make_scene, nouns, with_article
@@ -22,6 +23,7 @@ NAMED = RECOLORABLE[:8]
 """The objects that `object` tells apart."""
 
 
+@explaining
 @dataclass(frozen=True)
 class Example:
     """One example of a data set for probes.
@@ -49,6 +51,7 @@ class Example:
         return vlm.prepare(self.question, self.scene.image, answer=self.answer)
 
 
+@checked
 def examples(level: str, count: int, seed: int = 0, style: Style | None = None) -> Iterator[Example]:
     """A data set of one level, drawn one example at a time from the scenes of seeds `seed` … `seed + count - 1`.
 
@@ -68,6 +71,7 @@ def examples(level: str, count: int, seed: int = 0, style: Style | None = None) 
     return (_MAKERS[level](seed + i, style) for i in range(count))
 
 
+@checked
 def words(count: int, seed: int = 0, style: Style | None = None) -> Iterator[Example]:
     """Nouns in the middle of true answers, with the place of what they name: for probes from a word to (x, y).
 

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from lvlm_interp.errors import SceneError
+from lvlm_interp.given import checked, explaining
 
 Style = Literal["google", "twitter", "fluent"]
 QuestionKind = Literal["yes/no", "color", "place", "name", "objects"]
@@ -101,6 +102,7 @@ class Question:
     noun: str | None = None
 
 
+@explaining
 @dataclass(frozen=True)
 class Scene:
     """A picture with its truth. `image` is RGB, `items` run left to right or top to bottom."""
@@ -131,6 +133,7 @@ def nouns() -> tuple[str, ...]:
     return tuple(json.loads(_sprite_file("nouns.json").read_text(encoding="utf-8")))
 
 
+@checked
 def make_scene(
     seed: int,
     style: Style | None = None,
@@ -161,6 +164,7 @@ def make_scene(
     return Scene(seed, drawn_style, tuple(items), image)
 
 
+@checked
 def make_scenes(count: int, seed: int = 0, style: Style | None = None) -> Iterator[Scene]:
     """The scenes of seeds `seed` … `seed + count - 1`, drawn one at a time."""
     return (make_scene(seed + i, style) for i in range(count))

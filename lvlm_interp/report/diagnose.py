@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from lvlm_interp.attribution.against import Against
+from lvlm_interp.attribution.against import Against, need_word
 from lvlm_interp.attribution.credit import credit
 from lvlm_interp.attribution.occlusion import PatchMap, attribute
 from lvlm_interp.attribution.value import texts_of
@@ -67,6 +67,7 @@ def diagnose(
         VisibilityError: an unknown `hide_from`.
     """
     need_hide_from(hide_from or "text")  # before what is found on the way to the map
+    need_word(word, against)
     asks, shown = in_order(question, image)
     if isinstance(shown, (list, tuple)):
         raise InputError(f"a diagnosis is about one image, got {len(shown)}; contrast and credit take several")

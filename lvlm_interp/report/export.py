@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
-from PIL import Image
 
 from lvlm_interp.attribution.occlusion import PatchMap
 from lvlm_interp.errors import OutputError
 from lvlm_interp.files import aside, told
+from lvlm_interp.given import checked
+from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.probes.result import ProbeResult
 from lvlm_interp.report import explorer, figures
 from lvlm_interp.report.diagnosis import Diagnosis
@@ -32,6 +33,7 @@ DPI = 120
 LONGEST_NAME = 40
 
 
+@checked
 def write(
     diagnoses: Diagnosis | Sequence[Diagnosis], out_dir: str | Path, force: bool = False, title: str | None = None
 ) -> Path:
@@ -51,6 +53,7 @@ def write(
         The path of the page.
 
     Raises:
+        InputError: no diagnoses.
         OutputError: the directory holds something, or cannot be written; nothing is left half-written.
     """
     folder = check(out_dir, force)
@@ -97,7 +100,8 @@ def _arrays(diagnosis: Diagnosis) -> bytes:
     return stream.getvalue()
 
 
-def heatmap_png(patches: PatchMap, picture: Image.Image | None, index: int = 0, question: str = "") -> bytes:
+@checked
+def heatmap_png(patches: PatchMap, picture: ImageLike | None, index: int = 0, question: str = "") -> bytes:
     """The picture, and beside it one word's map over it, as a PNG."""
     return drawn(patches, picture, index, question)
 
@@ -117,8 +121,9 @@ def figure_kind(path: str | Path) -> str:
     return kind
 
 
+@checked
 def save_heatmap(
-    patches: PatchMap, picture: Image.Image | None, path: str | Path, index: int = 0, question: str = ""
+    patches: PatchMap, picture: ImageLike | None, path: str | Path, index: int = 0, question: str = ""
 ) -> Path:
     """Write the picture, and beside it one word's map over it, to a file, whole or not at all.
 
@@ -141,6 +146,7 @@ def save_heatmap(
     return target
 
 
+@checked
 def write_probes(found: ProbeResult, out_dir: str | Path, force: bool = False) -> Path:
     """Write `probes.safetensors` (the result, to load again), `probes.csv` (a row for each site) and `probes.png`.
 

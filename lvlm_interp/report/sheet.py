@@ -13,6 +13,7 @@ from matplotlib.colors import Normalize
 from PIL import Image
 
 from lvlm_interp.attribution.occlusion import PatchMap
+from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.report import figures
 from lvlm_interp.report.diagnosis import Diagnosis, WordReport
 from lvlm_interp.report.figures import drawing, lettering
@@ -26,15 +27,14 @@ WIDTH, TALLEST = 2.4, 3.6  # inches of a panel
 QUESTION = 160  # letters of a question that stand above
 
 
-def drawn(
-    patches: PatchMap, picture: Image.Image | None, index: int = 0, question: str = "", kind: str = "png"
-) -> bytes:
+def drawn(patches: PatchMap, picture: ImageLike | None, index: int = 0, question: str = "", kind: str = "png") -> bytes:
     """The picture, and beside it one word's map over it, in panels of one size."""
+    opened = drawing.picture_of(picture, patches.size, "the map is of")
     width, height = drawing.fitting(patches.size)
     figure, panels = drawing.own(2 * width - 0.6, height + 0.5, 1, 2)
     left, right = panels[0]
-    _show(left, picture, patches.size)
-    figures.heatmap(patches, index, picture, right)
+    _show(left, opened, patches.size)
+    figures.heatmap(patches, index, opened, right)
     _ask(figure, question)
     return _bytes(figure, kind)
 

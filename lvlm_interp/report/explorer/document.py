@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from lvlm_interp.errors import InputError
+from lvlm_interp.given import checked
 from lvlm_interp.report.diagnosis import Diagnosis
 from lvlm_interp.report.explorer import templates
 from lvlm_interp.report.explorer.section import section
@@ -31,14 +33,20 @@ MEANING = (
 )
 
 
+@checked
 def page(diagnoses: Diagnosis | Sequence[Diagnosis], title: str | None = None) -> str:
     """One self-contained HTML page about one diagnosis or several.
 
     Args:
         diagnoses: what to show, in this order.
         title: heading of the page.
+
+    Raises:
+        InputError: nothing to show.
     """
     shown = [diagnoses] if isinstance(diagnoses, Diagnosis) else list(diagnoses)
+    if not shown:
+        raise InputError("there is no diagnosis to show: give one, or several")
     script = templates.text("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     present = {name for d in shown for name in ("prior", *d.credit.roles)}

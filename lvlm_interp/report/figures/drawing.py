@@ -33,6 +33,7 @@ from lvlm_interp.report.figures import lettering
 from lvlm_interp.report.figures.lettering import literal, token_text
 from lvlm_interp.report.palette import OPACITY, OPPOSES, SUPPORTS, Mode
 from lvlm_interp.report.pictures import faded
+from lvlm_interp.results import number_of as number_of
 
 MARK = "#222222"  # on a pale picture, whatever the style
 SEQUENTIAL = "YlGnBu"
@@ -116,6 +117,8 @@ def axes(ax: Axes | None, width: float, height: float) -> Axes:
     """
     if ax is None:
         return cast(Axes, own(width, height)[1][0, 0])
+    if not isinstance(ax, Axes) or ax.name in ("3d", "polar"):
+        raise InputError(f"ax= is matplotlib's Axes of two straight sides, plt.subplots()[1]; got {type(ax).__name__}")
     root: Any = ax.figure.figure  # the figure of a subfigure
     engine = root.get_layout_engine()
     plain = type(engine) is ConstrainedLayoutEngine and not getattr(engine, "_compress", False)
@@ -187,24 +190,6 @@ def ink_on(color: Any) -> str:
 
 
 # --- what is asked for ------------------------------------------------------------------------------------------------
-
-
-def number_of(tokens: Sequence[str], token: int | str, holder: str) -> int:
-    """The number of a token, by its number or its text; `holder` has them, "the map" for example.
-
-    Raises:
-        InputError: there is no such token, or several read so.
-    """
-    if isinstance(token, str):
-        found = [i for i, text in enumerate(tokens) if text.strip().casefold() == token.strip().casefold()]
-        if len(found) != 1:
-            raise InputError(
-                f"{len(found) or 'no'} tokens read {token!r}: {holder} has {list(enumerate(tokens))}; give a number"
-            )
-        return found[0]
-    if not -len(tokens) <= token < len(tokens):
-        raise InputError(f"no token {token}: {holder} has {len(tokens)}, counted from 0")
-    return token % len(tokens)
 
 
 def picture_of(picture: Any, size: tuple[int, int], made_of: str) -> Image.Image | None:

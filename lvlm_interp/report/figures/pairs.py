@@ -59,8 +59,11 @@ def pair_maps(
         first, values=first.values - second.values, image_total=first.image_total - second.image_total
     )
     shared = max(shared_limit(first, number), shared_limit(second, number), own_limit(differs, number))
-    largest = limit or shared
-    one, two = (picture, picture) if picture is None or not isinstance(picture, (list, tuple)) else picture
+    largest = shared if limit is None else limit
+    several: Sequence[Any] = list(picture) if isinstance(picture, (list, tuple)) else [picture] * 2
+    if len(several) != 2:
+        raise InputError(f"picture= is one of both maps, or a list of two; got {len(several)}")
+    one, two = several
     names = [shorter(name, 24) for name in pair.names]
     difference = title or f"{quoted(first.tokens[number])}: {names[0]} − {names[1]}"
     if ax is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 
 from lvlm_interp.attribution.occlusion import PatchMap
+from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.report.figures import drawing
 from lvlm_interp.report.figures.drawing import MARK, figure
@@ -52,10 +55,13 @@ def heatmap(
         title: by default the token, and what it is held against.
 
     Raises:
-        InputError: no such token or colour map, or a picture of another size than the map was made for.
+        InputError: no such token or colour map, a picture of another size than the map was made for, or a limit or
+            fade that is out of its range.
         ImageError: the picture cannot be read.
     """
     token = drawing.number_of(patch_map.tokens, token, "the map")
+    if not 0 <= fade <= 1:
+        raise InputError(f"fade is from 0, the picture as it is, to 1, white; got {fade}")
     under = drawing.picture_of(picture, patch_map.size, "the map is of")
     ax = drawing.axes(ax, *drawing.fitting(patch_map.size))
     drawing.picture_axis(ax, patch_map.size, under, fade)
@@ -76,8 +82,10 @@ def heatmap(
 
 
 def _largest(patch_map: PatchMap, token: int, limit: float | str | None) -> float:
-    if isinstance(limit, (int, float)):
-        return limit
+    if limit not in ("shared", "own", None) and not (isinstance(limit, numbers.Real) and 0 < limit < math.inf):
+        raise InputError(f"limit is 'shared', 'own', or a number of nats above 0; got {limit!r}")
+    if isinstance(limit, numbers.Real):
+        return float(limit)
     return own_limit(patch_map, token) if limit == "own" else shared_limit(patch_map, token)
 
 

@@ -30,7 +30,7 @@ def probe_layers(
         title: names the metric by default.
 
     Raises:
-        InputError: no results.
+        InputError: no results, or a metric that one does not have.
     """
     if not found:
         raise InputError("no results to draw")
@@ -50,6 +50,8 @@ def _line(ax: Axes, result: ProbeResult, name: str, layers: list[int], color: st
     if name == "selectivity":
         ax.plot(layers, result.selectivity, color=color, label=label)
         return
+    if name not in result.metrics:
+        raise InputError(f"no metric {name!r}: {label!r} has {list(result.metrics)}, and 'selectivity'")
     row = result.metrics.index(name)
     ax.plot(layers, result.values[row], color=color, label=label)
     ax.fill_between(layers, result.low[row], result.high[row], color=color, alpha=0.2, linewidth=0)
