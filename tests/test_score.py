@@ -73,14 +73,15 @@ def test_sharing_and_packing_change_no_number(vlm, hide_from, monkeypatch):
 @pytest.mark.parametrize("hide_from", ["all", "text"])
 def test_no_pass_holds_more_rows_than_it_may(vlm, hide_from, monkeypatch):
     """Coalitions that part only before the shared prefix have no row in common behind it."""
-    x, sizes, forward = tiny_inputs(vlm), [], vlm.decoder.forward
+    x, sizes, kind = tiny_inputs(vlm), [], type(vlm.decoder)
+    forward = kind.forward
 
     def counted(*args, **kwargs):
         sizes.append(kwargs["inputs_embeds"].shape[1])
         return forward(*args, **kwargs)
 
     visible = one_patch_each(x)
-    monkeypatch.setattr(vlm.decoder, "forward", counted)
+    monkeypatch.setattr(kind, "forward", counted)  # that of an object would count as an edit
     li.score(vlm, x, visible, hide_from)
     at_once = max(sizes)
     monkeypatch.setattr(packed, "ROWS_AT_ONCE", x.length)

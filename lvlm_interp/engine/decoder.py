@@ -33,6 +33,9 @@ from lvlm_interp.model.lengths import following, unmoved
 from lvlm_interp.model.training import need_evaluation
 from lvlm_interp.model.vlm import HookedVLM
 
+MADE_ANEW = frozenset(  # arguments of a decoder that scoring gives itself
+    {"attention_mask", "past_key_values", "use_cache", "output_hidden_states", "output_attentions", "return_dict"}
+)
 ROOM = 8  # positions beyond the example for which masks and position ids are taken down
 
 
@@ -266,15 +269,7 @@ def run_to_decoder(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: i
     positions = called.pop("position_ids", None)
     if positions is None:
         positions = _counted(longer.input_ids[0], vlm.uncounted).to(embeds.device)
-    dropped = (
-        "attention_mask",
-        "past_key_values",
-        "use_cache",
-        "output_hidden_states",
-        "output_attentions",
-        "return_dict",
-    )
-    extras = {k: v for k, v in called.items() if k not in dropped and v is not None}
+    extras = {k: v for k, v in called.items() if k not in MADE_ANEW and v is not None}
     of_tokens = {k: extras.pop(k)[0] for k in NAMES.of_tokens.keys() & extras.keys()}
     kept: list[Prefix] | None = [] if keep_prompt else None
     positions = positions.reshape(-1, embeds.shape[1])

@@ -19,11 +19,13 @@ from torch.nn.modules import module as every_module
 from transformers import PreTrainedModel
 
 from lvlm_interp.errors import InputError, ModelError
+from lvlm_interp.model.compiled import original
 from lvlm_interp.model.identity import Known
 
 M = TypeVar("M", bound=Callable[..., Any])
 # Hooks of these change nothing that a user did not ask for in a `with` of theirs or ours.
 KNOWN = ("lvlm_interp.", "transformers.", "nnsight.", "accelerate.", "torch.")
+WRAPPING = ("torch.", "jaxtyping.", "beartype.")  # they make a function of one that they are given
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 FORWARDS = ("forward", "_old_forward")  # of an instance; accelerate keeps the one that it found
 Edits = tuple[tuple[Any, Callable[..., Any]], ...]
@@ -183,6 +185,8 @@ def _foreign(hook: Any) -> bool:
 
 def _replaces(module: nn.Module, forward: Any) -> bool:
     """Whether a module's forward is not what its class computes, nor that within what we stand on."""
+    if original(module) is not module:  # what a compiler made
+        return False
     plain = _plain(forward)
     owner = getattr(plain, "__self__", None)
     if owner is module and plain.__func__ is type(module).forward:
@@ -195,7 +199,7 @@ def _plain(function: Any) -> Any:
     while True:
         if isinstance(function, functools.partial):
             function = function.func
-        elif hasattr(function, "__wrapped__") and _home(function).startswith("torch."):
+        elif hasattr(function, "__wrapped__") and _home(function).startswith(WRAPPING):
             function = function.__wrapped__
         else:
             return function
