@@ -189,3 +189,19 @@ def test_labels_that_can_hardly_change_places_are_noted():
 def test_labels_of_all_kinds(labels, kind, classes):
     found = probe.task_of(labels)
     assert (found.kind, found.classes) == (kind, classes)
+
+
+def test_labels_that_their_number_type_would_round_are_refused():
+    """Seconds since 1970, minutes apart: in float32 they are 128 apart."""
+    values = X[:, 0, 0].double().numpy()
+    assert fit_probes(X, 1e4 + 300 * values, **QUICK).of("r2").max() > 0.5
+    with pytest.raises(InputError, match="less a constant"):
+        fit_probes(X, 1.7e9 + 300 * values, **QUICK)
+
+
+def test_columns_of_the_users_own_are_kept():
+    frame = pd.DataFrame({"label": ["mine"] * len(X), "place": range(len(X))})
+    found = fit_probes(X, Y, metadata=frame, **QUICK).examples(0)
+    assert set(found["label (given)"]) == {"mine"} and list(found["label"]) == list(Y) and "place" in found
+    with pytest.raises(InputError, match="names of their own"):
+        fit_probes(X, Y, metadata=frame.set_axis(["a", "a"], axis=1), **QUICK)

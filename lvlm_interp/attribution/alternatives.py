@@ -16,7 +16,7 @@ from torch import Tensor
 from lvlm_interp.attribution.rivals import Rivals, Search, spelt_out
 from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.engine.score import HideFrom, Scores, score_answers
-from lvlm_interp.errors import InputError
+from lvlm_interp.errors import InputError, LvlmInterpWarning
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.words import Word
@@ -207,6 +207,7 @@ def _given(vlm: HookedVLM, x: Inputs, part: Word, against: Sequence[str], search
             + ("first token, and are compared with" if search.unit == "token" else "tokens, and weigh")
             + f" once: {list(map(vlm.text_of, different))}"
             + ("; unit='word' tells them apart" if search.unit == "token" else ""),
+            LvlmInterpWarning,
             stacklevel=2,
         )
     return Rivals(part, different)

@@ -112,6 +112,7 @@ def fit_probes(
         raise InputError(f"standardize is True or False, got {standardize!r}")
     wanted, count = task_of(labels, task), shape[0]
     _check_lengths(count, labels=wanted.truth, groups=groups, types=types, folds=folds, metadata=metadata)
+    kept = _columns(metadata)
     grouped = numbered(groups) if groups is not None else torch.arange(count)
     fold = numbered(folds, "folds") if isinstance(folds, Sized) else make_folds(wanted, grouped, folds, seed)
     check_folds(wanted, grouped, fold)
@@ -145,7 +146,7 @@ def fit_probes(
         alpha=alpha,
         confidence=confidence,
         notes=_notes(found, names, wanted.truth[orders], alpha),
-        metadata={} if metadata is None else {str(k): v.tolist() for k, v in metadata.items()},
+        metadata=kept,
         provenance=_provenance(vlm, seed, plan, about),
     )
 
@@ -169,6 +170,13 @@ def _check_lengths(count: int, **columns: Any) -> None:
     for what, given in columns.items():
         if isinstance(given, Sized) and len(given) != count:
             raise InputError(f"{count} examples but {len(given)} {what}")
+
+
+def _columns(metadata: pd.DataFrame | None) -> dict[str, list[Any]]:
+    columns = [] if metadata is None else [(str(name), values.tolist()) for name, values in metadata.items()]
+    if len(found := dict(columns)) < len(columns):
+        raise InputError(f"columns of metadata have names of their own; got {[name for name, _ in columns]}")
+    return found
 
 
 def _no_inner(fold: Int[Tensor, " example"]) -> tuple[Int[Tensor, " train"], ...]:

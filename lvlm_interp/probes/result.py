@@ -187,17 +187,20 @@ class ProbeResult(Result):
         return pd.DataFrame({**columns, **{name: getattr(self, name).tolist() for name in names}})
 
     def examples(self, site: str | int) -> pd.DataFrame:
-        """One row for each example: what came along, its label, and what the site's probe made of it unseen."""
+        """One row for each example: what came along, its label, and what the site's probe made of it unseen.
+
+        A column that came along under a name that is needed here is called `… (given)`.
+        """
         task = Task(self.kind, self.classes, self.truth)
         predicted = task.predicted(self.margins[self.index(site)])
-        columns: dict[str, Any] = {**self.metadata, "fold": self.fold.tolist(), "group": self.groups.tolist()}
+        columns: dict[str, Any] = {"fold": self.fold.tolist(), "group": self.groups.tolist()}
         if self.kind == "classify":
             columns["label"] = [self.classes[i] for i in self.truth.tolist()]
             columns["predicted"] = [self.classes[i] for i in predicted.tolist()]
-            return pd.DataFrame(columns)
-        for i in self.classes:
+        for i in self.classes if self.kind == "regress" else ():
             columns[f"label_{i}"], columns[f"predicted_{i}"] = (t[:, int(i)].tolist() for t in (self.truth, predicted))
-        return pd.DataFrame(columns)
+        given = {f"{name} (given)" if name in columns else name: values for name, values in self.metadata.items()}
+        return pd.DataFrame({**given, **columns})
 
     def _repr_html_(self) -> str:
         return self.to_frame().to_html(float_format="{:.3f}".format, max_rows=40)

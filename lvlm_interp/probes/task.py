@@ -27,6 +27,7 @@ Label = str | int | float | bool
 Column = Sequence[Any] | np.ndarray | Tensor | pd.Series
 
 INNER_FOLDS = 3
+ROUNDED = 1e-3  # of the labels' spread: what their number type may take from them
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def task_of(labels: Any, kind: TaskKind | Literal["auto"] = "auto") -> Task:
         if (same := (numbers == numbers[:1]).all(0)).any():
             raise InputError(f"all labels{_output(same)} are equal: there is nothing to predict")
         truth = torch.tensor(numbers, dtype=torch.get_default_dtype())
-        _need_spread(truth)
+        _need_spread(truth, torch.tensor(numbers, dtype=torch.float64))
         return Task("regress", tuple(range(truth.shape[1])), truth)
     classes, numbers = np.unique(values, return_inverse=True)
     if len(classes) < 2:
@@ -128,10 +129,11 @@ def _output(where: Any) -> str:
     return "" if len(where) == 1 else f" of output {int(where.argmax())}"
 
 
-def _need_spread(truth: Float[Tensor, "example output"]) -> None:
+def _need_spread(truth: Float[Tensor, "example output"], exact: Float[Tensor, "example output"]) -> None:
     """Raise where values are so far from 1, or their differences from them, that scores would be rounding."""
     squares = (truth - truth.mean(0)).square().mean(0)
-    if (lost := ~squares.isfinite() | (squares < torch.finfo(truth.dtype).tiny)).any():
+    rounded = (truth - exact).abs().amax(0) > ROUNDED * exact.std(0, correction=0)
+    if (lost := ~squares.isfinite() | (squares < torch.finfo(truth.dtype).tiny) | rounded).any():
         raise InputError(
             f"the labels{_output(lost.int())} are too large, too small or too near to each other for numbers of "
             f"{str(truth.dtype).removeprefix('torch.')}: give them in another unit, or less a constant"
