@@ -104,14 +104,15 @@ def test_a_decoder_with_a_sink_for_each_head():
 def test_a_shifted_position(monkeypatch):
     """The gap that hidden rows leave is closed, as if they had never been there."""
     vlm, x = example()
-    forward = vlm.decoder.forward
+    kind = type(vlm.decoder)
+    forward = kind.forward
 
-    def closing(**given):
+    def closing(self, **given):
         if given["attention_mask"] is not None and given["attention_mask"].ndim == 4:  # the engine's own passes
             given["position_ids"] = torch.arange(given["inputs_embeds"].shape[1])[None]
-        return forward(**given)
+        return forward(self, **given)
 
-    monkeypatch.setattr(vlm.decoder, "forward", closing)
+    monkeypatch.setattr(kind, "forward", closing)  # that of an object would count as an edit
     assert failed(vlm, x) == ["positions"]
 
 

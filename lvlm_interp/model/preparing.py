@@ -376,6 +376,6 @@ def _need_usual(x: Inputs) -> None:
         return
     made = x.with_answer(x.answer_ids.tolist(), x.answer_tokens, "").model_inputs
     for name in x.along:
-        if not torch.equal(made[name], x.model_inputs[name]):
+        if not torch.equal(made[name][:, :-1], x.model_inputs[name][:, :-1]):  # the last token predicts nothing
             found, usual = (inputs[name][0, x.answer_start :].tolist() for inputs in (x.model_inputs, made))
             raise InputError(f"{name} of the answer are {found}; behind this prompt an answer has {usual}")
