@@ -36,13 +36,16 @@ ENDING = ".safetensors"
 
 def package_versions() -> dict[str, str]:
     """The versions that decide a number: Python's, ours and those we compute with."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return {"python": platform.python_version(), **{name: _version_of(name) for name in PACKAGES}}
+
+
+@functools.cache
+def _version_of(package: str) -> str:
+    """Read once: it takes a millisecond, and what is loaded stays."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 @storable
