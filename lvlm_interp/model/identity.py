@@ -99,11 +99,13 @@ def pages_of(tensor: Tensor) -> bytes:
 
 def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """A module's own weights and buffers, those that are not saved among them."""
-    follows = getattr(module, "rope_type", None) in FOLLOWING and hasattr(module, ORIGINAL)
-    grows = hasattr(module, "make_weights")  # sinusoids, made longer when they are needed
-    for name in (*module._parameters, *(() if grows else module._buffers)):
-        if getattr(module, name) is not None:
-            yield name, fetched(module, ORIGINAL if follows and name == LENGTHENED else name)
+    # A module's `getattr` is slow, above all for what is not there, and this is done for each result.
+    follows = vars(module).get("rope_type") in FOLLOWING and hasattr(module, ORIGINAL)
+    grows = hasattr(type(module), "make_weights")  # sinusoids, made longer when they are needed
+    for name, tensor in (*module._parameters.items(), *(() if grows else module._buffers.items())):
+        lengthened = follows and name == LENGTHENED
+        if tensor is not None:
+            yield name, fetched(module, ORIGINAL if lengthened else name) if lengthened or tensor.is_meta else tensor
 
 
 def parts_of(value: Any) -> Iterator[Tensor]:

@@ -47,7 +47,7 @@ def settings_of(module: nn.Module) -> str:
 
     A number that is set to None is left out, as one that is not there.
     """
-    mine = ((k, v) for k, v in vars(module).items() if k not in LEFT_OUT)
+    mine = [(k, v) for k, v in vars(module).items() if k not in LEFT_OUT]
     held = sorted((k, _value(v)) for k, v in mine if k in SWITCHES or (k[0] != "_" and _is_setting(k, v)))
     return f"{kind_of(module)}{held}{_stated(module.config) if isinstance(module, PreTrainedModel) else ''}"
 
@@ -58,11 +58,11 @@ def _is_setting(name: str, value: Any) -> bool:
 
 def _is_plain(value: Any) -> bool:
     """Whether a value is a number or a text, or several."""
-    if isinstance(value, Mapping):
-        return bool(value) and all(map(_is_plain, value.values()))
+    if isinstance(value, (int, float, str)):
+        return True
     if isinstance(value, (list, tuple)):
         return bool(value) and all(map(_is_plain, value))
-    return isinstance(value, (int, float, str))
+    return isinstance(value, Mapping) and bool(value) and all(map(_is_plain, value.values()))
 
 
 def _value(value: Any) -> Any:

@@ -19,8 +19,8 @@ AT_ONCE = 1024  # unit vectors that a module is given together
 
 def fetched(module: nn.Module, name: str) -> Tensor:
     """A weight of a module, fetched if it is on disk or in main memory while others are on a GPU."""
-    if not getattr(module, name).is_meta:
-        return getattr(module, name)
+    if not (value := getattr(module, name)).is_meta:
+        return value
     from accelerate.utils import align_module_device  # type: ignore[import-untyped]  # there, since it put it there
 
     with align_module_device(module):
