@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from xxhash import xxh3_128
 
 from lvlm_interp.model.compiled import as_written
-from lvlm_interp.model.settings import settings_of
+from lvlm_interp.model.settings import held_by, settings_of
 from lvlm_interp.model.weights import fetched
 
 # Rotary frequencies that follow the length of what is read; what they start from stands beside them.
@@ -71,11 +71,12 @@ class Known:
         return fingerprint(model, lambda tensor: self._content(tensor, before))
 
     @staticmethod
-    def changes(model: PreTrainedModel) -> tuple[list[str], list[tuple[int, int]]]:
+    def changes(model: PreTrainedModel) -> list[Any]:
         """Settings, where tensors are, and how often torch counted a change: quicker still."""
-        held = (part for module in model.modules() for _, tensor in _own(module) for part in parts_of(tensor))
+        modules = [*model.modules()]
+        held = (part for module in modules for _, tensor in _own(module) for part in parts_of(tensor))
         counted = [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in held]
-        return [settings_of(module) for module in model.modules()], counted
+        return [counted, *map(held_by, modules)]
 
     def _content(self, tensor: Tensor, before: dict[int, tuple[Any, bytes, bytes]]) -> bytes:
         number = len(self._read)

@@ -30,7 +30,7 @@ def following(decoder: nn.Module) -> list[nn.Module]:
 
 def _types(module: nn.Module) -> list[str]:
     """The type of a rotary embedding, or those of its kinds of layers."""
-    told = getattr(module, "rope_type", "")
+    told = vars(module).get("rope_type", "")  # a module's `getattr` is slow for what is not there
     return [str(one) for one in told.values()] if isinstance(told, Mapping) else [str(told)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from torch import nn
@@ -28,6 +29,7 @@ IDLE = re.compile(
     "|(bos|eos|pad|sep|decoder_start)_token_id|id2label|label2id|num_labels|problem_type|finetuning_task"
     "|task_specific_params"
 )
+UNCHANGING = frozenset({int, float, str, bool, FunctionType, BuiltinFunctionType, functools.partial})
 SHARDING = "torch.distributed."  # it makes a class of its own of each that it shards
 
 
@@ -50,6 +52,13 @@ def settings_of(module: nn.Module) -> str:
     mine = [(k, v) for k, v in vars(module).items() if k not in LEFT_OUT]
     held = sorted((k, _value(v)) for k, v in mine if k in SWITCHES or (k[0] != "_" and _is_setting(k, v)))
     return f"{kind_of(module)}{held}{_stated(module.config) if isinstance(module, PreTrainedModel) else ''}"
+
+
+def held_by(module: nn.Module) -> list[Any]:
+    """The same to be compared with what it was before, and not to be told to anybody: three times as quick."""
+    held = [v for k, v in vars(module).items() if k not in LEFT_OUT and (k[0] != "_" or k in SWITCHES)]
+    plain = [v if type(v) in UNCHANGING else str(v) for v in held if type(v) in UNCHANGING or _is_plain(v)]
+    return [type(module), plain, _stated(module.config) if isinstance(module, PreTrainedModel) else None]
 
 
 def _is_setting(name: str, value: Any) -> bool:
