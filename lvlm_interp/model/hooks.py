@@ -351,24 +351,21 @@ def passing(model: nn.Module, *modules: nn.Module) -> Iterator[None]:
     """
     with held(model).passing(), contextlib.ExitStack() as stack:
         for module in modules:
-            stack.enter_context(_one_at_a_time(module))
+            turn = _OneAtATime()
+            stack.callback(module.register_forward_pre_hook(turn.enter).remove)
+            stack.callback(module.register_forward_hook(turn.leave, always_call=True).remove)
         yield
 
 
-@contextlib.contextmanager
-def _one_at_a_time(module: nn.Module) -> Iterator[None]:
-    """Within the `with` a call of a module inside a call of it is refused."""
-    inside: list[nn.Module] = []
+class _OneAtATime:
+    """Refuses a call of a module inside a call of it."""
 
-    def enter(module: nn.Module, _: Any) -> None:
-        if inside:
+    inside = False
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        if self.inside:
             raise ModelError(NESTED)
-        inside.append(module)
+        self.inside = True
 
-    def leave(module: nn.Module, _: Any, __: Any) -> None:
-        inside.clear()
-
-    with contextlib.ExitStack() as stack:
-        stack.callback(module.register_forward_pre_hook(enter).remove)
-        stack.callback(module.register_forward_hook(leave, always_call=True).remove)
-        yield
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.inside = False

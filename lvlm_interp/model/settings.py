@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -29,7 +30,8 @@ IDLE = re.compile(
     "|(bos|eos|pad|sep|decoder_start)_token_id|id2label|label2id|num_labels|problem_type|finetuning_task"
     "|task_specific_params"
 )
-UNCHANGING = frozenset({int, float, str, bool, FunctionType, BuiltinFunctionType, functools.partial})
+PLAIN = frozenset({int, float, str, bool})
+UNCHANGING = PLAIN | {FunctionType, BuiltinFunctionType, functools.partial}
 SHARDING = "torch.distributed."  # it makes a class of its own of each that it shards
 
 
@@ -50,7 +52,10 @@ def settings_of(module: nn.Module) -> str:
     A number that is set to None is left out, as one that is not there.
     """
     mine = [(k, v) for k, v in vars(module).items() if k not in LEFT_OUT]
-    held = sorted((k, _value(v)) for k, v in mine if k in SWITCHES or (k[0] != "_" and _is_setting(k, v)))
+    public = [(k, v) for k, v in mine if k[0] != "_" or k in SWITCHES]
+    held = [pair for pair in public if type(pair[1]) in PLAIN]  # most of them
+    held += [(k, _value(v)) for k, v in public if type(v) not in PLAIN and (k in SWITCHES or _is_setting(k, v))]
+    held.sort(key=itemgetter(0))
     return f"{kind_of(module)}{held}{_stated(module.config) if isinstance(module, PreTrainedModel) else ''}"
 
 
