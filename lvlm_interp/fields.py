@@ -159,7 +159,9 @@ def equal(one: Any, other: Any) -> bool:
         other = other.to(one.device)
         return bool(((one == other) | ((one != one) & (other != other))).all())
     if is_frame(one) and is_frame(other):
-        return bool(one.equals(other))
+        return bool(one.equals(other)) and list(one.index.names) == list(other.index.names)
+    if getattr(one, "ndim", 0) and not is_tensor(one) and hasattr(one, "tolist"):  # numpy's
+        return type(one) is type(other) and one.shape == other.shape and equal(one.tolist(), other.tolist())
     if dataclasses.is_dataclass(one) and type(one) is type(other):
         names = (f.name for f in dataclasses.fields(one) if f.name not in getattr(one, "unsaved", ()))
         return all(equal(getattr(one, name), getattr(other, name)) for name in names)

@@ -34,8 +34,8 @@ def is_frame(value: Any) -> bool:
 def packed(value: Any, path: str, tensors: dict[str, Any]) -> Any:
     """A value as JSON; its tensors go to `tensors`, under where they stand in it.
 
-    Arrays come back as tensors. What is neither a number, a text, a tensor, a frame, a storable dataclass nor made of
-    these is kept as its text.
+    Arrays of numbers come back as tensors. What is neither a number, a text, a tensor, a frame, a storable dataclass
+    nor made of these is kept as its text.
     """
     if is_array(value):
         import torch
@@ -47,7 +47,9 @@ def packed(value: Any, path: str, tensors: dict[str, Any]) -> Any:
         tensors[path] = value.detach().cpu().contiguous().clone()  # safetensors refuses memory that is shared
         return {"tensor": path}
     if is_frame(value):
-        return {"frame": {str(name): [scalar(one) for one in value[name]] for name in value.columns}}
+        return _framed(value)
+    if getattr(value, "ndim", 0):  # an array of texts
+        return {"texts": [packed(one, f"{path}.{n}", tensors) for n, one in enumerate(value)]}
     if dataclasses.is_dataclass(value) and KINDS.get(type(value).__name__) is type(value):
         names = [f.name for f in dataclasses.fields(value) if f.name not in getattr(value, "unsaved", ())]
         return {"kind": type(value).__name__, "fields": _named(((n, getattr(value, n)) for n in names), path, tensors)}
@@ -57,6 +59,26 @@ def packed(value: Any, path: str, tensors: dict[str, Any]) -> Any:
         each = [packed(one, f"{path}.{n}", tensors) for n, one in enumerate(value)]
         return {"list": each} if isinstance(value, list) else each
     return scalar(value)
+
+
+def _framed(frame: Any) -> dict[str, Any]:
+    """A frame's columns, those of its index first, where it is more than the numbers of rows.
+
+    Raises:
+        ValueError: a column and a part of the index share a name.
+    """
+    names = list(frame.index.names)
+    numbered = names == [None] and list(frame.index) == list(range(len(frame)))
+    flat = frame if numbered else frame.reset_index()
+    columns = {str(name): [scalar(one) for one in flat[name]] for name in flat.columns}
+    return {"frame": columns} if numbered else {"frame": columns, "index": [scalar(name) for name in names]}
+
+
+def _unframed(columns: Mapping[str, list[Any]], index: list[Any]) -> Any:
+    import pandas as pd
+
+    frame = pd.DataFrame(columns)
+    return frame.set_index([*columns][: len(index)]).rename_axis(index) if index else frame
 
 
 def _named(fields: Iterable[tuple[str, Any]], path: str, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -92,9 +114,11 @@ def unpacked(value: Any, tensors: Mapping[str, Any]) -> Any:
         case {"tensor": path}:
             return tensors[path]
         case {"frame": columns}:
-            import pandas as pd
+            return _unframed(columns, value.get("index", []))
+        case {"texts": each}:
+            import numpy as np
 
-            return pd.DataFrame(columns)
+            return np.array([unpacked(one, tensors) for one in each])
         case {"kind": name, "fields": fields}:
             return KINDS[name](**{k: unpacked(v, tensors) for k, v in fields.items()})
         case {"mapping": pairs}:

@@ -72,9 +72,10 @@ def test_a_question_like_the_template(reference, picture):
         assert said(x, "question").strip() == question.strip()
 
 
-def test_chat_messages(reference, picture):
+@pytest.mark.parametrize("speaker", ["system", "developer"])
+def test_chat_messages(reference, picture, speaker):
     messages = [
-        {"role": "system", "content": "Be brief."},
+        {"role": speaker, "content": "Be brief."},
         {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What is it?"}]},
         {"role": "assistant", "content": "A banana."},
         {"role": "user", "content": QUESTION},

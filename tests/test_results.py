@@ -130,6 +130,29 @@ def test_frames_are_read_as_frames(tmp_path):
     assert one != Base(frame.assign(a=0), provenance=one.provenance)
 
 
+INDEXES = [
+    pd.Index(["x", "y"]),
+    pd.Index([3, 5], name="kind"),
+    pd.Index([0, 1], name="row"),
+    pd.MultiIndex.from_tuples([("a", 0), ("b", 1)], names=["n", None]),
+]
+
+
+@pytest.mark.parametrize("index", INDEXES, ids=str)
+def test_frames_keep_their_index(index, tmp_path):
+    frame = pd.DataFrame({"a": [1, 2]}, index=index)
+    read = saved(frame, tmp_path)
+    assert read.equals(frame) and list(read.index.names) == list(index.names)
+
+
+def test_arrays_of_texts_are_read_as_arrays(tmp_path):
+    array = np.array([["a", "é"], ["", "nan"]])
+    read = saved({"a": array}, tmp_path)["a"]
+    assert isinstance(read, np.ndarray) and (read == array).all() and read.shape == (2, 2)
+    one = Base(array, provenance=about("base"))
+    assert one == Base(read, provenance=one.provenance) != Base(array[:1], provenance=one.provenance)
+
+
 def test_numbers_of_numpy_are_numbers(tmp_path):
     assert saved((np.float32(0.5), np.int64(3), np.bool_(True)), tmp_path) == (0.5, 3, True)
 

@@ -16,6 +16,8 @@ SHOWN: Mapping[str, Callable[[Any], Any]] = {"image": open_image, "video": open_
 """What opens the parts of a message that are shown, by their type."""
 SOURCES = {"image": ("image", "url", "path", "base64"), "video": ("video", "url", "path")}
 """Where a part has what it shows, as transformers takes it."""
+SYSTEM = ("system", "developer")
+"""Who speaks for the system: OpenAI's newer models call it the developer."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def conversation(
 
 
 def segments_of(messages: Sequence[Message]) -> list[Segment]:
-    """The user's texts: the last text is the question, system messages are system, all before is context.
+    """The user's texts: the last text is the question, messages of the system are system, all before is context.
 
     Raises:
         InputError: the conversation does not end with a question.
@@ -110,7 +112,7 @@ def segments_of(messages: Sequence[Message]) -> list[Segment]:
     if not messages or messages[-1].get("role") != "user":
         raise InputError("a conversation ends with a message of the user that asks the question")
     found = [
-        Segment(i, j, "system" if message["role"] == "system" else "context", part["text"])
+        Segment(i, j, "system" if message["role"] in SYSTEM else "context", part["text"])
         for i, message in enumerate(messages)
         for j, part in enumerate(message["content"])
         if part.get("type") == "text"

@@ -132,10 +132,11 @@ for _kernel in ("eager", "sdpa"):
 
 def implementations(model: PreTrainedModel) -> dict[int, tuple[Any, str]]:
     """Every config of the model (by identity) with its attention implementation; some towers are plain modules."""
-    configs = [vars(module).get("config") for module in model.modules()]  # `getattr` is slow for what is not there
+    held = (vars(module).get("config") for module in model.modules())  # `getattr` is slow for what is not there
+    configs = {id(config): config for config in held if config is not None}  # the same, at many modules
     return {
-        id(config): (config, kernel)
-        for config in configs
+        number: (config, kernel)
+        for number, config in configs.items()
         if isinstance(config, PretrainedConfig) and (kernel := config._attn_implementation) is not None
     }
 

@@ -172,10 +172,13 @@ def put_by_others(modules: Iterable[tuple[str, nn.Module]], kinds: Iterable[str]
     everywhere = [every_module._global_forward_hooks, every_module._global_forward_pre_hooks]
     found = [(EVERYWHERE, hook) for hooks in everywhere for hook in hooks.values() if _foreign(hook)]
     for name, module in modules:
-        hooks = (hook for kind in kinds for hook in getattr(module, kind).values())
-        found += [(name, hook) for hook in hooks if _foreign(hook)]
         held = vars(module)
-        found += [(name, held[kind]) for kind in FORWARDS if kind in held and _replaces(module, held[kind])]
+        for kind in kinds:
+            if held[kind]:  # few have any, and this is done for each result
+                found += [(name, hook) for hook in held[kind].values() if _foreign(hook)]
+        for kind in FORWARDS:
+            if kind in held and _replaces(module, held[kind]):
+                found.append((name, held[kind]))
     return tuple(found)
 
 

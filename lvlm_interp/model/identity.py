@@ -26,6 +26,7 @@ from lvlm_interp.model.weights import fetched
 LENGTHENED, ORIGINAL, FOLLOWING = "inv_freq", "original_inv_freq", ("dynamic", "longrope")
 PAGE, TURNS = 1 << 14, 32
 SMALL = 1 << 16  # bytes of a tensor that is read whole each time
+ORDINARY, MARKS = frozenset({Tensor, nn.Parameter}), frozenset({"_is_hf_initialized"})
 Content = Callable[[Tensor], bytes]
 WORDS = 1 << 22  # 32-bit words of a tensor on a device that are summed together
 MOST_FETCHED = 1 << 16
@@ -111,7 +112,9 @@ def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def parts_of(value: Any) -> Iterator[Tensor]:
     """The plain tensors that a tensor is made of: a quantised one has scales, a sharded one a shard."""
-    if isinstance(value, (list, tuple)):
+    if type(value) in ORDINARY and value.__dict__.keys() <= MARKS:  # most: nothing more need be asked
+        yield value
+    elif isinstance(value, (list, tuple)):
         for one in value:
             yield from parts_of(one)
     elif hasattr(value, "__tensor_flatten__"):

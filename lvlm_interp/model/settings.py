@@ -51,8 +51,7 @@ def settings_of(module: nn.Module) -> str:
 
     A number that is set to None is left out, as one that is not there.
     """
-    mine = [(k, v) for k, v in vars(module).items() if k not in LEFT_OUT]
-    public = [(k, v) for k, v in mine if k[0] != "_" or k in SWITCHES]
+    public = [(k, vars(module)[k]) for k in _telling(tuple(vars(module)))]
     held = [pair for pair in public if type(pair[1]) in PLAIN]  # most of them
     held += [(k, _value(v)) for k, v in public if type(v) not in PLAIN and (k in SWITCHES or _is_setting(k, v))]
     held.sort(key=itemgetter(0))
@@ -61,9 +60,15 @@ def settings_of(module: nn.Module) -> str:
 
 def held_by(module: nn.Module) -> list[Any]:
     """The same to be compared with what it was before, and not to be told to anybody: three times as quick."""
-    held = [v for k, v in vars(module).items() if k not in LEFT_OUT and (k[0] != "_" or k in SWITCHES)]
+    held = map(vars(module).__getitem__, _telling(tuple(vars(module))))
     plain = [v if type(v) in UNCHANGING else str(v) for v in held if type(v) in UNCHANGING or _is_plain(v)]
     return [type(module), plain, _stated(module.config) if isinstance(module, PreTrainedModel) else None]
+
+
+@functools.lru_cache(maxsize=4096)
+def _telling(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Of a module's attributes those that may be settings: most modules of a class have the same."""
+    return tuple(name for name in names if name not in LEFT_OUT and (name[0] != "_" or name in SWITCHES))
 
 
 def _is_setting(name: str, value: Any) -> bool:
