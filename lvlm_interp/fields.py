@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from jaxtyping import AbstractArray
+from jaxtyping import AbstractArray, jaxtyped
 
 from lvlm_interp.errors import InputError
 from lvlm_interp.storing import is_frame, is_tensor
@@ -115,8 +115,9 @@ def _is_a(value: Any, hint: Any, strict: bool) -> bool:
     if strict and isinstance(value, str) and not value.isascii() and SURROGATE.search(value):
         return False  # no text that can be written
     try:
-        if not isinstance(value, hint):
-            return False
+        with jaxtyped("context"):  # axes of a function of the user's, which calls ours, are none of ours
+            if not isinstance(value, hint):
+                return False
     except TypeError:
         return True
     return not strict or not dataclasses.is_dataclass(value) or hasattr(value, "__post_init__") or _all_fit(value)

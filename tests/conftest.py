@@ -9,13 +9,10 @@ os.environ["MPLBACKEND"] = "Agg"
 THREADS = os.environ.setdefault("TEST_THREADS", "1")
 os.environ["OMP_NUM_THREADS"] = THREADS  # for the processes that tests start
 
-from jaxtyping import install_import_hook
+from tests import typed
 
-# Every function and dataclass of the package is checked against its annotations, shapes included, while the
-# tests run; users do not pay for it. With the "tower" an int passes for a float, as it does for a type checker.
-# It must come before the first import of the package. Typeguard 4 cannot read jaxtyping's shapes; beartype can.
-CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-install_import_hook("lvlm_interp", CHECKER)
+# Before the first import of the package. Users do not pay for it.
+typed.install()
 
 import torch
 

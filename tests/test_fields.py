@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from jaxtyping import Float, jaxtyped
 
 from lvlm_interp.fields import equal, fits
 from tests.kinds import kinds, one_of_each
@@ -144,3 +145,12 @@ def test_a_file_whose_values_do_not_fit_is_refused(complaints, number):
 )
 def test_fits(value, hint, is_so):
     assert fits(value, hint) is is_so
+
+
+def test_axes_of_a_callers_function_are_none_of_ours():
+    @jaxtyped(typechecker=None)
+    def of_a_user(value: Float[torch.Tensor, "row width"]) -> bool:
+        assert isinstance(value, Float[torch.Tensor, "row width"])
+        return fits(value[:1], Float[torch.Tensor, "row width"], strict=False)
+
+    assert of_a_user(torch.ones(3, 2))
