@@ -34,6 +34,7 @@ from lvlm_interp.model.parts import (
 )
 from lvlm_interp.model.readout import Behind, Mixing, Readout
 from lvlm_interp.model.sites import Site, find_sites, missing_sites
+from lvlm_interp.model.walking import looked_up
 from lvlm_interp.model.weights import sizes_of
 
 # What is found among the modules of a model, and kept.
@@ -165,7 +166,7 @@ class Anatomy:
 
     def _notice_modules(self) -> None:
         """Forget what was found where the modules are others than they were: an adapter was put in, a part replaced."""
-        modules, known = _all_modules(self.model), vars(self).get("_modules")
+        modules, known = looked_up(_all_modules, self.model), vars(self).get("_modules")
         if known is not None and (len(known) != len(modules) or any(map(operator.is_not, known, modules))):
             for name in FOUND:
                 vars(self).pop(name, None)

@@ -130,11 +130,13 @@ def recording(
     pieces: dict[str, list[Tensor]] = defaultdict(list)
 
     def visit(site: Site) -> Visit:
+        name, edit, mine = site.name, edits.get(site), pieces[site.name]
+
         def record(value: Tensor) -> Tensor:
-            value = passed(site.name, edits[site], value) if site in edits else value
-            piece, value = choice.taken(site.name, value)
-            pieces[site.name].append(piece)
-            versions[site.name] += piece._version
+            value = value if edit is None else passed(name, edit, value)
+            piece, value = choice.taken(name, value)
+            mine.append(piece)
+            versions[name] += piece._version
             return value
 
         return record
@@ -150,7 +152,7 @@ def recording(
         )
     if choice.reduce and (split := [name for name, some in pieces.items() if len(some) > 1]):
         raise SiteError(f"{split} are computed window by window and cannot be reduced; capture them whole")
-    found.update({name: _joined(name, some) for name, some in pieces.items()})
+    found.update({name: _joined(name, some) for name, some in pieces.items() if some})
 
 
 def _joined(name: str, pieces: list[Tensor]) -> Tensor:

@@ -66,6 +66,8 @@ class Choice:
         differentiated with respect to it, also where no weight requires a gradient. A reduction or conversion comes
         after that: it can be differentiated, but the logits do not depend on it.
         """
+        if self._whole:
+            return _owned(value.detach() if value.requires_grad else value), value
         axes = self._axes(name, value)
         if not self.grad:
             return _owned(self._finished(name, _selected(value.detach(), axes))), value
@@ -73,6 +75,12 @@ class Choice:
         part = _selected(value, axes)
         part.retain_grad()
         return self._finished(name, part), _put_back(value, axes, part)
+
+    @property
+    def _whole(self) -> bool:
+        """Whether all is kept, as it is."""
+        chosen = (self.positions, self.heads, self.reduce, self.dtype, self.device)
+        return not self.grad and all(one is None for one in chosen)
 
     def _axes(self, name: str, value: Tensor) -> list[tuple[int, Tensor]]:
         positions, heads = _AXES.get(name.rpartition(".")[2], (-2, 0))

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lvlm_interp.model.walking import looked_up
+
 WRAPPED = "_orig_mod"  # where `torch.compile(module)` keeps the module
 
 
@@ -32,6 +34,10 @@ def as_written(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 @contextlib.contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
     """Within the `with`, a model whose parts were compiled computes without the compiler."""
-    compiled = any(is_compiled(module) for module in model.modules())
+    compiled = looked_up(_holds_compiled, model)
     with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
         yield
+
+
+def _holds_compiled(model: nn.Module) -> bool:
+    return any(is_compiled(module) for module in model.modules())

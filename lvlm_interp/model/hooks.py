@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -63,9 +64,10 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
             elif site.read in ("added", "sum"):
                 sums[site.module][site.read].append(_apart(site, noted))
             else:
-                stack.enter_context(_hooked(site, noted))
+                stack.callback(_hooked(site, noted).remove)
         for module, seen in sums.items():
-            stack.enter_context(_followed(module, seen))
+            for handle in _followed(module, seen):
+                stack.callback(handle.remove)
         for norm, parts in norms.items():
             stack.enter_context(_normed(norm, parts))
         chained = {module: {part: in_turn(some) for part, some in tap.items()} for module, tap in taps.items()}
@@ -95,6 +97,8 @@ def passed(name: str, visit: Visit, value: Tensor) -> Tensor:
     except Exception as error:
         error.add_note(f"(raised in an edit, or a record, of {name!r})")
         raise
+    if seen is value:  # records give back what they saw
+        return seen
     if (found := _kind(seen)) != (expected := _kind(value)):
         raise SiteError(f"an edit of {name!r} returns the value to go on with, {expected}; it gave {found}")
     return seen
@@ -158,25 +162,17 @@ def _line_of(module: nn.Module) -> OrderedDict[int, Callable[..., Any]]:
     return cast("OrderedDict[int, Callable[..., Any]]", module._forward_hooks)
 
 
-@contextlib.contextmanager
-def _placed(module: nn.Module, hook: Callable[..., Any], last: bool) -> Iterator[None]:
-    """Within the `with`, a forward hook is its module's last, or else its first, whatever is put on meanwhile."""
+def _placed(module: nn.Module, hook: Callable[..., Any], last: bool) -> tuple[RemovableHandle, RemovableHandle]:
+    """A forward hook that stays its module's last, or else its first, whatever is put on later; and what sees to it."""
     handle = module.register_forward_hook(hook, with_kwargs=True)
-    before = module.register_forward_pre_hook(lambda *_: _line_of(module).move_to_end(handle.id, last))
-    try:
-        yield
-    finally:
-        handle.remove()
-        before.remove()
+    return handle, module.register_forward_pre_hook(lambda *_: _line_of(module).move_to_end(handle.id, last))
 
 
-@contextlib.contextmanager
-def _followed(module: nn.Module, visits: Visits) -> Iterator[None]:
+def _followed(module: nn.Module, visits: Visits) -> tuple[RemovableHandle, RemovableHandle]:
     def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         return _with_output(output, lambda value: follow(value, visits))
 
-    with _placed(module, after, last=True):  # others get plain tensors, and what they add is no addition to the stream
-        yield
+    return _placed(module, after, last=True)  # others get plain tensors: what they add is no addition to the stream
 
 
 @contextlib.contextmanager
@@ -192,15 +188,16 @@ def _normed(norm: nn.Module, parts: Parts) -> Iterator[None]:
         return renormed(norm, standing, read, output)
 
     standing.append(parts)
+    handles = () if len(standing) > 1 else _placed(norm, after, last=False)
     try:
-        with contextlib.nullcontext() if len(standing) > 1 else _placed(norm, after, last=False):
-            yield
+        yield
     finally:
         standing.pop()
+        for handle in handles:
+            handle.remove()
 
 
-@contextlib.contextmanager
-def _hooked(site: Site, visit: Visit) -> Iterator[None]:
+def _hooked(site: Site, visit: Visit) -> RemovableHandle:
     visit = _apart(site, visit)
 
     def split(value: Tensor) -> Tensor:
@@ -218,14 +215,10 @@ def _hooked(site: Site, visit: Visit) -> Iterator[None]:
         return output if kwargs.get(TOKENS) is not None else _with_output(output, split)
 
     if site.read == "input":
-        handle = site.module.register_forward_pre_hook(before, with_kwargs=True)
-    else:
-        handle = site.module.register_forward_hook(after, with_kwargs=True)
-        _ahead_of_keeping(site.module)
-    try:
-        yield
-    finally:
-        handle.remove()
+        return site.module.register_forward_pre_hook(before, with_kwargs=True)
+    handle = site.module.register_forward_hook(after, with_kwargs=True)
+    _ahead_of_keeping(site.module)
+    return handle
 
 
 def _ahead_of_keeping(module: nn.Module) -> None:

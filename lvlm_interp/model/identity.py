@@ -20,6 +20,7 @@ from xxhash import xxh3_128
 
 from lvlm_interp.model.compiled import as_written
 from lvlm_interp.model.settings import held_by, settings_of
+from lvlm_interp.model.walking import looked_up, named_modules
 from lvlm_interp.model.weights import fetched
 
 # Rotary frequencies that follow the length of what is read; what they start from stands beside them.
@@ -74,9 +75,10 @@ class Known:
     @staticmethod
     def changes(model: PreTrainedModel) -> list[Any]:
         """Settings, where tensors are, and how often torch counted a change: quicker still."""
-        modules = [*model.modules()]
-        held = (part for module in modules for _, tensor in _own(module) for part in parts_of(tensor))
-        counted = [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in held]
+        modules = [module for _, module in looked_up(named_modules, model)]
+        held = [tensor for module in modules for _, tensor in _own(module)]
+        plain = [part for one in held for part in ((one,) if _is_ordinary(one) else parts_of(one))]
+        counted = [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in plain]
         return [counted, *map(held_by, modules)]
 
     def _content(self, tensor: Tensor, before: dict[int, tuple[Any, bytes, bytes]]) -> bytes:
@@ -99,20 +101,33 @@ def pages_of(tensor: Tensor) -> bytes:
     return flat[: len(flat) // PAGE * PAGE].view(-1, PAGE)[:, :8].contiguous().numpy().tobytes()
 
 
-def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
     """A module's own weights and buffers, those that are not saved among them."""
     # A module's `getattr` is slow, above all for what is not there, and this is done for each result.
-    follows = vars(module).get("rope_type") in FOLLOWING and hasattr(module, ORIGINAL)
-    grows = hasattr(type(module), "make_weights")  # sinusoids, made longer when they are needed
-    for name, tensor in (*module._parameters.items(), *(() if grows else module._buffers.items())):
-        lengthened = follows and name == LENGTHENED
-        if tensor is not None:
-            yield name, fetched(module, ORIGINAL if lengthened else name) if lengthened or tensor.is_meta else tensor
+    held = vars(module)
+    follows = held.get("rope_type") in FOLLOWING and hasattr(module, ORIGINAL)
+    buffers = {} if _grows(type(module)) else held["_buffers"]  # type: ignore[arg-type]
+    own = [(name, tensor) for name, tensor in (held["_parameters"] | buffers).items() if tensor is not None]
+    if not follows and not any(tensor.is_meta for _, tensor in own):
+        return own
+    there = [(name, ORIGINAL if follows and name == LENGTHENED else name, tensor) for name, tensor in own]
+    return [(n, fetched(module, at) if at != n or tensor.is_meta else tensor) for n, at, tensor in there]
+
+
+@functools.lru_cache(maxsize=4096)
+def _grows(kind: Any) -> bool:
+    """Whether its buffer is made longer when that is needed: sinusoids."""
+    return hasattr(kind, "make_weights")
+
+
+def _is_ordinary(value: Any) -> bool:
+    """Whether it is a tensor and no more, as most are."""
+    return type(value) in ORDINARY and value.__dict__.keys() <= MARKS
 
 
 def parts_of(value: Any) -> Iterator[Tensor]:
     """The plain tensors that a tensor is made of: a quantised one has scales, a sharded one a shard."""
-    if type(value) in ORDINARY and value.__dict__.keys() <= MARKS:  # most: nothing more need be asked
+    if _is_ordinary(value):
         yield value
     elif isinstance(value, (list, tuple)):
         for one in value:

@@ -60,8 +60,9 @@ def settings_of(module: nn.Module) -> str:
 
 def held_by(module: nn.Module) -> list[Any]:
     """The same to be compared with what it was before, and not to be told to anybody: three times as quick."""
-    held = map(vars(module).__getitem__, _telling(tuple(vars(module))))
-    plain = [v if type(v) in UNCHANGING else str(v) for v in held if type(v) in UNCHANGING or _is_plain(v)]
+    held = vars(module)
+    values = [(type(value), value) for value in map(held.__getitem__, _telling(tuple(held)))]
+    plain = [v if t in UNCHANGING else str(v) for t, v in values if t in UNCHANGING or (_may_be(t) and _is_plain(v))]  # type: ignore[arg-type]
     return [type(module), plain, _stated(module.config) if isinstance(module, PreTrainedModel) else None]
 
 
@@ -73,6 +74,12 @@ def _telling(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _is_setting(name: str, value: Any) -> bool:
     return _is_plain(value) or (callable(value) and ACTIVATION.fullmatch(name) is not None)
+
+
+@functools.lru_cache(maxsize=4096)
+def _may_be(kind: Any) -> bool:
+    """Whether values of a type may be plain: asked of the type once, as the question is a slow one."""
+    return issubclass(kind, (int, float, str, list, tuple, Mapping))
 
 
 def _is_plain(value: Any) -> bool:

@@ -57,7 +57,10 @@ def _is_met(args: tuple[Any, ...]) -> bool:
     """Whether an addition is to the stream: a tensor of the same shape that does not come of the value itself."""
     if len(args) != 2 or not all(isinstance(one, Tensor) for one in args):
         return False
-    return args[0].shape == args[1].shape and sum(isinstance(one, Followed) for one in args) == 1
+    if sum(isinstance(one, Followed) for one in args) != 1:
+        return False
+    with torch._C.DisableTorchFunctionSubclass():
+        return args[0].shape == args[1].shape
 
 
 def _added(func: Any, args: tuple[Any, ...], visits: Visits) -> Tensor:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lvlm_interp.errors import ModelError
+from lvlm_interp.model.walking import looked_up, named_modules
 
 CHANCE = re.compile("drop|jitter|stochastic", re.IGNORECASE)  # names of rates, and of the modules that have one
 
@@ -20,7 +21,7 @@ def need_evaluation(model: nn.Module) -> None:
     """
     if model.training:
         raise ModelError("the model is in training mode, where dropout changes every number: call model.eval()")
-    for name, module in model.named_modules():
+    for name, module in looked_up(named_modules, model):
         if module.training and _differs(module):
             raise ModelError(
                 f"{name!r} ({type(module).__name__}) is in training mode, where it computes other numbers: call "

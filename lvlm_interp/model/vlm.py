@@ -30,6 +30,7 @@ from lvlm_interp.model.preparing import Preparing
 from lvlm_interp.model.quantised import need_gradients
 from lvlm_interp.model.sites import Site, match
 from lvlm_interp.model.training import need_evaluation
+from lvlm_interp.model.walking import looked_up, named_modules, walking_once
 from lvlm_interp.results import Provenance
 
 # What is said where image tokens do not match the features; the last by torch, where transformers does not look.
@@ -83,7 +84,7 @@ class HookedVLM(Preparing):
     def active_edits(self) -> tuple[str, ...]:
         """What changes passes now: edited sites, modules with hooks or forwards of others, `torch.autocast`."""
         edited = (site.name for site, _ in self.held.edited)
-        hooks = (f"hook: {name}" for name in hooks_of_others(self.model.named_modules()))
+        hooks = (f"hook: {name}" for name in hooks_of_others(looked_up(named_modules, self.model)))
         kind = self.device.type
         cast = [f"autocast: {torch.get_autocast_dtype(kind)}"] if torch.is_autocast_enabled(kind) else []
         return (*dict.fromkeys(edited), *hooks, *cast)
@@ -166,7 +167,7 @@ class HookedVLM(Preparing):
         try:
             within = passing(self.model, self.model, self.decoder)
             with within, uncompiled(self.model), rescaling(self._recounted(model_inputs)):
-                forget(following(self.decoder))
+                forget(looked_up(following, self.decoder))
                 return self.model(**model_inputs, use_cache=False).logits
         except (ValueError, RuntimeError) as error:
             said = UNMATCHED[ValueError if isinstance(error, ValueError) else RuntimeError]
@@ -221,6 +222,7 @@ class HookedVLM(Preparing):
             found.update(dict.fromkeys(changed, edit))
         return found
 
+    @walking_once
     def capture(
         self,
         x: Inputs | Batch,
