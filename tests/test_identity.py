@@ -183,7 +183,7 @@ def test_what_was_read_before_a_setting_changed_is_of_another_model(model, chang
     change(model)
     with pytest.raises(InputError, match="before its weights or settings"):
         li.score(vlm, x, x.everything[None], decoder_inputs=kept)
-    with pytest.raises(ModelError, match="changed after this capture"):
+    with pytest.raises(ModelError, match="changed since this capture began"):
         capture.provenance  # noqa: B018
 
 

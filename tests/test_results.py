@@ -293,7 +293,7 @@ def test_a_capture_is_saved_with_what_it_is_of(tmp_path):
     assert told.parameters["positions"] == [3, 5] and told.weights == vlm.fingerprint
     later = vlm.capture(x, "blocks.0.*")
     vlm.model.get_input_embeddings().weight.data = vlm.model.get_input_embeddings().weight.data * 2
-    with pytest.raises(ModelError, match="changed after this capture"):
+    with pytest.raises(ModelError, match="changed since this capture began"):
         later.save(tmp_path / "d.safetensors")
 
 

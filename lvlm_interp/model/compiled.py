@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lvlm_interp.model.walking import looked_up
+from lvlm_interp.model.walking import looked_up, named_modules
 
 WRAPPED = "_orig_mod"  # where `torch.compile(module)` keeps the module
 
@@ -40,4 +40,4 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
 
 
 def _holds_compiled(model: nn.Module) -> bool:
-    return any(is_compiled(module) for module in model.modules())
+    return any(is_compiled(module) for _, module in looked_up(named_modules, model))

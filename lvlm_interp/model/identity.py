@@ -105,9 +105,10 @@ def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
     """A module's own weights and buffers, those that are not saved among them."""
     # A module's `getattr` is slow, above all for what is not there, and this is done for each result.
     held = vars(module)
+    own = [(name, tensor) for name, tensor in held["_parameters"].items() if tensor is not None]
+    if held["_buffers"] and not _grows(type(module)):  # type: ignore[arg-type]
+        own += [(name, tensor) for name, tensor in held["_buffers"].items() if tensor is not None]
     follows = held.get("rope_type") in FOLLOWING and hasattr(module, ORIGINAL)
-    buffers = {} if _grows(type(module)) else held["_buffers"]  # type: ignore[arg-type]
-    own = [(name, tensor) for name, tensor in (held["_parameters"] | buffers).items() if tensor is not None]
     if not follows and not any(tensor.is_meta for _, tensor in own):
         return own
     there = [(name, ORIGINAL if follows and name == LENGTHENED else name, tensor) for name, tensor in own]

@@ -23,14 +23,13 @@ NOW, ORIGINAL = "inv_freq", "original_inv_freq"
 
 def following(decoder: nn.Module) -> list[nn.Module]:
     """The rotary embeddings that follow the length of what is read."""
-    return [
-        module for module in decoder.modules() if any(kind in told for told in _types(module) for kind in FOLLOWING)
-    ]
+    rotaries = (module for module in decoder.modules() if "rope_type" in vars(module))
+    return [module for module in rotaries if any(kind in told for told in _types(module) for kind in FOLLOWING)]
 
 
 def _types(module: nn.Module) -> list[str]:
     """The type of a rotary embedding, or those of its kinds of layers."""
-    told = vars(module).get("rope_type", "")  # a module's `getattr` is slow for what is not there
+    told = module.rope_type
     return [str(one) for one in told.values()] if isinstance(told, Mapping) else [str(told)]
 
 

@@ -27,7 +27,7 @@ class Followed(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        first = next(_followed((*args, *(kwargs or {}).values())), None)
+        first = next(_followed(args if not kwargs else (*args, *kwargs.values())), None)
         if first is not None and func in ADDITIONS and not kwargs and _is_met(args):
             return _added(func, args, first.visits)
         result = super().__torch_function__(func, types, args, kwargs or {})
@@ -39,8 +39,11 @@ class Followed(Tensor):
 
 def follow(value: Tensor, visits: Visits) -> Tensor:
     """The same value, which is shown to its visits where it is added to the stream; to those it has already, first."""
-    before: Visits = value.visits if isinstance(value, Followed) else {}
     followed = value.as_subclass(Followed)
+    if not isinstance(value, Followed):
+        followed.visits = visits
+        return followed
+    before = value.visits
     followed.visits = {seen: [*before.get(seen, ()), *visits.get(seen, ())] for seen in (*before, *visits)}
     return followed
 

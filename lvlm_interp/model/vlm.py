@@ -282,12 +282,12 @@ class HookedVLM(Preparing):
             torch.set_grad_enabled(grad),
             recording(self.model, chosen, choice, changes) as found,
         ):
-            logits = choice.of_logits(self.call(x.model_inputs))
             origin = self._origin(x, choice, [site.name for site in chosen])
+            logits = choice.of_logits(self.call(x.model_inputs))
         return Capture({**found, "logits": logits}, choice, origin)
 
     def _origin(self, x: Inputs | Batch, choice: Choice, sites: list[str]) -> Callable[[], Provenance]:
-        """Where a capture comes from, looked up when it is asked for."""
+        """Where a capture comes from, looked up when it is asked for: of the model as it was before the pass."""
         kept: dict[str, Any] = {
             k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(choice).items() if v is not None
         }
@@ -296,7 +296,7 @@ class HookedVLM(Preparing):
         def provenance() -> Provenance:
             if self.held.known.changes(self.model) != before:
                 raise ModelError(
-                    "the model was changed after this capture, and what it was then is not known: ask for a capture's "
+                    "the model was changed since this capture began, and what it was then is not known: ask for a capture's "
                     "provenance, or save it, before"
                 )
             return dataclasses.replace(self.provenance("capture", x, sites=sites, **kept), edits=edited)
