@@ -296,8 +296,8 @@ class HookedVLM(Preparing):
         def provenance() -> Provenance:
             if self.held.known.changes(self.model) != before:
                 raise ModelError(
-                    "the model was changed since this capture began, and what it was then is not known: ask for a capture's "
-                    "provenance, or save it, before"
+                    "the model was changed since this capture began, and what it was then is not known: ask for a "
+                    "capture's provenance, or save it, before"
                 )
             return dataclasses.replace(self.provenance("capture", x, sites=sites, **kept), edits=edited)
 
