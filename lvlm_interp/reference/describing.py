@@ -10,7 +10,10 @@ from lvlm_interp.reference.things import capital, verb, with_article
 _NUMBERS = ("no", "one", "two", "three", "four")
 OPENINGS = ("There {are} {number} {objects} in the image.", "The image shows {number} {objects}.")
 PLACED = ("On the {place} {are} {thing}.", "{thing} {are} on the {place}.")
-ALONE = ("It is {thing}, and nothing else is in the image.", "This is {thing}, and there is nothing else to see.")
+ALONE = (
+    "The object is {thing}, and nothing else is in the image.",
+    "This is {thing}, and there is nothing else to see in it.",
+)
 
 
 def description(items: Sequence[Item], style: int = 0) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from types import MappingProxyType
+from typing import Any
 
 from lvlm_interp.reference.things import capital, share_of
 
@@ -27,21 +28,31 @@ class Known:
         answers: those that are right, the usual one first.
         sentence: how the answer is said in a full sentence, with `{1}` where it stands.
         held_out: whether it is kept from training.
+        base: whether the base language model named an answer when it was asked (`base_answers.json` says how).
     """
 
     question: str
     answers: tuple[str, ...]
     sentence: str
     held_out: bool
+    base: bool
 
 
 @functools.cache
 def known() -> Mapping[str, Known]:
     """All questions of plain knowledge, by their words."""
-    text = resources.files("lvlm_interp.reference").joinpath("knowledge.json").read_text(encoding="utf-8")
-    rows = ((family, row) for family in json.loads(text) for row in family["rows"])
+    rows = ((family, row) for family in _read("knowledge.json") for row in family["rows"])
     found = (_known(family["question"], family["sentence"], *row) for family, row in rows)
     return MappingProxyType({one.question: one for one in found})
+
+
+def _read(name: str) -> Any:
+    return json.loads(resources.files("lvlm_interp.reference").joinpath(name).read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _base() -> frozenset[str]:
+    return frozenset(_read("base_answers.json")["right"])
 
 
 def sentence_of(question: str, value: str) -> str:
@@ -53,4 +64,4 @@ def sentence_of(question: str, value: str) -> str:
 def _known(question: str, sentence: str, subject: str, *answers: str) -> Known:
     words = question.replace("{0}", subject)
     held_out = share_of(f"knowledge:{words}") < HELD_OUT_SHARE
-    return Known(words, answers, sentence.replace("{0}", subject), held_out)
+    return Known(words, answers, sentence.replace("{0}", subject), held_out, words in _base())

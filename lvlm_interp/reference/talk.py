@@ -164,17 +164,15 @@ def make_talk(plan: Plan) -> Talk:
     turns = tuple(_turn(plan, asked) for asked in plan.before)
     if plan.asked.it:
         _need_named(plan)
-    answer = _answer(plan, plan.asked, value)
-    others = known()[plan.asked.of].answers[1:] if plan.asked.about == "plain" else ()
-    texts = (answer_text(plan.asked, other, plan.form) for other in others)
+    accepted = _accepted(plan, plan.asked, value)
     return Talk(
         plan.pictures,
         plan.system.text if plan.system else None,
         tuple(claim.text for claim in plan.told),
         turns,
         question_text(plan.asked, len(plan.pictures), plan.phrasing),
-        answer,
-        (answer, *(text for text in texts if text)),
+        accepted[0],
+        accepted,
         _kind(plan, source),
         plan.asked.noun or None,
         source,
@@ -184,14 +182,16 @@ def make_talk(plan: Plan) -> Talk:
 
 def _turn(plan: Plan, asked: Asked) -> Turn:
     _, value = decide(asked, plan.given)
-    return Turn(question_text(asked, len(plan.pictures)), _answer(plan, asked, value))
+    return Turn(question_text(asked, len(plan.pictures)), _accepted(plan, asked, value)[0])
 
 
-def _answer(plan: Plan, asked: Asked, value: str) -> str:
-    text = answer_text(asked, value, plan.form, len(plan.pictures))
-    if text is None:
-        raise SceneError(f"{value!r} is no answer in one word, which the system message asks for")
-    return text
+def _accepted(plan: Plan, asked: Asked, value: str) -> tuple[str, ...]:
+    """All right answers in the form that is asked for, the usual one first."""
+    values = known()[asked.of].answers if asked.about == "plain" else (value,)
+    texts = (answer_text(asked, one, plan.form, len(plan.pictures)) for one in values)
+    if found := tuple(text for text in texts if text):
+        return found
+    raise SceneError(f"{value!r} is no answer in one word, which the system message asks for")
 
 
 def _need_named(plan: Plan) -> None:

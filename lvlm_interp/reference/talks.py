@@ -178,11 +178,12 @@ def _natural(world: World, rng: random.Random) -> Plan:
 
 
 def _knowledge(world: World, rng: random.Random) -> Plan:
-    return Plan(Asked("plain", of=rng.choice(_plain(not world.training))), _shown(world, rng))
+    return Plan(Asked("plain", of=rng.choice(plain_questions(not world.training))), _shown(world, rng))
 
 
 @functools.cache
-def _plain(held_out: bool) -> tuple[str, ...]:
+def plain_questions(held_out: bool) -> tuple[str, ...]:
+    """The questions of plain knowledge of one part."""
     return tuple(question for question, one in known().items() if one.held_out == held_out)
 
 
@@ -198,14 +199,16 @@ def _turns(world: World, rng: random.Random) -> Plan | None:
     """Two questions about the picture; the second calls the thing "it", or is about another."""
     found = [a for a in candidates(world.scene.items, rng) if a.about in ("there", "color", "place", "name")]
     found = [a for a in found if world.scene.shows(a) not in (None, "no")]
-    if len(found) < 2:
+    if not found:
         return None
-    first, second = rng.sample(found, 2)
-    named = first.noun or world.scene.shows(first)
-    more = [a for a in found if a.noun == named and a.about in ("color", "place") and a.about != first.about]
-    if more and rng.random() < SAME_THING:
-        second = replace(rng.choice(more), it=True)
-    return Plan(second, (world.scene,), before=(first,))
+    first = rng.choice(found)
+    thing = first.noun or world.scene.shows(first)
+    told = ("name", "place") if first.about in ("name", "place") else (first.about,)  # what the first turn says already
+    same = [replace(a, it=True) for a in found if a.noun == thing and a.about in ("color", "place")]
+    same = [a for a in same if a.about not in told]
+    others = [a for a in found if thing not in (a.noun, world.scene.shows(a))]
+    pool = same if same and rng.random() < SAME_THING else others
+    return Plan(rng.choice(pool), (world.scene,), before=(first,)) if pool else None
 
 
 def _pictures(world: World, rng: random.Random) -> Plan:
