@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lvlm_interp.errors import SceneError
+from lvlm_interp.given import explained
 from lvlm_interp.reference.knowledge import known
 from lvlm_interp.reference.scenes import Scene
 from lvlm_interp.reference.seeing import seen
@@ -60,6 +61,7 @@ class Given:
     system: tuple[Claim, ...] = ()
 
 
+@explained
 def says(source: Source, asked: Asked, given: Given) -> str | None:
     """The value that one source tells for a question; None where it tells none.
 
@@ -72,6 +74,7 @@ def says(source: Source, asked: Asked, given: Given) -> str | None:
     return values[0] if values else None
 
 
+@explained
 def decide(asked: Asked, given: Given) -> tuple[Source, str]:
     """The source that decides the answer, and the value that it tells.
 
