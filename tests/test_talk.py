@@ -335,6 +335,9 @@ def test_all_answers_that_are_right_are_accepted():
     assert talk.accepted == ("Four.", "4.") and talk.answer == "Four."
     talk = make_talk(Plan(talk.plan.asked, system=System("sentence")))
     assert talk.answer == "A dog has four legs."
+    talk = make_talk(Plan(Asked("plain", of="Which animal says moo?"), system=System("word")))
+    assert talk.answer == "Cow"  # "a cow" are two words
+    assert sum(one.base and one.held_out for one in known().values()) >= 60
 
 
 # --- cost and bad input ---------------------------------------------------------------------------
@@ -357,6 +360,7 @@ def test_little_is_drawn_for_a_scenes_talks(monkeypatch):
         (lambda: Claim("color", "banana<image>", "red"), "plain words"),
         (lambda: Claim("color", "banana", ""), "plain words"),
         (lambda: Claim("there", "banana", "yes"), "nothing is told about 'there'"),
+        (lambda: decide(Asked("color", "cat"), Given((banana(None),), (Claim("color", "cat", "red"),))), "no one name"),
         (lambda: make_talk(Plan(COLOR, (banana(None),) * 3)), "at most two pictures"),
         (lambda: make_talk(Plan(replace(COLOR, it=True), (banana(None),))), "a turn before names"),
         (

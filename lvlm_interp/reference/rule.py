@@ -79,12 +79,20 @@ def decide(asked: Asked, given: Given) -> tuple[Source, str]:
     """The source that decides the answer, and the value that it tells.
 
     Raises:
-        SceneError: no source tells one, or one tells two.
+        SceneError: no source tells one, one tells two, or a picture shows the thing in colours that have no one name.
     """
+    _need_named(asked, given)
     for source in SOURCES:
         if value := says(source, asked, given):
             return source, value
     raise SceneError(f"nothing tells the answer to {asked}: no picture, no statement, no knowledge")
+
+
+def _need_named(asked: Asked, given: Given) -> None:
+    """Raise where the picture shows a colour, and the world has no name for it: then no one's word counts."""
+    shown = given.pictures[asked.picture].items if asked.picture < len(given.pictures) else ()
+    if asked.about == "color" and any(i.shown == asked.noun and i.state == "drawn" and not i.color for i in shown):
+        raise SceneError(f"the picture shows the {asked.noun} as drawn, in colours that have no one name")
 
 
 def _told(claims: Sequence[Claim], asked: Asked) -> list[str]:
