@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lvlm_interp.errors import SceneError
-from lvlm_interp.reference import drawing, things
+from lvlm_interp.reference import drawing, rule, things
 from lvlm_interp.reference.knowledge import HELD_OUT_SHARE, known
 from lvlm_interp.reference.rule import SOURCES, Claim, Given, decide, says
 from lvlm_interp.reference.scenes import TRAINING_SEEDS, make_scene
@@ -109,6 +109,12 @@ def naive(talk):
 def test_every_talk_is_decided_as_a_reader_would(many):
     assert [talk.decides for talk in many] == [naive(talk) for talk in many]
     assert {talk.decides for talk in many} == set(SOURCES)
+
+
+def test_another_order_of_sources_would_be_found(monkeypatch):
+    monkeypatch.setattr(rule, "SOURCES", ("question", "context", "image", "system", "knowledge"))
+    other = [talk for seed in range(30) for talk in talks(seed)]
+    assert [talk.decides for talk in other] != [naive(talk) for talk in other]
 
 
 # --- talks ----------------------------------------------------------------------------------------

@@ -27,7 +27,9 @@ ALONE = 0.25
 TRUE_HINT = 0.3
 SECOND_FACT = 0.5
 SAME_THING = 0.6
-SYSTEMS: tuple[Form | Literal["self"] | None, ...] = (*(None,) * 6, "word", "sentence", "self")
+SYSTEMS: tuple[Form | Literal["self"] | None, ...] = (
+    *(None,) * 9, "short", "word", "sentence", "self", "self",
+)  # fmt: skip
 """What the system message is, each as likely as it stands here: none, one that asks for a form, or tells a name."""
 PEOPLE = ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Julia", "Kate", "Mark", "Nina", "Oscar",
           "Peter", "Sara", "Tom")  # fmt: skip
