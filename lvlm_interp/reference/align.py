@@ -22,7 +22,7 @@ def patch_targets(learner: Learner, scene: Scene) -> tuple[Tensor, Tensor]:
     target, weight = torch.zeros(GRID, GRID, TEXT_WIDTH), torch.full((GRID, GRID), 0.15)
     target += word("background")
     for item in scene.items:
-        shown = word(item.noun) + (0.7 * word(item.color) if item.color else 0)
+        shown = word(item.shown) + (0.7 * word(item.color) if item.color else 0)
         for row, column in _covered(item.box):
             target[row, column], weight[row, column] = shown, 1.0
     middle = (GRID - 1) / 2

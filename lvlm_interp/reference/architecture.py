@@ -18,6 +18,7 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 IMAGE_TOKEN = "<image>"
 RESERVED_TOKEN = "<empty_output>"  # of SmolLM2's vocabulary, used by no text; becomes the image token
 PROMPT = "<|im_start|>user\n{image}\n{question}<|im_end|>\n<|im_start|>assistant\n"
+START = "<|im_start|>"
 END = "<|im_end|>"
 
 

@@ -15,11 +15,12 @@ from lvlm_interp.errors import SceneError
 from lvlm_interp.given import checked, explaining
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.vlm import HookedVLM
-from lvlm_interp.reference.scenes import COLORS, RECOLORABLE, Scene, Style, make_scene, nouns, with_article
+from lvlm_interp.reference.scenes import Scene, Style, make_scene
+from lvlm_interp.reference.things import COLORS, RECOLORABLE, capital, listed, nouns, verb, with_article
 
 Level = Literal["presence", "object", "attribute", "relation"]
 LEVELS: tuple[Level, ...] = get_args(Level)
-NAMED = RECOLORABLE[:8]
+NAMED = ("apple", "ball", "balloon", "banana", "bell", "bird", "boat", "book")
 """The objects that `object` tells apart."""
 
 
@@ -75,15 +76,15 @@ def examples(level: str, count: int, seed: int = 0, style: Style | None = None) 
 def words(count: int, seed: int = 0, style: Style | None = None) -> Iterator[Example]:
     """Nouns in the middle of true answers, with the place of what they name: for probes from a word to (x, y).
 
-    The question is the same for all; the answer so far ends in the noun, which is the example's label. A scene of two
-    objects is read at one of them, drawn at random.
+    The question is the same for all; the answer so far ends in the noun, which is the example's label. Of several
+    objects one that is not covered is read, drawn at random.
     """
     for number in range(seed, seed + count):
         scene = make_scene(number, style)
-        place = random.Random(f"words:{number}").randrange(len(scene.items))
-        said = " and ".join(with_article(item.noun) for item in scene.items[: place + 1])
-        made = _example(scene, "What is in the image?", scene.items[place].noun, scene.items[place].noun)
-        yield replace(made, answer=said[0].upper() + said[1:])
+        item = random.Random(f"words:{number}").choice([item for item in scene.items if item.cover is None])
+        whole = listed([with_article(other.shown) for other in scene.items])
+        said = whole[: whole.index(with_article(item.noun)) + len(with_article(item.noun))]
+        yield replace(_example(scene, "What is in the image?", item.noun, item.noun), answer=capital(said))
 
 
 def _presence(seed: int, style: Style | None) -> Example:
@@ -107,7 +108,7 @@ def _attribute(seed: int, style: Style | None) -> Example:
     rng = random.Random(f"attribute:{seed}")
     noun, color = rng.choice(RECOLORABLE), rng.choice(COLORS)
     scene = make_scene(seed, style, [noun], [color])
-    return _example(scene, f"What color {_verb(noun)} the {noun}?", color, noun)
+    return _example(scene, f"What color {verb(noun)} the {noun}?", color, noun)
 
 
 def _relation(seed: int, style: Style | None) -> Example:
@@ -116,7 +117,7 @@ def _relation(seed: int, style: Style | None) -> Example:
     item = rng.choice(scene.items)
     assert item.place is not None  # two objects always have places
     label = {"top": "above", "bottom": "below"}.get(item.place, item.place)
-    return _example(scene, f"Where {_verb(item.noun)} the {item.noun}?", label, item.noun)
+    return _example(scene, f"Where {verb(item.noun)} the {item.noun}?", label, item.noun)
 
 
 _MAKERS: dict[str, Callable[[int, Style | None], Example]] = {
@@ -125,10 +126,6 @@ _MAKERS: dict[str, Callable[[int, Style | None], Example]] = {
     "attribute": _attribute,
     "relation": _relation,
 }
-
-
-def _verb(noun: str) -> str:
-    return "are" if with_article(noun) == noun else "is"
 
 
 def _example(scene: Scene, question: str, label: str, asked: str) -> Example:

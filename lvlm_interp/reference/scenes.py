@@ -1,95 +1,95 @@
-"""Scenes whose truth is known to the pixel: one or two objects on a plain ground, and questions about them.
+"""Scenes whose truth is known to the pixel: one to four objects on a plain ground, and questions about them.
 
-A scene is a pure function of its seed. The reference model was trained on seeds from
-`TRAINING_SEEDS` only, so every smaller seed is held out.
+A scene is a pure function of its seed. The reference model was trained on seeds from `TRAINING_SEEDS` only, so every
+smaller seed is held out; and no training scene shows a pair of `things.is_held_out`.
 """
 
 from __future__ import annotations
 
-import colorsys
-import functools
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
-from importlib.resources.abc import Traversable
 from typing import Literal
 
-import numpy as np
 from PIL import Image
 
 from lvlm_interp.errors import SceneError
 from lvlm_interp.given import checked, explaining
+from lvlm_interp.reference import drawing
+from lvlm_interp.reference.drawing import (
+    COVERS,
+    GROUNDS,
+    HELD_OUT_STYLE,
+    SIZE,
+    TRAINED_STYLES,
+    Cover,
+    Layout,
+    Spot,
+    State,
+    Style,
+    draw_layout,
+)
+from lvlm_interp.reference.items import Item
+from lvlm_interp.reference.seeing import candidates, seen
+from lvlm_interp.reference.things import (
+    COLORED,
+    COLORS,
+    DRAWN_COLORS,
+    HUES,
+    NATURAL_COLORS,
+    RECOLORABLE,
+    company_of,
+    is_held_out,
+    nouns,
+    with_article,
+)
+from lvlm_interp.reference.wording import OPPOSITE, RELATION, About, Asked, answer_text, question_text
 
-Style = Literal["google", "twitter", "fluent"]
+__all__ = [
+    "COLORS",
+    "GROUNDS",
+    "HELD_OUT_STYLE",
+    "HUES",
+    "NATURAL_COLORS",
+    "OPPOSITE",
+    "RECOLORABLE",
+    "RELATION",
+    "SIZE",
+    "TRAINED_STYLES",
+    "TRAINING_SEEDS",
+    "Item",
+    "Question",
+    "Scene",
+    "Style",
+    "make_scene",
+    "make_scenes",
+    "nouns",
+    "with_article",
+]
+
 QuestionKind = Literal["yes/no", "color", "place", "name", "objects"]
-
-SIZE = 112
-"""Side of a scene in pixels: 8 × 8 patches of 14 pixels for the reference model."""
-TRAINED_STYLES: tuple[Style, ...] = ("google", "twitter")
-HELD_OUT_STYLE: Style = "fluent"
-TRAINING_SEEDS = range(1_000_000, 1_000_000_000)
-HUES = {"red": 0.0, "orange": 0.08, "yellow": 0.15, "green": 0.33, "blue": 0.6, "purple": 0.78, "pink": 0.9}
-COLORS = tuple(HUES)
-GROUNDS = (
-    (255, 255, 255),
-    (235, 240, 245),
-    (245, 238, 225),
-    (225, 240, 225),
-    (230, 230, 230),
-    (250, 235, 240),
-    (40, 44, 52),
-)
-RECOLORABLE = tuple(
-    "apple ball balloon banana bell bird boat book bucket bus butterfly car carrot chair crab cupcake door dress duck "
-    "envelope fish frog handbag hat key lemon lock pear peach potato rose shirt shoe strawberry tomato tulip turtle "
-    "umbrella".split()
-)
-NATURAL_COLORS = {
-    "apple": "red",
-    "banana": "yellow",
-    "broccoli": "green",
-    "cactus": "green",
-    "car": "red",
-    "carrot": "orange",
-    "cheese": "yellow",
-    "cherries": "red",
-    "crab": "red",
-    "crocodile": "green",
-    "cucumber": "green",
-    "dolphin": "blue",
-    "dress": "blue",
-    "fish": "blue",
-    "flamingo": "pink",
-    "frog": "green",
-    "grapes": "purple",
-    "jeans": "blue",
-    "lemon": "yellow",
-    "lobster": "red",
-    "pear": "green",
-    "pig": "pink",
-    "rose": "red",
-    "strawberry": "red",
-    "tomato": "red",
-    "tree": "green",
-    "umbrella": "purple",
+KIND_OF: dict[About, QuestionKind] = {
+    "there": "yes/no",
+    "relation": "yes/no",
+    "color": "color",
+    "place": "place",
+    "name": "name",
+    "objects": "objects",
 }
-"""Nouns that every style draws in one evident colour: here the picture agrees with what a language model knows."""
 
-OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
-RELATION = {"left": "to the left of", "right": "to the right of", "top": "above", "bottom": "below"}
-
-
-@dataclass(frozen=True)
-class Item:
-    """One object of a scene; `box` is (left, top, right, bottom) of its drawn pixels."""
-
-    noun: str
-    color: str | None
-    recolored: bool
-    place: str | None
-    box: tuple[int, int, int, int]
+TRAINING_SEEDS = range(1_000_000, 1_000_000_000)
+COUNTS = (1, 2, 2, 3, 4)
+"""How many things a scene shows; each as likely as it stands here."""
+COLORED_FIRST = 0.5
+"""Chance that a thing is drawn among those that a colour is asked of; else among all."""
+TOGETHER = 0.5
+"""Chance that a thing is drawn from the company of the first."""
+COVERED, GREY, NATURAL, PAINTED = 0.1, 1 / 6, 0.7, 0.7
+"""Chances of how a thing stands: covered (at most one of a scene, never a thing alone); of those of a colour, grey; of
+those that are left, with its natural colour where it has one, painted where it has none."""
+GIVEN = (*COLORS, "grey", "covered")
+"""What `make_scene(colors=…)` takes, beside None."""
+_STATES: dict[str | None, State] = {None: "drawn", "grey": "grey", "covered": "covered"}
 
 
 @dataclass(frozen=True)
@@ -105,32 +105,44 @@ class Question:
 @explaining
 @dataclass(frozen=True)
 class Scene:
-    """A picture with its truth. `image` is RGB, `items` run left to right or top to bottom."""
+    """A picture with its truth. `image` is RGB, `items` run left to right or top to bottom, as one reads."""
 
     seed: int
     style: Style
     items: tuple[Item, ...]
     image: Image.Image = field(repr=False, compare=False)
+    layout: Layout = field(repr=False, compare=False)
 
     def item(self, noun: str) -> Item:
         """The item with this noun; `SceneError` if the scene has none."""
         for item in self.items:
             if item.noun == noun:
                 return item
-        raise SceneError(f"no {noun!r} in this scene; it shows {[i.noun for i in self.items]}")
+        raise SceneError(f"no {noun!r} in this scene; it shows {[i.shown for i in self.items]}")
+
+    def shows(self, asked: Asked) -> str | None:
+        """The value that the picture shows for a question, such as `purple`; None where it does not tell."""
+        return seen([self.items], asked)
 
     def questions(self) -> tuple[Question, ...]:
-        """Every question that the scene answers, in an order drawn from its seed."""
+        """Every question that the picture answers, in an order drawn from its seed."""
         rng = random.Random(f"questions:{self.seed}")
-        found = [*_presence(self, rng), *_colors(self), *_places(self, rng)]
+        found = [_question(asked, value) for asked in candidates(self.items, rng) if (value := self.shows(asked))]
         rng.shuffle(found)
         return tuple(found)
 
+    def redrawn(self, objects: Sequence[str] | None = None, colors: Sequence[str | None] | None = None) -> Scene:
+        """The same picture with other things at the same spots, or with the same in other colours.
 
-@functools.cache
-def nouns() -> tuple[str, ...]:
-    """The nouns that every style can draw, in alphabetical order."""
-    return tuple(json.loads(_sprite_file("nouns.json").read_text(encoding="utf-8")))
+        Raises:
+            SceneError: as `make_scene`; or another number of objects.
+        """
+        named = list(objects) if objects is not None else [item.noun for item in self.items]
+        paints = list(colors) if colors is not None else [item.paint for item in self.items]
+        if len(named) != len(self.items):
+            raise SceneError(f"{len(self.items)} objects stand in this scene; got {len(named)}")
+        _need_drawable(named, paints)
+        return _drawn(self.seed, self.layout, list(zip(named, paints, strict=True)))
 
 
 @checked
@@ -145,23 +157,25 @@ def make_scene(
     Args:
         seed: decides everything that is not given.
         style: drawing style; one of the trained styles by default.
-        objects: one or two nouns to show, instead of drawn ones.
-        colors: a colour (or None: as drawn) for each of `objects`; drawn from the seed by default.
+        objects: one to four nouns to show, instead of drawn ones.
+        colors: for each of `objects` a colour, "grey", "covered", or None: as drawn. By default a colour is drawn from
+            the seed, and what is named is seen: none is grey or covered.
 
     Raises:
-        SceneError: a noun, colour or style that is not known, or not one or two objects.
+        SceneError: a noun, colour or style that is not known, not one to four objects, or two that are covered.
     """
-    rng = random.Random(f"scene:{seed}")
-    drawn_style = style if style is not None else rng.choice(TRAINED_STYLES)
-    painted = _choose(rng) if objects is None else _given(rng, objects, colors)
-    image = Image.new("RGB", (SIZE, SIZE), rng.choice(GROUNDS))
-    axis = rng.choice("hv")
-    items = []
-    for i, (noun, color) in enumerate(painted):
-        box, place = _spot(rng, i, len(painted), axis)
-        drawn = _paste(image, _sprite(noun, drawn_style), color, box)
-        items.append(Item(noun, color or NATURAL_COLORS.get(noun), color is not None, place, drawn))
-    return Scene(seed, drawn_style, tuple(items), image)
+    if objects is None and colors is not None:
+        raise SceneError(f"colors={list(colors)} are of objects, and none are named; give objects=[…] as well")
+    if objects is not None:
+        _need_drawable(objects, colors)
+    chance = random.Random(f"things:{seed}")
+    if objects is None:
+        named = _choose(chance, seed in TRAINING_SEEDS)
+        paints = _states(chance, named)
+    else:
+        named, paints = list(objects), list(colors) if colors is not None else [_paint(chance, n) for n in objects]
+    layout = draw_layout(random.Random(f"scene:{seed}"), style, len(named))
+    return _drawn(seed, layout, list(zip(named, paints, strict=True)))
 
 
 @checked
@@ -170,125 +184,65 @@ def make_scenes(count: int, seed: int = 0, style: Style | None = None) -> Iterat
     return (make_scene(seed + i, style) for i in range(count))
 
 
-def with_article(noun: str) -> str:
-    """`a cat`, `an apple`, `scissors`."""
-    if noun.endswith("s") and noun not in ("bus", "cactus", "octopus", "hippopotamus", "rhinoceros"):
-        return noun
-    return ("an " if noun[0] in "aeiou" and noun != "unicorn" else "a ") + noun
-
-
 # --- what a scene shows ---------------------------------------------------------------------------
 
 
-def _choose(rng: random.Random) -> list[tuple[str, str | None]]:
-    count = rng.choice((1, 2, 2))
-    chosen: dict[str, str | None] = {}
+def _choose(rng: random.Random, training: bool) -> list[str]:
+    count = rng.choice(COUNTS)
+    chosen: list[str] = []
     while len(chosen) < count:
-        recolor = rng.random() < 0.4
-        noun = rng.choice(RECOLORABLE if recolor else nouns())
-        if noun not in chosen:
-            chosen[noun] = rng.choice(COLORS) if recolor else None
-    return list(chosen.items())
+        pool = company_of(chosen[0]) if chosen and rng.random() < TOGETHER else nouns()
+        if rng.random() < COLORED_FIRST:
+            pool = tuple(noun for noun in pool if noun in COLORED) or pool
+        noun = rng.choice(pool)
+        if noun not in chosen and not (training and is_held_out([*chosen, noun])):
+            chosen.append(noun)
+    return chosen
 
 
-def _given(
-    rng: random.Random, objects: Sequence[str], colors: Sequence[str | None] | None
-) -> list[tuple[str, str | None]]:
-    unknown = [n for n in objects if n not in nouns()] + [c for c in colors or () if c is not None and c not in HUES]
+def _states(rng: random.Random, named: Sequence[str]) -> list[str | None]:
+    """How each thing stands: at most one is covered, and never one that is alone."""
+    hidden = next((n for n in named if rng.random() < COVERED), None) if len(named) > 1 else None
+    return [
+        "covered" if noun == hidden else "grey" if noun in COLORED and rng.random() < GREY else _paint(rng, noun)
+        for noun in named
+    ]
+
+
+def _paint(rng: random.Random, noun: str) -> str | None:
+    """The colour of a thing whose colour shows, or None: as drawn."""
+    kept = NATURAL if noun in NATURAL_COLORS else 1 - PAINTED
+    if noun not in RECOLORABLE or rng.random() < kept:
+        return None
+    return rng.choice([color for color in COLORS if color != NATURAL_COLORS.get(noun)])
+
+
+def _need_drawable(objects: Sequence[str], colors: Sequence[str | None] | None) -> None:
+    unknown = [n for n in objects if n not in nouns()] + [c for c in colors or () if c is not None and c not in GIVEN]
     if unknown:
-        raise SceneError(f"cannot draw {unknown}; colours are {list(COLORS)}, nouns are listed by scenes.nouns()")
-    if not 1 <= len(objects) <= 2 or len(set(objects)) != len(objects):
-        raise SceneError(f"a scene shows one or two different objects, asked for {list(objects)}")
+        raise SceneError(f"cannot draw {unknown}; colours are {list(GIVEN)}, nouns are listed by scenes.nouns()")
+    if not 1 <= len(objects) <= 4 or len(set(objects)) != len(objects):
+        raise SceneError(f"a scene shows one to four different objects, asked for {list(objects)}")
     if colors is not None and len(colors) != len(objects):
         raise SceneError(f"{len(objects)} objects but {len(colors)} colours")
-    drawn = colors or [rng.choice((None, rng.choice(COLORS))) if n in RECOLORABLE else None for n in objects]
-    return list(zip(objects, drawn, strict=True))
+    if list(colors or ()).count("covered") > 1:
+        raise SceneError("at most one object of a scene is covered, so that what a cover hides can be asked")
 
 
-def _spot(rng: random.Random, index: int, count: int, axis: str) -> tuple[tuple[int, int, int], str | None]:
-    """(left, top, side) of a sprite and the name of its place; two objects never share a half."""
-    half = SIZE // 2
-    if count == 1:
-        side = rng.randint(half - 6, SIZE - 16)
-        return (rng.randint(0, SIZE - side), rng.randint(0, SIZE - side), side), None
-    side = rng.randint(half - 10, half)
-    along, across = rng.randint(0, half - side) + index * half, rng.randint(0, SIZE - side)
-    if axis == "h":
-        return (along, across, side), ("left", "right")[index]
-    return (across, along, side), ("top", "bottom")[index]
+def _drawn(seed: int, layout: Layout, things: Sequence[tuple[str, str | None]]) -> Scene:
+    image = Image.new("RGB", (SIZE, SIZE), layout.ground)
+    over = random.Random(f"cover:{seed}").choice(COVERS)
+    items = [_item(image, layout.style, layout.spots[n], noun, paint, over) for n, (noun, paint) in enumerate(things)]
+    return Scene(seed, layout.style, tuple(items), image, layout)
 
 
-# --- drawing --------------------------------------------------------------------------------------
+def _item(image: Image.Image, style: Style, spot: Spot, noun: str, paint: str | None, over: Cover) -> Item:
+    """One thing, drawn on the image."""
+    state = _STATES.get(paint, "painted")
+    color = {"drawn": DRAWN_COLORS.get(noun), "painted": paint}.get(state)
+    box = drawing.paste(image, drawing.drawn(noun, style, state, color, over), spot)
+    return Item(noun, color, state, spot.place, box, over if state == "covered" else None)
 
 
-def _sprite_file(name: str) -> Traversable:
-    return resources.files("lvlm_interp.reference") / "sprites" / name
-
-
-@functools.cache
-def _sheet(style: str) -> Image.Image:
-    file = _sprite_file(f"{style}.png")
-    if not file.is_file():
-        raise SceneError(f"no drawing style {style!r}; known: {[*TRAINED_STYLES, HELD_OUT_STYLE]}")
-    with file.open("rb") as stream:
-        return Image.open(stream).convert("RGBA")
-
-
-def _sprite(noun: str, style: str) -> Image.Image:
-    sheet, cell = _sheet(style), 64
-    row, column = divmod(nouns().index(noun), sheet.width // cell)
-    return sheet.crop((column * cell, row * cell, (column + 1) * cell, (row + 1) * cell))
-
-
-def _paste(
-    image: Image.Image, sprite: Image.Image, color: str | None, spot: tuple[int, int, int]
-) -> tuple[int, int, int, int]:
-    left, top, side = spot
-    drawing = (_tint(sprite, color) if color else sprite).resize((side, side), Image.Resampling.BICUBIC)
-    image.paste(drawing, (left, top), drawing)
-    box = drawing.getchannel("A").point(lambda a: 255 * (a > 127)).getbbox() or (0, 0, side, side)
-    return left + box[0], top + box[1], left + box[2], top + box[3]
-
-
-def _tint(sprite: Image.Image, color: str) -> Image.Image:
-    """The sprite's light and shade in one hue."""
-    pixels = np.asarray(sprite).astype(np.float32) / 255
-    light, alpha = pixels[..., :3].mean(-1, keepdims=True), pixels[..., 3:]
-    seen = light[alpha > 0.5]
-    light = (light - seen.min()) / (np.ptp(seen) + 1e-6) * 0.5 + 0.5
-    hue = np.array(colorsys.hsv_to_rgb(HUES[color], 0.5 if color == "pink" else 0.85, 1.0), dtype=np.float32)
-    painted = np.concatenate([np.clip(light * hue * 1.1, 0, 1), alpha], -1)
-    return Image.fromarray((painted * 255).astype(np.uint8), "RGBA")
-
-
-# --- questions ------------------------------------------------------------------------------------
-
-
-def _presence(scene: Scene, rng: random.Random) -> Iterator[Question]:
-    shown = [item.noun for item in scene.items]
-    yield Question("What is in the image?", " and ".join(map(with_article, shown)).capitalize() + ".", "objects")
-    for noun in shown:
-        yield Question(f"Is there {with_article(noun)} in the image?", "Yes.", "yes/no", noun)
-        absent = rng.choice([n for n in nouns() if n not in shown])
-        yield Question(f"Is there {with_article(absent)} in the image?", "No.", "yes/no", absent)
-
-
-def _colors(scene: Scene) -> Iterator[Question]:
-    for item in scene.items:
-        if item.color:
-            verb = "are" if with_article(item.noun) == item.noun else "is"
-            yield Question(f"What color {verb} the {item.noun}?", item.color.capitalize() + ".", "color", item.noun)
-
-
-def _places(scene: Scene, rng: random.Random) -> Iterator[Question]:
-    if len(scene.items) < 2:
-        return
-    for item, other in (scene.items, scene.items[::-1]):
-        assert item.place is not None  # two objects always have places
-        verb = "are" if with_article(item.noun) == item.noun else "is"
-        said, truth = (item.place, "Yes.") if rng.random() < 0.5 else (OPPOSITE[item.place], "No.")
-        yield Question(f"What is on the {item.place}?", with_article(item.noun).capitalize() + ".", "name", item.noun)
-        yield Question(f"Where {verb} the {item.noun}?", item.place.capitalize() + ".", "place", item.noun)
-        yield Question(
-            f"{verb.capitalize()} the {item.noun} {RELATION[said]} the {other.noun}?", truth, "yes/no", item.noun
-        )
+def _question(asked: Asked, value: str) -> Question:
+    return Question(question_text(asked), answer_text(asked, value) or "", KIND_OF[asked.about], asked.noun or None)
