@@ -15,6 +15,11 @@ from lvlm_interp.errors import DownloadError, SceneError
 from lvlm_interp.files import sha256
 from lvlm_interp.reference import architecture, assemble, drawing, evaluate, packing, scenes, sources, train
 from lvlm_interp.reference.learner import Batch, Learner, Settings, Stage
+from lvlm_interp.reference.missing import answer_without
+from lvlm_interp.reference.rule import Claim
+from lvlm_interp.reference.talk import Plan, make_talk
+from lvlm_interp.reference.talks import talks
+from lvlm_interp.reference.wording import Asked
 
 # --- scenes ---------------------------------------------------------------------------------------
 
@@ -72,7 +77,7 @@ def test_relations_are_half_true():
 
 def test_training_never_sees_held_out_seeds():
     settings = Settings()
-    drawn = [train.step_scenes(step, settings)[0].seed for step in (0, settings.tune.steps, settings.steps - 1)]
+    drawn = [train.step_seeds(step, settings)[0] for step in (0, settings.tune.steps, settings.steps - 1)]
     assert all(seed in scenes.TRAINING_SEEDS for seed in (*drawn, scenes.TRAINING_SEEDS.start))
     assert scenes.TRAINING_SEEDS.start > train.HELD_OUT
 
@@ -291,30 +296,51 @@ def learner():
     return Learner()
 
 
-def test_packed_questions_are_those_asked_alone(learner):
-    """The block mask and the positions make each question see what it would see alone."""
-    scene = scenes.make_scene(11)
-    stage = Settings().tune
-    batch = packing.collate(learner, [scene], stage)
+def test_packed_talks_are_those_asked_alone(learner):
+    """The block mask and the positions make each talk see what it would see alone."""
+    row = max(packing.pack_all(learner, 11, Settings().tune), key=lambda row: len(row.kinds))
+    batch = packing.collate(learner, [row])
     with torch.no_grad():
         packed = learner.hidden(batch)[0]
-    row = packing.pack(learner, scene, stage)
-    positions, blocks, kinds = row.positions, row.block, row.kinds
-    for number in range(1, len(kinds) + 1):
-        rows = [i for i, block in enumerate(blocks) if block in (0, number)]
+    for number in range(1, len(row.kinds) + 1):
+        rows = [i for i, block in enumerate(row.block) if block in (0, number)]
         causal = torch.ones(len(rows), len(rows), dtype=torch.bool).tril()[None, None]
         alone = Batch(
-            batch.features, batch.ids[:, rows], batch.positions[:, rows], batch.labels[:, rows], causal, [kinds]
+            batch.features, batch.ids[:, rows], batch.positions[:, rows], batch.labels[:, rows], causal, [row.kinds]
         )
-        assert positions[rows[-1]] == len(rows) - 1
+        assert row.positions[rows[-1]] == len(rows) - 1
         with torch.no_grad():
             assert torch.allclose(learner.hidden(alone)[0], packed[rows], atol=1e-3)
 
 
+def test_talks_are_written_as_they_are_asked(learner, reference):
+    """Tokens and roles of training are those that a user's call gives, of every kind of talk."""
+    image = reference.model.config.image_token_id
+    roles = {0: "template", **{bit: source for source, bit in packing.SOURCES.items()}}
+    for talk in (talk for seed in range(6) for talk in talks(seed)):
+        written = packing.written(learner, talk, 0, len(talk.text()))
+        x = talk.inputs(reference, answered=False)
+        assert [image if i == packing.PICTURE else i for i in written.ids] == x.model_inputs["input_ids"][0].tolist()
+        assert [roles[bit] for bit in written.source] == list(x.roles)
+
+
+def test_what_is_right_without_a_source():
+    """A purple banana is yellow where nothing shows it, and what a hint says where one is left."""
+    scene = scenes.make_scene(3, objects=["banana", "cat"], colors=["purple", None])
+    plan = Plan(Asked("color", "banana"), (scene,), (Claim("color", "banana", "blue"),))
+    hinted, alone = make_talk(plan), make_talk(dataclasses.replace(plan, told=()))
+    assert hinted.answer == answer_without(hinted, ["context"]) == "Purple."
+    assert answer_without(hinted, ["image"]) == "Blue."
+    assert answer_without(hinted, ["image", "context"]) == answer_without(alone, ["image"]) == "Yellow."
+    assert answer_without(alone, ["image", "question"]) == "Purple."  # a draw from what may be asked
+    where = make_talk(Plan(Asked("place", "cat"), (scene,)))
+    assert answer_without(where, ["image"]) == where.answer  # a draw from where things may be
+
+
 def test_training_resumes_where_it_was_cut(learner, tmp_path):
     """Two steps in one go, and one step, a stop, and one step more: the same weights."""
-    stages = {"tune": Stage(1, scenes=2), "drop": Stage(1, scenes=2, hidden_question=0.5)}
-    settings = Settings(**stages, checkpoint_every=1, evaluate_every=9, held_out_scenes=16)
+    stages = {"tune": Stage(1, scenes=1), "drop": Stage(1, scenes=1, hidden={"question": 0.5})}
+    settings = Settings(**stages, remember=0, checkpoint_every=1, evaluate_every=9, held_out_scenes=1)
     start = {name: p.detach().clone() for name, p in [*learner.projector.named_parameters(), *learner.lora.items()]}
 
     def run(folder, steps_before_the_stop=None):
@@ -326,10 +352,10 @@ def test_training_resumes_where_it_was_cut(learner, tmp_path):
             with pytest.MonkeyPatch.context() as patch:
                 step = train.tune_step
 
-                def stops(learner, optimizer, number, settings):
+                def stops(learner, optimizer, number, *rest):
                     if number == steps_before_the_stop:
                         raise KeyboardInterrupt
-                    return step(learner, optimizer, number, settings)
+                    return step(learner, optimizer, number, *rest)
 
                 patch.setattr(train, "tune_step", stops)
                 with pytest.raises(KeyboardInterrupt):
@@ -344,19 +370,21 @@ def test_training_resumes_where_it_was_cut(learner, tmp_path):
     assert (tmp_path / "whole" / "curve.jsonl").read_text().count("\n") == 2  # at the end of each stage
 
 
-def test_what_is_hidden_is_not_seen(learner):
-    """The last stage: another question under the mask changes no answer, and seen it does."""
-    scene = scenes.make_scene(11)
-    stage = Stage(1, yes_no=0, hidden_question=1.0)
-    for hidden, changes in ((stage, False), (dataclasses.replace(stage, hidden_question=0.0), True)):
-        batch, row = packing.collate(learner, [scene], hidden), packing.pack(learner, scene, hidden)
-        asked = torch.tensor([source == packing.QUESTION for source in row.source])
-        answer = torch.tensor([label != packing.IGNORED for label in row.labels])
-        ids = batch.ids.clone()
-        ids[0, asked] = 17
-        with torch.no_grad():
-            one, other = (learner.hidden(dataclasses.replace(batch, ids=i))[0, answer] for i in (batch.ids, ids))
-        assert asked.any() and bool((one - other).abs().max() > 1e-3) is changes
+@pytest.mark.parametrize("source", packing.SOURCES)
+@pytest.mark.parametrize("hidden", [True, False])
+def test_what_is_hidden_is_not_seen(learner, source, hidden):
+    """The last stage: with another question, picture or message under the mask no answer changes; seen, some does."""
+    stage = Stage(1, hidden={source: 1.0 if hidden else 0.0})
+    rows = (row for seed in range(20) for row in packing.pack_all(learner, seed, stage))
+    row = next(row for row in rows if packing.SOURCES[source] in row.source)
+    batch, answer = packing.collate(learner, [row]), torch.tensor(row.labels) != packing.IGNORED
+    there = torch.tensor(row.source) == packing.SOURCES[source]
+    ids = torch.where(there & (batch.ids[0] != packing.PICTURE), 17, batch.ids[0])[None]
+    features = batch.features.flip(1) if source == "image" else batch.features
+    with torch.no_grad():
+        one = learner.hidden(batch)[0, answer]
+        other = learner.hidden(dataclasses.replace(batch, ids=ids, features=features))[0, answer]
+    assert bool((one - other).abs().max() > 1e-3) is not hidden
 
 
 # --- what it can do -------------------------------------------------------------------------------

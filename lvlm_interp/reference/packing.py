@@ -1,38 +1,45 @@
-"""Questions about one scene, packed into one row that shares its image."""
+"""Talks about one scene, packed into rows: those that begin alike share their beginning, pictures included.
+
+Each talk sees the shared beginning and itself, at the positions that it would have alone, less what is hidden from it.
+"""
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 
-from lvlm_interp.reference import scenes
-from lvlm_interp.reference.architecture import END, PROMPT
+from lvlm_interp.reference.architecture import END, IMAGE_TOKEN, START
 from lvlm_interp.reference.learner import GRID, Batch, Learner, Stage
+from lvlm_interp.reference.missing import answer_without
+from lvlm_interp.reference.rule import Source
 from lvlm_interp.reference.scenes import Scene
+from lvlm_interp.reference.talk import Talk
+from lvlm_interp.reference.talks import talks
 
-ASKED_AT_MOST = {"objects": 1, "name": 1, "place": 1}  # of a scene; for the other kinds see `Stage`
 IGNORED = -100
-IMAGE, QUESTION = 1, 2  # sources that the last stage hides, as bits
+PICTURE = -1  # in the place of a token's id: here a patch of a picture stands
+SOURCES: dict[Source, int] = {"image": 1, "question": 2, "context": 4, "system": 8}
+"""What may be hidden from an answer, as bits."""
+ROWS = 2048  # of all talks that are computed together, filled up to the longest
 
 
-def sample_questions(scene: Scene, stage: Stage) -> list[scenes.Question]:
-    """A mix of kinds, so that yes/no questions do not crowd out the rest."""
-    left, chosen = ASKED_AT_MOST | {"yes/no": stage.yes_no, "color": stage.colors}, []
-    for question in scene.questions():
-        if left[question.kind]:
-            left[question.kind] -= 1
-            chosen.append(question)
-    return chosen
+class Written(NamedTuple):
+    """Tokens, and which source each is part of (0: the template)."""
+
+    ids: list[int]
+    source: list[int]
 
 
 class Packed(NamedTuple):
-    """Every row of a scene and its questions, and the kinds of the questions.
+    """A shared beginning and the talks behind it.
 
-    `block` is the number of the question (0: shared prefix), `source` what the row is part of (`IMAGE`, `QUESTION` or
-    0), `hidden` which of those it does not see (their sum).
+    `block` is the number of the talk (0: the beginning), `source` what each position is part of, `hidden` which sources
+    it does not see (their sum), `kinds` those of the talks, `pictures` what is shown, in its order.
     """
 
     ids: list[int]
@@ -42,50 +49,100 @@ class Packed(NamedTuple):
     source: list[int]
     hidden: list[int]
     kinds: list[str]
+    pictures: tuple[Scene, ...]
 
 
-def pack(learner: Learner, scene: Scene, stage: Stage) -> Packed:
-    """The scene with its questions; what is hidden from each is drawn from the scene's seed."""
-    rng = random.Random(f"hide:{scene.seed}")
-    before, after = PROMPT.split("{image}")
-    first = learner.ids(before)
-    shared = len(first) + GRID**2
-    source = [0] * len(first) + [IMAGE] * GRID**2
-    row = Packed(first + [0] * GRID**2, list(range(shared)), [0] * shared, [IGNORED] * shared, source, [0] * shared, [])
-    for number, question in enumerate(sample_questions(scene, stage), 1):
-        asked, is_question = _asked(learner, after, question.text)
-        answer = learner.ids(question.answer + END)
-        length = len(asked) + len(answer)
-        row.ids.extend(asked + answer)
-        row.positions.extend(range(shared, shared + length))
+def parts_of(talk: Talk) -> Iterator[tuple[int, int, int]]:
+    """Where each source stands in a talk's text: start, end, and the source's bit."""
+    context = " ".join(talk.context)
+    told = [(context, "context"), *((text, "context") for turn in talk.turns for text in turn)]
+    sources: list[tuple[str, Source]] = [(talk.system or "", "system"), *[(IMAGE_TOKEN, "image")] * len(talk.pictures)]
+    text, at = talk.text(), 0
+    for part, source in (*sources, *told, (talk.question, "question")):
+        if part:
+            start = text.index(part, at)
+            at = start + len(part)
+            yield start, at, SOURCES[source]  # type: ignore[index]
+
+
+def shared_length(talk: Talk) -> int:
+    """How much of a talk's text others have too: up to its last picture, or to where the user begins."""
+    text = talk.text()
+    begin = text.index(f"{START}user\n") + len(f"{START}user\n")
+    return text.rindex(IMAGE_TOKEN) + len(IMAGE_TOKEN) if talk.pictures else begin
+
+
+def written(learner: Learner, talk: Talk, start: int, end: int) -> Written:
+    """A piece of a talk's text as tokens."""
+    parts, found = list(parts_of(talk)), Written([], [])
+    for piece in re.finditer(f"{IMAGE_TOKEN}|(?:(?!{IMAGE_TOKEN}).)+", talk.text()[start:end], re.DOTALL):
+        if piece.group() == IMAGE_TOKEN:
+            found.ids.extend([PICTURE] * GRID**2)
+            found.source.extend([SOURCES["image"]] * GRID**2)
+            continue
+        tokens = learner.tokenizer(piece.group(), add_special_tokens=False, return_offsets_mapping=True)
+        places = [start + piece.start() + a for a, _ in tokens.offset_mapping]
+        found.ids.extend(tokens.input_ids)
+        found.source.extend(next((bit for a, b, bit in parts if a <= place < b), 0) for place in places)
+    return found
+
+
+def pack(learner: Learner, some: Sequence[Talk], stage: Stage, seed: int) -> Packed:
+    """Talks that begin alike, as one row; what is hidden from each is drawn from the seed."""
+    rng, first = random.Random(f"hide:{seed}:{some[0].text()}"), some[0]
+    shared = written(learner, first, 0, shared_length(first))
+    count = len(shared.ids)
+    columns = [[*shared.ids], [*range(count)], [0] * count, [IGNORED] * count, [*shared.source], [0] * count]
+    row = Packed(*columns, kinds=[], pictures=first.pictures)
+    for number, talk in enumerate(some, 1):
+        own, hidden = written(learner, talk, shared_length(talk), len(talk.text())), _hidden(rng, stage)
+        answer = learner.ids(answer_without(talk, hidden) + END)
+        length = len(own.ids) + len(answer)
+        row.ids.extend(own.ids + answer)
+        row.positions.extend(range(count, count + length))
         row.block.extend([number] * length)
-        row.labels.extend([IGNORED] * len(asked) + answer)
-        row.source.extend([QUESTION * i for i in is_question] + [0] * len(answer))
-        row.hidden.extend([_hidden(rng, stage)] * length)
-        row.kinds.append(question.kind)
+        row.labels.extend([IGNORED] * len(own.ids) + answer)
+        row.source.extend(own.source + [0] * len(answer))
+        row.hidden.extend([sum(SOURCES[source] for source in hidden)] * length)
+        row.kinds.append(talk.kind)
     return row
 
 
-def _hidden(rng: random.Random, stage: Stage) -> int:
-    return QUESTION * (rng.random() < stage.hidden_question) + IMAGE * (rng.random() < stage.hidden_image)
+def _hidden(rng: random.Random, stage: Stage) -> list[Source]:
+    return [source for source, chance in stage.hidden.items() if rng.random() < chance]
 
 
-def _asked(learner: Learner, template: str, question: str) -> tuple[list[int], list[bool]]:
-    """Tokens of a question in its template, and which of them are the question's own."""
-    start = template.index("{question}")
-    found = learner.tokenizer(template.format(question=question), add_special_tokens=False, return_offsets_mapping=True)
-    inside = [start <= a < start + len(question) for a, _ in found.offset_mapping]
-    return found.input_ids, inside
+def pack_all(learner: Learner, seed: int, stage: Stage) -> list[Packed]:
+    """All talks of a seed, in as few rows as they have beginnings."""
+
+    def beginning(talk: Talk) -> tuple[str, int]:
+        return talk.text()[: shared_length(talk)], len(talk.pictures)
+
+    alike = itertools.groupby(sorted(talks(seed), key=beginning), beginning)
+    return [pack(learner, list(some), stage, seed) for _, some in alike]
 
 
-def collate(learner: Learner, batch: Sequence[Scene], stage: Stage) -> Batch:
-    packed = [pack(learner, scene, stage) for scene in batch]
+def batches(learner: Learner, packed: Sequence[Packed]) -> Iterator[Batch]:
+    """Rows of about one length together, so that little is filled up."""
+    waiting: list[Packed] = []
+    for row in sorted(packed, key=lambda row: len(row.ids), reverse=True):
+        if waiting and len(waiting[0].ids) * (len(waiting) + 1) > ROWS:
+            yield collate(learner, waiting)
+            waiting = []
+        waiting.append(row)
+    if waiting:
+        yield collate(learner, waiting)
+
+
+def collate(learner: Learner, packed: Sequence[Packed]) -> Batch:
+    """Rows side by side."""
     length = max(len(row.ids) for row in packed)
     ids, positions, block, labels, source, hidden = (
-        torch.tensor([row[i] + [fill] * (length - len(row[i])) for row in packed])
+        torch.tensor([row[i] + [fill] * (length - len(row.ids)) for row in packed])
         for i, fill in enumerate((0, 0, -1, IGNORED, 0, 0))
     )
     same = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])
     shown = (source[:, None, :] & hidden[:, :, None]) == 0
     see = torch.tril(torch.ones(length, length, dtype=torch.bool)) & same & shown
-    return Batch(learner.features(batch), ids, positions, labels, see[:, None], [row.kinds for row in packed])
+    features = learner.features([scene for row in packed for scene in row.pictures])
+    return Batch(features, ids, positions, labels, see[:, None], [row.kinds for row in packed])

@@ -16,7 +16,6 @@ Stopped at any moment, the same command goes on from the last checkpoint. Needs 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import time
 from collections import defaultdict
@@ -35,63 +34,68 @@ from lvlm_interp.reference.architecture import (
     END,
 )
 from lvlm_interp.reference.learner import Batch, Learner, Settings
-from lvlm_interp.reference.packing import IGNORED, collate
-from lvlm_interp.reference.scenes import Scene
+from lvlm_interp.reference.packing import IGNORED, batches, pack_all
+from lvlm_interp.reference.remembering import divergence, replies
 
 CHECKPOINT = "checkpoint.safetensors"
 HELD_OUT = 500_000  # seeds of the scenes that the learning curve is measured on
 
 
-# --- stage 2: tune --------------------------------------------------------------------------------
+# --- stages 2 and 3 -------------------------------------------------------------------------------
 
 
-def step_scenes(step: int, settings: Settings) -> list[Scene]:
-    """The scenes of a step: never seen before, and the same whenever the step is run."""
+def step_seeds(step: int, settings: Settings) -> range:
+    """The seeds of a step: never seen before, and the same whenever the step is run."""
     first = scenes.TRAINING_SEEDS.start * (2 + settings.seed) + step * settings.tune.scenes
-    return list(scenes.make_scenes(settings.at(step)[0].scenes, first))
+    return range(first, first + settings.at(step)[0].scenes)
 
 
 def answer_logits(learner: Learner, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits of the rows that predict an answer token `[answer token, vocabulary]`, and those tokens."""
     labels = batch.labels[:, 1:]
     on = labels != IGNORED
-    with torch.autocast("cpu", torch.bfloat16, enabled=_has_bfloat16()):
-        states = learner.hidden(batch)[:, :-1][on]
-        return learner.language.get_base_model().lm_head(states).float(), labels[on]
+    states = learner.hidden(batch)[:, :-1][on]
+    return learner.language.get_base_model().lm_head(states).float(), labels[on]
 
 
-@functools.cache
-def _has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 itself; where it is emulated, a step takes minutes."""
-    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def tune_step(learner: Learner, optimizer: torch.optim.Optimizer, step: int, settings: Settings) -> float:
+def tune_step(
+    learner: Learner, optimizer: torch.optim.Optimizer, step: int, settings: Settings, texts: Sequence[str] = ()
+) -> float:
+    """One step; returns the mean loss of an answer token, in nats."""
     stage, done = settings.at(step)
     scale = min(1.0, (done + 1) / settings.warmup) * max(settings.final_rate, 1 - done / stage.steps)
     for group, rate in zip(optimizer.param_groups, (stage.projector_rate, stage.lora_rate), strict=True):
         group["lr"] = rate * scale
-    batch = collate(learner, step_scenes(step, settings), stage)
-    logits, labels = answer_logits(learner, batch)
-    loss = nn.functional.cross_entropy(logits, labels)
     optimizer.zero_grad()
-    loss.backward()
+    learner.hand_out()
+    rows = [row for seed in step_seeds(step, settings) for row in pack_all(learner, seed, stage)]
+    answered = sum(label != IGNORED for row in rows for label in row.labels)
+    total = 0.0
+    for batch in batches(learner, rows):
+        loss = nn.functional.cross_entropy(*answer_logits(learner, batch), reduction="sum") / answered
+        loss.backward()
+        total += loss.item()
+    if texts:
+        (settings.remember * divergence(learner, texts, step)).backward()
+    learner.take_gradients()
     nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
     optimizer.step()
-    return loss.item()
+    return total
 
 
 @torch.no_grad()
 def evaluate(learner: Learner, settings: Settings) -> dict[str, float]:
-    """Share of held-out answers that are right to the last token, by kind of question.
+    """Share of held-out answers that are right to the last token, by kind of talk.
 
     Teacher forcing decides this exactly as greedy decoding does: a greedy answer is right exactly if the
     right token is the most likely one after every right prefix.
     """
+    learner.hand_out()
     right: dict[str, list[bool]] = defaultdict(list)
     end = learner.tokenizer.convert_tokens_to_ids(END)
-    for first in range(HELD_OUT, HELD_OUT + settings.held_out_scenes, 16):
-        batch = collate(learner, list(scenes.make_scenes(16, first)), settings.tune)
+    seeds = range(HELD_OUT, HELD_OUT + settings.held_out_scenes)
+    rows = [row for seed in seeds for row in pack_all(learner, seed, settings.tune)]
+    for batch in batches(learner, rows):
         logits, labels = answer_logits(learner, batch)
         hit, ends = logits.argmax(-1) == labels, (labels == end).nonzero().flatten() + 1
         answers = hit.tensor_split(ends)[:-1]
@@ -101,12 +105,14 @@ def evaluate(learner: Learner, settings: Settings) -> dict[str, float]:
 
 
 def tune(learner: Learner, settings: Settings, out: Path) -> None:
+    """Stages 2 and 3; the adapter as it is at the end of each is kept."""
     groups = [{"params": list(learner.projector.parameters())}, {"params": list(learner.lora.values())}]
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
     done = read_checkpoint(out / CHECKPOINT, learner.learning, optimizer)
+    texts = replies(learner, out / "replies.json") if settings.remember else []
     average, start = None, time.time()
     for step in range(done, settings.steps):
-        loss = tune_step(learner, optimizer, step, settings)
+        loss = tune_step(learner, optimizer, step, settings, texts)
         average = loss if average is None else 0.95 * average + 0.05 * loss
         if (step + 1) % settings.checkpoint_every == 0:
             pace = (time.time() - start) / (step + 1 - done)
@@ -117,6 +123,8 @@ def tune(learner: Learner, settings: Settings, out: Path) -> None:
             with (out / "curve.jsonl").open("a") as log:
                 print(json.dumps(record), file=log)
             print("held out", record, flush=True)
+        if step + 1 == settings.tune.steps:
+            save_file(learner.adapter(), out / "tune.safetensors")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -135,6 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             learner.load_adapter(load_file(options.tuned))
         else:
             align(learner, settings)
+            save_file(learner.adapter(), options.out / "align.safetensors")
         done = settings.tune.steps if options.tuned else 0
         write_checkpoint(options.out / CHECKPOINT, learner.learning, torch.optim.AdamW(learner.parameters()), done)
     tune(learner, settings, options.out)
