@@ -116,6 +116,11 @@ class Learner(nn.Module):
         self.register_buffer("mean", torch.zeros(self.projector.linear_1.in_features))
         self.register_buffer("std", torch.ones(self.projector.linear_1.in_features))
 
+    def compile(self) -> None:
+        """Compute the blocks by code that is compiled first: a minute, and then each step takes 3/5 of its time."""
+        for layer in self.language.get_base_model().model.layers:
+            layer.compile(dynamic=True)
+
     @property
     def lora(self) -> dict[str, nn.Parameter]:
         """The LoRA matrices, in float32."""

@@ -132,12 +132,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; resumed if it holds one")
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--tuned", type=Path, help="an adapter that is tuned already: begin with the last stage")
+    parser.add_argument("--compile", action="store_true", help="needs a C++ compiler; a minute first, then faster")
     options = parser.parse_args(arguments)
     settings = Settings(seed=options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "settings.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
     torch.manual_seed(settings.seed)
     learner = Learner()
+    replies(learner, options.out / "replies.json")
+    if options.compile:
+        learner.compile()
     if not (options.out / CHECKPOINT).exists():
         if options.tuned:
             learner.load_adapter(load_file(options.tuned))
