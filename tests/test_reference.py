@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import ImageChops
 
-from lvlm_interp.errors import DownloadError, SceneError
+import lvlm_interp
+from lvlm_interp.errors import DownloadError, ModelError, SceneError
 from lvlm_interp.files import sha256
-from lvlm_interp.reference import architecture, assemble, drawing, evaluate, packing, scenes, sources, train
+from lvlm_interp.reference import adapters, architecture, assemble, drawing, evaluate, packing, scenes, sources, train
 from lvlm_interp.reference.learner import Batch, Learner, Settings, Stage
 from lvlm_interp.reference.missing import answer_without
 from lvlm_interp.reference.rule import Claim
@@ -230,11 +231,10 @@ def test_the_vision_tower_is_the_onnx_files(reference):
 def test_the_language_model_is_the_gguf_files(reference):
     """gguf's own dequantisation gives the same matrices, with the adapter's update on top."""
     from gguf import GGUFReader, dequantize
-    from safetensors.torch import load_file
 
     reader = GGUFReader(sources.fetch(sources.LANGUAGE_MODEL))
     tensors = {t.name: t for t in reader.tensors}
-    adapter = load_file(assemble.adapter_file())
+    adapter = adapters.read()
     for layer in (0, 29):
         for theirs, ours in (("ffn_down", "mlp.down_proj"), ("attn_v", "self_attn.v_proj")):
             found = tensors[f"blk.{layer}.{theirs}.weight"]
@@ -385,6 +385,22 @@ def test_what_is_hidden_is_not_seen(learner, source, hidden):
         one = learner.hidden(batch)[0, answer]
         other = learner.hidden(dataclasses.replace(batch, ids=ids, features=features))[0, answer]
     assert bool((one - other).abs().max() > 1e-3) is not hidden
+
+
+def test_small_adapters_are_near_the_whole():
+    whole = {"a.lora_A": torch.randn(4, 50), "b": torch.randn(7), "c": torch.zeros(2, 3)}
+    kept = adapters.small(whole)
+    read = adapters.unpacked(kept)
+    assert kept["a.lora_A"].dtype == torch.int8 and read.keys() == whole.keys()
+    largest = whole["a.lora_A"].abs().amax(1, keepdim=True)
+    assert ((read["a.lora_A"] - whole["a.lora_A"]).abs() <= largest / 253).all() and not read["c"].any()
+    assert torch.equal(adapters.unpacked(whole)["a.lora_A"], whole["a.lora_A"])  # what was not made small
+
+
+@pytest.mark.parametrize("version", ["9", ""])
+def test_versions_that_are_not_there(version):
+    with pytest.raises(ModelError, match=rf"no reference@{version}; there are reference@0.1"):
+        lvlm_interp.load(f"reference@{version}")
 
 
 # --- what it can do -------------------------------------------------------------------------------

@@ -81,7 +81,8 @@ def load(
     """Open a model by name.
 
     Args:
-        name: `"reference"` (the small model that ships), a hub id such as `llava-hf/llava-1.5-7b-hf`, or a directory.
+        name: `"reference"` (the small model that ships; `"reference@0.1"` is an older version), a hub id such as
+            `llava-hf/llava-1.5-7b-hf`, or a directory.
         dtype: as in transformers; `"auto"` keeps what the weights are stored in.
         device: where to put it; or pass transformers' `device_map`.
         revision: commit or branch on the hub.
@@ -172,10 +173,11 @@ def _first_check(vlm: HookedVLM, x: Inputs) -> None:
 
 
 def _locate(name: str | os.PathLike[str]) -> str:
-    if str(name) == REFERENCE:
+    first, at, version = str(name).partition("@")
+    if first == REFERENCE:
         from lvlm_interp.reference import ready
 
-        return str(ready())
+        return str(ready(version if at else None))
     if not isinstance(name, (str, os.PathLike)):
         raise InputError(
             f"load() takes the name of a model, or its directory, got {type(name).__name__}; a model that is in memory "

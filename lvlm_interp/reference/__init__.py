@@ -12,28 +12,31 @@ from lvlm_interp.reference.scenes import Item, Question, Scene, make_scene, make
 __all__ = ["Item", "Question", "Scene", "build", "clear", "make_scene", "make_scenes", "nouns", "ready", "where"]
 
 
-def build() -> Path:
+def build(version: str | None = None) -> Path:
     """Make the reference checkpoint if it is not there, or not whole; returns its directory.
+
+    Args:
+        version: `"0.1"` and others, see `reference.adapters`; by default the latest.
 
     The first time, two packages are downloaded. What is there is compared with what was built, byte for byte.
     """
     from lvlm_interp.reference import assemble
 
-    return assemble.build()
+    return assemble.build(*([] if version is None else [version]))
 
 
-def ready() -> Path:
+def ready(version: str | None = None) -> Path:
     """As `build`, for who is about to open it: one that is there and damaged is an error, which says what is."""
     from lvlm_interp.reference import assemble
 
-    return assemble.ready()
+    return assemble.ready(*([] if version is None else [version]))
 
 
-def where() -> Path:
+def where(version: str | None = None) -> Path:
     """The directory of the reference checkpoint, whether it is built yet or not."""
     from lvlm_interp.reference import assemble
 
-    return assemble.where()
+    return assemble.where(*([] if version is None else [version]))
 
 
 def clear() -> list[Path]:

@@ -6,12 +6,10 @@ import hashlib
 import json
 import os
 import shutil
-from importlib import resources
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import (
@@ -27,6 +25,7 @@ from transformers.image_utils import PILImageResampling
 
 from lvlm_interp import files
 from lvlm_interp.errors import DownloadError, LvlmInterpError, ModelError, OutputError
+from lvlm_interp.reference.adapters import LATEST, adapter_files, read
 from lvlm_interp.reference.architecture import (
     END,
     FEATURE_LAYERS,
@@ -58,45 +57,41 @@ TEMPLATE = """\
 """
 
 
-def adapter_file() -> Path:
-    """The trained weights that ship with the package."""
-    return Path(str(resources.files("lvlm_interp.reference") / "adapter.safetensors"))
-
-
-def where() -> Path:
-    """The checkpoint directory of the reference model, whether it is built yet or not."""
-    digest = hashlib.sha256(adapter_file().read_bytes())
+def where(version: str = LATEST) -> Path:
+    """The checkpoint directory of a version of the reference model, whether it is built yet or not."""
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in adapter_files(version)))
     digest.update(TEMPLATE.encode())
     digest.update(MANIFEST.encode())  # those built without one stand elsewhere
     return cache_directory() / f"reference-{digest.hexdigest()[:12]}"
 
 
-def build() -> Path:
+def build(version: str = LATEST) -> Path:
     """Make the reference checkpoint if it is not there, or not whole, and return its directory.
 
     Two processes at once do no harm, and a build that is cut off, or killed, leaves nothing that stands in the way.
 
     Raises:
+        ModelError: there is no such version.
         DownloadError: the base weights cannot be fetched, or the disk is full.
     """
-    folder = where()
+    folder = where(version)
     if damage(folder):
         with lock("reference"):
             if damage(folder):
-                _build_into(folder)
+                _build_into(folder, version)
     return folder
 
 
-def ready() -> Path:
+def ready(version: str = LATEST) -> Path:
     """The directory of the checkpoint, known to be what was built; made if it is not there.
 
     Raises:
-        ModelError: one is there, but something of it was lost or changed.
+        ModelError: one is there, but something of it was lost or changed; or there is no such version.
         DownloadError: as `build` does.
     """
-    folder = where()
+    folder = where(version)
     if not os.path.exists(folder):
-        return build()
+        return build(version)
     if found := damage(folder):
         raise ModelError(
             f"the reference model in {folder} is damaged: {found}. Repair it with `lvlm-interp reference build`, or "
@@ -218,11 +213,11 @@ def _processor(tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
     )
 
 
-def _build_into(folder: Path) -> None:
+def _build_into(folder: Path, version: str) -> None:
     """Make the checkpoint beside its place, its manifest last, and put it there; in the place of a damaged one."""
     try:
         with files.aside(folder.parent, BUILDING, alone=True) as aside:
-            model, processor = assemble(load_file(adapter_file()))
+            model, processor = assemble(read(version))
             made = aside / folder.name
             model.save_pretrained(made)
             processor.save_pretrained(made)

@@ -1,0 +1,63 @@
+"""The trained weights that ship, by version, and how they are kept small: a row of eight-bit numbers and its scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lvlm_interp.errors import ModelError
+
+SCALE = ".scale"
+VERSIONS: Mapping[str, tuple[str, ...]] = {"0.1": ("adapter.safetensors",)}
+"""The files of a version; what stands in a later one counts."""
+LATEST = "0.1"
+
+
+def adapter_files(version: str = LATEST) -> list[Path]:
+    """The files of a version.
+
+    Raises:
+        ModelError: no such version; names those that there are.
+    """
+    if version not in VERSIONS:
+        known = ", ".join(f"reference@{name}" for name in VERSIONS)
+        raise ModelError(f"there is no reference@{version}; there are {known}, and reference, which is the latest")
+    folder = resources.files("lvlm_interp.reference")
+    return [Path(str(folder / name)) for name in VERSIONS[version]]
+
+
+def read(version: str = LATEST) -> dict[str, Tensor]:
+    """The projector and the LoRA matrices of a version, in numbers with a point."""
+    from safetensors.torch import load_file
+
+    state: dict[str, Tensor] = {}
+    for path in adapter_files(version):
+        state |= unpacked(load_file(path))
+    return state
+
+
+def small(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices in eight bits, each row with its own scale: off by at most 1/254 of a row's largest number.
+
+    Everything else in float16.
+    """
+    kept: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if value.ndim != 2:
+            kept[name] = value.half()
+            continue
+        scale = (value.float().abs().amax(1, keepdim=True) / 127).clamp(min=1e-12)
+        kept[name] = (value.float() / scale).round().to(torch.int8)
+        kept[name + SCALE] = scale.squeeze(1)
+    return kept
+
+
+def unpacked(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `small` made small; what it did not is as it is."""
+    matrices = {name.removesuffix(SCALE) for name in kept if name.endswith(SCALE)}
+    whole = {name: value for name, value in kept.items() if name not in matrices and not name.endswith(SCALE)}
+    return whole | {name: kept[name].float() * kept[name + SCALE][:, None] for name in matrices}
