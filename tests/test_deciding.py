@@ -3,6 +3,7 @@
 import pytest
 
 from lvlm_interp.attribution.deciding import moves, said, stands_in, verdict_of
+from lvlm_interp.errors import InputError
 from tests.swapping import variant
 
 HINT = {"context": "It is red."}
@@ -142,4 +143,12 @@ def test_rows_that_failed_are_left_out():
     object.__setattr__(failed, "failed", "nothing was said")
     assert verdict_of([RED, failed]).source == ""
     assert verdict_of([RED, failed, variant("image", "Blue.", image="c.png")]).source == "image"
-    assert "the original failed" in verdict_of([failed, RED]).why
+    lost = variant("original", "")
+    object.__setattr__(lost, "failed", "nothing was said")
+    assert "the original failed" in verdict_of([lost, RED]).why
+
+
+@pytest.mark.parametrize("variants", [[], [variant("image", "Red.")]])
+def test_without_an_original_nothing_is_told(variants):
+    with pytest.raises(InputError, match="told by an original"):
+        verdict_of(variants)

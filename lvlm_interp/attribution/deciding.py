@@ -25,7 +25,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lvlm_interp.attribution.variants import GIVEN, Variant
+from lvlm_interp.attribution.variants import GIVEN, ORIGINAL, Variant
+from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained
 
 By = Literal["changed", "followed"]
 State = Literal["decides", "overrules", "missed", "idle"]
@@ -37,6 +39,7 @@ ARTICLES = {"a", "an", "the"}
 EDGES = " .,;:!?…\"'`“”‘’()[]。、，！？：；"
 
 
+@explained
 def said(answer: str) -> tuple[str, ...]:
     """An answer as what is compared: its words in small letters, without punctuation at their ends and without
     articles; the articles stay where there is nothing else."""
@@ -44,6 +47,7 @@ def said(answer: str) -> tuple[str, ...]:
     return tuple(word for word in words if word not in ARTICLES) or tuple(words)
 
 
+@explained
 def stands_in(answer: str, text: str) -> bool:
     """Whether the words of an answer stand in a text, one behind the other."""
     wanted, words = said(answer), said(text)
@@ -69,8 +73,15 @@ class Verdict:
     why: str = ""
 
 
+@explained
 def verdict_of(variants: Sequence[Variant], by: By = "changed") -> Verdict:
-    """Which source decides, from the answers to an original, which stands first, and to its variants."""
+    """Which source decides, from the answers to an original, which stands first, and to its variants.
+
+    Raises:
+        InputError: no variants, or the first is no original.
+    """
+    if not variants or variants[0].source != ORIGINAL:
+        raise InputError("which source decides is told by an original, which stands first, and its variants")
     original, *others = variants
     if original.failed:
         return _untold(f"the original failed: {original.failed}")
@@ -136,6 +147,7 @@ def _tells(original: Variant, other: Variant) -> bool:
     return not other.says or said(other.says) != said(original.answer)
 
 
+@explained
 def moves(original: Variant, other: Variant, by: By = "changed") -> bool:
     """Whether a variant moves the answer."""
     if said(other.answer) == said(original.answer):

@@ -28,7 +28,8 @@ from lvlm_interp.attribution.swap import Swapped, SwapTest
 from lvlm_interp.bootstrap import bootstrap_weights, share_interval
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import explained, need_seed
-from lvlm_interp.results import Provenance, Result
+from lvlm_interp.results import Provenance, Result, heading, html, table, text
+from lvlm_interp.shown import table_html
 from lvlm_interp.storing import storable
 
 ALL = "all"
@@ -89,7 +90,8 @@ class Judgement(Result):
     def note(self) -> str:
         out = ", ".join(f"{count} {why}" for why, count in self.left_out.items())
         left = f"; left out: {out}" if out else ""
-        return f"share of examples whose deciding source is named, with its {self.confidence:.0%} interval{left}"
+        count = f"{int(self.counts[0])} examples"
+        return f"share of {count} whose deciding source is named, with its {self.confidence:.0%} interval{left}"
 
     def to_frame(self) -> pd.DataFrame:
         """A row for each definition and kind: `right` with `low` and `high`, all from 0 to 1, and how many examples."""
@@ -105,6 +107,12 @@ class Judgement(Result):
         ]
         return self.identified(pd.DataFrame(rows))
 
+    def table(self) -> pd.DataFrame:
+        """A row for each definition: `right`, `low` and `high` of all examples, and `right[kind]` of each kind."""
+        every = {name: getattr(self, name)[:, 0].tolist() for name in ("right", "low", "high")}
+        by_kind = {f"right[{kind}]": self.right[:, j].tolist() for j, kind in enumerate(self.kinds) if j}
+        return pd.DataFrame({"definition": self.definitions, **every, **by_kind})
+
     def missed(self) -> pd.DataFrame:
         """A row for each example that a definition fails on, with the two sources that have most."""
         return pd.DataFrame([vars(miss) for miss in self.misses], columns=list(Miss.__dataclass_fields__))
@@ -119,6 +127,16 @@ class Judgement(Result):
             if name not in known:
                 raise InputError(f"{name!r} was not judged; there are {list(known)}")
         return float(self.right[self.definitions.index(definition), self.kinds.index(kind)])
+
+
+@text.register
+def _table(result: Judgement) -> str:
+    return f"{heading(result)}\n{table(result.table())}"
+
+
+@html.register
+def _table_in_a_cell(result: Judgement) -> str:
+    return table_html(result.table(), caption=f"{result.note}; figures.judged_definitions draws it")
 
 
 @explained

@@ -24,7 +24,7 @@ from lvlm_interp.attribution.split import CreditSplit
 from lvlm_interp.attribution.variants import SOURCES, Case, Variant, Version, cases_of, need_no_markers
 from lvlm_interp.engine.decoder import DecoderInputs, run_to_decoder
 from lvlm_interp.errors import ImageError, InputError, LvlmInterpError
-from lvlm_interp.given import explained
+from lvlm_interp.given import explained, explaining
 from lvlm_interp.inputs.example import DIGITS, Inputs
 from lvlm_interp.inputs.media import open_image
 from lvlm_interp.inputs.words import Unit, unit_name
@@ -50,6 +50,7 @@ class Pointed:
     chance: float
 
 
+@explaining
 @storable
 @dataclass(frozen=True)
 class Swapped:
@@ -297,6 +298,7 @@ def _differing(one: Any, other: Any) -> np.ndarray:
     return (first != second).any(2) if first.shape == second.shape else np.ones(first.shape[:2], bool)
 
 
+@explained
 def pointed_at(patches: PatchMap, changed: np.ndarray) -> Pointed | None:
     """Whether the strongest patch of a map shows pixels that were changed, `[height, width]`.
 

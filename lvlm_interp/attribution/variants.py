@@ -17,7 +17,7 @@ import pandas as pd
 import xxhash
 
 from lvlm_interp.errors import InputError, LvlmInterpError
-from lvlm_interp.given import explained
+from lvlm_interp.given import explained, explaining
 from lvlm_interp.inputs.chat import need_texts
 from lvlm_interp.inputs.media import open_image, open_images
 from lvlm_interp.storing import storable
@@ -25,7 +25,6 @@ from lvlm_interp.storing import storable
 ORIGINAL = "original"
 SOURCES = ("image", "context", "question", "system")
 GIVEN = ("image", "context", "system")  # what a question may come with, and without
-CELLS = {"image": "picture", "context": "context", "question": "question", "system": "system"}
 REQUIRED = ("example", "source", "question")
 OPTIONAL = ("picture", "context", "system", "says", "kind", "group")
 JOINED = " + "  # of the sources that a row changes together
@@ -73,6 +72,7 @@ class Variant:
         return not set(self.sources) & set(self.present)
 
 
+@explaining
 @dataclass(frozen=True)
 class Version:
     """A variant with its pictures, before the model is asked.
