@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 import lvlm_interp as li
+from lvlm_interp.attribution.definitions import PARTS
 from lvlm_interp.attribution.split import CreditSplit
 from lvlm_interp.attribution.swap import Pointed, Swapped, SwapTest
 from lvlm_interp.attribution.variants import Variant
@@ -83,7 +84,7 @@ def swapped(decides, worth, name="e", kind="color", group="g", **more):
     asked = [variant("question", "Blue.", **{**given, "question": "Is it blue?"})] if decides == "question" else []
     given["question"] = given["question"] if decides == "question" else "What is it?"
     variants = (variant("original", "Red.", **given), *changes, *asked)
-    return Swapped(name, kind, group, variants, split_of(worth), **more)
+    return Swapped(name, kind, group, variants, dict.fromkeys(PARTS, split_of(worth)), **more)
 
 
 def made_test(*examples, **changes):

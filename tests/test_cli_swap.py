@@ -102,10 +102,10 @@ def test_swap_prints_what_decides_and_writes_files(run, folder, monkeypatch):
 
 def test_swap_as_json(run, folder, monkeypatch):
     opens(monkeypatch, seeing)
-    status, out, _ = run("swap", folder / "t.csv", "--out", folder / "out", "--json", "--definition", "full")
+    status, out, _ = run("swap", folder / "t.csv", "--out", folder / "out", "--json", "--definition", "full, word")
     found = json.loads(out)
     assert status == 0 and [row["decides"] for row in found["examples"]] == ["image", "context"]
-    assert found["judged"]["definitions"][0] == "full" and found["judged"]["right"]
+    assert found["judged"]["definitions"][0] == "full, word" and found["judged"]["right"]
 
 
 def test_rows_that_fail_are_told_and_the_others_are_written(run, folder, monkeypatch):
@@ -154,4 +154,4 @@ def test_a_table_is_not_written_over(run, folder):
 def test_what_is_written_is_a_result_of_its_kind():
     with pytest.raises(InputError, match=r"write_swap\(test=…\)"):
         export.write_swap(made(), None, "x")
-    assert li.judged(made_test()).table()["definition"].tolist()[0] == "odds"
+    assert li.judged(made_test()).table()["definition"].tolist()[0] == "odds, answer"

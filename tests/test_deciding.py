@@ -2,7 +2,7 @@
 
 import pytest
 
-from lvlm_interp.attribution.deciding import moves, said, stands_in, verdict_of
+from lvlm_interp.attribution.deciding import moves, said, stands_in, telling_word, verdict_of
 from lvlm_interp.errors import InputError
 from tests.swapping import variant
 
@@ -120,6 +120,31 @@ def test_what_another_source_decides_is_not_the_questions():
     held = {"question": "Is it red or blue?"}
     rows = [variant("image", "Blue.", image="b.png", **held), variant("question", "Green.", question="Red or green?")]
     assert verdict_of([variant("original", "Red.", **held), *rows]).source == "image"
+
+
+# --- the word that tells ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "others", "word"),
+    [
+        ("It is red .", [("image", "It is blue.")], "red"),
+        ("The red cat", [("image", "The red dog"), ("context", "The red cow"), ("context", "A blue cat")], "cat"),
+        ("The blood is red", [], "is"),  # nothing changes: the first that is not asked about
+        ("A", [], "A"),
+        ("It is red", [("question", "No")], "is"),
+    ],
+)
+def test_the_word_that_tells_is_the_one_that_changes_do_away_with(answer, others, word):
+    asked = {"question": "What color has the blood, it has?"}
+    variants = [variant("original", answer, **asked), *(variant(source, said) for source, said in others)]
+    words = answer.split()
+    assert words[telling_word(words, variants)] == word
+
+
+def test_no_words_tell_nothing():
+    with pytest.raises(InputError, match="no words"):
+        telling_word([], [RED])
 
 
 # --- what the variant says, and what fails ----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ WORTH = {"prior": -1.0, "question": 2.0, "context": 0.5, "image": 3.0}
 
 
 def test_the_source_that_has_most_is_named():
-    odds = definition_of("odds")
+    odds = definition_of("odds, answer")
     assert odds.names(split_of(WORTH)) == "image" and odds.names(split_of({"prior": 9.0})) == "knowledge"
     assert list(odds.nats(split_of(WORTH)).items())[:2] == [
         ("image", pytest.approx(3.0)),
@@ -27,20 +27,20 @@ def test_the_source_that_has_most_is_named():
 def test_once_asked_the_question_is_a_part_of_what_was_known():
     """Its nats are the prior's: the same split, another name."""
     worth = {"prior": 2.0, "question": 2.0, "image": 3.0}
-    assert definition_of("odds").names(split_of(worth)) == "image"
-    asked = definition_of("odds, once asked")
+    assert definition_of("odds, answer").names(split_of(worth)) == "image"
+    asked = definition_of("odds, answer, once asked")
     assert asked.names(split_of(worth)) == "knowledge" and asked.nats(split_of(worth))["knowledge"] == pytest.approx(4)
 
 
 def test_another_value_may_name_another_source():
     """The values of `full` are 9 nats more, whatever is seen: that is the prior's."""
-    assert definition_of("full").names(split_of(WORTH)) == "knowledge"
+    assert definition_of("full, answer").names(split_of(WORTH)) == "knowledge"
 
 
 def test_a_diagnosis_groups_the_prompt_first():
     worth = {"image": 3.0, "question": 2.0, "context": 2.0}
-    told = definition_of("odds, as a diagnosis says")
-    assert definition_of("odds").names(split_of(worth)) == "image" and told.names(split_of(worth)) == "question"
+    told = definition_of("as a diagnosis says")
+    assert definition_of("odds, answer").names(split_of(worth)) == "image" and told.names(split_of(worth)) == "question"
     assert told.names(split_of({"prior": -1.0})) == ""  # nothing speaks for it
 
 
@@ -50,7 +50,7 @@ def test_hiding_one_alone_is_not_shapley():
     seen = torch.arange(16)
     both = ((seen & 2 > 0) | (seen & 8 > 0)).double() * 4.0  # context or image
     split = dataclasses.replace(split, numbers=(both + 0.5).expand(2, 1, 16).contiguous())
-    hidden, shapley = definition_of("odds, one hidden"), definition_of("odds")
+    hidden, shapley = definition_of("odds, answer, one hidden"), definition_of("odds, answer")
     assert hidden.names(split) == "knowledge" and hidden.nats(split)["image"] == 0
     assert shapley.names(split) in ("image", "context") and shapley.nats(split)["image"] == pytest.approx(2.0)
 
@@ -70,9 +70,11 @@ def worlds(count=10):
 
 
 def test_a_definition_is_right_where_it_names_what_decides():
-    found = li.judged(worlds(), ["odds"])
-    assert found.of("odds") == pytest.approx(30 / 31) and found.of("odds", "context") == pytest.approx(10 / 11)
-    assert found.of("odds", "image") == 1.0 and found.counts.tolist() == [31, 10, 11, 10]
+    found = li.judged(worlds(), ["odds, answer"])
+    assert found.of("odds, answer") == pytest.approx(30 / 31) and found.of("odds, answer", "context") == pytest.approx(
+        10 / 11
+    )
+    assert found.of("odds, answer", "image") == 1.0 and found.counts.tolist() == [31, 10, 11, 10]
     (miss,) = found.misses
     assert (miss.example, miss.decides, miss.named, miss.first, miss.second) == (
         *("wrong", "context", "image", "image", "context"),
@@ -83,7 +85,7 @@ def test_a_definition_is_right_where_it_names_what_decides():
 
 def test_guesses_stand_beside():
     """The constant guess is as good as its source is frequent; by kind, it is right where a kind has one source."""
-    found = li.judged(worlds(), ["odds"])
+    found = li.judged(worlds(), ["odds, answer"])
     assert found.of(CONSTANT) == pytest.approx(11 / 31) and found.of(BY_KIND) == 1.0
     assert found.of(CONSTANT, "context") == 1.0 and found.of(CONSTANT, "image") == 0.0
 
@@ -92,8 +94,8 @@ def test_intervals_are_as_wide_as_groups_ask_for():
     """Ten questions about each of two pictures tell less than twenty pictures."""
     alone = [swapped("image", {"image": 1.0 if i < 10 else -1.0}, str(i), group=str(i)) for i in range(20)]
     paired = [dataclasses.replace(e, group="ab"[int(e.name) // 10]) for e in alone]
-    wide, narrow = (li.judged(made_test(*some), ["odds"]) for some in (paired, alone))
-    assert wide.of("odds") == narrow.of("odds") == 0.5
+    wide, narrow = (li.judged(made_test(*some), ["odds, answer"]) for some in (paired, alone))
+    assert wide.of("odds, answer") == narrow.of("odds, answer") == 0.5
     assert float(wide.high[0, 0] - wide.low[0, 0]) > 1.5 * float(narrow.high[0, 0] - narrow.low[0, 0])
     assert float(wide.low.min()) >= 0 and float(wide.high.max()) <= 1
 
@@ -102,7 +104,7 @@ def test_what_cannot_judge_is_left_out_and_said():
     several = swapped("image", WORTH, "s")
     moved = [dataclasses.replace(v, answer="Blue.") if v.source == "context" else v for v in several.variants]
     several = dataclasses.replace(several, variants=tuple(moved))
-    uncredited = dataclasses.replace(swapped("image", WORTH, "u"), split=None, failed="no")
+    uncredited = dataclasses.replace(swapped("image", WORTH, "u"), splits={}, failed="no")
     test = made_test(swapped("image", WORTH), several, uncredited)
     found = li.judged(test)
     assert found.left_out == {"decided by several": 1, "without credit": 1} and found.counts.tolist()[0] == 1
@@ -122,15 +124,15 @@ def test_what_is_unclear_is_counted_if_it_is_asked_for():
 
 def test_a_definition_of_ones_own():
     always = Definition("the question", of=lambda split: {"question": 1.0, "prior": 0.0})
-    found = li.judged(worlds(), [always, "odds"])
-    assert found.definitions[:2] == ("the question", "odds") and found.of("the question") == 0.0
+    found = li.judged(worlds(), [always, "odds, answer"])
+    assert found.definitions[:2] == ("the question", "odds, answer") and found.of("the question") == 0.0
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"definitions": ["old"]}, "no definition 'old'; there are"),
-        ({"definitions": ["odds", "odds"]}, "two definitions are called 'odds'"),
+        ({"definitions": ["odds, answer", "odds, answer"]}, "two definitions are called 'odds, answer'"),
         ({"confidence": 1.0}, "between 0 and 1"),
         ({"samples": 0}, "samples is 1 or more"),
         ({"seed": 2**70}, "seed"),
@@ -140,7 +142,7 @@ def test_what_cannot_be_asked(given, said):
     with pytest.raises(InputError, match=said):
         li.judged(made_test(), **given)
     with pytest.raises(InputError, match="'red' was not judged"):
-        li.judged(made_test()).of("odds", "red")
+        li.judged(made_test()).of("odds, answer", "red")
 
 
 def test_the_same_seed_gives_the_same_table():
@@ -148,7 +150,7 @@ def test_the_same_seed_gives_the_same_table():
 
 
 def test_the_figure_draws_each_definition_with_its_interval():
-    found = li.judged(worlds(), ["odds", "full"])
+    found = li.judged(worlds(), ["odds, answer", "full, answer"])
     ax = figures.judged_definitions(found)
     assert [label.get_text() for label in ax.get_yticklabels()] == list(found.definitions)
     (points,) = (line for line in ax.lines if line.get_label() == "right")

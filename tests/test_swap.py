@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import lvlm_interp as li
+from lvlm_interp.attribution.definitions import PARTS
 from lvlm_interp.attribution.swap import pointed_at
 from lvlm_interp.errors import ImageError, InputError
 from tests.made import made_map
@@ -81,7 +82,7 @@ def test_a_row_that_fails_is_kept_and_the_others_go_on():
     failed = test.answers().groupby("source")["failed"].first()
     assert "answered with nothing" in failed["context"] and failed["image"] == "" and len(test.failures) == 3
     assert test.verdicts[0].source == "" and "no change of the context" in test.verdicts[0].why
-    assert "failed" in test.note and test.examples[0].split is not None
+    assert "failed" in test.note and set(test.examples[0].splits) == set(PARTS)
 
 
 def test_not_one_answer_is_an_error():
@@ -93,17 +94,19 @@ def test_an_original_that_fails_costs_the_others_nothing():
     frame = pd.concat([table(*CHANGES, **SHOWN), table(*CHANGES, **{**SHOWN, "example": "f", "context": "red"})])
     fake = answering(lambda context, **told: "" if context == "green" else context or "none")
     test = li.swap_test(fake, frame, maps=False)
-    assert [v.source for v in test.verdicts] == ["", "context"] and test.examples[0].split is None
+    assert [v.source for v in test.verdicts] == ["", "context"] and not test.examples[0].splits
 
 
-def test_credit_is_that_of_credit():
-    vlm = answering(lambda image, **told: image or "none")
+def test_credit_is_that_of_the_answer_its_telling_word_and_its_first_token():
+    vlm = answering(lambda image, **told: f"It is {image or 'none'}")
     (example,) = li.swap_test(vlm, table(*CHANGES, **SHOWN), maps=False).examples
     x = vlm.prepare(Q, SHOWN["picture"], SHOWN["context"], SHOWN["system"])
     x = vlm.answered(x, vlm.generate(x))
-    expected = li.credit(vlm, x, unit="answer")
-    assert example.answer == "red" and torch.allclose(example.split.numbers, expected.numbers, atol=1e-5)
-    assert example.split.provenance.example == expected.provenance.example
+    for part, unit in (("answer", "answer"), ("word", (5, 9)), ("token", (6, 7))):
+        expected = li.credit(vlm, x, unit=unit)
+        assert torch.allclose(example.splits[part].numbers, expected.numbers, atol=1e-5)
+        assert example.splits[part].provenance.example == expected.provenance.example
+    assert [example.splits[part].tokens[0].strip() for part in PARTS] == ["It is red", "red", "r"]
 
 
 @pytest.mark.parametrize("columns", ["none", "several"])
@@ -236,4 +239,4 @@ def test_on_the_reference_model_the_picture_decides_its_colour(reference):
     assert test.verdicts[0].source == "image" and test.examples[0].answer == "Purple."
     assert test.answers()["followed"].tolist() == [False, True, True, False]
     assert test.examples[0].pointed.inside and test.examples[0].pointed.chance < 0.5
-    assert li.judged(test, ["odds"]).of("odds") == 1.0
+    assert li.judged(test, ["odds, word"]).of("odds, word") == 1.0

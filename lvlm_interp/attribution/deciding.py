@@ -155,6 +155,33 @@ def moves(original: Variant, other: Variant, by: By = "changed") -> bool:
     return by == "changed" or not other.says or said(other.answer) == said(other.says)
 
 
+@explained
+def telling_word(words: Sequence[str], variants: Sequence[Variant]) -> int:
+    """The number of the word of an answer that tells what decided: the one that most changes do away with.
+
+    Of equals, and where none changes the answer, the first that does not stand in the question. Articles tell nothing
+    where there is something else. Other questions do away with all words, and are not counted.
+
+    Args:
+        words: of the answer to the original.
+        variants: the original first.
+
+    Raises:
+        InputError: no words.
+    """
+    if not words:
+        raise InputError("an answer of no words has none that tells")
+    original, *others = variants
+    moved = [o for o in others if "question" not in o.sources and not o.failed and moves(original, o)]
+
+    def rank(number: int) -> tuple[bool, bool, int, bool, int]:
+        word = words[number]
+        gone = sum(not stands_in(word, other.answer) for other in moved)
+        return not said(word), word.strip().casefold() in ARTICLES, -gone, stands_in(word, original.question), number
+
+    return min(range(len(words)), key=rank)
+
+
 def _half(original: Variant, others: Sequence[Variant], by: By) -> bool:
     """Whether at least half of some versions, of which there are any, move the answer."""
     count = sum(moves(original, other, by) for other in others)

@@ -6,9 +6,10 @@ is derived, but by the swap test (`attribution.swap`), where the real input is c
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from lvlm_interp.attribution.shapley import shares
 from lvlm_interp.attribution.split import CreditSplit
@@ -16,6 +17,8 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.given import explained, explaining
 
 PROMPT = ("question", "context", "system")
+Part = Literal["answer", "word", "token"]
+PARTS: tuple[Part, ...] = get_args(Part)
 Nats = Mapping[str, float]
 """What `prior` and each source have."""
 
@@ -65,6 +68,7 @@ class Definition:
     Attributes:
         name: in tables.
         value: which value is split (`attribution.value`).
+        part: what of the answer is split: all of it, the word that tells (`deciding.telling_word`), or its first token.
         keep: roles that are always visible, beside the template.
         of: from a split to nats of `prior` and of each role.
         choose: from these to the source that is named; None where there is none.
@@ -72,6 +76,7 @@ class Definition:
 
     name: str
     value: str = "odds"
+    part: Part = "answer"
     keep: tuple[str, ...] = ()
     of: Callable[[CreditSplit], dict[str, float]] = shapley
     choose: Callable[[Nats], str | None] = largest
@@ -96,20 +101,22 @@ class Definition:
         return split.with_value(self.value).keeping(*kept)
 
 
-QUESTION = ("question",)
+def _named(value: str, part: Part, keep: tuple[str, ...] = (), **rule: Any) -> Definition:
+    """A definition that is called by what it is made of."""
+    said = (value, part, *(["once asked"] if keep else []), *(["one hidden"] if rule else []))
+    return Definition(", ".join(said), value, part, keep, **rule)
+
+
 DEFINITIONS: dict[str, Definition] = {
     definition.name: definition
     for definition in (
-        Definition("odds"),
-        Definition("full", "full"),
-        Definition("odds, once asked", keep=QUESTION),
-        Definition("full, once asked", "full", keep=QUESTION),
-        Definition("odds, as a diagnosis says", choose=as_told),
-        Definition("odds, one hidden", of=hidden_alone),
-        Definition("full, one hidden", "full", of=hidden_alone),
-        Definition("odds, one hidden, once asked", keep=QUESTION, of=hidden_alone),
+        *(_named(*of) for of in itertools.product(("odds", "full"), PARTS, ((), ("question",)))),
+        *(_named(value, part, of=hidden_alone) for value in ("odds", "full") for part in PARTS),
+        Definition("as a diagnosis says", part="word", choose=as_told),
     )
 }
+"""Shapley's by both values, of each part, and with the question always visible; tokens hidden one source at a time; and
+what the sentence of a diagnosis says."""
 
 
 @explained
@@ -128,4 +135,5 @@ def definition_of(definition: str | Definition) -> Definition:
 
 def described(definition: Definition) -> dict[str, Any]:
     """A definition in a result's provenance."""
-    return {"name": definition.name, "value": definition.value, "keep": list(definition.keep)}
+    told = {name: getattr(definition, name) for name in ("name", "value", "part")}
+    return {**told, "keep": list(definition.keep)}

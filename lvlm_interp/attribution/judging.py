@@ -168,7 +168,7 @@ def judged(
     examples, truths, left_out = _judging(test, unclear)
     if not examples:
         raise InputError(f"none of the {len(test.examples)} examples can judge: {left_out}")
-    namings = {one.name: [one.names(example.split) for example in examples if example.split] for one in chosen}
+    namings = {one.name: [one.names(example.splits[one.part]) for example in examples] for one in chosen}
     namings |= _guesses(examples, truths)
     right = torch.tensor([[a == b for a, b in zip(named, truths, strict=True)] for named in namings.values()])
     kinds = list(dict.fromkeys(example.kind for example in examples if example.kind not in ("", ALL)))
@@ -210,7 +210,7 @@ def _judging(test: SwapTest, unclear: bool) -> tuple[list[Swapped], list[str], d
     examples, truths = [], []
     for example, verdict in zip(test.examples, test.verdicts, strict=True):
         why = "without a verdict" if not verdict.source else "decided by several" * (verdict.source not in NAMED)
-        why = why or ("unclear" if not (verdict.clear or unclear) else "without credit" * (example.split is None))
+        why = why or ("unclear" if not (verdict.clear or unclear) else "without credit" * (not example.splits))
         if why:
             out[why] += 1
         else:
@@ -252,9 +252,9 @@ def _column(
 def _misses(chosen: Sequence[Definition], examples: Sequence[Swapped], truths: Sequence[str]) -> Iterator[Miss]:
     for definition in chosen:
         for example, truth in zip(examples, truths, strict=True):
-            assert example.split is not None  # the others were left out
-            named, nats = definition.names(example.split), definition.nats(example.split)
-            if named != truth:
+            split = example.splits[definition.part]
+            if (named := definition.names(split)) != truth:
+                nats = definition.nats(split)
                 (first, most), (second, next_most) = [*nats.items(), ("", math.nan)][:2]
                 about = (definition.name, example.name, example.kind, truth, named)
                 yield Miss(*about, first, most, second, next_most)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from lvlm_interp.attribution.credit import credit
-from lvlm_interp.attribution.deciding import By, Verdict, moves, said, verdict_of
+from lvlm_interp.attribution.deciding import By, Verdict, moves, said, telling_word, verdict_of
+from lvlm_interp.attribution.definitions import PARTS
 from lvlm_interp.attribution.occlusion import PatchMap, attribute
 from lvlm_interp.attribution.split import CreditSplit
 from lvlm_interp.attribution.variants import SOURCES, Case, Variant, Version, cases_of, need_no_markers
@@ -27,7 +28,7 @@ from lvlm_interp.errors import ImageError, InputError, LvlmInterpError
 from lvlm_interp.given import explained, explaining
 from lvlm_interp.inputs.example import DIGITS, Inputs
 from lvlm_interp.inputs.media import open_image
-from lvlm_interp.inputs.words import Unit, unit_name
+from lvlm_interp.inputs.words import Unit, parts_of
 from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
@@ -59,7 +60,8 @@ class Swapped:
     Attributes:
         name, kind, group: as in the table of variants.
         variants: the original first.
-        split: the credit of the answer to the original, as a whole by default; None where that failed.
+        splits: the credit of the answer to the original, by part: of all the `answer`, of the `word` that tells, and of
+            the first `token` of that; none where it failed.
         pointed: see there; None where no change of the picture has a place.
         failed: why there is no credit; empty where there is.
     """
@@ -68,7 +70,7 @@ class Swapped:
     kind: str
     group: str
     variants: tuple[Variant, ...]
-    split: CreditSplit | None = None
+    splits: Mapping[str, CreditSplit] = field(default_factory=dict)
     pointed: Pointed | None = None
     failed: str = ""
 
@@ -178,22 +180,21 @@ def swap_test(
     table: pd.DataFrame,
     by: By = "changed",
     *,
-    unit: Unit = "answer",
     maps: bool = True,
     max_new_tokens: int = 64,
     progress: bool = False,
 ) -> SwapTest:
     """Ask about examples and variants of their sources, and find which source decides each answer.
 
-    Every row is answered greedily; the answer to the original is split by `credit`, by `odds` and all values that
-    compare with nothing, so that any definition of credit can be judged later. `attribution.deciding` says when a
+    Every row is answered greedily; the answer to the original, the word of it that tells, and the first token of that
+    are split by `credit`, by `odds` and all values that compare with nothing, so that any definition of credit can be
+    judged later. `attribution.deciding` says when a
     source decides; the documentation has the reasons, and what the test cannot see.
 
     Args:
         vlm: the model.
         table: a row for each version of an example (`attribution.variants.cases_of`, `tables.read_variants`).
         by: whether a change counts if the answer `changed`, or only if it `followed` what the variant says.
-        unit: what the answer is split into; the parts are added up where definitions are judged.
         maps: hold the heatmap against the smallest change of pixels that changes the answer, where one has a place.
         max_new_tokens: where the model is cut off if it does not stop.
         progress: show a progress bar.
@@ -210,12 +211,12 @@ def swap_test(
         raise InputError(f"max_new_tokens is 1 or more, got {max_new_tokens}")
     cases = cases_of(table)
     need_no_markers(cases, vlm.prompter.special)
-    asking = _Asking(vlm, unit, maps, max_new_tokens)
+    asking = _Asking(vlm, maps, max_new_tokens)
     with tqdm(total=sum(len(case.versions) for case in cases), disable=not progress, leave=False) as bar:
         found = tuple(asking.swapped(case, bar.update) for case in cases)
     if all(example.variants[0].failed for example in found):
         raise InputError(f"no original could be answered; the first failed with: {found[0].variants[0].failed}")
-    about = vlm.provenance("swap test", unit=unit_name(unit), maps=maps, max_new_tokens=max_new_tokens)
+    about = vlm.provenance("swap test", maps=maps, max_new_tokens=max_new_tokens)
     return SwapTest(found, by, provenance=dataclasses.replace(about, example=_digest(cases)))
 
 
@@ -230,7 +231,6 @@ class _Asking:
     """How the examples of one test are asked."""
 
     vlm: HookedVLM
-    unit: Unit
     maps: bool
     max_new_tokens: int
 
@@ -262,11 +262,21 @@ class _Asking:
     def _credited(self, found: Swapped, case: Case, x: Inputs) -> Swapped:
         try:
             computed = run_to_decoder(self.vlm, x, keep_prompt=True)
-            split = credit(self.vlm, x, unit=self.unit, decoder_inputs=computed)
+            splits = self._splits(found, x, computed)
             pointed = self._pointed(found, case, x, computed) if self.maps else None
         except LvlmInterpError as error:
             return dataclasses.replace(found, failed=str(error))
-        return dataclasses.replace(found, split=split, pointed=pointed)
+        return dataclasses.replace(found, splits=splits, pointed=pointed)
+
+    def _splits(self, found: Swapped, x: Inputs, computed: DecoderInputs) -> dict[str, CreditSplit]:
+        """The credit of the answer, of the word that tells, and of the first token of that that is no blank."""
+        words = parts_of(x, "word", self.vlm.decode)
+        word = words[telling_word([one.text for one in words], found.variants)]
+        written = (i for i in range(word.start, word.stop) if x.answer_tokens[i].strip())  # its blank may be a token
+        first = next(written, word.start)
+        spans: tuple[Unit, ...] = ("answer", (word.start, word.stop), (first, first + 1))
+        each = [credit(self.vlm, x, unit=span, decoder_inputs=computed) for span in spans]
+        return dict(zip(PARTS, each, strict=True))
 
     def _pointed(self, found: Swapped, case: Case, x: Inputs, computed: DecoderInputs) -> Pointed | None:
         """The heatmap against the smallest change of pixels that changes the answer; None where none has a place."""
