@@ -128,6 +128,14 @@ def test_a_definition_of_ones_own():
     assert found.definitions[:2] == ("the question", "odds, answer") and found.of("the question") == 0.0
 
 
+def test_only_parts_that_were_credited_are_judged():
+    word = {"word": split_of(WORTH)}
+    test = made_test(dataclasses.replace(swapped("image", WORTH), splits=word))
+    assert {definition_of(name).part for name in li.judged(test).definitions[:-2]} == {"word"}
+    with pytest.raises(InputError, match=r"is of the answer, and this test has credit of \['word'\]"):
+        li.judged(test, ["odds, answer"])
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

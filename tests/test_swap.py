@@ -106,6 +106,8 @@ def test_credit_is_that_of_the_answer_its_telling_word_and_its_first_token():
         expected = li.credit(vlm, x, unit=unit)
         assert torch.allclose(example.splits[part].numbers, expected.numbers, atol=1e-5)
         assert example.splits[part].provenance.example == expected.provenance.example
+    (word,) = li.swap_test(vlm, table(**SHOWN), parts=["word"], maps=False).examples
+    assert list(word.splits) == ["word"]
     assert [example.splits[part].tokens[0].strip() for part in PARTS] == ["It is red", "red", "r"]
 
 
@@ -220,6 +222,8 @@ def test_tables_that_lack_something():
         li.swap_test(vlm, table(**SHOWN).drop(columns="question"))
     with pytest.raises(ImageError, match=r"row 1: .*nowhere.png"):
         li.swap_test(vlm, table(picture="nowhere.png", question=Q))
+    with pytest.raises(InputError, match="parts are some of"):
+        li.swap_test(vlm, table(**SHOWN), parts=[])
     with pytest.raises(InputError, match="max_new_tokens is 1 or more"):
         li.swap_test(vlm, table(**SHOWN), max_new_tokens=0)
 

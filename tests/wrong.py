@@ -62,7 +62,7 @@ def samples():
     computed, example = run_to_decoder(vlm, x, keep_prompt=True), next(examples("object", 1))
     objects = [vlm, x, x.images[0], vlm.batch([x]), vlm.readout, computed, example, example.scene]
     swapped = made_test().examples[0]
-    objects += [definition_of("odds"), swapped, swapped.variants[0], swapped.verdict(), swapped.pointed]
+    objects += [definition_of("odds, word"), swapped, swapped.variants[0], swapped.verdict(), swapped.pointed]
     objects += [Interactions(("a", "b"), torch.ones(1, 4)), target_of(vlm, x, ["odds"])]
     return {"vlm": vlm, "x": x}, [*objects, *one_of_each().values()]
 

@@ -153,7 +153,8 @@ def judged(
 
     Args:
         test: from `swap_test`.
-        definitions: by name, or `Definition`s of your own; all that have a name by default.
+        definitions: by name, or `Definition`s of your own; by default all that have a name and are of a part of the
+            answer that the test has credit for.
         unclear: count examples too where something speaks for another source.
         confidence: of the intervals.
         samples: of the bootstrap over groups.
@@ -163,7 +164,7 @@ def judged(
         InputError: no definition of that name, two of one name, a confidence that is not between 0 and 1, or no example
             that can judge.
     """
-    chosen = [definition_of(one) for one in (DEFINITIONS if definitions is None else definitions)]
+    chosen = _chosen(test, definitions)
     _need(chosen, confidence, samples, seed)
     examples, truths, left_out = _judging(test, unclear)
     if not examples:
@@ -188,6 +189,21 @@ def judged(
         left_out=left_out,
         provenance=_provenance(test, chosen, unclear, samples, seed),
     )
+
+
+def _chosen(test: SwapTest, definitions: Sequence[str | Definition] | None) -> list[Definition]:
+    """The definitions to judge, of parts that there is credit for."""
+    each = [set(example.splits) for example in test.examples if example.splits]
+    there = set.intersection(*each) if each else set()
+    if definitions is None:
+        return [one for one in DEFINITIONS.values() if one.part in there or not each]
+    chosen = [definition_of(one) for one in definitions]
+    if each and (lost := [one for one in chosen if one.part not in there]):
+        raise InputError(
+            f"{lost[0].name!r} is of the {lost[0].part}, and this test has credit of {sorted(there)}: ask swap_test "
+            "for it with parts="
+        )
+    return chosen
 
 
 def _need(chosen: Sequence[Definition], confidence: float, samples: int, seed: int) -> None:

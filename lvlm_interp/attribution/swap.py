@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from lvlm_interp.attribution.credit import credit
 from lvlm_interp.attribution.deciding import By, Verdict, moves, said, telling_word, verdict_of
-from lvlm_interp.attribution.definitions import PARTS
+from lvlm_interp.attribution.definitions import PARTS, Part
 from lvlm_interp.attribution.occlusion import PatchMap, attribute
 from lvlm_interp.attribution.split import CreditSplit
 from lvlm_interp.attribution.variants import SOURCES, Case, Variant, Version, cases_of, need_no_markers
@@ -180,6 +180,7 @@ def swap_test(
     table: pd.DataFrame,
     by: By = "changed",
     *,
+    parts: Sequence[Part] = PARTS,
     maps: bool = True,
     max_new_tokens: int = 64,
     progress: bool = False,
@@ -195,6 +196,8 @@ def swap_test(
         vlm: the model.
         table: a row for each version of an example (`attribution.variants.cases_of`, `tables.read_variants`).
         by: whether a change counts if the answer `changed`, or only if it `followed` what the variant says.
+        parts: what of each answer is credited: all of the `answer`, the `word` that tells, its first `token`;
+            definitions of credit of other parts cannot be judged.
         maps: hold the heatmap against the smallest change of pixels that changes the answer, where one has a place.
         max_new_tokens: where the model is cut off if it does not stop.
         progress: show a progress bar.
@@ -207,16 +210,18 @@ def swap_test(
         InputError: a table that does not fit, before anything is asked; or not one original that could be answered.
         ImageError: a picture that cannot be read.
     """
+    if not parts or not set(parts) <= set(PARTS):
+        raise InputError(f"parts are some of {list(PARTS)}, got {list(parts)}")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens is 1 or more, got {max_new_tokens}")
     cases = cases_of(table)
     need_no_markers(cases, vlm.prompter.special)
-    asking = _Asking(vlm, maps, max_new_tokens)
+    asking = _Asking(vlm, tuple(parts), maps, max_new_tokens)
     with tqdm(total=sum(len(case.versions) for case in cases), disable=not progress, leave=False) as bar:
         found = tuple(asking.swapped(case, bar.update) for case in cases)
     if all(example.variants[0].failed for example in found):
         raise InputError(f"no original could be answered; the first failed with: {found[0].variants[0].failed}")
-    about = vlm.provenance("swap test", maps=maps, max_new_tokens=max_new_tokens)
+    about = vlm.provenance("swap test", parts=list(parts), maps=maps, max_new_tokens=max_new_tokens)
     return SwapTest(found, by, provenance=dataclasses.replace(about, example=_digest(cases)))
 
 
@@ -231,6 +236,7 @@ class _Asking:
     """How the examples of one test are asked."""
 
     vlm: HookedVLM
+    parts: tuple[Part, ...]
     maps: bool
     max_new_tokens: int
 
@@ -274,9 +280,12 @@ class _Asking:
         word = words[telling_word([one.text for one in words], found.variants)]
         written = (i for i in range(word.start, word.stop) if x.answer_tokens[i].strip())  # its blank may be a token
         first = next(written, word.start)
-        spans: tuple[Unit, ...] = ("answer", (word.start, word.stop), (first, first + 1))
-        each = [credit(self.vlm, x, unit=span, decoder_inputs=computed) for span in spans]
-        return dict(zip(PARTS, each, strict=True))
+        spans: dict[Part, Unit] = {
+            "answer": "answer",
+            "word": (word.start, word.stop),
+            "token": (first, first + 1),
+        }
+        return {part: credit(self.vlm, x, unit=spans[part], decoder_inputs=computed) for part in self.parts}
 
     def _pointed(self, found: Swapped, case: Case, x: Inputs, computed: DecoderInputs) -> Pointed | None:
         """The heatmap against the smallest change of pixels that changes the answer; None where none has a place."""

@@ -46,18 +46,17 @@ def swap(
     verbose: Verbose = False,
 ) -> None:
     """Which source decides each answer, by changing the real input; and which definition of credit names it."""
-    from lvlm_interp.attribution.definitions import definition_of
+    from lvlm_interp.attribution.definitions import DEFINITIONS, definition_of
     from lvlm_interp.report import export
     from lvlm_interp.tables import read_variants
 
     export.check(out, force)
-    for name in definition or ():
-        definition_of(name)
+    parts = tuple(dict.fromkeys(definition_of(name).part for name in definition or DEFINITIONS))
     frame = read_variants(table)
     shown = [name for names in frame.get("picture", []) for name in names]
     need_apart([out / name for name in export.SWAPPED], [table, *shown])
     vlm = open_model(model, None, verbose, device, dtype)
-    test = li.swap_test(vlm, frame, by, maps=maps, progress=sys.stderr.isatty())
+    test = li.swap_test(vlm, frame, by, parts=parts, maps=maps, progress=sys.stderr.isatty())
     found = _judged(test, definition, unclear)
     export.write_swap(test, found, out, force)
     for where, why in test.failures.items():
