@@ -1,4 +1,4 @@
-"""Examples from a table: a CSV or JSONL file with a row for each."""
+"""Examples from a table: a CSV or JSONL file with a row for each, or for each of their variants."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import json
 import math
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from lvlm_interp.errors import InputError
+from lvlm_interp.attribution import variants
+from lvlm_interp.attribution.variants import cases_of
+from lvlm_interp.errors import InputError, LvlmInterpError
 from lvlm_interp.given import explained
 
 REQUIRED = ("image", "question")
 OPTIONAL = ("answer", "context", "system")  # of the example itself; empty where a cell is
+VARIANTS = (*variants.REQUIRED, *variants.OPTIONAL)
 SHOWN = 3  # missing pictures that a message names
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")  # as JSON writes them: 007 is a text
 
@@ -42,7 +46,7 @@ def read_examples(path: str | Path) -> pd.DataFrame:
             column or a value, or names pictures that are not there. Rows are counted from 1, without the head.
     """
     file = Path(path)
-    frame = _read(file)
+    frame = _read(file, (*REQUIRED, *OPTIONAL))
     if missing := [name for name in REQUIRED if name not in frame]:
         raise InputError(f"{file} has no column {' and no column '.join(map(repr, missing))}; it has {list(frame)}")
     if frame.empty:
@@ -56,9 +60,49 @@ def read_examples(path: str | Path) -> pd.DataFrame:
         if name in frame:
             # another type would make NaN of None
             frame[name] = pd.Series(_texts(frame[name]), index=frame.index, dtype=object)
-    frame["image"] = [name if _is_address(name) else str(file.parent / name) for name in frame["image"]]
-    _need_pictures(file, frame["image"].tolist())
+    frame["image"] = [_from(file, name) for name in frame["image"]]
+    _need_pictures(file, [(name, row) for row, name in enumerate(frame["image"], 1)])
     return frame
+
+
+@explained
+def read_variants(path: str | Path) -> pd.DataFrame:
+    """Read a table of variants, for `swap_test`; it is checked whole.
+
+    Columns are `example`, `source` and `question`, and those of `picture`, `context`, `system`, `says`, `kind` and
+    `group` that are needed, all taken letter for letter. A picture is a path from the table's own folder, or an
+    address; several in one prompt are joined by `|`.
+
+    Args:
+        path: a `.csv`, or a `.jsonl` with an object on each line.
+
+    Returns:
+        A frame with a row for each version of an example. `picture` is a list of whole paths and addresses; other cells
+        are texts, None where they are empty.
+
+    Raises:
+        InputError: the file is missing, empty or broken, names pictures that are not there, or is not what
+            `attribution.variants.cases_of` takes. Rows are counted from 1, without the head.
+        ImageError: a picture that cannot be read.
+    """
+    file = Path(path)
+    frame = _read(file, VARIANTS)
+    for name in frame:
+        frame[name] = pd.Series(_texts(frame[name]), index=frame.index, dtype=object)
+    if "picture" in frame:
+        several = [[_from(file, name) for name in (cell or "").split("|") if name] for cell in frame["picture"]]
+        _need_pictures(file, [(name, row) for row, names in enumerate(several, 1) for name in names])
+        frame["picture"] = several
+    try:
+        cases_of(frame)
+    except LvlmInterpError as error:
+        raise type(error)(f"{file}: {error}") from error
+    return frame
+
+
+def _from(file: Path, name: str) -> str:
+    """A picture's whole path, from its table's folder, or its address."""
+    return name if _is_address(name) else str(file.parent / name)
 
 
 def _texts(column: pd.Series) -> list[str | None]:
@@ -72,10 +116,10 @@ def _is_address(name: str) -> bool:
     return ADDRESS.match(name) is not None
 
 
-def _need_pictures(file: Path, names: list[str]) -> None:
-    """Raise where one is not there, with the first row of each."""
+def _need_pictures(file: Path, named: list[tuple[str, int]]) -> None:
+    """Raise where one that a row names is not there, with the first row of each."""
     rows: dict[str, int] = {}
-    for row, name in enumerate(names, 1):
+    for name, row in named:
         rows.setdefault(name, row)
     if lost := [f"{name} (row {row})" for name, row in rows.items() if not (_is_address(name) or _is_file(name))]:
         more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
@@ -89,19 +133,19 @@ def _is_file(name: str) -> bool:
         return False
 
 
-def _read(file: Path) -> pd.DataFrame:
+def _read(file: Path, texts: Collection[str]) -> pd.DataFrame:
     if file.suffix not in (".csv", ".jsonl"):
         raise InputError(f"a table of examples is a .csv or a .jsonl file, got {str(file)!r}")
     if not os.path.isfile(file):
         raise InputError(f"no table at {str(file)!r}")
     try:
-        return _csv(file) if file.suffix == ".csv" else _jsonl(file)
+        return _csv(file, texts) if file.suffix == ".csv" else _jsonl(file, texts)
     except (ValueError, OSError, csv.Error, RecursionError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
 
 
-def _csv(file: Path) -> pd.DataFrame:
-    """The table, with numbers where a column is written as numbers are."""
+def _csv(file: Path, texts: Collection[str]) -> pd.DataFrame:
+    """The table, with numbers where a column that is no text's is written as numbers are."""
     with file.open(encoding="utf-8-sig", newline="") as lines:
         whole = [row for row in csv.reader(lines, strict=True) if row]
     if not whole:
@@ -116,7 +160,7 @@ def _csv(file: Path) -> pd.DataFrame:
                 'comma must stand in quotes: "yes, it is"'
             )
     columns = {name: [row[i] or None for row in rows] for i, name in enumerate(head)}
-    told = {name: cells if name in (*REQUIRED, *OPTIONAL) else _valued(cells) for name, cells in columns.items()}
+    told = {name: cells if name in texts else _valued(cells) for name, cells in columns.items()}
     return pd.DataFrame(told, columns=head)
 
 
@@ -135,14 +179,14 @@ def _valued(cells: list[str | None]) -> list[Any]:
     return [math.nan if cell is None else values[cell] for cell in cells]
 
 
-def _jsonl(file: Path) -> pd.DataFrame:
+def _jsonl(file: Path, texts: Collection[str]) -> pd.DataFrame:
     """The table, with values as they are written; a column of nothing but numbers has their type."""
     with file.open(encoding="utf-8-sig") as lines:
         rows = [_object(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise ValueError("it is empty")
-    texts = pd.DataFrame(rows, dtype=object)
-    return pd.DataFrame(rows).assign(**{name: texts[name] for name in (*REQUIRED, *OPTIONAL) if name in texts})
+    written = pd.DataFrame(rows, dtype=object)
+    return pd.DataFrame(rows).assign(**{name: written[name] for name in texts if name in written})
 
 
 def _object(number: int, line: str) -> dict[str, Any]:

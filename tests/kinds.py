@@ -14,6 +14,7 @@ from lvlm_interp.opening.conformance import Conformance
 from lvlm_interp.results import Result
 from tests.made import about, made
 from tests.probing import QUICK, labelled
+from tests.swapping import made_test
 from tests.tiny import tiny_inputs, tiny_llava
 
 
@@ -30,6 +31,7 @@ def one_of_each():
         Contrasts({"hidden": diagnosis.contrast}, provenance=about("contrast")),
         Captured({"blocks.0.hook_resid_pre": y}, provenance=about("capture", positions=[3])),
         dataclasses.replace(li.score(vlm, x, x.everything[None]), readout=None),
+        *(made_test(), li.judged(made_test())),
         Conformance("llava", (Checked("parity", True, 0.0, 1.0, "d", "a"),), provenance=about("check")),
     )
     return {type(one).__name__: one for one in found}

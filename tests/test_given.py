@@ -51,6 +51,8 @@ MISTAKES = {
     "swapped": (lambda vlm, x: li.contrast(x, vlm), "model"),
     "text for a lens": (lambda vlm, x: li.lens(vlm, Q), "an example"),
     "text for credit": (lambda vlm, x: li.credit(vlm, Q), "an example"),
+    "a path for a table of variants": (lambda vlm, x: li.swap_test(vlm, "variants.csv"), r"table=….* takes DataFrame"),
+    "a table for a swap test": (lambda vlm, x: li.judged(made().to_frame()), r"test=….* takes SwapTest"),
     "text for a map": (lambda vlm, x: li.attribute(vlm, Q), "an example"),
     "text for direct": (lambda vlm, x: li.direct(vlm, Q), "an example"),
     "text for score": (lambda vlm, x: li.score(vlm, Q, x.everything[None]), "an example"),

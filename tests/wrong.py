@@ -48,17 +48,21 @@ def samples():
     import torch
 
     from lvlm_interp import wrap
+    from lvlm_interp.attribution.definitions import definition_of
     from lvlm_interp.attribution.shapley import Interactions
     from lvlm_interp.attribution.value import target_of
     from lvlm_interp.engine.decoder import run_to_decoder
     from lvlm_interp.reference.questions import examples
     from tests.kinds import one_of_each
+    from tests.swapping import made_test
     from tests.tiny import tiny_inputs, tiny_llava
 
     vlm = wrap(tiny_llava())
     x = tiny_inputs(vlm)
     computed, example = run_to_decoder(vlm, x, keep_prompt=True), next(examples("object", 1))
     objects = [vlm, x, x.images[0], vlm.batch([x]), vlm.readout, computed, example, example.scene]
+    swapped = made_test().examples[0]
+    objects += [definition_of("odds, word"), swapped, swapped.variants[0], swapped.verdict(), swapped.pointed]
     objects += [Interactions(("a", "b"), torch.ones(1, 4)), target_of(vlm, x, ["odds"])]
     return {"vlm": vlm, "x": x}, [*objects, *one_of_each().values()]
 

@@ -16,13 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_interp.attribution.credit import CreditSplit, shares
+from lvlm_interp.attribution.definitions import dominant
 from lvlm_interp.attribution.occlusion import PatchMap
 from lvlm_interp.counterfactuals.contrast import Contrast, TokenClass, token_classes
 from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.view import Box
 from lvlm_interp.inputs.words import Word, split_words
 from lvlm_interp.report.function_words import is_function_word
-from lvlm_interp.report.sentences import dominant, sentence, signed
+from lvlm_interp.report.sentences import sentence, signed
 from lvlm_interp.results import Result, heading, text
 from lvlm_interp.shown import printable
 

@@ -1,4 +1,4 @@
-"""Results as files: a diagnosis as a page, JSON, CSV, NPZ and pictures; a heatmap; probes."""
+"""Results as files: a diagnosis as a page, JSON, CSV, NPZ and pictures; a heatmap; probes; a swap test."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import tempfile
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
+from lvlm_interp.attribution.judging import Judgement
 from lvlm_interp.attribution.occlusion import PatchMap
+from lvlm_interp.attribution.swap import SwapTest
 from lvlm_interp.errors import OutputError
 from lvlm_interp.files import aside, told
 from lvlm_interp.given import checked
@@ -25,8 +29,19 @@ from lvlm_interp.report import explorer, figures
 from lvlm_interp.report.diagnosis import Diagnosis
 from lvlm_interp.report.placing import Writer, check, check_file, placed
 from lvlm_interp.report.sheet import drawn, sheet
+from lvlm_interp.results import Result
 
-__all__ = ["check", "check_file", "figure_kind", "heatmap_png", "save_heatmap", "slug", "write", "write_probes"]
+__all__ = [
+    "check",
+    "check_file",
+    "figure_kind",
+    "heatmap_png",
+    "save_heatmap",
+    "slug",
+    "write",
+    "write_probes",
+    "write_swap",
+]
 
 PAGE = "report.html"
 DPI = 120
@@ -73,7 +88,7 @@ def _several(diagnoses: Sequence[Diagnosis]) -> dict[str, Writer]:
 def _single(diagnosis: Diagnosis) -> dict[str, Writer]:
     files: dict[str, Writer] = {
         "diagnosis.json": lambda: json.dumps(diagnosis.to_dict(), indent=1, ensure_ascii=False).encode(),
-        "tokens.csv": lambda: diagnosis.to_frame().to_csv(index=False).encode(),
+        "tokens.csv": lambda: _csv(diagnosis.to_frame()),
         "heatmaps.npz": lambda: _arrays(diagnosis),
     }
     if diagnosis.patches is not None and (ranked := diagnosis.ranked):
@@ -156,15 +171,43 @@ def write_probes(found: ProbeResult, out_dir: str | Path, force: bool = False) -
     folder = check(out_dir, force)
     writers: dict[str, Writer] = {
         "probes.safetensors": lambda: _saved(found),
-        "probes.csv": lambda: found.to_frame().to_csv(index=False).encode(),
+        "probes.csv": lambda: _csv(found.to_frame()),
         "probes.png": lambda: _probe_png(found),
     }
     return placed(folder, writers)
 
 
-def _saved(found: ProbeResult) -> bytes:
+SWAPPED = ("swap.safetensors", "examples.csv", "answers.csv", "judged.csv", "missed.csv", "judged.png")
+
+
+@checked
+def write_swap(test: SwapTest, found: Judgement | None, out_dir: str | Path, force: bool = False) -> Path:
+    """Write a swap test as `swap.safetensors` (to load again), `examples.csv` and `answers.csv`.
+
+    And how definitions of credit are judged by it, if that is given: `judged.csv`, `missed.csv` (what they fail on) and
+    `judged.png`.
+
+    Raises:
+        OutputError: the directory holds something, or cannot be written.
+    """
+    folder = check(out_dir, force)
+    writers: list[Writer] = [lambda: _saved(test), lambda: _csv(test.to_frame()), lambda: _csv(test.answers())]
+    if found is not None:
+        writers += [lambda: _csv(found.to_frame()), lambda: _csv(found.missed()), lambda: _judged_png(found)]
+    return placed(folder, dict(zip(SWAPPED, writers, strict=False)))
+
+
+def _csv(frame: pd.DataFrame) -> bytes:
+    return frame.to_csv(index=False).encode()
+
+
+def _judged_png(found: Judgement) -> bytes:
+    return _png(figures.judged_definitions(found).figure)
+
+
+def _saved(found: Result) -> bytes:
     with tempfile.TemporaryDirectory() as temporary:
-        return found.save(Path(temporary, "probes.safetensors")).read_bytes()
+        return found.save(Path(temporary, "result.safetensors")).read_bytes()
 
 
 def _probe_png(found: ProbeResult) -> bytes:
@@ -174,6 +217,10 @@ def _probe_png(found: ProbeResult) -> bytes:
         figures.probe_map(found, ax=figure.subplots())
     else:
         figures.probe_layers({found.metrics[0]: found}, ax=figure.subplots())
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
     stream = io.BytesIO()
-    figure.savefig(stream, format="png")
+    figure.savefig(stream, format="png", dpi=DPI)
     return stream.getvalue()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lvlm_interp.attribution.judging import Judgement
 from lvlm_interp.attribution.occlusion import PatchMap
 from lvlm_interp.attribution.split import CreditSplit
+from lvlm_interp.attribution.swap import SwapTest
 from lvlm_interp.counterfactuals.contrast import Contrast, Contrasts
 from lvlm_interp.engine.score import Scores
 from lvlm_interp.inside.direct import DirectAttribution
@@ -24,6 +26,8 @@ KINDS: tuple[type[Result], ...] = (
     Captured,
     Scores,
     Features,
+    SwapTest,
+    Judgement,
 )
 
 

@@ -4,26 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lvlm_interp.attribution.definitions import PROMPT, dominant
 from lvlm_interp.inputs.view import Box
 from lvlm_interp.report.palette import FAINT, SOURCES
 
 AGAINST = -1.0  # nats of credit from which a source is said to speak against a word
-PROMPT = ("question", "context", "system")
-
-
-def grouped(shares: Mapping[str, float]) -> dict[str, float]:
-    """Shares of the three things that a word can come from: `prompt`, `image` and `prior`."""
-    prompt = sum(shares.get(name, 0.0) for name in PROMPT)
-    return {"prompt": prompt, "image": shares.get("image", 0.0), "prior": shares.get("prior", 0.0)}
-
-
-def dominant(shares: Mapping[str, float]) -> str | None:
-    """The source that leads the group with the largest share; None if nothing speaks for the word."""
-    groups = grouped(shares)
-    best = max(groups, key=lambda name: groups[name])
-    if not groups[best]:
-        return None
-    return best if best != "prompt" else max(PROMPT, key=lambda name: shares.get(name, 0.0))
 
 
 def box_text(box: Box) -> str:

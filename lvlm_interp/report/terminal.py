@@ -12,9 +12,10 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
+from lvlm_interp.attribution.definitions import grouped
 from lvlm_interp.attribution.occlusion import PatchMap
 from lvlm_interp.report.diagnosis import Diagnosis, WordReport
-from lvlm_interp.report.sentences import box_text, grouped, percent, signed
+from lvlm_interp.report.sentences import box_text, percent, signed
 from lvlm_interp.shown import printable
 
 FRAME = 3  # letters that a column has around it: two blanks and a line

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lvlm_interp.attribution.definitions import grouped
 from lvlm_interp.report.diagnosis import Diagnosis, WordReport
 from lvlm_interp.report.explorer.maps import BLANK
 from lvlm_interp.report.palette import SOURCES
-from lvlm_interp.report.sentences import grouped, percent, signed
+from lvlm_interp.report.sentences import percent, signed
 
 VALUES = {
     "odds": ("odds", "Why this word rather than another: 0 is no better than the words it is compared with."),
