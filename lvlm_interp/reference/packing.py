@@ -54,11 +54,16 @@ class Packed(NamedTuple):
 
 def parts_of(talk: Talk) -> Iterator[tuple[int, int, int]]:
     """Where each source stands in a talk's text: start, end, and the source's bit."""
-    context = " ".join(talk.context)
-    told = [(context, "context"), *((text, "context") for turn in talk.turns for text in turn)]
-    sources: list[tuple[str, Source]] = [(talk.system or "", "system"), *[(IMAGE_TOKEN, "image")] * len(talk.pictures)]
+    told = [" ".join(talk.context), *(text for turn in talk.turns for text in turn)]
+    shown = [(IMAGE_TOKEN, "image")] * len(talk.pictures)
+    sources = [
+        (talk.system or "", "system"),
+        *shown,
+        *((text, "context") for text in told),
+        (talk.question, "question"),
+    ]
     text, at = talk.text(), 0
-    for part, source in (*sources, *told, (talk.question, "question")):
+    for part, source in sources:
         if part:
             start = text.index(part, at)
             at = start + len(part)
@@ -92,8 +97,10 @@ def pack(learner: Learner, some: Sequence[Talk], stage: Stage, seed: int) -> Pac
     rng, first = random.Random(f"hide:{seed}:{some[0].text()}"), some[0]
     shared = written(learner, first, 0, shared_length(first))
     count = len(shared.ids)
-    columns = [[*shared.ids], [*range(count)], [0] * count, [IGNORED] * count, [*shared.source], [0] * count]
-    row = Packed(*columns, kinds=[], pictures=first.pictures)
+    nothing, fixed = [0] * count, list(shared.source)
+    row = Packed(
+        [*shared.ids], [*range(count)], nothing, [IGNORED] * count, fixed, [*nothing], kinds=[], pictures=first.pictures
+    )
     for number, talk in enumerate(some, 1):
         own, hidden = written(learner, talk, shared_length(talk), len(talk.text())), _hidden(rng, stage)
         answer = learner.ids(answer_without(talk, hidden) + END)
@@ -138,8 +145,8 @@ def collate(learner: Learner, packed: Sequence[Packed]) -> Batch:
     """Rows side by side."""
     length = max(len(row.ids) for row in packed)
     ids, positions, block, labels, source, hidden = (
-        torch.tensor([row[i] + [fill] * (length - len(row.ids)) for row in packed])
-        for i, fill in enumerate((0, 0, -1, IGNORED, 0, 0))
+        torch.tensor([[*one, *[fill] * (length - len(one))] for one in column])
+        for column, fill in zip(zip(*(row[:6] for row in packed), strict=True), (0, 0, -1, IGNORED, 0, 0), strict=True)
     )
     same = (block[:, None, :] == 0) | (block[:, None, :] == block[:, :, None])
     shown = (source[:, None, :] & hidden[:, :, None]) == 0
