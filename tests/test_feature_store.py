@@ -251,6 +251,7 @@ def shifted(value):
 @pytest.mark.parametrize("way", ["visiting", "hook"])
 def test_features_of_an_edited_model_stand_in_no_store_of_the_plain_one(examples, tmp_path, way):
     model = li.wrap(tiny_llava())
+    collected = functools.partial(li.collect_features, model, sites=SITES, batch=1)  # rows round as in no other batch
 
     @contextlib.contextmanager
     def edited():
@@ -262,16 +263,16 @@ def test_features_of_an_edited_model_stand_in_no_store_of_the_plain_one(examples
             yield
             handle.remove()
 
-    li.collect_features(model, examples[:2], SITES, store=tmp_path / "plain")
+    collected(examples[:2], store=tmp_path / "plain")
     with edited():
         with pytest.raises(InputError, match="other edits"):
-            li.collect_features(model, examples, SITES, store=tmp_path / "plain")
-        of_edited = li.collect_features(model, examples, SITES, store=tmp_path / "edited")
-        assert same(of_edited, li.collect_features(model, examples, SITES))
+            collected(examples, store=tmp_path / "plain")
+        of_edited = collected(examples, store=tmp_path / "edited")
+        assert same(of_edited, collected(examples))
     with pytest.raises(InputError, match="other edits"):
-        li.collect_features(model, examples, SITES, store=tmp_path / "edited")
-    whole = li.collect_features(model, examples, SITES, store=tmp_path / "plain")  # what was refused left no trace
-    assert same(whole, li.collect_features(model, examples, SITES))
+        collected(examples, store=tmp_path / "edited")
+    whole = collected(examples, store=tmp_path / "plain")  # what was refused left no trace
+    assert same(whole, collected(examples))
 
 
 def test_a_store_that_does_not_say_is_of_a_plain_model(vlm, examples, expected, tmp_path):

@@ -129,7 +129,7 @@ def in_another_order(vlm, monkeypatch, units):
 def test_sums_in_another_order_move_no_position(bias, monkeypatch):
     vlm, x = example("qwen2_5_vl", bias)
     with monkeypatch.context() as patch:
-        in_another_order(vlm, patch, 3 if bias else 1)
+        in_another_order(vlm, patch, 8 if bias else 1)
         found = positions(vlm, x)
     assert found.ok and ("one unit in the last place" in found.detail) == bool(bias), found
     in_another_order(vlm, monkeypatch, 1000)

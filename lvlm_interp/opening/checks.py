@@ -142,7 +142,8 @@ def positions(vlm: HookedVLM, x: Inputs) -> Checked:
         gaps.append(apart(score(vlm, y, visible[None], decoder_inputs=decoder_inputs).logits(0), expected))
         roundings.append(allowed(vlm, slowly, expected, gaps[-1]))
     gap = float(torch.tensor(gaps).max())  # NaN, if one is
-    limit, note = max((rounding.limit, rounding.note) for rounding in roundings)
+    limit = max(rounding.limit for rounding in roundings)
+    note = max(roundings, key=lambda rounding: (rounding.note != "", rounding.limit)).note
     ok = gap <= limit
     cases = f"{len(coalitions)} coalitions, 2 answers"
     detail = f"rows dropped and packed against one masked pass, {cases}: {gap:.1e}{note}"

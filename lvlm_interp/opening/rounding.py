@@ -28,7 +28,9 @@ SINGLE = 1e-5  # of the largest logit: error in float32 that needs no explanatio
 # Of the largest logit: what may pass for rounding, however much of it the model makes. A mask that is left out, or a
 # position that is off by one, moves logits by a twelfth of the largest or more in every test of ours.
 MOST, MOST_IN_HALF = 1e-3, 0.1
-SLACK = 4  # what is measured is one draw, and the gap that it is held against is another
+# What is measured is the largest of a few draws, and the gap that it is held against is another draw; where a model is
+# nearly undecided, draws differ by ten times.
+DRAWS, SLACK = 3, 4
 MOVED = ("hook_resid_pre", "hook_rot_q", "hook_rot_k")  # in vision towers too
 
 
@@ -74,7 +76,8 @@ def allowed(vlm: HookedVLM, run: Callable[[], Tensor], logits: Tensor, found: fl
     expected = float_error(vlm, logits)
     if found <= expected:
         return Allowed(expected, expected)
-    moved = apart(visited(vlm, run, _moving(), MOVED), visited(vlm, run, kept, MOVED))
+    unmoved = visited(vlm, run, kept, MOVED)
+    moved = max(apart(visited(vlm, run, _moving(draw), MOVED), unmoved) for draw in range(DRAWS))
     explained = max(expected, SLACK * moved)  # in this order: what is not a number explains nothing
     most = (MOST_IN_HALF if coarse(vlm) else MOST) * size(logits)
     with implementation(vlm.model, "eager"):
@@ -99,9 +102,9 @@ def kept(value: Tensor) -> Tensor:
     return value
 
 
-def _moving() -> Callable[[Tensor], Tensor]:
-    """Gives each number one unit in its last place more or less, as a coin falls; the same coins in every run."""
-    generator = torch.Generator().manual_seed(0)
+def _moving(draw: int) -> Callable[[Tensor], Tensor]:
+    """Gives each number one unit in its last place more or less, as a coin falls; of a draw the same in every run."""
+    generator = torch.Generator().manual_seed(draw)
 
     def moved(value: Tensor) -> Tensor:
         coins = torch.randint(0, 2, value.shape, generator=generator).to(value)
