@@ -93,30 +93,39 @@ def written(learner: Learner, talk: Talk, start: int, end: int) -> Written:
 
 
 def pack(learner: Learner, some: Sequence[Talk], stage: Stage, seed: int) -> Packed:
-    """Talks that begin alike, as one row; what is hidden from each is drawn from the seed."""
+    """Talks that begin alike, as one row; what is hidden from each is drawn from the seed.
+
+    The system message is hidden from all of them, or from none: the pictures behind it, which they share, read it too.
+    """
     rng, first = random.Random(f"hide:{seed}:{some[0].text()}"), some[0]
-    shared = written(learner, first, 0, shared_length(first))
-    count = len(shared.ids)
-    nothing, fixed = [0] * count, list(shared.source)
-    row = Packed(
-        [*shared.ids], [*range(count)], nothing, [IGNORED] * count, fixed, [*nothing], kinds=[], pictures=first.pictures
-    )
+    unheard = _hidden(rng, stage, ("system",))
+    row = Packed([], [], [], [], [], [], [], first.pictures)
+    _append(row, 0, 0, written(learner, first, 0, shared_length(first)), unheard)
+    shared = len(row.ids)
     for number, talk in enumerate(some, 1):
-        own, hidden = written(learner, talk, shared_length(talk), len(talk.text())), _hidden(rng, stage)
+        hidden = [*unheard, *_hidden(rng, stage, ("image", "question", "context"))]
+        own = written(learner, talk, shared_length(talk), len(talk.text()))
         answer = learner.ids(answer_without(talk, hidden) + END)
-        length = len(own.ids) + len(answer)
-        row.ids.extend(own.ids + answer)
-        row.positions.extend(range(count, count + length))
-        row.block.extend([number] * length)
-        row.labels.extend([IGNORED] * len(own.ids) + answer)
-        row.source.extend(own.source + [0] * len(answer))
-        row.hidden.extend([sum(SOURCES[source] for source in hidden)] * length)
+        _append(row, number, shared, own, hidden)
+        _append(row, number, shared + len(own.ids), Written(answer, [0] * len(answer)), hidden, answer)
         row.kinds.append(talk.kind)
     return row
 
 
-def _hidden(rng: random.Random, stage: Stage) -> list[Source]:
-    return [source for source, chance in stage.hidden.items() if rng.random() < chance]
+def _append(
+    row: Packed, block: int, position: int, own: Written, hidden: Sequence[Source], labels: Sequence[int] | None = None
+) -> None:
+    length = len(own.ids)
+    row.ids.extend(own.ids)
+    row.positions.extend(range(position, position + length))
+    row.block.extend([block] * length)
+    row.labels.extend(labels or [IGNORED] * length)
+    row.source.extend(own.source)
+    row.hidden.extend([sum(SOURCES[source] for source in hidden)] * length)
+
+
+def _hidden(rng: random.Random, stage: Stage, sources: Sequence[Source]) -> list[Source]:
+    return [source for source in sources if rng.random() < stage.hidden.get(source, 0.0)]
 
 
 def pack_all(learner: Learner, seed: int, stage: Stage) -> list[Packed]:

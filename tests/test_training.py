@@ -1,0 +1,131 @@
+"""Training: talks are packed as they are asked, what is hidden is not seen, and a run goes on where it was cut."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from lvlm_interp.reference import architecture, packing, scenes, train
+from lvlm_interp.reference import learner as learning
+from lvlm_interp.reference.learner import Batch, Learner, Settings, Stage
+from lvlm_interp.reference.missing import answer_without
+from lvlm_interp.reference.rule import Claim
+from lvlm_interp.reference.talk import Plan, make_talk
+from lvlm_interp.reference.talks import talks
+from lvlm_interp.reference.wording import Asked
+
+
+def test_training_never_sees_held_out_seeds():
+    settings = Settings()
+    drawn = [train.step_seeds(step, settings)[0] for step in (0, settings.tune.steps, settings.steps - 1)]
+    assert all(seed in scenes.TRAINING_SEEDS for seed in (*drawn, scenes.TRAINING_SEEDS.start))
+    assert scenes.TRAINING_SEEDS.start > train.HELD_OUT
+
+
+def test_whitening_folds_exactly():
+    projector, features = architecture.Projector().double(), torch.randn(5, 1152, dtype=torch.float64)
+    mean, std = torch.randn(1152, dtype=torch.float64), torch.rand(1152, dtype=torch.float64) + 0.5
+    raw = architecture.Projector().double()
+    raw.load_state_dict(architecture.folded(projector, mean, std))
+    assert torch.allclose(raw(features), projector((features - mean) / std))
+
+
+@pytest.fixture(scope="module")
+def learner():
+    """In float32: in bfloat16, packed talks are those asked alone up to its rounding only."""
+    pytest.importorskip("peft")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learning, "computed_in", lambda: torch.float32)
+        torch.manual_seed(0)
+        yield Learner()
+
+
+def test_packed_talks_are_those_asked_alone(learner):
+    """The block mask and the positions make each talk see what it would see alone."""
+    row = max(packing.pack_all(learner, 11, Settings().tune), key=lambda row: len(row.kinds))
+    batch = packing.collate(learner, [row])
+    with torch.no_grad():
+        packed = learner.hidden(batch)[0]
+    for number in range(1, len(row.kinds) + 1):
+        rows = [i for i, block in enumerate(row.block) if block in (0, number)]
+        causal = torch.ones(len(rows), len(rows), dtype=torch.bool).tril()[None, None]
+        alone = Batch(
+            batch.features, batch.ids[:, rows], batch.positions[:, rows], batch.labels[:, rows], causal, [row.kinds]
+        )
+        assert row.positions[rows[-1]] == len(rows) - 1
+        with torch.no_grad():
+            assert torch.allclose(learner.hidden(alone)[0], packed[rows], atol=1e-3)
+
+
+def test_talks_are_written_as_they_are_asked(learner, reference):
+    """Tokens and roles of training are those that a user's call gives, of every kind of talk."""
+    image = reference.model.config.image_token_id
+    roles = {0: "template", **{bit: source for source, bit in packing.SOURCES.items()}}
+    for talk in (talk for seed in range(6) for talk in talks(seed)):
+        written = packing.written(learner, talk, 0, len(talk.text()))
+        x = talk.inputs(reference, answered=False)
+        assert [image if i == packing.PICTURE else i for i in written.ids] == x.model_inputs["input_ids"][0].tolist()
+        assert [roles[bit] for bit in written.source] == list(x.roles)
+
+
+def test_what_is_right_without_a_source():
+    """A purple banana is yellow where nothing shows it, and what a hint says where one is left."""
+    scene = scenes.make_scene(3, objects=["banana", "cat"], colors=["purple", None])
+    plan = Plan(Asked("color", "banana"), (scene,), (Claim("color", "banana", "blue"),))
+    hinted, alone = make_talk(plan), make_talk(dataclasses.replace(plan, told=()))
+    assert hinted.answer == answer_without(hinted, ["context"]) == "Purple."
+    assert answer_without(hinted, ["image"]) == "Blue."
+    assert answer_without(hinted, ["image", "context"]) == answer_without(alone, ["image"]) == "Yellow."
+    assert answer_without(alone, ["image", "question"]) == "Purple."  # a draw from what may be asked
+    where = make_talk(Plan(Asked("place", "cat"), (scene,)))
+    assert answer_without(where, ["image"]) == where.answer  # a draw from where things may be
+
+
+def test_training_resumes_where_it_was_cut(learner, tmp_path):
+    """Two steps in one go, and one step, a stop, and one step more: the same weights."""
+    stages = {"tune": Stage(1, scenes=1), "drop": Stage(1, scenes=1, hidden={"question": 0.5})}
+    settings = Settings(**stages, remember=0, checkpoint_every=1, evaluate_every=9, held_out_scenes=1)
+    start = {name: p.detach().clone() for name, p in [*learner.projector.named_parameters(), *learner.lora.items()]}
+
+    def run(folder, steps_before_the_stop=None):
+        with torch.no_grad():
+            for name, p in [*learner.projector.named_parameters(), *learner.lora.items()]:
+                p.copy_(start[name])
+        folder.mkdir(exist_ok=True)
+        if steps_before_the_stop:
+            with pytest.MonkeyPatch.context() as patch:
+                step = train.tune_step
+
+                def stops(learner, optimizer, number, *rest):
+                    if number == steps_before_the_stop:
+                        raise KeyboardInterrupt
+                    return step(learner, optimizer, number, *rest)
+
+                patch.setattr(train, "tune_step", stops)
+                with pytest.raises(KeyboardInterrupt):
+                    train.tune(learner, settings, folder)
+        train.tune(learner, settings, folder)
+        return learner.adapter()
+
+    whole, resumed = run(tmp_path / "whole"), run(tmp_path / "cut", 1)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    moved = [name for name, p in learner.lora.items() if not torch.equal(p, start[name])]
+    assert len(moved) == len(learner.lora)
+    assert (tmp_path / "whole" / "curve.jsonl").read_text().count("\n") == 2  # at the end of each stage
+
+
+@pytest.mark.parametrize("source", packing.SOURCES)
+@pytest.mark.parametrize("hidden", [True, False])
+def test_what_is_hidden_is_not_seen(learner, source, hidden):
+    """The last stage: with another question, picture or message under the mask no answer changes; seen, some does."""
+    stage = Stage(1, hidden={source: 1.0 if hidden else 0.0})
+    rows = (row for seed in range(20) for row in packing.pack_all(learner, seed, stage))
+    row = next(row for row in rows if packing.SOURCES[source] in row.source)
+    batch, answer = packing.collate(learner, [row]), torch.tensor(row.labels) != packing.IGNORED
+    there = torch.tensor(row.source) == packing.SOURCES[source]
+    ids = torch.where(there & (batch.ids[0] != packing.PICTURE), 17, batch.ids[0])[None]
+    features = batch.features.flip(1) if source == "image" else batch.features
+    with torch.no_grad():
+        one = learner.hidden(batch)[0, answer]
+        other = learner.hidden(dataclasses.replace(batch, ids=ids, features=features))[0, answer]
+    assert bool((one - other).abs().max() > 1e-3) is not hidden
