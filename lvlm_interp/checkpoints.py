@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from xxhash import xxh3_128
 
 from lvlm_interp.errors import InputError, OutputError
 from lvlm_interp.files import told
 
-STEP, VALUE = "step", "value"
+STEP, VALUE, DIGEST = "step", "value", "digest"
 
 
 def need_place(path: Path) -> Path:
@@ -56,7 +57,8 @@ def write_checkpoint(
         kept.update({f"{key}/{name}": state for key, state in optimizer.state.get(parameter, {}).items()})
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        save_file({k: v.contiguous() for k, v in kept.items()}, partial, {STEP: str(step), **(about or {})})
+        whole = {k: v.contiguous() for k, v in kept.items()}
+        save_file(whole, partial, {STEP: str(step), DIGEST: _digest(whole), **(about or {})})
         os.replace(partial, path)
     except Exception as error:  # safetensors raises its own kinds for a full disk or a missing folder
         raise OutputError(f"could not write the checkpoint {path}: {error}") from error
@@ -98,6 +100,17 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     try:
         with safe_open(str(path), "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors, header = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} is no checkpoint that can be read ({error}); choose another file") from error
+    if header.get(DIGEST, _digest(tensors)) != _digest(tensors):
+        raise InputError(f"{path} is damaged: its numbers are not those that were written; choose another file")
+    return tensors, header
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    found = xxh3_128()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name}{tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 K = TypeVar("K", bound=type)
+MISSING = ("NAType", "NaTType")  # pandas' own, beside the number that is none
 KINDS: dict[str, type] = {}
 """Name → the dataclass that a file may hold under it."""
 
@@ -40,6 +41,8 @@ def packed(value: Any, path: str, tensors: dict[str, Any]) -> Any:
     if is_array(value):
         import torch
 
+        if getattr(value, "nchunks_initialized", 0) < getattr(value, "nchunks", 0):
+            raise ValueError("files of the store that these numbers are kept in are gone")
         value = torch.tensor(value[:])  # zarr's are read from disk
     if is_tensor(value):
         while path in tensors:  # {"a.b": …} and {"a": {"b": …}} stand in one place
@@ -49,7 +52,7 @@ def packed(value: Any, path: str, tensors: dict[str, Any]) -> Any:
     if is_frame(value):
         return _framed(value)
     if getattr(value, "ndim", 0):  # an array of texts
-        return {"texts": [packed(one, f"{path}.{n}", tensors) for n, one in enumerate(value)]}
+        return {"texts": [scalar(one) for one in value.flat], "shape": value.shape, "kind": value.dtype.kind}
     if dataclasses.is_dataclass(value) and KINDS.get(type(value).__name__) is type(value):
         names = [f.name for f in dataclasses.fields(value) if f.name not in getattr(value, "unsaved", ())]
         return {"kind": type(value).__name__, "fields": _named(((n, getattr(value, n)) for n in names), path, tensors)}
@@ -65,11 +68,13 @@ def _framed(frame: Any) -> dict[str, Any]:
     """A frame's columns, those of its index first, where it is more than the numbers of rows.
 
     Raises:
-        ValueError: a column and a part of the index share a name.
+        ValueError: two columns, or a column and a part of the index, share a name.
     """
     names = list(frame.index.names)
-    numbered = names == [None] and list(frame.index) == list(range(len(frame)))
+    numbered = names == [None] and frame.index.dtype.kind in "iu" and list(frame.index) == list(range(len(frame)))
     flat = frame if numbered else frame.reset_index()
+    if len({str(name) for name in flat.columns}) < len(flat.columns):
+        raise ValueError(f"columns of a table share a name: {[str(name) for name in flat.columns]}")
     columns = {str(name): [scalar(one) for one in flat[name]] for name in flat.columns}
     return {"frame": columns} if numbered else {"frame": columns, "index": [scalar(name) for name in names]}
 
@@ -98,7 +103,9 @@ def _key(key: Any, mapping: Mapping[Any, Any]) -> Any:
 
 
 def scalar(value: Any) -> Any:
-    """A number, a text, a truth or None; numpy's as Python's, and all else as its text."""
+    """A number, a text, a truth or None; numpy's as Python's, what is missing as None, and all else as its text."""
+    if type(value).__name__ in MISSING:
+        return None
     value = value.item() if hasattr(value, "item") and not getattr(value, "ndim", 0) else value
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
@@ -115,10 +122,12 @@ def unpacked(value: Any, tensors: Mapping[str, Any]) -> Any:
             return tensors[path]
         case {"frame": columns}:
             return _unframed(columns, value.get("index", []))
-        case {"texts": each}:
+        case {"texts": each, "shape": shape, "kind": kind}:
             import numpy as np
 
-            return np.array([unpacked(one, tensors) for one in each])
+            texts = np.empty(len(each), dtype=object)
+            texts[:] = each
+            return (texts if kind == "O" else texts.astype(str)).reshape(shape)
         case {"kind": name, "fields": fields}:
             return KINDS[name](**{k: unpacked(v, tensors) for k, v in fields.items()})
         case {"mapping": pairs}:

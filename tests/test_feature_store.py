@@ -360,3 +360,12 @@ def test_rows_say_what_they_are_of(vlm, examples):
     rows = li.collect_features(vlm, examples[:2], SITES)["heads"].rows
     assert list(rows) == ["example", "example_id", "position", "token", "role"]
     assert rows["example_id"][0] == vlm.provenance("any", examples[0]).example
+
+
+def test_features_whose_store_is_gone_are_not_saved(vlm, examples, tmp_path):
+    found = li.collect_features(vlm, examples, SITES, store=tmp_path / "store")["stream"]
+    found.save(tmp_path / "whole.safetensors")
+    shutil.rmtree(tmp_path / "store")
+    with pytest.raises(OutputError, match="are gone"):
+        found.save(tmp_path / "lost.safetensors")
+    assert not (tmp_path / "lost.safetensors").exists()

@@ -341,3 +341,12 @@ def test_autocast_is_named(vlm):
     plain = li.contrast(vlm, x)
     assert not torch.equal(cast.delta, plain.delta) and cast.provenance.edits == ("autocast: torch.bfloat16",)
     assert plain.provenance.edits == ()
+
+
+def test_kept_decoder_inputs_notice_pixels_that_were_written_to(vlm):
+    x = tiny_inputs(vlm)
+    kept = run_to_decoder(vlm, x)
+    li.score(vlm, x, x.everything, decoder_inputs=kept)
+    x.model_inputs["pixel_values"].mul_(2)
+    with pytest.raises(InputError, match="before its tensors were written to"):
+        li.score(vlm, x, x.everything, decoder_inputs=kept)

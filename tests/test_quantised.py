@@ -187,3 +187,10 @@ def test_rounded_layers_hand_gradients_on():
     x, site = tiny_inputs(vlm), "blocks.0.hook_resid_post"
     found = vlm.capture(x, site, grad=True)
     assert torch.autograd.grad(found["logits"][0, -1, 7], found[site])[0].abs().max() > 0
+
+
+def test_what_quantize_dynamic_makes_is_refused():
+    """It packs weights out of sight, and rounds what it reads by the largest number of all rows."""
+    model = torch.ao.quantization.quantize_dynamic(tiny_llava(), {torch.nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(ModelError, match=r"quantize_dynamic.*cannot be read.*torchao"):
+        li.wrap(model)

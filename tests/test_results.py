@@ -19,7 +19,7 @@ import lvlm_interp as li
 from lvlm_interp import results
 from lvlm_interp.counterfactuals.contrast import Contrasts
 from lvlm_interp.errors import InputError, ModelError, OutputError
-from lvlm_interp.inputs.example import named_by
+from lvlm_interp.inputs.example import digest, named_by
 from lvlm_interp.inputs.view import ImageView
 from lvlm_interp.opening.checks import Checked
 from lvlm_interp.opening.conformance import Conformance
@@ -307,3 +307,30 @@ def test_keys_that_would_be_one_are_refused(tmp_path):
         saved({(1,): 1, "(1,)": 2}, tmp_path)
     scores = one_of_each()["Scores"]
     assert load_result(scores.save(tmp_path / "s.safetensors")) == scores
+
+
+def test_roles_are_part_of_an_example():
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    given = dict(x.model_inputs)
+    ids = given.pop("input_ids")
+    others = ["context" if role == "question" else role for role in x.roles]
+    y = vlm.inputs(ids, x.answer_start, others, **given)
+    assert digest(x) != digest(y) and digest(x) == digest(vlm.inputs(ids, x.answer_start, x.roles, **given))
+
+
+def test_missing_cells_stay_missing(tmp_path):
+    frame = pd.DataFrame({"a": pd.array([None, 1], "Int64"), "b": pd.to_datetime(["2020-01-01", None])})
+    assert saved(frame, tmp_path).isna().to_numpy().tolist() == frame.isna().to_numpy().tolist()
+
+
+def test_columns_that_share_a_name_are_refused(tmp_path):
+    frame = pd.DataFrame([[1, 2]], columns=[1, "1"])
+    with pytest.raises(OutputError, match="share a name"):
+        saved(frame, tmp_path)
+
+
+@pytest.mark.parametrize("array", [np.array(["x", 1, None], object), np.array([], "<U3"), np.array([["a"], ["b"]])])
+def test_arrays_of_texts_keep_their_kind(array, tmp_path):
+    read = saved({"a": array}, tmp_path)["a"]
+    assert read.dtype.kind == array.dtype.kind and read.shape == array.shape and read.tolist() == array.tolist()

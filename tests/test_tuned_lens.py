@@ -183,3 +183,13 @@ def test_a_checkpoint_that_cannot_be_kept_is_found_before_anything_is_computed(
     monkeypatch.setattr(module, "_gathered", lambda *_: pytest.fail("something was computed"))
     with pytest.raises(OutputError, match=r"checkpoint"):
         li.fit_tuned_lens(vlm, examples[:4], HOW, checkpoint=tmp_path / place)
+
+
+def test_a_checkpoint_with_a_turned_bit_is_refused(vlm, examples, tmp_path):
+    path, short = tmp_path / "lens.safetensors", dataclasses.replace(HOW, steps=3)
+    li.fit_tuned_lens(vlm, examples[:2], short, checkpoint=path)
+    whole = bytearray(path.read_bytes())
+    whole[-1] ^= 64
+    path.write_bytes(whole)
+    with pytest.raises(InputError, match="is damaged"):
+        li.fit_tuned_lens(vlm, examples[:2], short, checkpoint=path)

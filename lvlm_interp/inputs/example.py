@@ -264,6 +264,12 @@ def pixels_of(model_inputs: Mapping[str, Any], video: bool | None = None) -> dic
     return {k: v for k, v in found.items() if video is None or video == (k == VIDEO_PIXELS)}
 
 
+def counts(model_inputs: Mapping[str, Any]) -> tuple[int, ...]:
+    """How often each tensor was written to; torch does not count it for those of inference mode."""
+    tensors = (value for value in model_inputs.values() if isinstance(value, Tensor))
+    return tuple(-1 if tensor.is_inference() else tensor._version for tensor in tensors)
+
+
 @runtime_checkable
 class Called(Protocol):
     """What a model is called with: an example, or several side by side."""
@@ -274,12 +280,13 @@ class Called(Protocol):
 
 @explained
 def digest(*examples: Called) -> str:
-    """Tells examples apart: SHA-256 of all that the model is called with, in hexadecimal digits."""
+    """Tells examples apart: SHA-256 of all that the model is called with, and of the roles, in hexadecimal digits."""
     found = hashlib.sha256()
     for x in examples:
         for name, value in sorted(x.model_inputs.items()):
             found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
             found.update(value.detach().cpu().float().numpy().tobytes())
+        found.update(f"{getattr(x, 'answer_start', None)}{getattr(x, 'roles', None)}".encode())
     return found.hexdigest()
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from xxhash import xxh3_128
 
-from lvlm_interp.model.compiled import as_written
-from lvlm_interp.model.settings import held_by, settings_of
+from lvlm_interp.model.compiled import as_written, original
+from lvlm_interp.model.settings import held_by, settings_of, telling
 from lvlm_interp.model.walking import looked_up, named_modules
 from lvlm_interp.model.weights import fetched
 
@@ -73,9 +73,15 @@ class Known:
         return fingerprint(model, lambda tensor: self._content(tensor, before))
 
     @staticmethod
-    def changes(model: PreTrainedModel) -> list[Any]:
-        """Settings, where tensors are, and how often torch counted a change: quicker still."""
-        modules = [module for _, module in looked_up(named_modules, model)]
+    def changes(model: PreTrainedModel, anew: bool = False) -> list[Any]:
+        """Settings, where tensors are, and how often torch counted a change: quicker still.
+
+        Args:
+            model: the model.
+            anew: walk through its modules whoever has done so: it may run now.
+        """
+        walked = named_modules(model) if anew else looked_up(named_modules, model)
+        modules = [module for _, module in walked if original(module) is module]
         held = [tensor for module in modules for _, tensor in _own(module)]
         plain = [part for one in held for part in ((one,) if _is_ordinary(one) else parts_of(one))]
         counted = [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in plain]
@@ -108,6 +114,7 @@ def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
     own = [(name, tensor) for name, tensor in held["_parameters"].items() if tensor is not None]
     if held["_buffers"] and not _grows(type(module)):  # type: ignore[arg-type]
         own += [(name, tensor) for name, tensor in held["_buffers"].items() if tensor is not None]
+    own += [(name, held[name]) for name in telling(module) if isinstance(held[name], Tensor)]  # kept as plain ones
     follows = held.get("rope_type") in FOLLOWING and hasattr(module, ORIGINAL)
     if not follows and not any(tensor.is_meta for _, tensor in own):
         return own

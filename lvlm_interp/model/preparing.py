@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
+from jaxtyping import Int
 from PIL.Image import Image
 from torch import Tensor
 
@@ -238,13 +239,15 @@ class Preparing(Anatomy):
 
     def _need_known(self, given: Mapping[str, Any]) -> None:
         """Raise where a position has no token of this model, or none is to be read."""
-        ids = given["input_ids"][0]
-        count = max(self._tokens, 1 + max(self._special_ids() | {*self.visual_token_ids}, default=-1))
-        if self._tokens and (wrong := ids[(ids < 0) | (ids >= count)].tolist()):
-            raise InputError(f"input_ids holds {wrong[0]}, and the tokens of this model are 0 to {count - 1}")
+        self._need_tokens(given["input_ids"][0], "input_ids")
         mask = given["attention_mask"]
         if isinstance(mask, Tensor) and mask.ndim == 2 and not mask.any():
             raise InputError("attention_mask is 0 everywhere: there is no position to read; 1 marks those that count")
+
+    def _need_tokens(self, ids: Int[Tensor, " position"], where: str) -> None:
+        count = max(self._tokens, 1 + max(self._special_ids() | {*self.visual_token_ids}, default=-1))
+        if self._tokens and (wrong := ids[(ids < 0) | (ids >= count)].tolist()):
+            raise InputError(f"{where} holds {wrong[0]}, and the tokens of this model are 0 to {count - 1}")
 
     @functools.cached_property
     def _tokens(self) -> int:
@@ -340,6 +343,7 @@ class Preparing(Anatomy):
     def _answered(self, x: Inputs, answer: str, ids_of: Callable[[str], list[int]]) -> Inputs:
         """An answer as a model writes it: blanks around it are not what follows a prompt, and are left out."""
         if isinstance(answer, Answer):
+            self._need_tokens(torch.tensor(answer.ids), "the answer")
             return self._finished(x.with_answer(answer.ids, self.token_strings(answer.ids), str(answer)))
         if x.opening:
             x = x.with_opening(self.token_strings(x.opening))

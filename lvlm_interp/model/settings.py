@@ -9,6 +9,7 @@ from operator import itemgetter
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
+import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -31,6 +32,7 @@ IDLE = re.compile(
     "|task_specific_params"
 )
 PLAIN = frozenset({int, float, str, bool})
+SCALARS = (int, float, str, np.generic)
 UNCHANGING = PLAIN | {FunctionType, BuiltinFunctionType, functools.partial}
 SHARDING = "torch.distributed."  # it makes a class of its own of each that it shards
 
@@ -51,7 +53,7 @@ def settings_of(module: nn.Module) -> str:
 
     A number that is set to None is left out, as one that is not there.
     """
-    public = [(k, vars(module)[k]) for k in _telling(tuple(vars(module)))]
+    public = [(k, vars(module)[k]) for k in telling(module)]
     held = [pair for pair in public if type(pair[1]) in PLAIN]  # most of them
     held += [(k, _value(v)) for k, v in public if type(v) not in PLAIN and (k in SWITCHES or _is_setting(k, v))]
     held.sort(key=itemgetter(0))
@@ -61,9 +63,14 @@ def settings_of(module: nn.Module) -> str:
 def held_by(module: nn.Module) -> list[Any]:
     """The same to be compared with what it was before, and not to be told to anybody: three times as quick."""
     held = vars(module)
-    values = [(type(value), value) for value in map(held.__getitem__, _telling(tuple(held)))]
+    values = [(type(value), value) for value in map(held.__getitem__, telling(module))]
     plain = [v if t in UNCHANGING else str(v) for t, v in values if t in UNCHANGING or (_may_be(t) and _is_plain(v))]  # type: ignore[arg-type]
     return [type(module), plain, _stated(module.config) if isinstance(module, PreTrainedModel) else None]
+
+
+def telling(module: nn.Module) -> tuple[str, ...]:
+    """The names of what a module holds that may be settings."""
+    return _telling(tuple(vars(module)))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -79,12 +86,12 @@ def _is_setting(name: str, value: Any) -> bool:
 @functools.lru_cache(maxsize=4096)
 def _may_be(kind: Any) -> bool:
     """Whether values of a type may be plain: asked of the type once, as the question is a slow one."""
-    return issubclass(kind, (int, float, str, list, tuple, Mapping))
+    return issubclass(kind, (*SCALARS, list, tuple, Mapping))
 
 
 def _is_plain(value: Any) -> bool:
     """Whether a value is a number or a text, or several."""
-    if isinstance(value, (int, float, str)):
+    if isinstance(value, SCALARS):
         return True
     if isinstance(value, (list, tuple)):
         return bool(value) and all(map(_is_plain, value))

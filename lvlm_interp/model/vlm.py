@@ -18,7 +18,7 @@ from lvlm_interp.errors import InputError, ModelError, SiteError
 from lvlm_interp.families.shared import registry
 from lvlm_interp.given import explaining
 from lvlm_interp.inputs.batch import Batch
-from lvlm_interp.inputs.example import Answer, Inputs, named_by
+from lvlm_interp.inputs.example import Answer, Inputs, counts, named_by
 from lvlm_interp.model.capture import Capture, Edit, recording
 from lvlm_interp.model.choice import Choice, Positions, Reduction, choose, depths_of, in_layers
 from lvlm_interp.model.compiled import uncompiled
@@ -283,7 +283,10 @@ class HookedVLM(Preparing):
             recording(self.model, chosen, choice, changes) as found,
         ):
             origin = self._origin(x, choice, [site.name for site in chosen])
+            edited = self.active_edits
             logits = choice.of_logits(self.call(x.model_inputs))
+            if self.active_edits != edited:
+                raise SiteError("an edit put on hooks, or took some off, during the pass: they are no part of a result")
         return Capture({**found, "logits": logits}, choice, origin)
 
     def _origin(self, x: Inputs | Batch, choice: Choice, sites: list[str]) -> Callable[[], Provenance]:
@@ -292,9 +295,15 @@ class HookedVLM(Preparing):
             k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(choice).items() if v is not None
         }
         before, edited = self.held.known.changes(self.model), self.active_edits
+        written = counts(x.model_inputs)
 
         def provenance() -> Provenance:
-            if self.held.known.changes(self.model) != before:
+            if counts(x.model_inputs) != written:
+                raise InputError(
+                    "the example's tensors were written to since this capture began, and what they were then is not "
+                    "known: ask for a capture's provenance, or save it, before"
+                )
+            if self.held.known.changes(self.model, anew=True) != before:
                 raise ModelError(
                     "the model was changed since this capture began, and what it was then is not known: ask for a "
                     "capture's provenance, or save it, before"

@@ -56,7 +56,19 @@ def wrap(model: nn.Module, processor: Any = None, name: str | None = None) -> Ho
         raise InputError(f"name= is a text that results tell the model by; got {name!r}")
     if not isinstance(model, PreTrainedModel):
         raise ModelError(f"wrap() takes a transformers model, got {type(model).__name__}; {_how_to_wrap(model)}")
+    _need_weights_to_read(model)
     return _opened(model, processor, name or model.name_or_path or None)
+
+
+def _need_weights_to_read(model: nn.Module) -> None:
+    """Raise where a layer keeps its weights where they are no tensors, and rounds each row by all rows of a pass."""
+    for name, module in model.named_modules():
+        if hasattr(module, "_packed_params") and type(module).__module__.startswith("torch.ao."):
+            raise ModelError(
+                f"{name!r} is a {type(module).__name__} made by quantize_dynamic of torch.ao: its weights cannot be "
+                "read, and its rows depend on each other. Quantise with torchao's weight-only schemes, or with "
+                "bitsandbytes, which are read"
+            )
 
 
 def _how_to_wrap(model: object) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tempfile
 import unicodedata
 from collections.abc import Sequence
@@ -127,7 +128,8 @@ def figure_kind(path: str | Path) -> str:
     Raises:
         OutputError: none that it knows.
     """
-    kind, known = Path(path).suffix.lower().removeprefix("."), FigureCanvasBase.get_supported_filetypes()
+    kind, known = Path(path).suffix.lower().removeprefix("."), {*FigureCanvasBase.get_supported_filetypes()}
+    known -= set() if shutil.which("xelatex") else {"pgf"}
     if kind not in known:
         raise OutputError(
             f"{str(path)!r} does not end like a picture that can be written: give it one of "

@@ -1,0 +1,72 @@
+"""A capture's provenance is of the model and the example that it was made of, or it is refused."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lvlm_interp as li
+from lvlm_interp.errors import InputError, ModelError, SiteError
+from tests.tiny import tiny_inputs, tiny_llava
+
+SITE = "blocks.0.hook_resid_post"
+
+
+@pytest.fixture
+def vlm():
+    return li.wrap(tiny_llava())
+
+
+@pytest.fixture
+def x(vlm):
+    return tiny_inputs(vlm)
+
+
+def test_an_example_that_was_written_to(vlm, x):
+    found = vlm.capture(x, SITE)
+    x.model_inputs["pixel_values"].mul_(3)
+    with pytest.raises(InputError, match="written to since this capture began"):
+        _ = found.provenance
+
+
+def test_asked_inside_a_pass_that_changes_the_model(vlm, x):
+    """The walk through the modules that this pass began with is not that of now."""
+    found, said = vlm.capture(x, SITE), []
+
+    def asked(value):
+        vlm.decoder.layers[1].mlp = nn.Identity()
+        with pytest.raises(ModelError, match="changed since this capture began"):
+            said.append(found.provenance)
+        return value
+
+    vlm.capture(x, "blocks.0.hook_resid_pre", edits={SITE: asked})
+    assert not said
+
+
+def test_hooks_that_an_edit_puts_on(vlm, x):
+    def hooks(value):
+        vlm.decoder.layers[1].register_forward_hook(lambda module, args, output: output * 2)
+        return value
+
+    with pytest.raises(SiteError, match="put on hooks"):
+        vlm.capture(x, "ln_final.hook_out", edits={SITE: hooks})
+
+
+def test_a_part_that_is_compiled_later_is_the_same(vlm, x):
+    found, before = vlm.capture(x, SITE), vlm.fingerprint
+    layers = vlm.decoder.layers
+    layers[1] = torch.compile(layers[1])
+    assert found.provenance.weights == vlm.fingerprint == before
+
+
+@pytest.mark.parametrize("value", [np.float32(10.0), torch.tensor(10.0)], ids=["numpy", "tensor"])
+def test_settings_that_are_no_plain_numbers(vlm, x, value):
+    """They decide what is computed, as a number of Python's would."""
+    norm = vlm.decoder.norm
+    norm.variance_epsilon = value * 0 + type(value)(1e-6) if isinstance(value, np.generic) else value * 0 + 1e-6
+    one, known = vlm.fingerprint, vlm.identity
+    found = vlm.capture(x, SITE)
+    norm.variance_epsilon = value
+    assert vlm.fingerprint != one and vlm.identity != known
+    with pytest.raises(ModelError, match="changed since"):
+        _ = found.provenance
