@@ -261,3 +261,25 @@ def test_attention_that_is_edited_already_says_what_to_do(vlm):
         with pytest.raises(ModelError, match=r"in one call, vlm\.capture\(x, sites, edits=\{…\}\)"):
             vlm.capture(x, "blocks.1.attn.hook_pattern")
     assert "logits" in vlm.capture(x, "blocks.1.attn.hook_pattern", edits=edit)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+@pytest.mark.parametrize("position", [3, -1, -2])
+def test_generation_under_an_edit_by_position(family, position):
+    """The edit finds the position at every token, as it does where all positions are computed."""
+    vlm = li.wrap(tiny_model(family))
+    x = tiny_example(vlm, family)
+
+    def shifted(value):
+        value = value.clone()
+        value[:, position] += 3
+        return value
+
+    with vlm.visiting({"blocks.0.hook_resid_post": shifted}):
+        said = vlm.generate(x, 4).ids
+        ids = []
+        for _ in range(4):
+            y = x.with_answer([*ids, 0], [""] * (len(ids) + 1), "")
+            prompt = {k: v[:, :-1] if k in y.along else v for k, v in y.model_inputs.items()}
+            ids.append(int(vlm.call(prompt)[0, -1].argmax()))
+    assert list(said) == ids[: len(said)] and len(said) >= 1

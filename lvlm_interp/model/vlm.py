@@ -115,13 +115,20 @@ class HookedVLM(Preparing):
 
     @torch.no_grad()
     def generate(self, x: Inputs, max_new_tokens: int = 64) -> Answer:
-        """The model's greedy answer to a prompt, without end-of-turn tokens; an answer that x has is ignored."""
+        """The model's greedy answer to a prompt, without end-of-turn tokens; an answer that x has is ignored.
+
+        Under edits, and hooks of others, every token is computed from all positions anew, since an edit by position
+        would not find it among the few that a cache leaves to compute.
+        """
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is 1 or more, got {max_new_tokens}")
         need_evaluation(self.model)
         with passing(self.model, self.model, self.decoder), self._greedily():
             made = self.model.generate(
-                **x.prompt_inputs(), max_new_tokens=max_new_tokens, logits_processor=[self._only_numbers]
+                **x.prompt_inputs(),
+                **({"use_cache": False} if self.active_edits else {}),
+                max_new_tokens=max_new_tokens,
+                logits_processor=[self._only_numbers],
             )
         ids = made[0, x.answer_start :].tolist()
         kept = list(itertools.takewhile(lambda i: i not in self.stops(), ids))
