@@ -12,6 +12,12 @@ Scores = Float[Tensor, "site sample"]
 """The score, and what it is in each sample."""
 
 
+def numbers() -> torch.dtype:
+    """The type of statistics: torch's default, unless that is of half precision, which cannot count."""
+    default = torch.get_default_dtype()
+    return default if default in (torch.float32, torch.float64) else torch.float32
+
+
 def bootstrap_weights(groups: Int[Tensor, " example"], count: int, generator: torch.Generator) -> Samples:
     """How often each example is drawn: ones, then `count` samples of whole groups with replacement.
 
@@ -25,8 +31,9 @@ def bootstrap_weights(groups: Int[Tensor, " example"], count: int, generator: to
     """
     number = int(groups.max()) + 1
     drawn = torch.randint(number, (count, number), generator=generator)
-    times = torch.zeros(count, number).scatter_add_(1, drawn, torch.ones(count, number))
-    return torch.cat([torch.ones(1, len(groups)), times[:, groups]])
+    ones = torch.ones(count, number, dtype=numbers())
+    times = torch.zeros_like(ones).scatter_add_(1, drawn, ones)
+    return torch.cat([torch.ones(1, len(groups), dtype=numbers()), times[:, groups]])
 
 
 def interval(

@@ -350,3 +350,33 @@ def test_kept_decoder_inputs_notice_pixels_that_were_written_to(vlm):
     x.model_inputs["pixel_values"].mul_(2)
     with pytest.raises(InputError, match="before its tensors were written to"):
         li.score(vlm, x, x.everything, decoder_inputs=kept)
+
+
+def test_edits_that_are_left_in_another_order(vlm):
+    """What one `with` put up goes with it, and what another did stays."""
+    one, two = (vlm.visiting({f"blocks.{n}.hook_resid_post": lambda value: value + 1}) for n in (0, 1))
+    one.__enter__()
+    two.__enter__()
+    one.__exit__(None, None, None)
+    assert vlm.active_edits == ("blocks.1.hook_resid_post",)
+    two.__exit__(None, None, None)
+    assert vlm.active_edits == ()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(vlm.run, tiny_inputs(vlm)).result()
+
+
+def test_hooks_of_accelerate_that_others_wrote(vlm):
+    hooks = pytest.importorskip("accelerate.hooks")
+
+    class Doubling(hooks.ModelHook):
+        def post_forward(self, module, output):
+            return output * 2
+
+    x = tiny_inputs(vlm)
+    hooks.add_hook_to_module(vlm.decoder.layers[1], hooks.ModelHook())  # its own change nothing
+    assert vlm.active_edits == ()
+    hooks.add_hook_to_module(vlm.decoder.layers[1], Doubling(), append=True)
+    try:
+        assert len(vlm.active_edits) == 1 and li.contrast(vlm, x).provenance.edits == vlm.active_edits
+    finally:
+        hooks.remove_hook_from_module(vlm.decoder.layers[1])

@@ -205,3 +205,18 @@ def test_columns_of_the_users_own_are_kept():
     assert set(found["label (given)"]) == {"mine"} and list(found["label"]) == list(Y) and "place" in found
     with pytest.raises(InputError, match="names of their own"):
         fit_probes(X, Y, metadata=frame.set_axis(["a", "a"], axis=1), **QUICK)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_are_shares_whatever_the_default_dtype_is(dtype):
+    """26 of 40 are .65, which half precision does not hold."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 1, 4, generator=generator), [0, 1] * 20
+    expected = fit_probes(x, y, permutations=20, bootstrap=20).to_frame()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        found = fit_probes(x, y, permutations=20, bootstrap=20).to_frame()
+    finally:
+        torch.set_default_dtype(before)
+    pd.testing.assert_frame_equal(found, expected)

@@ -54,7 +54,7 @@ class Held:
         self.paused: frozenset[nn.Module] = frozenset()
         self.known, self.passes = Known(), 0
         self._identity: str | None = None
-        self._lock, self._editor, self._passing, self._depth = threading.RLock(), 0, False, 0
+        self._lock, self._editors, self._passing, self._depth = threading.RLock(), list[int](), False, 0
 
     @contextlib.contextmanager
     def using(self) -> Iterator[None]:
@@ -63,7 +63,7 @@ class Held:
         Raises:
             ModelError: another thread is within a `with vlm.visiting(…)`.
         """
-        if self._editor not in (0, threading.get_ident()):
+        if self._editors and threading.get_ident() not in self._editors:
             raise ModelError(
                 "another thread is editing this model (with vlm.visiting): leave that `with` first, or give each "
                 "thread a model of its own"
@@ -111,14 +111,16 @@ class Held:
     @contextlib.contextmanager
     def editing(self, edits: Mapping[Any, Callable[..., Any]], open_to_user: bool = False) -> Iterator[None]:
         """Within the `with` these sites are edited; `open_to_user` says that nobody knows for how long."""
+        mine, me = tuple(edits.items()), [threading.get_ident()] if open_to_user else []
         with self.using():
-            before = self.edited, self._editor
-            self.edited = (*self.edited, *edits.items())
-            self._editor = threading.get_ident() if open_to_user else self._editor
+            self.edited = (*self.edited, *mine)
+            self._editors += me
             try:
                 yield
-            finally:
-                self.edited, self._editor = before
+            finally:  # those of others stay, in whichever order they are left
+                self.edited = tuple(one for one in self.edited if not any(one is own for own in mine))
+                for editor in me:
+                    self._editors.remove(editor)
 
     def identity(self, model: PreTrainedModel) -> str:
         """The model's fingerprint, looked at once within a method."""
@@ -173,6 +175,7 @@ def put_by_others(modules: Iterable[tuple[str, nn.Module]], kinds: Iterable[str]
     found = [(EVERYWHERE, hook) for hooks in everywhere for hook in hooks.values() if _foreign(hook)]
     for name, module in modules:
         held = vars(module)
+        found += [(name, one.post_forward) for one in _of_accelerate(held.get("_hf_hook")) if _foreign(type(one))]
         for kind in kinds:
             if held[kind]:  # few have any, and this is done for each result
                 found += [(name, hook) for hook in held[kind].values() if _foreign(hook)]
@@ -180,6 +183,11 @@ def put_by_others(modules: Iterable[tuple[str, nn.Module]], kinds: Iterable[str]
             if kind in held and _replaces(module, held[kind]):
                 found.append((name, held[kind]))
     return tuple(found)
+
+
+def _of_accelerate(hook: Any) -> list[Any]:
+    """What accelerate calls around a module's forward: hooks of its own, or somebody's that are made after them."""
+    return [] if hook is None else list(getattr(hook, "hooks", [hook]))
 
 
 def _foreign(hook: Any) -> bool:

@@ -20,7 +20,8 @@ what comes out (where there is a gate), and the product; not of experts | `[batc
 | `blocks.{i}.attn.hook_q`, `hook_k`, `hook_v`, `hook_z` | per head; q and k before the rotary embedding; v as it is \
 read; z as it is projected, after a gate where there is one (before a norm, in Kosmos-2) | \
 `[batch, position, head, head width]` |
-| `blocks.{i}.attn.hook_rot_q`, `hook_rot_k` | q and k as they meet | `[batch, position, head, head width]` |
+| `blocks.{i}.attn.hook_rot_q`, `hook_rot_k` | q and k as they meet; in a padded row of a batch both are turned \
+by the padding too, so that only their products are those of the row alone | `[batch, position, head, head width]` |
 | `blocks.{i}.attn.hook_attn_scores`, `hook_pattern` | before and after the softmax; the score of what is masked is \
 the lowest number, as in transformers, where TransformerLens has -inf | `[batch, head, row, key]` |
 | `blocks.{i}.linear_attn.hook_out`, `conv.hook_out`, `mixer.hook_out`, `ple.hook_out` | what is added by what carries \

@@ -241,7 +241,7 @@ def _judged(found: Fitted, plan: Plan, weights: Samples, confidence: float, grou
     low, high = statistics.score_intervals(scores, confidence, groups, len(plan.fold))
     baseline = statistics.stacked(task.scores(_uninformed(plan), task.truth, weights[:1], plan.fold))
     first = next(iter(scores))
-    control = torch.full((len(margins),), torch.nan)
+    control = torch.full((len(margins),), torch.nan, dtype=torch.float32)
     if margins.shape[2] > 1:
         drawn = [(i, _truth_of(task, plan.targets[:, i])) for i in range(1, margins.shape[2])]
         each = [task.scores(margins[:, :, i], truth, weights[:1], plan.fold)[first][:, 0] for i, truth in drawn]
@@ -271,7 +271,7 @@ def _uninformed(plan: Plan) -> Float[Tensor, "1 example output"]:
 def _tested(statistic: Float[Tensor, "site order"]) -> tuple[Float[Tensor, " site"], Float[Tensor, " site"]]:
     """p and q; NaN without permutations."""
     if statistic.shape[1] < 2:
-        nothing = torch.full((len(statistic),), torch.nan)
+        nothing = torch.full((len(statistic),), torch.nan, dtype=torch.float32)
         return nothing, nothing
     p = statistics.permutation_p(statistic).float()
     return p, statistics.false_discovery_q(p)

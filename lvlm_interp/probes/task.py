@@ -16,6 +16,7 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from sklearn.utils.multiclass import type_of_target
 from torch import Tensor
 
+from lvlm_interp import bootstrap
 from lvlm_interp.bootstrap import Samples, Scores
 from lvlm_interp.errors import InputError
 from lvlm_interp.fields import shown
@@ -66,7 +67,7 @@ class Task:
         if self.kind == "regress":
             mean, deviation = self.spread
             return ((truth - mean) / deviation).to(truth.dtype)
-        hot = torch.nn.functional.one_hot(truth, len(self.classes)).to(torch.get_default_dtype())
+        hot = torch.nn.functional.one_hot(truth, len(self.classes)).to(bootstrap.numbers())
         return hot[..., 1:] if len(self.classes) == 2 else hot
 
     def margins(self, fitted: Float[Tensor, "*example output"]) -> Float[Tensor, "*example output"]:
@@ -115,7 +116,7 @@ def task_of(labels: Any, kind: TaskKind | Literal["auto"] = "auto") -> Task:
         numbers = values.reshape(len(values), -1)
         if (same := (numbers == numbers[:1]).all(0)).any():
             raise InputError(f"all labels{_output(same)} are equal: there is nothing to predict")
-        truth = torch.tensor(numbers, dtype=torch.get_default_dtype())
+        truth = torch.tensor(numbers, dtype=bootstrap.numbers())
         _need_spread(truth, torch.tensor(numbers, dtype=torch.float64))
         return Task("regress", tuple(range(truth.shape[1])), truth)
     classes, numbers = np.unique(values, return_inverse=True)
