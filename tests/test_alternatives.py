@@ -12,6 +12,7 @@ from lvlm_interp.attribution.players import coalitions
 from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.spelling import LOST
 from lvlm_interp.inputs.words import split_words
+from tests import saved
 from tests.test_score import naive
 from tests.tiny import tiny_inputs, tiny_llava
 from tests.tokenizers import KINDS, chat
@@ -216,3 +217,22 @@ def test_ones_own_words_are_a_unit(said):
     assert split.tokens == ("a red", "cat") and "halves" in split.provenance.parameters["unit"]
     words = li.credit(vlm, x, unit="word", value="logprob")
     assert torch.allclose(split.with_value("logprob").values.sum(0), words.values.sum(0), atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("one", "other"), [("cat", "<loc0012> cat"), ("dog", "猫"), ("12", "cat naps")])
+def test_two_answers_compared_are_two_answers(kind, one, other, monkeypatch):
+    """Each as it is prepared, whatever its first token is; and the other way round it is the negative."""
+    monkeypatch.setattr(saved, "TEMPLATE", saved.TEMPLATE.replace("assistant: ", "[/INST]"))
+    vlm = chat(kind, monkeypatch)
+
+    def logprob(answer):
+        x = vlm.prepare("what?", PICTURE, answer=answer)
+        return x, li.score(vlm, x, x.everything).logprob.double().sum().item()
+
+    (x, first), (y, second) = logprob(one), logprob(other)
+    split, back = (
+        li.credit(vlm, z, unit="answer", value="difference", against=[text]) for z, text in ((x, other), (y, one))
+    )
+    assert split.total[0].item() == pytest.approx(first - second, abs=1e-3)
+    assert back.total[0].item() == pytest.approx(second - first, abs=1e-3)

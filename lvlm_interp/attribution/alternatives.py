@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -186,12 +186,8 @@ def _branches(part: Word, search: Search, scores: Scores, asked: Bool[Tensor, " 
 def _given(vlm: HookedVLM, x: Inputs, part: Word, against: Sequence[str], search: Search) -> Rivals:
     """Given words, each once; where the unit is the token, their first tokens decide."""
     own = x.answer_ids[part.start : part.stop].tolist()
-    blank = vlm.token_strings(own)[0].startswith(" ")
-    read = vlm.prompter
-    others = [
-        [read.token_id(text)] if search.exact or not text.strip() else read.word_ids(text.strip(), blank)
-        for text in against
-    ]
+    read, ids_of = vlm.prompter, _tokeniser(vlm, x, part, own)
+    others = [[read.token_id(text)] if search.exact or not text.strip() else ids_of(text.strip()) for text in against]
     if search.unit == "token":
         _need_letters(vlm, against, others)
         others = [ids[:1] for ids in others]
@@ -211,6 +207,18 @@ def _given(vlm: HookedVLM, x: Inputs, part: Word, against: Sequence[str], search
             stacklevel=2,
         )
     return Rivals(part, different)
+
+
+def _tokeniser(vlm: HookedVLM, x: Inputs, part: Word, own: list[int]) -> Callable[[str], list[int]]:
+    """What makes tokens of an alternative: where the answer begins, as an answer; else as a word behind what it is.
+
+    An answer may begin without the blank that a word begins with (a special token, a Chinese letter).
+    """
+    read, blank = vlm.prompter, vlm.token_strings(own)[0].startswith(" ")
+    answer = x.texts.get("answer", "").strip()
+    if part.start == 0 and answer and read.reply_ids(answer)[: part.stop] == own:
+        return read.reply_ids
+    return lambda text: read.word_ids(text, blank)
 
 
 def _need_letters(vlm: HookedVLM, against: Sequence[str], others: Sequence[Sequence[int]]) -> None:
