@@ -70,3 +70,18 @@ def test_settings_that_are_no_plain_numbers(vlm, x, value):
     assert vlm.fingerprint != one and vlm.identity != known
     with pytest.raises(ModelError, match="changed since"):
         _ = found.provenance
+
+
+def test_a_method_of_the_model_that_was_replaced_is_named(vlm, x):
+    own = vlm.model.model.get_image_features
+
+    def doubled(*args, **kwargs):
+        found = own(*args, **kwargs)
+        found.pooler_output = [one * 2 for one in found.pooler_output]
+        return found
+
+    before = li.contrast(vlm, x)
+    vlm.model.model.get_image_features = doubled
+    after = li.contrast(vlm, x)
+    assert not torch.equal(before.delta, after.delta)
+    assert before.provenance.edits == () and after.provenance.edits == ("method: model.get_image_features",)

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FunctionType, MethodType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -183,6 +184,18 @@ def put_by_others(modules: Iterable[tuple[str, nn.Module]], kinds: Iterable[str]
             if kind in held and _replaces(module, held[kind]):
                 found.append((name, held[kind]))
     return tuple(found)
+
+
+def patched(modules: Iterable[tuple[str, nn.Module]]) -> list[str]:
+    """Methods of a model, or of one inside it, that others have put in the place of its class's; but for forward."""
+    parts = [(name, module) for name, module in modules if isinstance(module, PreTrainedModel)]
+    held = ((name, type(part), *pair) for name, part in parts for pair in vars(part).items())
+    return [
+        f"{name}.{method}".removeprefix(".")
+        for name, kind, method, put in held
+        if isinstance(put, (FunctionType, MethodType, functools.partial)) and method not in FORWARDS
+        if hasattr(kind, method) and _foreign(put)
+    ]
 
 
 def _of_accelerate(hook: Any) -> list[Any]:

@@ -22,7 +22,7 @@ from lvlm_interp.inputs.example import Answer, Inputs, counts, named_by
 from lvlm_interp.model.capture import Capture, Edit, recording
 from lvlm_interp.model.choice import Choice, Positions, Reduction, choose, depths_of, in_layers
 from lvlm_interp.model.compiled import uncompiled
-from lvlm_interp.model.holding import Held, held, hooks_of_others
+from lvlm_interp.model.holding import Held, held, hooks_of_others, patched
 from lvlm_interp.model.hooks import passing, rescaling, visiting
 from lvlm_interp.model.identity import fingerprint
 from lvlm_interp.model.lengths import following, forget, recounted
@@ -82,9 +82,10 @@ class HookedVLM(Preparing):
 
     @property
     def active_edits(self) -> tuple[str, ...]:
-        """What changes passes now: edited sites, modules with hooks or forwards of others, `torch.autocast`."""
+        """What changes passes now: edited sites, hooks, forwards and methods of others, `torch.autocast`."""
         edited = (site.name for site, _ in self.held.edited)
-        hooks = (f"hook: {name}" for name in hooks_of_others(looked_up(named_modules, self.model)))
+        walked = looked_up(named_modules, self.model)
+        hooks = [f"hook: {name}" for name in hooks_of_others(walked)] + [f"method: {name}" for name in patched(walked)]
         kind = self.device.type
         cast = [f"autocast: {torch.get_autocast_dtype(kind)}"] if torch.is_autocast_enabled(kind) else []
         return (*dict.fromkeys(edited), *hooks, *cast)
