@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lvlm_interp.given import explained
 from lvlm_interp.reference.scenes import Item, Question, Scene, make_scene, make_scenes, nouns
 
 __all__ = ["Item", "Question", "Scene", "build", "clear", "make_scene", "make_scenes", "nouns", "ready", "where"]
 
 
+@explained
 def build(version: str | None = None) -> Path:
     """Make the reference checkpoint if it is not there, or not whole; returns its directory.
 
@@ -25,6 +27,7 @@ def build(version: str | None = None) -> Path:
     return assemble.build(*([] if version is None else [version]))
 
 
+@explained
 def ready(version: str | None = None) -> Path:
     """As `build`, for who is about to open it: one that is there and damaged is an error, which says what is."""
     from lvlm_interp.reference import assemble
@@ -32,6 +35,7 @@ def ready(version: str | None = None) -> Path:
     return assemble.ready(*([] if version is None else [version]))
 
 
+@explained
 def where(version: str | None = None) -> Path:
     """The directory of the reference checkpoint, whether it is built yet or not."""
     from lvlm_interp.reference import assemble
