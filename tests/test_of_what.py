@@ -85,3 +85,18 @@ def test_a_method_of_the_model_that_was_replaced_is_named(vlm, x):
     after = li.contrast(vlm, x)
     assert not torch.equal(before.delta, after.delta)
     assert before.provenance.edits == () and after.provenance.edits == ("method: model.get_image_features",)
+
+
+def test_activations_that_a_hook_keeps_on_a_module_are_no_setting(vlm, x):
+    """Many do so; the model is the same after each pass."""
+
+    def keep(module, args, output):
+        module.kept = output
+
+    handle, before = vlm.decoder.layers[0].register_forward_hook(keep), vlm.fingerprint
+    try:
+        found = vlm.capture(x, SITE)
+        vlm.run(x)
+        assert vlm.fingerprint == before == found.provenance.weights
+    finally:
+        handle.remove()

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from lvlm_interp.reference import architecture, packing, scenes, train
+from lvlm_interp.reference import architecture, packing, remembering, scenes, train
 from lvlm_interp.reference import learner as learning
 from lvlm_interp.reference.learner import Batch, Learner, Settings, Stage
 from lvlm_interp.reference.missing import answer_without
@@ -129,3 +129,23 @@ def test_what_is_hidden_is_not_seen(learner, source, hidden):
         one = learner.hidden(batch)[0, answer]
         other = learner.hidden(dataclasses.replace(batch, ids=ids, features=features))[0, answer]
     assert bool((one - other).abs().max() > 1e-3) is not hidden
+
+
+def test_what_the_base_model_says_is_remembered(learner):
+    """No divergence while nothing is learnt; some, with a gradient, once the adapter changes what is said."""
+    texts = [f"A text of the base model, number {n}." for n in range(remembering.PER_STEP)]
+    learner.hand_out()
+    assert remembering.divergence(learner, texts, 0).item() == pytest.approx(0, abs=1e-6)
+    kept = {name: value.detach().clone() for name, value in learner.lora.items()}
+    with torch.no_grad():
+        for value in learner.lora.values():
+            value += 0.02
+    learner.hand_out()
+    apart = remembering.divergence(learner, texts, 0)
+    apart.backward()
+    learner.take_gradients()
+    assert apart > 1e-3 and all(value.grad.any() for value in learner.lora.values())
+    with torch.no_grad():
+        for name, value in learner.lora.items():
+            value.copy_(kept[name])
+            value.grad = None

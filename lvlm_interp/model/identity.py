@@ -25,6 +25,7 @@ from lvlm_interp.model.weights import fetched
 
 # Rotary frequencies that follow the length of what is read; what they start from stands beside them.
 LENGTHENED, ORIGINAL, FOLLOWING = "inv_freq", "original_inv_freq", ("dynamic", "longrope")
+FEW = 128  # numbers of a tensor that a module holds as it is: more are taken for activations that somebody kept there
 PAGE, TURNS = 1 << 14, 32
 SMALL = 1 << 16  # bytes of a tensor that is read whole each time
 ORDINARY, MARKS = frozenset({Tensor, nn.Parameter}), frozenset({"_is_hf_initialized"})
@@ -114,7 +115,8 @@ def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
     own = [(name, tensor) for name, tensor in held["_parameters"].items() if tensor is not None]
     if held["_buffers"] and not _grows(type(module)):  # type: ignore[arg-type]
         own += [(name, tensor) for name, tensor in held["_buffers"].items() if tensor is not None]
-    own += [(name, held[name]) for name in telling(module) if isinstance(held[name], Tensor)]  # kept as plain ones
+    settings = ((name, held[name]) for name in telling(module))
+    own += [(name, value) for name, value in settings if isinstance(value, Tensor) and value.numel() <= FEW]
     follows = held.get("rope_type") in FOLLOWING and hasattr(module, ORIGINAL)
     if not follows and not any(tensor.is_meta for _, tensor in own):
         return own

@@ -18,17 +18,18 @@ _OPEN: WeakKeyDictionary[nn.Module, dict[Callable[[nn.Module], object], object]]
 
 
 def walking_once(method: M) -> M:
-    """A method in which nobody puts modules in or out of its model: `looked_up` asks them each thing once."""
+    """A method of a model in which `looked_up` asks its modules each thing once; no other thread uses it meanwhile."""
 
     @functools.wraps(method)
     def whole(vlm: Any, *args: Any, **kwargs: Any) -> Any:
-        mine = [root for root in (vlm.model, vlm.decoder) if root not in _OPEN]
-        _OPEN.update({root: {} for root in mine})
-        try:
-            return method(vlm, *args, **kwargs)
-        finally:
-            for root in mine:
-                _OPEN.pop(root, None)
+        with vlm.held.using():  # what is known of the modules must not be from before a wait
+            mine = [root for root in (vlm.model, vlm.decoder) if root not in _OPEN]
+            _OPEN.update({root: {} for root in mine})
+            try:
+                return method(vlm, *args, **kwargs)
+            finally:
+                for root in mine:
+                    _OPEN.pop(root, None)
 
     return whole  # type: ignore[return-value]
 

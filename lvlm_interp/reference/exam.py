@@ -129,7 +129,7 @@ def _share(right: list[bool]) -> dict[str, float]:
 def described(given: list[Given]) -> dict[str, float]:
     """Objects that descriptions name: precision, recall, and the shares of mentions and of texts that are not true."""
     pairs = [(mentioned(one.answer), _there(one.talk)) for one in given]
-    said, true, there = (sum(map(len, some)) for some in zip(*[(a, a & b, b) for a, b in pairs], strict=True))
+    said, true, there = sum(len(a) for a, _ in pairs), sum(len(a & b) for a, b in pairs), sum(len(b) for _, b in pairs)
     wrong = sum(bool(a - b) for a, b in pairs)
     return {
         "asked": len(given),
