@@ -100,3 +100,11 @@ def test_activations_that_a_hook_keeps_on_a_module_are_no_setting(vlm, x):
         assert vlm.fingerprint == before == found.provenance.weights
     finally:
         handle.remove()
+
+
+def test_how_long_passes_have_been_is_no_setting(vlm):
+    """Rotary embeddings remember it, some by the kind of layer, some in a tensor."""
+    before = vlm.fingerprint
+    vlm.decoder.rotary_emb.full_attention_max_seq_len_cached = 99
+    vlm.decoder.rotary_emb.None_max_seq_len_cached = torch.tensor(99)
+    assert vlm.fingerprint == before

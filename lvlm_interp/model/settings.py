@@ -16,10 +16,11 @@ from transformers import PreTrainedModel
 # Attributes of modules that change no number, change from pass to pass, or say where a model is or was kept.
 PASSING = frozenset(
     {
-        *("gradient_checkpointing", "max_seq_len_cached", "is_quantized", "warnings_issued", "model_tags"),
+        *("gradient_checkpointing", "is_quantized", "warnings_issued", "model_tags"),
         *("name_or_path", "hf_device_map", "device", "attn_implementation", "loss_type"),
     }
 )
+LONGEST = "max_seq_len_cached"  # of a rotary embedding, or of one kind of its layers: how long a pass has been
 SWITCHES = frozenset({"_active_adapter", "_disable_adapters", "merged_adapters"})  # of peft's layers
 LEFT_OUT = PASSING | frozenset(vars(nn.Module()))
 ACTIVATION = re.compile("act(ivation)?(_.*|[0-9]*)|hidden_act")  # attributes that may be plain functions
@@ -76,7 +77,8 @@ def telling(module: nn.Module) -> tuple[str, ...]:
 @functools.lru_cache(maxsize=4096)
 def _telling(names: tuple[str, ...]) -> tuple[str, ...]:
     """Of a module's attributes those that may be settings: most modules of a class have the same."""
-    return tuple(name for name in names if name not in LEFT_OUT and (name[0] != "_" or name in SWITCHES))
+    told = (name for name in names if name not in LEFT_OUT and not name.endswith(LONGEST))
+    return tuple(name for name in told if name[0] != "_" or name in SWITCHES)
 
 
 def _is_setting(name: str, value: Any) -> bool:
