@@ -57,10 +57,10 @@ class Settings:
     align_scenes: int = 4800
     align_epochs: int = 10
     align_rate: float = 2e-3
-    tune: Stage = field(default_factory=lambda: Stage(1000))
+    tune: Stage = field(default_factory=lambda: Stage(800))
     drop: Stage = field(
         default_factory=lambda: Stage(
-            400,
+            300,
             projector_rate=0.0,
             lora_rate=4e-4,
             hidden={"question": 0.3, "image": 0.25, "context": 0.25, "system": 0.25},
