@@ -100,6 +100,13 @@ def test_swap_prints_what_decides_and_writes_files(run, folder, monkeypatch):
     assert status == 1 and "--force" in err
 
 
+def test_without_a_table_the_reference_world_makes_its_own(run, tmp_path, monkeypatch):
+    opens(monkeypatch, lambda **told: "none")
+    status, out, err = run("swap", "--count", "1", "--out", tmp_path / "out", "--no-maps")
+    assert (status, err) == (0, "") and "The reference world: 14 examples" in out
+    assert {"fact", "echo", "natural"} <= set(pd.read_csv(tmp_path / "out" / "examples.csv")["kind"])
+
+
 def test_swap_as_json(run, folder, monkeypatch):
     opens(monkeypatch, seeing)
     status, out, _ = run("swap", folder / "t.csv", "--out", folder / "out", "--json", "--definition", "full, word")

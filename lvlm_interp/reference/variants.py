@@ -67,12 +67,17 @@ def _made(plans: Iterable[Plan]) -> Iterator[Talk]:
 
 
 def _different(talk: Talk, plans: Iterable[Plan]) -> Iterator[Talk]:
-    """Talks that differ from this one and from each other."""
-    known = [talk.plan]
+    """Talks that a reader could tell from this one and from each other."""
+    known = {_read(talk)}
     for made in _made(plans):
-        if made.plan not in known:
-            known.append(made.plan)
+        if (read := _read(made)) not in known:
+            known.add(read)
             yield made
+
+
+def _read(talk: Talk) -> tuple[str | bytes, ...]:
+    """All that is shown and asked: what changes under a cloth alone is not."""
+    return talk.text(), *(scene.image.tobytes() for scene in talk.pictures)
 
 
 # --- pictures -------------------------------------------------------------------------------------

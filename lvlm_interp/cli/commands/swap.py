@@ -19,14 +19,15 @@ app = typer.Typer()
 
 @app.command()
 def swap(
+    out: OutDir,
     table: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             help="A .csv or .jsonl with a row for each version of an example: columns example, source and question, "
-            "and picture, context, system, says, kind, group as needed."
+            "and picture, context, system, says, kind, group as needed. Without one, examples of the reference world."
         ),
-    ],
-    out: OutDir,
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many of the reference world, where there is no table.")] = 40,
     model: Model = "reference",
     device: Device = None,
     dtype: DType = "auto",
@@ -47,21 +48,22 @@ def swap(
 ) -> None:
     """Which source decides each answer, by changing the real input; and which definition of credit names it."""
     from lvlm_interp.attribution.definitions import DEFINITIONS, definition_of
+    from lvlm_interp.reference.swaps import swap_table
     from lvlm_interp.report import export
     from lvlm_interp.tables import read_variants
 
     export.check(out, force)
     parts = tuple(dict.fromkeys(definition_of(name).part for name in definition or DEFINITIONS))
-    frame = read_variants(table)
-    shown = [name for names in frame.get("picture", []) for name in names]
-    need_apart([out / name for name in export.SWAPPED], [table, *shown])
+    frame = read_variants(table) if table else swap_table(count)
+    shown = [name for names in frame.get("picture", []) for name in names] if table else []
+    need_apart([out / name for name in export.SWAPPED], [table, *shown] if table else [])
     vlm = open_model(model, None, verbose, device, dtype)
     test = li.swap_test(vlm, frame, by, parts=parts, maps=maps, progress=sys.stderr.isatty())
     found = _judged(test, definition, unclear)
     export.write_swap(test, found, out, force)
     for where, why in test.failures.items():
         complain(f"note: {where}: {why}")
-    _show(test, found, as_json, f"{table}: {len(test.examples)} examples")
+    _show(test, found, as_json, f"{table or 'The reference world'}: {len(test.examples)} examples")
 
 
 def _judged(test: Any, definitions: list[str] | None, unclear: bool) -> Any:
