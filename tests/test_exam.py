@@ -5,7 +5,9 @@ import math
 
 import pytest
 
+from lvlm_interp.engine.score import score
 from lvlm_interp.reference import exam
+from lvlm_interp.reference.scenes import make_scene
 from lvlm_interp.reference.talk import Plan, System, make_talk
 from lvlm_interp.reference.talks import talks
 from lvlm_interp.reference.wording import Asked
@@ -21,13 +23,14 @@ class Knowing:
         return x.answer if self.right(x) else "No idea at all."
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def asked_as_they_are(monkeypatch):
     monkeypatch.setattr(exam.Talk, "inputs", lambda talk, vlm, answered: talk)
 
 
-def test_every_group_is_asked_and_right_answers_count():
-    given = list(inspect.unwrap(exam.examined)(Knowing(lambda talk: talk.kind != "fact"), range(400), 2))
+def test_every_group_is_asked_and_right_answers_count(asked_as_they_are):
+    asked = exam.drawn(range(400), 2)
+    given = list(inspect.unwrap(exam.examined)(Knowing(lambda talk: talk.kind != "fact"), asked))
     found = exam.shares(given)
     groups = {name: one for name, one in found.items() if name in exam.GROUPS}
     assert all(one["asked"] >= 2 for one in groups.values()), groups
@@ -60,3 +63,16 @@ def test_forms_are_told_apart(form, yes, no):
 
 def test_nothing_asked_is_no_share():
     assert math.isnan(exam.shares([])["color"]["right"])
+
+
+def test_what_is_believed_unseen_is_what_is_said_with_the_image_hidden(reference, monkeypatch):
+    """A thing counts if its natural colour is the likeliest with the picture's tokens hidden; another does not."""
+    monkeypatch.setattr(exam, "NATURAL_COLORS", {"banana": "yellow"})
+    x = reference.prepare(
+        "What color is the banana?", make_scene(0, objects=["banana"], colors=["red"]).image, answer="A"
+    )
+    hidden = score(reference, x, x.hidden("image")[None]).logits()[0, 0]
+    likeliest = reference.decode([int(hidden.argmax())]).strip().lower()
+    assert exam.believed(reference) == {"banana": likeliest == "yellow"}
+    monkeypatch.setattr(exam, "NATURAL_COLORS", {"banana": likeliest})
+    assert exam.believed(reference) == {"banana": True}

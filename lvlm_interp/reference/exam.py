@@ -11,14 +11,17 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from lvlm_interp.engine.score import score
 from lvlm_interp.given import explained
 from lvlm_interp.model.vlm import HookedVLM
+from lvlm_interp.reference.architecture import END
 from lvlm_interp.reference.items import Item
 from lvlm_interp.reference.knowledge import known
-from lvlm_interp.reference.scenes import Style
-from lvlm_interp.reference.talk import Talk
+from lvlm_interp.reference.scenes import Style, make_scene
+from lvlm_interp.reference.talk import Plan, Talk, make_talk
 from lvlm_interp.reference.talks import talks
-from lvlm_interp.reference.things import nouns
+from lvlm_interp.reference.things import COLORS, NATURAL_COLORS, nouns
+from lvlm_interp.reference.wording import Asked
 
 MOST_TOKENS = 96
 
@@ -87,13 +90,12 @@ class Given(NamedTuple):
 
 
 @explained
-def examined(vlm: HookedVLM, seeds: Iterable[int], each: int, style: Style | None = None) -> Iterator[Given]:
-    """Ask talks of the seeds' scenes, until every group has `each` of them or the seeds end.
+def drawn(seeds: Iterable[int], each: int, style: Style | None = None) -> Iterator[Talk]:
+    """Talks of the seeds' scenes, until every group has `each` of them or the seeds end.
 
     Args:
-        vlm: the model.
         seeds: of scenes; those outside `TRAINING_SEEDS` are held out.
-        each: how many talks of a group are asked; of descriptions and of each form as well.
+        each: how many talks of a group; of descriptions and of each form as well.
         style: drawing style; one of the trained styles by default.
     """
     counts: dict[str, int] = dict.fromkeys((*GROUPS, "description", "word", "sentence"), 0)
@@ -102,9 +104,36 @@ def examined(vlm: HookedVLM, seeds: Iterable[int], each: int, style: Style | Non
         for name in wanted:
             counts[name] += 1
         if wanted:
-            yield Given(talk, vlm.generate(talk.inputs(vlm, answered=False), MOST_TOKENS))
+            yield talk
         if min(counts.values()) >= each:
             return
+
+
+@explained
+def examined(vlm: HookedVLM, asked: Iterable[Talk]) -> Iterator[Given]:
+    """Ask a model talks, each alone."""
+    for talk in asked:
+        yield Given(talk, vlm.generate(talk.inputs(vlm, answered=False), MOST_TOKENS))
+
+
+@explained
+def believed(vlm: HookedVLM, seed: int = 0) -> dict[str, bool]:
+    """Whether each thing with a natural colour has it where the picture, in which it is painted, is hidden.
+
+    The greedy answer decides; the natural colour, which nothing tells, must be right to the last token.
+    """
+    return {noun: _natural_unseen(vlm, noun, seed) for noun in NATURAL_COLORS}
+
+
+def _natural_unseen(vlm: HookedVLM, noun: str, seed: int) -> bool:
+    natural = NATURAL_COLORS[noun]
+    painted = next(color for color in COLORS if color != natural)
+    plan = Plan(Asked("color", noun), (make_scene(seed, objects=[noun], colors=[painted]),))
+    x = make_talk(plan).inputs(vlm, answered=False)
+    answer = vlm.prompter.tokenizer(f"{natural.capitalize()}.{END}", add_special_tokens=False).input_ids
+    whole = x.with_answer(answer, vlm.token_strings(answer), natural)
+    logits = score(vlm, whole, whole.hidden("image")[None]).logits()
+    return bool((logits[0].argmax(-1).cpu() == whole.answer_ids.cpu()).all())
 
 
 def _groups_of(talk: Talk) -> list[str]:
