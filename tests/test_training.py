@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from lvlm_interp.reference import architecture, packing, remembering, scenes, train
+from lvlm_interp.reference import architecture, low_rank, packing, remembering, scenes, train
 from lvlm_interp.reference import learner as learning
 from lvlm_interp.reference.learner import Batch, Learner, Settings, Stage
 from lvlm_interp.reference.missing import answer_without
@@ -33,7 +33,6 @@ def test_whitening_folds_exactly():
 @pytest.fixture(scope="module")
 def learner():
     """In float32: in bfloat16, packed talks are those asked alone up to its rounding only."""
-    pytest.importorskip("peft")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(learning, "computed_in", lambda: torch.float32)
         torch.manual_seed(0)
@@ -131,6 +130,24 @@ def test_what_is_hidden_is_not_seen(learner, source, hidden):
     assert bool((one - other).abs().max() > 1e-3) is not hidden
 
 
+def test_an_update_is_what_adding_it_would_be():
+    """The gradients of the one product are those of W x + s B A x; without it, W alone computes."""
+    linear = torch.nn.Linear(24, 40, bias=False, dtype=torch.float64).requires_grad_(False)
+    one = low_rank.LowRank(linear).double()
+    torch.nn.init.normal_(one.lora_B)
+    x, out = torch.randn(2, 5, 24, dtype=torch.float64, requires_grad=True), torch.randn(2, 5, 40, dtype=torch.float64)
+    learnt = (x, one.lora_A, one.lora_B)
+    stale = torch.allclose(one(x), linear(x))  # until it is merged
+    one.merge()
+    scale = architecture.LORA_ALPHA / architecture.LORA_RANK
+    added = linear(x) + scale * (x @ one.lora_A.T @ one.lora_B.T)
+    assert stale and torch.allclose(one(x), added, atol=1e-5) and not torch.allclose(added, linear(x))
+    for mine, its in zip(*(torch.autograd.grad((y * out).sum(), learnt) for y in (one(x), added)), strict=True):
+        assert torch.allclose(mine, its, atol=1e-4)
+    with low_rank.without({"it": one}):
+        assert torch.equal(one(x), linear(x))
+
+
 def test_what_the_base_model_says_is_remembered(learner):
     """No divergence while nothing is learnt; some, with a gradient, once the adapter changes what is said."""
     texts = [f"A text of the base model, number {n}." for n in range(remembering.PER_STEP)]
@@ -138,15 +155,14 @@ def test_what_the_base_model_says_is_remembered(learner):
     with torch.no_grad():
         for name, value in learner.lora.items():
             value *= "lora_B" not in name  # as at the very beginning, whichever test came before
-    learner.hand_out()
+    learner.merge()
     assert remembering.divergence(learner, texts, 0).item() == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         for value in learner.lora.values():
             value += 0.02
-    learner.hand_out()
+    learner.merge()
     apart = remembering.divergence(learner, texts, 0)
     apart.backward()
-    learner.take_gradients()
     assert apart > 1e-3 and all(value.grad.any() for value in learner.lora.values())
     with torch.no_grad():
         for name, value in learner.lora.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +14,12 @@ from lvlm_interp.reference.architecture import (
     FEATURE_LAYERS,
     IMAGE_MEAN,
     IMAGE_STD,
-    LORA_ALPHA,
-    LORA_RANK,
-    LORA_TARGETS,
     PATCH,
     Projector,
     folded,
 )
 from lvlm_interp.reference.base_weights import load_language_model, load_tokenizer, load_vision_tower
+from lvlm_interp.reference.low_rank import adapt
 from lvlm_interp.reference.rule import Source
 from lvlm_interp.reference.scenes import Scene
 
@@ -99,17 +96,13 @@ class Learner(nn.Module):
     """Frozen base models with a trainable projector and LoRA."""
 
     def __init__(self) -> None:
-        from peft import LoraConfig, get_peft_model
-
         super().__init__()
         self.tokenizer = load_tokenizer()
         self.vision = load_vision_tower().requires_grad_(False)
-        config = LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=list(LORA_TARGETS))
-        base = load_language_model().requires_grad_(False).to(dtype=computed_in())
-        base.set_attn_implementation("eager")  # on CPU faster than SDPA for short rows with a mask, and half the step
-        self.language: Any = get_peft_model(base, config, autocast_adapter_dtype=False)
-        # The optimizer's small steps would be lost in bfloat16: it works on these, of which the model has copies.
-        self.masters = {n: nn.Parameter(p.detach().float()) for n, p in self._copies().items()}
+        self.language = load_language_model().requires_grad_(False).to(dtype=computed_in())
+        # on CPU faster than SDPA for short rows with a mask, and half the step
+        self.language.set_attn_implementation("eager")
+        self.updates = adapt(self.language.model)
         self.projector = Projector()
         self.mean: Tensor
         self.std: Tensor
@@ -119,28 +112,18 @@ class Learner(nn.Module):
     def compile(self) -> None:
         """Compute the blocks by code that is compiled first: a minute, and then each step takes 3/5 of its time."""
         torch._dynamo.config.recompile_limit = 64  # blocks differ, and run with and without gradients and adapters
-        for layer in self.language.get_base_model().model.layers:
+        for layer in self.language.model.layers:
             layer.compile(dynamic=True)
 
     @property
     def lora(self) -> dict[str, nn.Parameter]:
-        """The LoRA matrices, in float32."""
-        return self.masters
+        """The LoRA matrices, by their names in an adapter."""
+        return {f"{n}.{m}": getattr(one, m) for n, one in self.updates.items() for m in ("lora_A", "lora_B")}
 
-    def _copies(self) -> dict[str, nn.Parameter]:
-        return {n: p for n, p in self.language.named_parameters() if p.requires_grad}
-
-    @torch.no_grad()
-    def hand_out(self) -> None:
-        """Give the model what was learnt: before each step."""
-        for name, copy in self._copies().items():
-            copy.copy_(self.masters[name])
-
-    def take_gradients(self) -> None:
-        """Add the gradients of the model's copies to those of what learns: after each step's passes."""
-        for name, copy in self._copies().items():
-            self.masters[name].grad = None if copy.grad is None else copy.grad.float()
-            copy.grad = None
+    def merge(self) -> None:
+        """Compute by what was learnt: before each step."""
+        for one in self.updates.values():
+            one.merge()
 
     @property
     def learning(self) -> dict[str, Tensor]:
@@ -175,16 +158,14 @@ class Learner(nn.Module):
             image = self.projector(self.whitened(batch.features)).to(embedded.dtype)
             embedded = embedded.masked_scatter((batch.ids < 0)[:, :, None], image)
         mask = torch.zeros_like(batch.see, dtype=embedded.dtype).masked_fill(~batch.see, -1e9)
-        decoder = self.language.get_base_model().model
-        return decoder(
+        return self.language.model(
             inputs_embeds=embedded, attention_mask=mask, position_ids=batch.positions, use_cache=False
         ).last_hidden_state
 
     def adapter(self) -> dict[str, Tensor]:
         """What ships: the projector on raw features and the LoRA matrices, in float16."""
         state = {f"projector.{k}": v for k, v in folded(self.projector, self.mean, self.std).items()}
-        for name, tensor in self.lora.items():
-            state[_short(name)] = tensor.detach()
+        state |= {name: tensor.detach() for name, tensor in self.lora.items()}
         return {k: v.to(torch.float16).contiguous() for k, v in state.items()}
 
     @torch.no_grad()
@@ -195,12 +176,8 @@ class Learner(nn.Module):
         for name, parameter in self.projector.named_parameters(prefix="projector"):
             parameter.copy_(state[name])
         for name, parameter in self.lora.items():
-            parameter.copy_(state[_short(name)])
-        self.hand_out()
-
-
-def _short(name: str) -> str:
-    return name.removeprefix("base_model.model.model.").replace(".default.weight", "")
+            parameter.copy_(state[name])
+        self.merge()
 
 
 def _pixels(scene: Scene) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lvlm_interp.reference.architecture import END, START
 from lvlm_interp.reference.learner import Learner
+from lvlm_interp.reference.low_rank import without
 from lvlm_interp.reference.things import nouns, with_article
 
 TOPICS = (
@@ -43,7 +44,7 @@ def replies(learner: Learner, path: Path) -> list[str]:
         return list(json.loads(path.read_text(encoding="utf-8")))
     asked = [f"{START}user\n{prompt}{END}\n{START}assistant\n" for prompt in prompts()]
     made: list[str] = []
-    with learner.language.disable_adapter():
+    with without(learner.updates):
         for some in (asked[first : first + 32] for first in range(0, len(asked), 32)):
             made += [a + b for a, b in zip(some, _said(learner, some), strict=True)]
     path.write_text(json.dumps(made, indent=1), encoding="utf-8")
@@ -68,7 +69,7 @@ def divergence(learner: Learner, texts: Sequence[str], step: int) -> Tensor:
     longest = max(map(len, tokens))
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in tokens])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in tokens])
-    with torch.no_grad(), learner.language.disable_adapter():
+    with torch.no_grad(), without(learner.updates):
         base = learner.language(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
     own = learner.language(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
     apart = nn.functional.kl_div(own, base, reduction="none", log_target=True).sum(-1)

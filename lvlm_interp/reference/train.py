@@ -30,9 +30,7 @@ from torch import Tensor, nn
 from lvlm_interp.checkpoints import read_checkpoint, write_checkpoint
 from lvlm_interp.reference import scenes
 from lvlm_interp.reference.align import align
-from lvlm_interp.reference.architecture import (
-    END,
-)
+from lvlm_interp.reference.architecture import END
 from lvlm_interp.reference.learner import Batch, Learner, Settings
 from lvlm_interp.reference.packing import IGNORED, batches, pack_all
 from lvlm_interp.reference.remembering import divergence, replies
@@ -55,7 +53,7 @@ def answer_logits(learner: Learner, batch: Batch) -> tuple[Tensor, Tensor]:
     labels = batch.labels[:, 1:]
     on = labels != IGNORED
     states = learner.hidden(batch)[:, :-1][on]
-    return learner.language.get_base_model().lm_head(states).float(), labels[on]
+    return learner.language.lm_head(states).float(), labels[on]
 
 
 def tune_step(
@@ -67,7 +65,7 @@ def tune_step(
     for group, rate in zip(optimizer.param_groups, (stage.projector_rate, stage.lora_rate), strict=True):
         group["lr"] = rate * scale
     optimizer.zero_grad()
-    learner.hand_out()
+    learner.merge()
     rows = [row for seed in step_seeds(step, settings) for row in pack_all(learner, seed, stage)]
     answered = sum(label != IGNORED for row in rows for label in row.labels)
     total = 0.0
@@ -77,7 +75,6 @@ def tune_step(
         total += loss.item()
     if texts:
         (settings.remember * divergence(learner, texts, step)).backward()
-    learner.take_gradients()
     nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
     optimizer.step()
     return total
@@ -90,7 +87,7 @@ def evaluate(learner: Learner, settings: Settings) -> dict[str, float]:
     Teacher forcing decides this exactly as greedy decoding does: a greedy answer is right exactly if the
     right token is the most likely one after every right prefix.
     """
-    learner.hand_out()
+    learner.merge()
     right: dict[str, list[bool]] = defaultdict(list)
     end = learner.tokenizer.convert_tokens_to_ids(END)
     seeds = range(HELD_OUT, HELD_OUT + settings.held_out_scenes)
