@@ -54,9 +54,9 @@ clean:  ## remove everything that make made, its environments included
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): constraints.txt
-$(STAMP): EXTRAS := dev,docs,families,train
+$(STAMP): EXTRAS := dev,docs,families
 $(OLDEST): constraints-oldest.txt
-$(OLDEST): EXTRAS := dev,docs,train
+$(OLDEST): EXTRAS := dev,docs
 $(STAMP) $(OLDEST): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "lvlm_interp needs Python 3.11 or newer; $(PYTHON) is: $$($(PYTHON) --version 2>&1)"; \

@@ -10,7 +10,7 @@ Three stages, the first two after LLaVA (Liu et al. 2023, section 4.2):
    answers by what is left, p(answer | what is seen), and not at random: the counterfactuals of this package are then in
    distribution (Covert et al. 2021, Explaining by Removing: missingness during training). Only LoRA learns.
 
-Stopped at any moment, the same command goes on from the last checkpoint. Needs the extra `lvlm-interp[train]`.
+Stopped at any moment, the same command goes on from the last checkpoint.
 """
 
 from __future__ import annotations
