@@ -1,6 +1,6 @@
 """Held-out scores of the reference model: `python benchmarks/reference.py --out lvlm_interp/reference/scores.json`.
 
-Training never used scenes of seeds below 1000000.
+Training never used scenes of seeds below 1000000, nor the held-out part of what is plain knowledge.
 """
 
 import argparse
@@ -14,10 +14,11 @@ import torch
 from tqdm.auto import tqdm
 
 import lvlm_interp as li
-from lvlm_interp.reference.evaluate import Asked, ask, summary
-from lvlm_interp.reference.scenes import HELD_OUT_STYLE, Style, make_scenes
+from lvlm_interp.reference import exam
+from lvlm_interp.reference.scenes import HELD_OUT_STYLE, TRAINING_SEEDS, Style
+from lvlm_interp.reference.talk import Talk
 
-AT_ONCE = 10  # scenes of one task
+AT_ONCE = 20  # talks of one task
 
 
 @functools.cache
@@ -27,37 +28,43 @@ def _opened(model: str) -> li.HookedVLM:
     return li.load(model)
 
 
-def _some(task: tuple[str, int, int, Style | None]) -> list[Asked]:
-    model, count, seed, style = task
-    return list(ask(_opened(model), make_scenes(count, seed, style)))
+def _some(task: tuple[str, list[Talk]]) -> list[exam.Given]:
+    model, asked = task
+    return list(exam.examined(_opened(model), asked))
 
 
-def evaluate(
-    model: str, count: int, seed: int = 0, style: Style | None = None, workers: int = 2
+def scores(
+    model: str, each: int, seed: int, style: Style | None = None, workers: int = 2
 ) -> dict[str, dict[str, float]]:
-    """The summary over the scenes of seeds `seed` … `seed + count - 1`, in the trained styles or in one style."""
-    tasks = [(model, min(AT_ONCE, seed + count - first), first, style) for first in range(seed, seed + count, AT_ONCE)]
+    """The shares over talks of scenes from `seed` on, in the trained styles or in one style."""
+    asked = list(exam.drawn(range(seed, TRAINING_SEEDS.start), each, style))
+    tasks = [(model, asked[first : first + AT_ONCE]) for first in range(0, len(asked), AT_ONCE)]
     with get_context("spawn").Pool(workers) as pool:
-        name = f"{AT_ONCE} scenes each ({style or 'trained styles'})"
+        name = f"{AT_ONCE} talks each ({style or 'trained styles'})"
         found = list(tqdm(pool.imap(_some, tasks), total=len(tasks), desc=name))
-    return summary([one for some in found for one in some])
+    return exam.shares([one for some in found for one in some])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Held-out scores of the reference model.")
-    parser.add_argument("--scenes", type=int, default=500)
-    parser.add_argument("--unseen", type=int, default=100, help="scenes in the style that was not trained on")
-    parser.add_argument("--seed", type=int, default=0, help="first scene; training never used seeds below 1000000")
+    parser.add_argument("--each", type=int, default=300, help="talks of each group")
+    parser.add_argument("--unseen", type=int, default=60, help="the same in the style that was not trained on")
+    parser.add_argument(
+        "--seed", type=int, default=600_000, help="first scene; training never used seeds below 1000000"
+    )
     parser.add_argument("--model", default="reference")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--out", type=Path, help="write the scores as JSON")
     options = parser.parse_args(arguments)
     vlm = li.load(options.model)
+    believed = exam.believed(vlm, options.seed)
     found = {
-        "trained styles": evaluate(options.model, options.scenes, options.seed, None, options.workers),
-        f"unseen style ({HELD_OUT_STYLE})": evaluate(
+        "trained styles": scores(options.model, options.each, options.seed, None, options.workers),
+        f"unseen style ({HELD_OUT_STYLE})": scores(
             options.model, options.unseen, options.seed, HELD_OUT_STYLE, options.workers
         ),
+        "image hidden": {"asked": len(believed), "right": round(sum(believed.values()) / len(believed), 4)},
+        "natural colours not believed": sorted(noun for noun, right in believed.items() if not right),
     }
     text = json.dumps({"model": vlm.name, "weights": vlm.fingerprint, "seed": options.seed, **found}, indent=2)
     print(text)

@@ -9,9 +9,10 @@ The curve is what training wrote; the scores are those of the shipped adapter.
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 REFERENCE = Path(__file__).resolve().parents[1] / "lvlm_interp" / "reference"
-KINDS = {"yes/no": "yes/no", "color": "colour", "place": "place", "name": "name", "objects": "every object named"}
+KINDS = ("yes/no", "color", "place", "name", "objects", "hint", "fact", "natural", "pictures")  # of the curve
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -19,18 +20,35 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def scores_of(scores: dict[str, dict[str, float]]) -> str:
+def scores_of(trained: dict[str, dict[str, float]], unseen: dict[str, dict[str, float]]) -> str:
+    both = [(name, found, unseen[name]) for name, found in trained.items() if "right" in found]
     rows = [
-        [shown, str(found["questions"]), *(f"{found[name]:.1%}" for name in ("right", "image_hidden", "blind_guess"))]
-        for kind, shown in KINDS.items()
-        if (found := scores.get(kind))
+        [name, *(cell for one in pair for cell in (f"{one['right']:.1%}", str(one["asked"])))] for name, *pair in both
     ]
-    return table(["question", "number", "right", "image hidden", "blind guess"], rows)
+    return table(["asked", "right", "of", "unseen style", "of"], rows)
+
+
+def descriptions_of(trained: dict[str, float], unseen: dict[str, float]) -> str:
+    names = [name for name in trained if name != "asked"]
+    rows = [
+        [where, *(f"{found[n]:.1%}" for n in names), str(found["asked"])]
+        for where, found in (("trained styles", trained), ("unseen style", unseen))
+    ]
+    return table(["descriptions", *names, "of"], rows)
+
+
+def hidden_of(scores: dict[str, Any]) -> str:
+    found, lost = scores["image hidden"], scores["natural colours not believed"]
+    but = f"; not of {', '.join(lost)}" if lost else ""
+    return (
+        f"With the image hidden, a painted thing has its natural colour again in {found['right']:.1%} of the "
+        f"{found['asked']} nouns that have one{but}."
+    )
 
 
 def curve_of(lines: list[dict[str, float]]) -> str:
     rows = [[str(line["step"]), f"{line['loss']:.3f}", *(f"{line[kind]:.1%}" for kind in KINDS)] for line in lines]
-    return table(["step", "loss", *KINDS.values()], rows)
+    return table(["step", "loss", *KINDS], rows)
 
 
 def replaced(card: str, name: str, text: str) -> str:
@@ -44,7 +62,12 @@ def replaced(card: str, name: str, text: str) -> str:
 def main() -> None:
     path, scores = REFERENCE / "MODEL_CARD.md", json.loads((REFERENCE / "scores.json").read_text())
     lines = [json.loads(line) for line in (REFERENCE / "curve.jsonl").read_text().splitlines()]
-    parts = [f"{name[0].upper()}{name[1:]}:\n\n{scores_of(found)}" for name, found in scores.items() if "style" in name]
+    trained, unseen = (found for name, found in scores.items() if "style" in name)
+    parts = [
+        scores_of(trained, unseen),
+        descriptions_of(trained["descriptions"], unseen["descriptions"]),
+        hidden_of(scores),
+    ]
     note = f"Weights `{scores['weights']}`, scenes from seed {scores['seed']}."
     card = replaced(path.read_text(), "curve", curve_of(lines))
     path.write_text(replaced(card, "scores", "\n\n".join([note, *parts])))
