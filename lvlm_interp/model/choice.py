@@ -63,8 +63,10 @@ class Choice:
         """What is kept of a site's value, and the value that the model goes on with.
 
         With `grad`, the model goes on with a value that *contains* the kept part, so that the logits can be
-        differentiated with respect to it, also where no weight requires a gradient. A reduction or conversion comes
-        after that: it can be differentiated, but the logits do not depend on it.
+        differentiated with respect to it, also where no weight requires a gradient. The gradient is of what an edit
+        there would do: what the model has computed of the same value before is no part of it (Gemma 4 makes inputs of
+        each layer of the embeddings). A reduction or conversion comes after that: it can be differentiated, but the
+        logits do not depend on it.
         """
         if self._whole:
             return _owned(value.detach() if value.requires_grad else value), value
@@ -72,7 +74,7 @@ class Choice:
         if not self.grad:
             return _owned(self._finished(name, _selected(value.detach(), axes))), value
         value = value if value.requires_grad else value.detach().requires_grad_()
-        part = _selected(value, axes)
+        part = _selected(value.view_as(value), axes)  # of its own: the model may have used the value elsewhere as well
         part.retain_grad()
         return self._finished(name, part), _put_back(value, axes, part)
 
