@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import lvlm_interp as li
+from lvlm_interp.errors import ModelError
 from tests.families import tiny_example, tiny_model
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -48,6 +49,29 @@ def test_inputs_of_each_layer_are_made_before_an_edit_of_the_embeddings(site, fr
 def test_a_gradient_is_of_what_an_edit_does(site):
     vlm = li.wrap(tiny_llava())
     need_the_same(vlm, tiny_inputs(vlm), site)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["weights with gradients", "frozen weights"])
+def test_an_example_that_was_made_in_inference_mode(frozen):
+    vlm = li.wrap(tiny_llava())
+    vlm.model.requires_grad_(not frozen)
+    with torch.inference_mode():
+        x = tiny_inputs(vlm)
+    assert x.model_inputs["pixel_values"].is_inference()
+    site = "vision.blocks.0.hook_resid_post"
+    slopes = [
+        slope_of((found := vlm.capture(y, site, grad=True))["logits"], found[site]) for y in (x, tiny_inputs(vlm))
+    ]
+    assert torch.equal(*slopes)
+
+
+def test_a_model_that_was_made_in_inference_mode_has_no_gradients():
+    with torch.inference_mode():
+        vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    assert vlm.capture(x, "hook_embed")
+    with pytest.raises(ModelError, match=r"weights that a graph can hold, and \S+ was made in torch.inference_mode"):
+        vlm.capture(x, "hook_embed", grad=True)
 
 
 def test_what_is_kept_gathers_its_gradient_going_back():
