@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 import lvlm_interp as li
+from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.errors import InputError, ModelError, SiteError
+from lvlm_interp.inputs.touched import PLACES, state_of
 from tests.tiny import tiny_inputs, tiny_llava
 
 SITE = "blocks.0.hook_resid_post"
@@ -27,6 +29,72 @@ def test_an_example_that_was_written_to(vlm, x):
     x.model_inputs["pixel_values"].mul_(3)
     with pytest.raises(InputError, match="written to since this capture began"):
         _ = found.provenance
+
+
+def doubled(vlm):
+    for weight in vlm.model.parameters():
+        weight.data.mul_(2)
+
+
+def one_large_weight(vlm):
+    vlm.decoder.layers[1].mlp.gate_proj.weight.data.mul_(1.01)
+
+
+def by_numpy(vlm):
+    vlm.decoder.embed_tokens.weight.detach().numpy()[:] += 1
+
+
+def one_number_of_a_norm(vlm):
+    vlm.decoder.norm.weight.data[17] = 3
+
+
+PAST_THE_COUNT = (doubled, one_large_weight, by_numpy, one_number_of_a_norm)
+
+
+@pytest.mark.parametrize("write", PAST_THE_COUNT, ids=lambda write: write.__name__)
+@pytest.mark.parametrize("when", ["later", "within the pass", "of inference mode"])
+def test_weights_that_are_written_past_torchs_count(write, when):
+    with torch.inference_mode(when == "of inference mode"):
+        vlm = li.wrap(tiny_llava())
+        x = tiny_inputs(vlm)
+        edits = {SITE: lambda value: (write(vlm), value)[1]} if when == "within the pass" else {}
+        before = [weight._version for weight in vlm.model.parameters() if not weight.is_inference()]
+        found = vlm.capture(x, SITE, edits=edits)
+        if not edits:
+            write(vlm)
+    assert before == [weight._version for weight in vlm.model.parameters() if not weight.is_inference()]
+    with pytest.raises(ModelError, match="changed since this capture began"):
+        _ = found.provenance
+
+
+def test_a_large_tensor_is_looked_at_from_its_first_number_to_its_last():
+    large = torch.zeros(1 << 16)
+    seen = [state_of(large)]
+    for start in range(0, len(large), len(large) // (PLACES - 1)):
+        large.data[start : start + len(large) // (PLACES - 1) + 1] += 1  # from one place to the next
+        seen.append(state_of(large))
+    large.data[-1] = -1
+    assert len({*seen, state_of(large)}) == len(seen) + 1 and {count for count, _ in seen} == {0}
+
+
+def test_what_is_not_in_main_memory_is_only_counted():
+    assert state_of(torch.zeros(4, device="meta"))[1] == b"" == state_of(torch.zeros(0))[1]
+    assert state_of(torch.arange(6).view(2, 3).T)[1] == b""  # not contiguous
+    given_back = torch.zeros(1 << 12)
+    given_back.untyped_storage().resize_(0)
+    assert state_of(given_back)[1] == b""
+
+
+@pytest.mark.parametrize("mode", [False, True], ids=["data", "inference mode"])
+def test_an_example_that_is_written_to_past_torchs_count(vlm, mode):
+    with torch.inference_mode(mode):
+        x = tiny_inputs(vlm)
+        found, kept = vlm.capture(x, SITE), run_to_decoder(vlm, x)
+        x.model_inputs["pixel_values"].data.mul_(3)
+    with pytest.raises(InputError, match="written to since this capture began"):
+        _ = found.provenance
+    with pytest.raises(InputError, match="before its tensors were written to"):
+        li.score(vlm, x, x.everything, decoder_inputs=kept)
 
 
 def test_asked_inside_a_pass_that_changes_the_model(vlm, x):

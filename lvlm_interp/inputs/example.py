@@ -290,12 +290,6 @@ def pixels_of(model_inputs: Mapping[str, Any], video: bool | None = None) -> dic
     return {k: v for k, v in found.items() if video is None or video == (k == VIDEO_PIXELS)}
 
 
-def counts(model_inputs: Mapping[str, Any]) -> tuple[int, ...]:
-    """How often each tensor was written to; torch does not count it for those of inference mode."""
-    tensors = (value for value in model_inputs.values() if isinstance(value, Tensor))
-    return tuple(-1 if tensor.is_inference() else tensor._version for tensor in tensors)
-
-
 @runtime_checkable
 class Called(Protocol):
     """What a model is called with: an example, or several side by side."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from xxhash import xxh3_128
 
+from lvlm_interp.inputs.touched import state_of
 from lvlm_interp.model.compiled import as_written, original
 from lvlm_interp.model.settings import held_by, settings_of, telling
 from lvlm_interp.model.walking import looked_up, named_modules
@@ -75,7 +76,9 @@ class Known:
 
     @staticmethod
     def changes(model: PreTrainedModel, anew: bool = False) -> list[Any]:
-        """Settings, where tensors are, and how often torch counted a change: quicker still.
+        """Settings, where tensors are, how often torch counted a change, a few of their bytes: quicker still.
+
+        What torch does not count is seen in the tensors, and at the places, that `inputs.touched` looks at.
 
         Args:
             model: the model.
@@ -85,8 +88,7 @@ class Known:
         modules = [module for _, module in walked if original(module) is module]
         held = [tensor for module in modules for _, tensor in _own(module)]
         plain = [part for one in held for part in ((one,) if _is_ordinary(one) else parts_of(one))]
-        counted = [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in plain]
-        return [counted, *map(held_by, modules)]
+        return [[(tensor.data_ptr(), state_of(tensor)) for tensor in plain], *map(held_by, modules)]
 
     def _content(self, tensor: Tensor, before: dict[int, tuple[Any, bytes, bytes]]) -> bytes:
         number = len(self._read)

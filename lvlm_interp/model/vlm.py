@@ -18,7 +18,8 @@ from lvlm_interp.errors import InputError, ModelError, SiteError
 from lvlm_interp.families.shared import registry
 from lvlm_interp.given import explaining
 from lvlm_interp.inputs.batch import Batch
-from lvlm_interp.inputs.example import Answer, Inputs, counts, named_by
+from lvlm_interp.inputs.example import Answer, Inputs, named_by
+from lvlm_interp.inputs.touched import states_of
 from lvlm_interp.model.capture import Capture, Edit, recording
 from lvlm_interp.model.choice import Choice, Positions, Reduction, choose, depths_of, in_layers
 from lvlm_interp.model.compiled import uncompiled
@@ -304,10 +305,10 @@ class HookedVLM(Preparing):
             k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(choice).items() if v is not None
         }
         before, edited = self.held.known.changes(self.model), self.active_edits
-        written = counts(x.model_inputs)
+        written = states_of(x.model_inputs)
 
         def provenance() -> Provenance:
-            if counts(x.model_inputs) != written:
+            if states_of(x.model_inputs) != written:
                 raise InputError(
                     "the example's tensors were written to since this capture began, and what they were then is not "
                     "known: ask for a capture's provenance, or save it, before"
