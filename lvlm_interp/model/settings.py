@@ -18,6 +18,7 @@ PASSING = frozenset(
     {
         *("gradient_checkpointing", "is_quantized", "warnings_issued", "model_tags"),
         *("name_or_path", "hf_device_map", "device", "attn_implementation", "loss_type"),
+        "rope_deltas",  # how far positions of the last example's pictures were moved
     }
 )
 LONGEST = "max_seq_len_cached"  # of a rotary embedding, or of one kind of its layers: how long a pass has been
