@@ -1,5 +1,9 @@
 """A capture's provenance is of the model and the example that it was made of, or it is refused."""
 
+import argparse
+import copy
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -74,15 +78,15 @@ def test_a_large_tensor_is_looked_at_from_its_first_number_to_its_last():
         large.data[start : start + len(large) // (PLACES - 1) + 1] += 1  # from one place to the next
         seen.append(state_of(large))
     large.data[-1] = -1
-    assert len({*seen, state_of(large)}) == len(seen) + 1 and {count for count, _ in seen} == {0}
+    assert len({*seen, state_of(large)}) == len(seen) + 1 and {count for _, count, _ in seen} == {0}
 
 
 def test_what_is_not_in_main_memory_is_only_counted():
-    assert state_of(torch.zeros(4, device="meta"))[1] == b"" == state_of(torch.zeros(0))[1]
-    assert state_of(torch.arange(6).view(2, 3).T)[1] == b""  # not contiguous
+    assert state_of(torch.zeros(4, device="meta"))[-1] == b"" == state_of(torch.zeros(0))[-1]
+    assert state_of(torch.arange(6).view(2, 3).T)[-1] == b""  # not contiguous
     given_back = torch.zeros(1 << 12)
     given_back.untyped_storage().resize_(0)
-    assert state_of(given_back)[1] == b""
+    assert state_of(given_back)[-1] == b""
 
 
 @pytest.mark.parametrize("mode", [False, True], ids=["data", "inference mode"])
@@ -138,6 +142,64 @@ def test_settings_that_are_no_plain_numbers(vlm, x, value):
     assert vlm.fingerprint != one and vlm.identity != known
     with pytest.raises(ModelError, match="changed since"):
         _ = found.provenance
+
+
+def another_epsilon(config):
+    changed = copy.deepcopy(config)
+    changed.rms_norm_eps = 10.0
+    return changed
+
+
+SETTINGS = {
+    "a private number": lambda config: {"_scale": 2.0},
+    "a private number of numpy": lambda config: {"_scale": np.float32(2.0)},
+    "private numbers": lambda config: {"_mean": (0.5, 0.25)},
+    "a namespace": lambda config: {"settings": SimpleNamespace(scale=2.0)},
+    "a namespace in one": lambda config: {"settings": SimpleNamespace(inner=argparse.Namespace(names=["a"], turns=3))},
+    "a configuration of its own": lambda config: {"config": another_epsilon(config)},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=[*SETTINGS])
+def test_settings_that_are_private_or_in_objects(vlm, x, setting):
+    before, known, found = vlm.fingerprint, vlm.identity, vlm.capture(x, SITE)
+    vars(vlm.decoder.layers[1].self_attn).update(setting(vlm.decoder.config))
+    assert vlm.fingerprint != before and vlm.identity != known
+    with pytest.raises(ModelError, match="changed since"):
+        _ = found.provenance
+    vlm.run(x)
+    assert vlm.capture(x, SITE).provenance.weights == vlm.fingerprint
+
+
+PASSING = {
+    "a counter": lambda module: vars(module).update(_calls=vars(module).get("_calls", 0) + 1),
+    "a mark": lambda module: vars(module).update(_was_called=not vars(module).get("_was_called", False)),
+    "a cache": lambda module: vars(module).update(_cached=torch.rand(3)),
+    "a text": lambda module: vars(module).update(_last=vars(module).get("_last", "") + "x"),
+}
+
+
+@pytest.mark.parametrize("write", PASSING.values(), ids=[*PASSING])
+def test_what_passes_write_under_private_names_is_no_setting(vlm, x, write):
+    layer = vlm.decoder.layers[1]
+    layer.register_forward_hook(lambda module, args, output: write(module))
+    before, found, kept = vlm.fingerprint, vlm.capture(x, SITE), run_to_decoder(vlm, x)
+    vlm.run(x)
+    assert found.provenance.weights == vlm.fingerprint == before
+    assert li.score(vlm, x, x.everything, decoder_inputs=kept).provenance.weights == before
+
+
+def test_configurations_that_modules_share_with_their_model_are_told_once(vlm):
+    attention, before = vlm.decoder.layers[1].self_attn, vlm.fingerprint
+    assert attention.config is vlm.decoder.config
+    del attention.config
+    assert vlm.fingerprint == before
+
+
+def test_a_namespace_that_holds_itself(vlm):
+    vlm.decoder.kept = SimpleNamespace(scale=2.0)
+    one, vlm.decoder.kept.itself = vlm.fingerprint, vlm.decoder.kept
+    assert vlm.fingerprint == vlm.fingerprint != one
 
 
 def test_a_method_of_the_model_that_was_replaced_is_named(vlm, x):

@@ -13,16 +13,16 @@ from typing import Any
 from torch import Tensor
 
 WHOLE = 1 << 12  # bytes of a tensor that is looked at whole
-PLACES, LOOK = 8, 8  # of a larger one: how many places, from its first byte to its last, and how many bytes there
-State = tuple[int, bytes]
-"""How often a tensor was written to, as torch counts it, and the bytes that were looked at."""
+PLACES, LOOK = 4, 8  # of a larger one: how many places, from its first byte to its last, and how many bytes there
+State = tuple[int, int, bytes]
+"""Where a tensor is, how often it was written to, as torch counts it, and the bytes that were looked at."""
 
 
 def state_of(tensor: Tensor) -> State:
     """What tells that a tensor was written to; of one on a device, or in pieces, only what torch counts."""
     counted = -1 if tensor.is_inference() else tensor._version
-    near = tensor.device.type == "cpu" and tensor.is_contiguous()
-    return counted, _looked_at(tensor.data_ptr(), tensor.nbytes) if near else b""
+    start, near = tensor.data_ptr(), tensor.is_cpu and tensor.is_contiguous()
+    return start, counted, _looked_at(start, tensor.nbytes) if near else b""
 
 
 def states_of(model_inputs: Mapping[str, Any]) -> tuple[State, ...]:
@@ -36,5 +36,5 @@ def _looked_at(start: int, size: int) -> bytes:
         return b""
     if size <= WHOLE:
         return ctypes.string_at(start, size)
-    step = (size - LOOK) // (PLACES - 1)
-    return b"".join([ctypes.string_at(start + at * step, LOOK) for at in range(PLACES)])
+    places = (start + at * (size - LOOK) // (PLACES - 1) for at in range(PLACES))
+    return b"".join([ctypes.string_at(place, LOOK) for place in places])

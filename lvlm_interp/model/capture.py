@@ -50,7 +50,7 @@ class Capture(Mapping[str, Tensor]):
         in between, or by an edit within the pass, is refused where it is seen: every setting that a fingerprint holds,
         and every write that torch counts, into a weight or into a tensor of the example. Of writes past that count
         (`weight.data.mul_(2)`, an array of numpy that shares the memory, tensors of inference mode) those that change
-        a tensor of at most 4 KB, or one of eight places of a larger one, from its first bytes to its last. Not seen
+        a tensor of at most 4 KB, or one of four places of a larger one, from its first bytes to its last. Not seen
         are such writes elsewhere in a large tensor, those to tensors on a device (a GPU) or that are not contiguous,
         and an edit that writes and puts back within the pass.
 
