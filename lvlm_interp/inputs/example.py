@@ -97,7 +97,7 @@ class Inputs:
     opening: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        need_by_position(self.model_inputs)
+        need_by_position(self.model_inputs, or_whole=True)
         shape = tuple(self.model_inputs["input_ids"].shape)
         length = shape[-1]
         if shape != (1, length):
@@ -220,6 +220,7 @@ class Inputs:
 
     def first(self, count: int) -> dict[str, Tensor]:
         """The model inputs without the positions behind the first ones."""
+        need_by_position(self.model_inputs)
         along = self.along
         return {k: v[:, :count] if k in along else v for k, v in self.model_inputs.items()}
 
@@ -261,8 +262,12 @@ class Inputs:
         )
 
 
-def need_by_position(model_inputs: Mapping[str, Any]) -> None:
+def need_by_position(model_inputs: Mapping[str, Any], or_whole: bool = False) -> None:
     """Raise unless what a model is called with says of each position which token it has, and whether it counts.
+
+    Args:
+        model_inputs: arguments of the model.
+        or_whole: a mask of what each position sees, `[1, 1, T, T]`, will do: it can be run, and not be cut.
 
     Raises:
         InputError: a mask of other axes than the prompt's, position ids without a batch axis, or something in the place
@@ -271,7 +276,8 @@ def need_by_position(model_inputs: Mapping[str, Any]) -> None:
     for name in INSTEAD.keys() & model_inputs.keys():
         raise InputError(f"{name} cannot be given: {INSTEAD[name]}")
     expected, mask, at = (model_inputs.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
-    if isinstance(mask, Tensor) and isinstance(expected, Tensor) and mask.shape != expected.shape:
+    whole = or_whole and isinstance(mask, Tensor) and mask.ndim == 4
+    if isinstance(mask, Tensor) and isinstance(expected, Tensor) and mask.shape != expected.shape and not whole:
         raise InputError(
             f"attention_mask is {list(expected.shape)} as input_ids, 1 where a position counts and 0 where it is "
             f"padding; got {list(mask.shape)}. What positions see of each other is not for a mask of your own: "
