@@ -116,17 +116,6 @@ def test_an_attention_function_of_ones_own_is_run_or_refused(vlm):
         vlm.capture(x, "blocks.*.hook_pattern")
 
 
-def test_an_adapter_that_runs_a_copy_is_named(vlm):
-    """What was found of the model is not what runs."""
-    peft = pytest.importorskip("peft")
-    x = tiny_inputs(vlm)
-    li.contrast(vlm, x)
-    vlm.model.add_adapter(peft.LoraConfig(target_modules=["up_proj"], modules_to_save=["self_attn"]))
-    for run in (lambda: li.contrast(vlm, x), lambda: vlm.capture(x, "blocks.1.attn.hook_z")):
-        with pytest.raises(SiteError, match=r"copy in the place of '\S+self_attn' \(modules_to_save\)"):
-            run()
-
-
 def test_a_configuration_that_runs_fewer_layers_is_named(vlm):
     x = tiny_inputs(vlm)
     vlm.model.config.text_config.num_hidden_layers = 2

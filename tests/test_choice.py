@@ -1,6 +1,7 @@
 """What a capture keeps: layers, positions, heads, means, number types, a graph."""
 
 import functools
+import re
 
 import pytest
 import torch
@@ -213,6 +214,7 @@ def test_without_grad_there_is_no_graph(sdpa):
         ("ln_final.hook_out", {"layers": 0}, SiteError, "have no layers"),
         (POST, {"dtype": torch.int8}, InputError, "a torch dtype with a point"),
         (POST, {"dtype": torch.complex64}, InputError, "a torch dtype with a point"),
+        (POST, {"dtype": "auto"}, InputError, "its name, or None, which keeps the model's own; got 'auto'"),
         (POST, {"device": "meta"}, InputError, "'meta' weights hold no numbers"),
         (POST, {"device": "cuda:97"}, InputError, "no device 'cuda:97' here"),
         (POST, {"layers": 0}, SiteError, r"none of these sites is in layers \[0\]"),
@@ -223,6 +225,30 @@ def test_what_cannot_be_chosen_is_an_error(sdpa, names, options, error, message)
     with pytest.raises(error, match=message):
         sdpa.capture(tiny_inputs(sdpa), names, **options)
     assert hooks_of(sdpa.model) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "offers", "taken"),
+    [
+        ({"dtype": "int8"}, r"torch\.\w+(?=, its name)", lambda name: {"dtype": name}),
+        ({"reduce": "sum"}, r"'(mean|last)'", lambda name: {"reduce": name}),
+        ({"heads": 0}, r"'(\*\.\w+)'", lambda glob: {"heads": 0, "sites": glob}),
+    ],
+    ids=["dtype", "reduce", "heads"],
+)
+def test_what_a_message_offers_is_taken(sdpa, options, offers, taken):
+    x = tiny_inputs(sdpa)
+    with pytest.raises((InputError, SiteError)) as refused:
+        sdpa.capture(x, POST, **options)
+    offered = re.findall(offers, str(refused.value))
+    assert offered and all(sdpa.capture(x, **{"sites": POST, **taken(one)}) for one in offered)
+
+
+def test_a_type_of_numbers_is_told_by_its_name_too(sdpa):
+    x = tiny_inputs(sdpa)
+    expected = sdpa.capture(x, POST, dtype=torch.float64)[POST]
+    for name in ("float64", "torch.float64"):
+        assert torch.equal(sdpa.capture(x, POST, dtype=name)[POST], expected)
 
 
 @pytest.mark.parametrize("change", [torch.Tensor.long, torch.Tensor.double, torch.Tensor.bool])

@@ -56,6 +56,14 @@ def test_scores_are_those_of_transformers(family):
     assert (expected[0] - expected[1]).abs().max() > 0.1  # coalitions differ by far more
 
 
+def test_a_pass_leaves_what_a_model_is(family):
+    """Some keep on their modules where the positions of the last example were."""
+    _, vlm, x = family
+    before, found = vlm.fingerprint, vlm.capture(x, "ln_final.hook_out")
+    vlm.run(x.with_answer([7, 8, 9, 10, 11], [""] * 5, ""))
+    assert found.provenance.weights == vlm.fingerprint == before
+
+
 @torch.no_grad()
 def hidden_from_text(vlm, x, visible):
     """The oracle of `hide_from="text"`: the family's own masks, layer by layer, less what is hidden from other rows.

@@ -76,7 +76,7 @@ MISTAKES = {
     "k": (lambda vlm, x: li.lens(vlm, x, k="5"), r"k=….* takes int"),
     "visible": (lambda vlm, x: li.score(vlm, x, "all"), r"visible=….* takes Tensor"),
     "site": (lambda vlm, x: vlm.capture(x, 5), r"sites=…"),
-    "dtype": (lambda vlm, x: vlm.capture(x, SITE, dtype="fp16"), r"dtype=….* torch.float16"),
+    "dtype": (lambda vlm, x: vlm.capture(x, SITE, dtype="fp16"), "Did you mean 'float16'"),
     "device to keep on": (lambda vlm, x: vlm.capture(x, SITE, device="banana"), "no device 'banana' here"),
     "inputs without a row": (lambda vlm, x: vlm.inputs(torch.tensor([1, 2])), r"\[1, T\]; got \[2\]"),
     "edit": (lambda vlm, x: vlm.capture(x, SITE, edits={SITE: 5}), r"edits=…"),

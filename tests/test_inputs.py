@@ -1,5 +1,7 @@
 """Images are opened or refused with a reason; every position gets the role that it has."""
 
+import dataclasses
+
 import pytest
 import torch
 from PIL import Image
@@ -161,6 +163,41 @@ def test_shapes_that_do_not_fit(vlm):
         x.with_model_inputs(pixel_values=torch.zeros(1))
     with pytest.raises(VisibilityError, match="no role 'picture'"):
         x.where("picture")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"attention_mask": torch.zeros(1, 1, 17, 17)},
+            r"\[1, 17\] as input_ids.*got \[1, 1, 17, 17\].*li.score\(vlm, x",
+        ),
+        ({"attention_mask": torch.zeros(1, 17, 17)}, r"attention_mask is \[1, 17\]"),
+        ({"attention_mask": torch.ones(17)}, r"got \[17\]"),
+        ({"attention_mask": torch.ones(1, 9)}, r"got \[1, 9\]"),
+        ({"attention_mask": torch.ones(2, 17)}, r"got \[2, 17\]"),
+        ({"position_ids": torch.arange(17)}, r"position_ids have a batch axis, \[1, T\]; got \[17\]"),
+        ({"inputs_embeds": torch.zeros(1, 17, 32)}, r"inputs_embeds cannot be given.*Give input_ids.*'hook_embed'"),
+        ({"labels": torch.zeros(1, 17)}, "labels cannot be given.*end of input_ids"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_is_not_told_by_position(vlm, given, message):
+    """In the call that makes the example; a whole mask can be run, and is refused where it is cut."""
+    x = tiny_inputs(vlm)
+    made = {name: value for name, value in x.model_inputs.items() if name not in given}
+    with pytest.raises(InputError, match=message):
+        vlm.inputs(**made, answer_start=14, **given)
+    if next(iter(given.values())).ndim < 4:
+        with pytest.raises(InputError, match=message):
+            dataclasses.replace(x, model_inputs={**x.model_inputs, **given})
+        return
+    masked = dataclasses.replace(x, model_inputs={**x.model_inputs, **given})
+    assert vlm.run(masked).isfinite().all()
+    cuts = (lambda: li.score(vlm, masked, x.everything), lambda: vlm.generate(masked, 2), lambda: vlm.batch([masked]))
+    for cut in cuts:
+        with pytest.raises(InputError, match=message):
+            cut()
 
 
 def test_text_needs_a_processor(vlm):

@@ -1,12 +1,18 @@
 """A capture's provenance is of the model and the example that it was made of, or it is refused."""
 
+import argparse
+import copy
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import lvlm_interp as li
+from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.errors import InputError, ModelError, SiteError
+from lvlm_interp.inputs.touched import PLACES, state_of
 from tests.tiny import tiny_inputs, tiny_llava
 
 SITE = "blocks.0.hook_resid_post"
@@ -27,6 +33,72 @@ def test_an_example_that_was_written_to(vlm, x):
     x.model_inputs["pixel_values"].mul_(3)
     with pytest.raises(InputError, match="written to since this capture began"):
         _ = found.provenance
+
+
+def doubled(vlm):
+    for weight in vlm.model.parameters():
+        weight.data.mul_(2)
+
+
+def one_large_weight(vlm):
+    vlm.decoder.layers[1].mlp.gate_proj.weight.data.mul_(1.01)
+
+
+def by_numpy(vlm):
+    vlm.decoder.embed_tokens.weight.detach().numpy()[:] += 1
+
+
+def one_number_of_a_norm(vlm):
+    vlm.decoder.norm.weight.data[17] = 3
+
+
+PAST_THE_COUNT = (doubled, one_large_weight, by_numpy, one_number_of_a_norm)
+
+
+@pytest.mark.parametrize("write", PAST_THE_COUNT, ids=lambda write: write.__name__)
+@pytest.mark.parametrize("when", ["later", "within the pass", "of inference mode"])
+def test_weights_that_are_written_past_torchs_count(write, when):
+    with torch.inference_mode(when == "of inference mode"):
+        vlm = li.wrap(tiny_llava())
+        x = tiny_inputs(vlm)
+        edits = {SITE: lambda value: (write(vlm), value)[1]} if when == "within the pass" else {}
+        before = [weight._version for weight in vlm.model.parameters() if not weight.is_inference()]
+        found = vlm.capture(x, SITE, edits=edits)
+        if not edits:
+            write(vlm)
+    assert before == [weight._version for weight in vlm.model.parameters() if not weight.is_inference()]
+    with pytest.raises(ModelError, match="changed since this capture began"):
+        _ = found.provenance
+
+
+def test_a_large_tensor_is_looked_at_from_its_first_number_to_its_last():
+    large = torch.zeros(1 << 16)
+    seen = [state_of(large)]
+    for start in range(0, len(large), len(large) // (PLACES - 1)):
+        large.data[start : start + len(large) // (PLACES - 1) + 1] += 1  # from one place to the next
+        seen.append(state_of(large))
+    large.data[-1] = -1
+    assert len({*seen, state_of(large)}) == len(seen) + 1 and {count for _, count, _ in seen} == {0}
+
+
+def test_what_is_not_in_main_memory_is_only_counted():
+    assert state_of(torch.zeros(4, device="meta"))[-1] == b"" == state_of(torch.zeros(0))[-1]
+    assert state_of(torch.arange(6).view(2, 3).T)[-1] == b""  # not contiguous
+    given_back = torch.zeros(1 << 12)
+    given_back.untyped_storage().resize_(0)
+    assert state_of(given_back)[-1] == b""
+
+
+@pytest.mark.parametrize("mode", [False, True], ids=["data", "inference mode"])
+def test_an_example_that_is_written_to_past_torchs_count(vlm, mode):
+    with torch.inference_mode(mode):
+        x = tiny_inputs(vlm)
+        found, kept = vlm.capture(x, SITE), run_to_decoder(vlm, x)
+        x.model_inputs["pixel_values"].data.mul_(3)
+    with pytest.raises(InputError, match="written to since this capture began"):
+        _ = found.provenance
+    with pytest.raises(InputError, match="before its tensors were written to"):
+        li.score(vlm, x, x.everything, decoder_inputs=kept)
 
 
 def test_asked_inside_a_pass_that_changes_the_model(vlm, x):
@@ -70,6 +142,64 @@ def test_settings_that_are_no_plain_numbers(vlm, x, value):
     assert vlm.fingerprint != one and vlm.identity != known
     with pytest.raises(ModelError, match="changed since"):
         _ = found.provenance
+
+
+def another_epsilon(config):
+    changed = copy.deepcopy(config)
+    changed.rms_norm_eps = 10.0
+    return changed
+
+
+SETTINGS = {
+    "a private number": lambda config: {"_scale": 2.0},
+    "a private number of numpy": lambda config: {"_scale": np.float32(2.0)},
+    "private numbers": lambda config: {"_mean": (0.5, 0.25)},
+    "a namespace": lambda config: {"settings": SimpleNamespace(scale=2.0)},
+    "a namespace in one": lambda config: {"settings": SimpleNamespace(inner=argparse.Namespace(names=["a"], turns=3))},
+    "a configuration of its own": lambda config: {"config": another_epsilon(config)},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=[*SETTINGS])
+def test_settings_that_are_private_or_in_objects(vlm, x, setting):
+    before, known, found = vlm.fingerprint, vlm.identity, vlm.capture(x, SITE)
+    vars(vlm.decoder.layers[1].self_attn).update(setting(vlm.decoder.config))
+    assert vlm.fingerprint != before and vlm.identity != known
+    with pytest.raises(ModelError, match="changed since"):
+        _ = found.provenance
+    vlm.run(x)
+    assert vlm.capture(x, SITE).provenance.weights == vlm.fingerprint
+
+
+PASSING = {
+    "a counter": lambda module: vars(module).update(_calls=vars(module).get("_calls", 0) + 1),
+    "a mark": lambda module: vars(module).update(_was_called=not vars(module).get("_was_called", False)),
+    "a cache": lambda module: vars(module).update(_cached=torch.rand(3)),
+    "a text": lambda module: vars(module).update(_last=vars(module).get("_last", "") + "x"),
+}
+
+
+@pytest.mark.parametrize("write", PASSING.values(), ids=[*PASSING])
+def test_what_passes_write_under_private_names_is_no_setting(vlm, x, write):
+    layer = vlm.decoder.layers[1]
+    layer.register_forward_hook(lambda module, args, output: write(module))
+    before, found, kept = vlm.fingerprint, vlm.capture(x, SITE), run_to_decoder(vlm, x)
+    vlm.run(x)
+    assert found.provenance.weights == vlm.fingerprint == before
+    assert li.score(vlm, x, x.everything, decoder_inputs=kept).provenance.weights == before
+
+
+def test_configurations_that_modules_share_with_their_model_are_told_once(vlm):
+    attention, before = vlm.decoder.layers[1].self_attn, vlm.fingerprint
+    assert attention.config is vlm.decoder.config
+    del attention.config
+    assert vlm.fingerprint == before
+
+
+def test_a_namespace_that_holds_itself(vlm):
+    vlm.decoder.kept = SimpleNamespace(scale=2.0)
+    one, vlm.decoder.kept.itself = vlm.fingerprint, vlm.decoder.kept
+    assert vlm.fingerprint == vlm.fingerprint != one
 
 
 def test_a_method_of_the_model_that_was_replaced_is_named(vlm, x):

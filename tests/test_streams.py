@@ -19,6 +19,7 @@ from lvlm_interp.errors import ModelError, SiteError
 from lvlm_interp.model import parts
 from tests.families import ALL, WITH_TIMM, tiny_example, tiny_model
 from tests.families.shared.tiny import ROUNDING
+from tests.test_gradients import need_the_same
 from tools import models_table
 
 STREAMS, WIDTH = 3, 32
@@ -89,6 +90,10 @@ def test_edits_and_gradients_of_streams(vlm, x):
     step[at] = 1e-2
     up, down = (vlm.capture(x, name, edits={name: lambda v, s=s: v + s})["logits"][0, -1, 7] for s in (step, -step))
     assert slope[at].abs() > 1e-3 and torch.allclose((up - down) / 2e-2, slope[at], rtol=1e-2, atol=1e-4)
+
+
+def test_a_gradient_at_the_embeddings_is_of_what_an_edit_there_does(vlm, x):
+    need_the_same(vlm, x, "hook_embed")
 
 
 @torch.no_grad()

@@ -19,7 +19,8 @@ from lvlm_interp.engine.masks import Sight, look
 from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.given import explained, explaining
-from lvlm_interp.inputs.example import Inputs, counts
+from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.inputs.touched import State, states_of
 from lvlm_interp.model.holding import (
     EVERYWHERE,
     Edits,
@@ -73,7 +74,7 @@ class DecoderInputs:
         weights: the fingerprint of the model that they were taken down from.
         edits: those that were in front of its decoder.
         hooks: hooks of others, and forwards that they have put there, that were in front of it.
-        counted: how often the example's tensors had been written to.
+        touched: what tells that the example's tensors were written to.
     """
 
     embeds: Float[Tensor, "row width"]
@@ -90,7 +91,7 @@ class DecoderInputs:
     weights: str | None = None
     edits: Edits = ()
     hooks: Put = ()
-    counted: tuple[int, ...] = ()
+    touched: tuple[State, ...] = ()
 
     def need(self, vlm: HookedVLM, x: Inputs) -> None:
         """Raise unless these were taken down for this model, and the prompt and the pictures of `x`.
@@ -113,7 +114,7 @@ class DecoderInputs:
         own, asked = (y.first(x.answer_start) for y in (self.source, x))
         if own.keys() != asked.keys() or not all(v is own[k] or torch.equal(v, own[k]) for k, v in asked.items()):
             raise InputError("decoder_inputs are those of another example; take them down for this one")
-        if self.counted != counts(self.source.model_inputs):
+        if self.touched != states_of(self.source.model_inputs):
             raise InputError("decoder_inputs are those of the example before its tensors were written to; do it anew")
 
     def within(self, vlm: HookedVLM, length: int) -> DecoderInputs:
@@ -291,5 +292,5 @@ def run_to_decoder(vlm: HookedVLM, x: Inputs, keep_prompt: bool = False, room: i
         weights=vlm.identity,
         edits=edits_before(vlm),
         hooks=hooks_before(vlm),
-        counted=counts(x.model_inputs),
+        touched=states_of(x.model_inputs),
     )

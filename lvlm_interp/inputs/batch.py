@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import explaining
-from lvlm_interp.inputs.example import ROLES, Inputs, Role
+from lvlm_interp.inputs.example import ROLES, Inputs, Role, need_by_position
 
 NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -127,6 +127,8 @@ def batched(
     """
     if not examples:
         raise InputError("a batch needs at least one example")
+    for x in examples:
+        need_by_position(x.model_inputs)
     names = [set(x.model_inputs) for x in examples]
     if differing := names[0].union(*names) - names[0].intersection(*names):
         raise InputError(

@@ -25,6 +25,11 @@ CREDITED: tuple[Role, ...] = ("question", "context", "system", "image")
 """The roles that can be given credit; template and the answer so far are always visible."""
 
 DIGITS = 32  # of a digest that a result is told by
+INSTEAD = {  # model inputs in whose place something else works
+    "inputs_embeds": "roles and image tokens are read from input_ids, and models take one of both. Give input_ids, and "
+    "change embeddings by an edit of 'hook_embed'",
+    "labels": "no loss is computed here. Leave them out: the answer's tokens stand at the end of input_ids",
+}
 VIDEO_PIXELS = "pixel_values_videos"  # what models call the pixels of videos, where these have an input of their own
 
 
@@ -92,6 +97,7 @@ class Inputs:
     opening: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        need_by_position(self.model_inputs, or_whole=True)
         shape = tuple(self.model_inputs["input_ids"].shape)
         length = shape[-1]
         if shape != (1, length):
@@ -214,6 +220,7 @@ class Inputs:
 
     def first(self, count: int) -> dict[str, Tensor]:
         """The model inputs without the positions behind the first ones."""
+        need_by_position(self.model_inputs)
         along = self.along
         return {k: v[:, :count] if k in along else v for k, v in self.model_inputs.items()}
 
@@ -255,6 +262,31 @@ class Inputs:
         )
 
 
+def need_by_position(model_inputs: Mapping[str, Any], or_whole: bool = False) -> None:
+    """Raise unless what a model is called with says of each position which token it has, and whether it counts.
+
+    Args:
+        model_inputs: arguments of the model.
+        or_whole: a mask of what each position sees, `[1, 1, T, T]`, will do: it can be run, and not be cut.
+
+    Raises:
+        InputError: a mask of other axes than the prompt's, position ids without a batch axis, or something in the place
+            of what is read here.
+    """
+    for name in INSTEAD.keys() & model_inputs.keys():
+        raise InputError(f"{name} cannot be given: {INSTEAD[name]}")
+    expected, mask, at = (model_inputs.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
+    whole = or_whole and isinstance(mask, Tensor) and mask.ndim == 4
+    if isinstance(mask, Tensor) and isinstance(expected, Tensor) and mask.shape != expected.shape and not whole:
+        raise InputError(
+            f"attention_mask is {list(expected.shape)} as input_ids, 1 where a position counts and 0 where it is "
+            f"padding; got {list(mask.shape)}. What positions see of each other is not for a mask of your own: "
+            "li.score(vlm, x, x.hidden('image')) hides some, and an edit of 'blocks.*.attn.hook_attn_scores' others"
+        )
+    if isinstance(at, Tensor) and at.ndim < 2:
+        raise InputError(f"position_ids have a batch axis, [1, T]; got {list(at.shape)}: give position_ids[None]")
+
+
 def pixels_of(model_inputs: Mapping[str, Any], video: bool | None = None) -> dict[str, Tensor]:
     """The model inputs that hold pixels; those of videos, or those of pictures, if it is said.
 
@@ -262,12 +294,6 @@ def pixels_of(model_inputs: Mapping[str, Any], video: bool | None = None) -> dic
     """
     found = {k: v for k, v in model_inputs.items() if isinstance(v, Tensor) and v.is_floating_point() and v.ndim > 1}
     return {k: v for k, v in found.items() if video is None or video == (k == VIDEO_PIXELS)}
-
-
-def counts(model_inputs: Mapping[str, Any]) -> tuple[int, ...]:
-    """How often each tensor was written to; torch does not count it for those of inference mode."""
-    tensors = (value for value in model_inputs.values() if isinstance(value, Tensor))
-    return tuple(-1 if tensor.is_inference() else tensor._version for tensor in tensors)
 
 
 @runtime_checkable

@@ -21,7 +21,7 @@ from lvlm_interp.families.shared import registry
 from lvlm_interp.families.shared.family import Family
 from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.given import explaining
-from lvlm_interp.model.compiled import original
+from lvlm_interp.model.acting import acting, is_wrapper
 from lvlm_interp.model.listing import Sites
 from lvlm_interp.model.parts import (
     attention_of,
@@ -77,7 +77,7 @@ class Anatomy:
     def _at(self, path: str) -> Any:
         """What an attribute path of the family's row leads to."""
         found = attrgetter(path)(self.model.base_model)
-        return original(found) if isinstance(found, nn.Module) else found
+        return acting(found) if isinstance(found, nn.Module) else found
 
     @property
     def device(self) -> torch.device:
@@ -88,10 +88,10 @@ class Anatomy:
     @functools.cached_property
     def decoder(self) -> PreTrainedModel:
         """The language model's transformer, without unembedding."""
-        found = original(self.model.get_decoder())
-        while (inner := original(found.get_decoder())) is not found:
+        found = acting(self.model.get_decoder())
+        while (inner := acting(found.get_decoder())) is not found:
             found = inner
-        return original(found.model) if hasattr(found, "lm_head") else found
+        return acting(found.model) if hasattr(found, "lm_head") else found
 
     @functools.cached_property
     def blocks(self) -> list[nn.Module]:
@@ -117,7 +117,7 @@ class Anatomy:
     @property
     def readout(self) -> Readout:
         """Final norm and unembedding."""
-        self._notice_modules()
+        self.notice_modules()
         return self._read_out
 
     @functools.cached_property
@@ -128,7 +128,7 @@ class Anatomy:
         sizes = sizes_of(unembed)
         if norm is None or unembed is None or sizes is None:
             raise ModelError(f"found no final norm or no unembedding in {type(self.model).__name__}")
-        unembed = original(unembed)
+        unembed = acting(unembed)
         if (mixer := part(self.decoder, NAMES.mixed_at_last)) is not None:
             norm = Mixing(mixer, norm, sizes[0])
         elif (axis := axis_of_streams(self.blocks[-1])) is not None:
@@ -155,17 +155,17 @@ class Anatomy:
     @property
     def missing(self) -> dict[str, str]:
         """Places that cannot be captured in this model, with the reason."""
-        self._notice_modules()
+        self.notice_modules()
         return self._missing
 
     @property
     def sites(self) -> dict[str, Site]:
         """Every place that can be captured, by name."""
-        self._notice_modules()
+        self.notice_modules()
         return self._sites
 
-    def _notice_modules(self) -> None:
-        """Forget what was found where the modules are others than they were: an adapter was put in, a part replaced."""
+    def notice_modules(self) -> None:
+        """Forget what was found where other modules run than did: an adapter put in or switched, a part replaced."""
         modules, known = looked_up(_all_modules, self.model), vars(self).get("_modules")
         if known is not None and (len(known) != len(modules) or any(map(operator.is_not, known, modules))):
             for name in FOUND:
@@ -178,7 +178,7 @@ class Anatomy:
         if self.family.vision:
             return self._at(self.family.vision)
         found = self.model.get_encoder(modality="image")
-        return None if original(found) in (self.model, self.model.base_model, self.decoder) else original(found)
+        return None if acting(found) in (self.model, self.model.base_model, self.decoder) else acting(found)
 
     @functools.cached_property
     def projector(self) -> nn.Module | None:
@@ -247,11 +247,14 @@ class Anatomy:
 
 
 def _all_modules(model: nn.Module) -> list[nn.Module]:
-    """The modules of a model, those in two places twice: quicker than torch's, as it is asked for with each capture."""
+    """The modules of a model, those in two places twice: quicker than torch's, as it is asked for with each capture.
+
+    Behind them those that adapters run in the place of others.
+    """
     found = [model]
     for module in found:
         found.extend(child for child in module._modules.values() if child is not None)
-    return found
+    return found + [acting(module) for module in found if is_wrapper(module)]
 
 
 def _by_kind(attentions: Sequence[nn.Module | None], layer_types: Sequence[str] | None) -> list[tuple[nn.Module, ...]]:

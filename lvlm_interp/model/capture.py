@@ -46,10 +46,17 @@ class Capture(Mapping[str, Tensor]):
     def provenance(self) -> Provenance:
         """Of which model and example these activations are, and what was kept of them.
 
-        Looked up when it is first asked for, since that costs a part of a pass: ask before the model changes.
+        Looked up when it is first asked for, since that costs a part of a pass: ask before the model changes. A change
+        in between, or by an edit within the pass, is refused where it is seen: every setting that a fingerprint holds,
+        and every write that torch counts, into a weight or into a tensor of the example. Of writes past that count
+        (`weight.data.mul_(2)`, an array of numpy that shares the memory, tensors of inference mode) those that change
+        a tensor of at most 4 KB, or one of four places of a larger one, from its first bytes to its last. Not seen
+        are such writes elsewhere in a large tensor, those to tensors on a device (a GPU) or that are not contiguous,
+        and an edit that writes and puts back within the pass.
 
         Raises:
             ModelError: the model was changed since.
+            InputError: the example's tensors were written to since.
         """
         if self._origin is None:
             raise SiteError("these activations were put together by hand: nothing tells which model they are of")

@@ -63,8 +63,10 @@ class Choice:
         """What is kept of a site's value, and the value that the model goes on with.
 
         With `grad`, the model goes on with a value that *contains* the kept part, so that the logits can be
-        differentiated with respect to it, also where no weight requires a gradient. A reduction or conversion comes
-        after that: it can be differentiated, but the logits do not depend on it.
+        differentiated with respect to it, also where no weight requires a gradient. The gradient is of what an edit
+        there would do: what the model has computed of the same value before is no part of it (Gemma 4 makes inputs of
+        each layer of the embeddings). A reduction or conversion comes after that: it can be differentiated, but the
+        logits do not depend on it.
         """
         if self._whole:
             return _owned(value.detach() if value.requires_grad else value), value
@@ -72,7 +74,7 @@ class Choice:
         if not self.grad:
             return _owned(self._finished(name, _selected(value.detach(), axes))), value
         value = value if value.requires_grad else value.detach().requires_grad_()
-        part = _selected(value, axes)
+        part = _selected(value.view_as(value), axes)  # of its own: the model may have used the value elsewhere as well
         part.retain_grad()
         return self._finished(name, part), _put_back(value, axes, part)
 
@@ -133,7 +135,7 @@ def choose(
     positions: Positions | None = None,
     heads: int | Iterable[int] | None = None,
     reduce: Reduction | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     grad: bool = False,
 ) -> Choice:
@@ -149,21 +151,21 @@ def choose(
             f"reduce={reduce!r} is not known; these are: None, {', '.join(map(repr, get_args(Reduction)))}"
         )
     need_device(device)
-    if dtype is not None:
-        floating(dtype)
+    converted = None if dtype is None else floating(dtype, "None, which keeps the model's own")
     if isinstance(x, Batch) and positions is None and reduce == "mean" and not x.real.all():
         _refuse(sites, lambda name: not _off_the_prompt(name), "would take the padding into the mean")
     if positions is not None:
         _refuse(sites, _off_the_prompt, "have positions of their own, so positions= cannot choose among them")
     if heads is not None:
-        _refuse(sites, _headless, f"have no heads, so heads= cannot choose among them; {sorted(_AXES)} do")
+        globs = [f"*.{name}" for name in sorted(_AXES)]
+        _refuse(sites, _headless, f"have no heads, so heads= cannot choose among them; {globs} do")
     chosen = None if positions is None else indices(x, positions)
     return Choice(
         x.length,
         chosen,
         None if heads is None else _head_indices([heads] if isinstance(heads, int) else heads),
         reduce,
-        dtype,
+        converted,
         None if device is None else torch.device(device),
         grad,
         _attended(x, chosen) if reduce and isinstance(x, Inputs) else None,

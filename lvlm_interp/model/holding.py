@@ -155,6 +155,7 @@ def in_one_go(method: M) -> M:
                 f"{vlm if isinstance(vlm, str) else type(vlm).__name__!r}"
             )
         with vlm.held.reading():
+            vlm.notice_modules()  # an adapter may have been switched since
             return method(vlm, *args, **kwargs)
 
     return whole  # type: ignore[return-value]

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from xxhash import xxh3_128
 
+from lvlm_interp.inputs.touched import state_of
 from lvlm_interp.model.compiled import as_written, original
-from lvlm_interp.model.settings import held_by, settings_of, telling
+from lvlm_interp.model.settings import configurations_of, held_by, settings_of, telling
 from lvlm_interp.model.walking import looked_up, named_modules
 from lvlm_interp.model.weights import fetched
 
@@ -41,15 +42,17 @@ def fingerprint(model: PreTrainedModel, content: Content | None = None) -> str:
     Over names, shapes and bytes of all parameters and buffers, those of adapters, of quantised and of offloaded weights
     among them; over the classes of modules, the numbers and texts that they hold (an epsilon, an adapter's scale),
     their activation functions, and the configurations; over which adapters are on. The same on every device, with every
-    attention implementation, compiled or not, and wherever the files are kept. What hooks do is not in it.
+    attention implementation, compiled or not, and wherever the files are kept. What hooks do is not in it, nor what
+    modules hold under private names but for numbers with a point, or in objects of other classes: see `settings`.
 
     Args:
         model: a model.
         content: gives the digest of a tensor's bytes; by default all are read.
     """
     digest, content = xxh3_128(), content or content_of
+    stated = configurations_of(model.modules())
     for path, module in as_written(model):
-        digest.update(f"{path}{settings_of(module)}{[state.threshold for state in _states(module)]}".encode())
+        digest.update(f"{path}{settings_of(module, stated)}{[state.threshold for state in _states(module)]}".encode())
         for name, tensor in _own(module):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{_scheme(tensor)}".encode())
             for part in _each_once((*parts_of(tensor), *_moved(module, name))):
@@ -75,7 +78,9 @@ class Known:
 
     @staticmethod
     def changes(model: PreTrainedModel, anew: bool = False) -> list[Any]:
-        """Settings, where tensors are, and how often torch counted a change: quicker still.
+        """Settings, where tensors are, how often torch counted a change, a few of their bytes: quicker still.
+
+        What torch does not count is seen in the tensors, and at the places, that `inputs.touched` looks at.
 
         Args:
             model: the model.
@@ -83,10 +88,10 @@ class Known:
         """
         walked = named_modules(model) if anew else looked_up(named_modules, model)
         modules = [module for _, module in walked if original(module) is module]
+        stated = configurations_of(modules)
         held = [tensor for module in modules for _, tensor in _own(module)]
         plain = [part for one in held for part in ((one,) if _is_ordinary(one) else parts_of(one))]
-        counted = [(tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version) for tensor in plain]
-        return [counted, *map(held_by, modules)]
+        return [[*map(state_of, plain)], *(held_by(one, stated) for one in modules)]
 
     def _content(self, tensor: Tensor, before: dict[int, tuple[Any, bytes, bytes]]) -> bytes:
         number = len(self._read)

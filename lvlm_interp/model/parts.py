@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lvlm_interp.errors import ModelError
 from lvlm_interp.families.shared.registry import NAMES
-from lvlm_interp.model.compiled import original
+from lvlm_interp.model.acting import acting, acting_modules
 from lvlm_interp.model.weights import sizes_of
 
 # A name that does not tell which part of a block it is; what carries a state is handed the cache that keeps it.
@@ -30,14 +30,14 @@ GATING = {"sigmoid", "g_proj", "gate_proj"}
 def part(module: nn.Module, names: Iterable[str]) -> nn.Module | None:
     """The first child of these names that the module has; a mixer goes by the name of what it is."""
     mixer = getattr(module, MIXER, None)
-    known = {MIXER: None, _told(mixer): mixer} if isinstance(mixer, nn.Module) else {}
+    known = {MIXER: None, _told(acting(mixer)): mixer} if isinstance(mixer, nn.Module) else {}
     found = (known[name] if name in known else getattr(module, name, None) for name in names)
-    return next((original(child) for child in found if isinstance(child, nn.Module)), None)
+    return next((acting(child) for child in found if isinstance(child, nn.Module)), None)
 
 
 def _told(mixer: nn.Module) -> str:
     """A name that tells what a mixer is: attention, what carries a state, or an MLP (NemotronH)."""
-    if any(uses_interface(m) for m in mixer.modules()):
+    if any(uses_interface(m) for m in acting_modules(mixer)):
         return NAMES.attention[0]
     return MIXER if CACHES & inspect.signature(mixer.forward).parameters.keys() else NAMES.mlp[0]
 
@@ -51,25 +51,28 @@ def find_blocks(tower: nn.Module, other: nn.Module | None = None) -> list[nn.Mod
         ModelError: there is no such list.
     """
     apart = set() if other is None else set(other.modules())
-    lists = [m for m in tower.modules() if isinstance(m, nn.ModuleList) and m not in apart]
-    lists = [m for m in lists if any(part(b, NAMES.attention) for b in m)]
+    lists = [m for m in acting_modules(tower) if isinstance(m, nn.ModuleList) and m not in apart]
+    lists = [m for m in lists if any(part(acting(b), NAMES.attention) for b in m)]
     if not lists:
         raise ModelError(f"found no transformer blocks in {type(tower).__name__}")
     blocks = max(lists, key=len)
-    return [original(block) for block in _interleaved(blocks, owner_of(tower, blocks))]
+    return [acting(block) for block in _interleaved(blocks, owner_of(tower, blocks))]
 
 
 def _interleaved(blocks: nn.ModuleList, owner: nn.Module) -> list[nn.Module]:
     """Blocks with what their owner keeps beside them in a list of its own: layers that have cross-attention only, each
     of which runs before an equal share of the blocks (Idefics)."""
     beside = [m for m in owner.children() if isinstance(m, nn.ModuleList) and m is not blocks and len(m)]
-    reading = next(
-        (m for m in beside if all(part(b, NAMES.cross_attention) and not part(b, NAMES.attention) for b in m)), None
-    )
+    reading = next((m for m in beside if all(_only_reads(acting(b)) for b in m)), None)
     if reading is None or len(blocks) % len(reading):
         return list(blocks)
     share = len(blocks) // len(reading)
     return [b for n, layer in enumerate(reading) for b in (layer, *blocks[n * share : (n + 1) * share])]
+
+
+def _only_reads(layer: nn.Module) -> bool:
+    """Whether a layer has cross-attention, and no attention between positions."""
+    return part(layer, NAMES.cross_attention) is not None and part(layer, NAMES.attention) is None
 
 
 def attention_of(block: nn.Module, names: Iterable[str] = NAMES.attention) -> nn.Module | None:
@@ -80,7 +83,7 @@ def attention_of(block: nn.Module, names: Iterable[str] = NAMES.attention) -> nn
     outer = part(block, names)
     if outer is None:
         return None
-    return next((m for m in outer.modules() if uses_interface(m)), outer)
+    return next((m for m in acting_modules(outer) if uses_interface(m)), outer)
 
 
 def recurrent_of(block: nn.Module) -> dict[str, nn.Module]:
@@ -105,8 +108,8 @@ def names_in_forward(module: nn.Module) -> set[str]:
 
 
 def owner_of(model: nn.Module, child: nn.Module) -> nn.Module:
-    """The innermost module that a module is a direct child of."""
-    return [m for m in model.modules() if any(c is child for c in m.children())][-1]
+    """The innermost module that a module, or what stands in its place, is a direct child of."""
+    return [m for m in acting_modules(model) if any(c is child or acting(c) is child for c in m.children())][-1]
 
 
 def norm_of(block: nn.Module, names: Iterable[str], other: nn.Module | None = None) -> nn.Module | None:
@@ -117,7 +120,8 @@ def norm_of(block: nn.Module, names: Iterable[str], other: nn.Module | None = No
 
 def norms_of_outputs(block: nn.Module) -> tuple[nn.Module, nn.Module] | None:
     """The two norms of a block that norms what its attention and its MLP give; None if it norms what they read."""
-    norms = {name: child for name, child in block.named_children() if "Norm" in type(child).__name__}
+    norms = {name: acting(child) for name, child in block.named_children()}
+    norms = {name: norm for name, norm in norms.items() if "Norm" in type(norm).__name__}
     first, second = BEFORE_BOTH if _moved(block) else AFTER_BOTH
     return (norms[first], norms[second]) if norms.keys() == {first, second} else None
 
@@ -223,10 +227,11 @@ def attends(tower: nn.Module) -> bool:
     Inkling's folds patches into channels, layer by layer, and has none. MobileNet V5 and FastViT (Gemma 3n, FastVLM)
     have some among the convolutions of their stages: maps of channels that get smaller, and no residual stream.
     """
-    stages = [m for m in tower.modules() if isinstance(m, nn.Sequential)]
+    parts = [*acting_modules(tower)]
+    stages = [m for m in parts if isinstance(m, nn.Sequential)]
     convolved = [m for m in stages if any(isinstance(inner, nn.Conv2d) for inner in m.modules())]
     among = {module for stage in convolved for module in stage.modules()}
-    return any("Attention" in type(module).__name__ for module in tower.modules() if module not in among)
+    return any("Attention" in type(module).__name__ for module in parts if module not in among)
 
 
 # --- attention ------------------------------------------------------------------------------------

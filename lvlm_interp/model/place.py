@@ -10,19 +10,21 @@ from lvlm_interp.errors import InputError, ModelError
 SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64", "f32": "float32"}
 
 
-def floating(dtype: torch.dtype | str) -> torch.dtype | str:
-    """A type of numbers as transformers takes it.
+def floating(dtype: torch.dtype | str, or_else: str) -> torch.dtype:
+    """A type of numbers, which may be told by its name.
+
+    Args:
+        dtype: the type, `"float16"` or `"torch.float16"`.
+        or_else: what else the caller takes, for the message.
 
     Raises:
         InputError: no such type, or one of whole numbers.
     """
-    if dtype == "auto":
-        return dtype
     named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if not isinstance(named, torch.dtype) or not named.is_floating_point:
         hint = f" Did you mean {SHORT[dtype]!r}?" if isinstance(dtype, str) and dtype in SHORT else ""
         raise InputError(
-            f"dtype is a torch dtype with a point, such as torch.float16, its name, or 'auto'; got {dtype!r}.{hint}"
+            f"dtype is a torch dtype with a point, such as torch.float16, its name, or {or_else}; got {dtype!r}.{hint}"
         )
     return named
 

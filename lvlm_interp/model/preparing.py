@@ -22,7 +22,7 @@ from lvlm_interp.families.shared.lengths import counts_rows
 from lvlm_interp.given import checked, explaining
 from lvlm_interp.inputs import chat, prompt
 from lvlm_interp.inputs.batch import Batch, batched
-from lvlm_interp.inputs.example import VIDEO_PIXELS, Answer, Inputs, Role, Written, pixels_of
+from lvlm_interp.inputs.example import VIDEO_PIXELS, Answer, Inputs, Role, Written, need_by_position, pixels_of
 from lvlm_interp.inputs.media import VideoLike, open_images, open_video
 from lvlm_interp.inputs.roles import need_roles
 from lvlm_interp.inputs.sources import ImageLike
@@ -152,8 +152,9 @@ class Preparing(Anatomy):
             model_inputs: the other arguments of the model (`pixel_values`, …).
 
         Raises:
-            InputError: shapes that do not fit, ids that are no token's, a mask that hides everything, image tokens
-                without pixels, or a video where the model takes none.
+            InputError: shapes that do not fit, a mask of what each position sees, embeddings in the place of tokens,
+                ids that are no token's, a mask that hides everything, image tokens without pixels, or a video where
+                the model takes none.
             VisibilityError: an unknown role, or one that does not fit what stands there.
 
         Warns:
@@ -166,6 +167,7 @@ class Preparing(Anatomy):
         start = input_ids.shape[-1] if answer_start is None else answer_start
         given = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **model_inputs}
         given = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in given.items()}
+        need_by_position(given)
         ids = input_ids[0].tolist()
         for name, fill in self._fills(given).items():
             if fill is not None:
@@ -241,7 +243,7 @@ class Preparing(Anatomy):
         """Raise where a position has no token of this model, or none is to be read."""
         self._need_tokens(given["input_ids"][0], "input_ids")
         mask = given["attention_mask"]
-        if isinstance(mask, Tensor) and mask.ndim == 2 and not mask.any():
+        if isinstance(mask, Tensor) and not mask.any():
             raise InputError("attention_mask is 0 everywhere: there is no position to read; 1 marks those that count")
 
     def _need_tokens(self, ids: Int[Tensor, " position"], where: str) -> None:

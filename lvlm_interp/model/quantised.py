@@ -46,11 +46,16 @@ def mixing(model: nn.Module, dtype: torch.dtype) -> str:
 
 
 def need_gradients(model: nn.Module, dtype: torch.dtype) -> None:
-    """Raise unless such layers hand gradients on.
+    """Raise unless such layers hand gradients on, and a graph can hold the weights.
 
     Raises:
         ModelError: names one that does not.
     """
+    if made := [name for name, weight in model.named_parameters() if weight.is_inference()]:
+        raise ModelError(
+            f"grad=True needs weights that a graph can hold, and {made[0]} was made in torch.inference_mode(): open "
+            "the model outside of it"
+        )
     for name, module in _one_of_each(model):
         if not _hands_on(module, dtype):
             raise ModelError(

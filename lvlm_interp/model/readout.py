@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from lvlm_interp.errors import ModelError
 from lvlm_interp.given import explaining
+from lvlm_interp.model.acting import acting
 from lvlm_interp.model.weights import fetched, map_of, sizes_of
 
 LOGITS_AT_ONCE = 1 << 24  # elements of logits held at once
@@ -56,7 +57,9 @@ class Behind(nn.Module):
     def __init__(self, decoder: PreTrainedModel, block: nn.Module, axis: int, width: int) -> None:
         super().__init__()
         self.decoder, self.axis, self.width = decoder, axis, width
-        self.place = next(name for name, child in decoder.named_children() if block in child.children())
+        self.place = next(
+            name for name, child in decoder.named_children() if block in map(acting, acting(child).children())
+        )
 
     def forward(self, residual: Float[Tensor, "*rows streams"]) -> Float[Tensor, "*rows width"]:
         """What the unembedding reads; every row is a sequence of its own, so that masks stay small."""

@@ -1,28 +1,37 @@
-"""What decides a model's numbers beside its weights: the kinds of its modules, their settings, its configurations."""
+"""What decides a model's numbers beside its weights: the kinds of its modules, their settings, its configurations.
+
+Settings are what modules hold under public names: numbers, texts, several of them, namespaces of them, configurations,
+activation functions. Under private names (`_scale`) only numbers with a point are: whole numbers, truth values, texts
+and tensors there are counters, marks and caches too often, which passes write, and a model would be another after each.
+What objects of other classes hold is not looked at.
+"""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import itemgetter
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 # Attributes of modules that change no number, change from pass to pass, or say where a model is or was kept.
 PASSING = frozenset(
     {
         *("gradient_checkpointing", "is_quantized", "warnings_issued", "model_tags"),
         *("name_or_path", "hf_device_map", "device", "attn_implementation", "loss_type"),
+        "rope_deltas",  # how far positions of the last example's pictures were moved
     }
 )
 LONGEST = "max_seq_len_cached"  # of a rotary embedding, or of one kind of its layers: how long a pass has been
 SWITCHES = frozenset({"_active_adapter", "_disable_adapters", "merged_adapters"})  # of peft's layers
-LEFT_OUT = PASSING | frozenset(vars(nn.Module()))
+MARKS = frozenset({"_is_hf_initialized", "_is_expert_parallel"})  # on most modules; spares a look at each
+LEFT_OUT = PASSING | MARKS | frozenset(vars(nn.Module()))
 ACTIVATION = re.compile("act(ivation)?(_.*|[0-9]*)|hidden_act")  # attributes that may be plain functions
 # What a configuration says of files, labels, training, kernels, and of what is returned beside the logits. What is left
 # of `tie_word_embeddings` and `model_type` are the weights, and the classes.
@@ -35,6 +44,8 @@ IDLE = re.compile(
 PLAIN = frozenset({int, float, str, bool})
 SCALARS = (int, float, str, np.generic)
 UNCHANGING = PLAIN | {FunctionType, BuiltinFunctionType, functools.partial}
+NAMESPACES = (SimpleNamespace, argparse.Namespace)
+DEEP = 4  # namespaces within each other that are looked at
 SHARDING = "torch.distributed."  # it makes a class of its own of each that it shards
 
 
@@ -49,46 +60,95 @@ def _name_of(kind: type) -> str:
     return f"{kind.__module__.rpartition('.')[2]}.{kind.__qualname__}"
 
 
-def settings_of(module: nn.Module) -> str:
+def settings_of(module: nn.Module, stated: frozenset[int] = frozenset()) -> str:
     """The kind of a module, the numbers and texts that it holds, its switches, and its configuration if it is a model.
 
-    A number that is set to None is left out, as one that is not there.
+    A number that is set to None is left out, as one that is not there; `stated` are `configurations_of` its model.
     """
     public = [(k, vars(module)[k]) for k in telling(module)]
     held = [pair for pair in public if type(pair[1]) in PLAIN]  # most of them
     held += [(k, _value(v)) for k, v in public if type(v) not in PLAIN and (k in SWITCHES or _is_setting(k, v))]
+    held += [(k, told) for k, v in public if (told := _of_object(v, stated)) is not None]
+    private = ((k, vars(module)[k]) for k in _names(tuple(vars(module)))[1])
+    held += [pair for pair in private if _has_a_point(pair[1])]
     held.sort(key=itemgetter(0))
     return f"{kind_of(module)}{held}{_stated(module.config) if isinstance(module, PreTrainedModel) else ''}"
 
 
-def held_by(module: nn.Module) -> list[Any]:
+def held_by(module: nn.Module, stated: frozenset[int] = frozenset()) -> list[Any]:
     """The same to be compared with what it was before, and not to be told to anybody: three times as quick."""
     held = vars(module)
-    values = [(type(value), value) for value in map(held.__getitem__, telling(module))]
-    plain = [v if t in UNCHANGING else str(v) for t, v in values if t in UNCHANGING or (_may_be(t) and _is_plain(v))]  # type: ignore[arg-type]
+    public, private = _names(tuple(held))
+    values = [(type(value), value) for value in map(held.__getitem__, public)]
+    plain = [v if t in UNCHANGING else _compared(v, stated) for t, v in values if t in UNCHANGING or _may_be(t)]  # type: ignore[arg-type]
+    if private:  # few have any
+        plain += [str(held[name]) for name in private if _has_a_point(held[name])]
     return [type(module), plain, _stated(module.config) if isinstance(module, PreTrainedModel) else None]
+
+
+def _compared(value: Any, stated: frozenset[int]) -> Any:
+    return _of_object(value, stated) if _is_object(type(value)) else str(value) if _is_plain(value) else None  # type: ignore[arg-type]
+
+
+def configurations_of(modules: Iterable[nn.Module]) -> frozenset[int]:
+    """By identity, the configurations that models among these have, and the parts of each: most modules share them."""
+    models = (module.config for module in modules if isinstance(module, PreTrainedModel))
+    return frozenset(id(one) for config in models for one in _with_parts(config))
+
+
+def _with_parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
+    yield config
+    for part in vars(config).values():
+        if isinstance(part, PretrainedConfig):
+            yield from _with_parts(part)
 
 
 def telling(module: nn.Module) -> tuple[str, ...]:
     """The names of what a module holds that may be settings."""
-    return _telling(tuple(vars(module)))
+    return _names(tuple(vars(module)))[0]
 
 
 @functools.lru_cache(maxsize=4096)
-def _telling(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Of a module's attributes those that may be settings: most modules of a class have the same."""
-    told = (name for name in names if name not in LEFT_OUT and not name.endswith(LONGEST))
-    return tuple(name for name in told if name[0] != "_" or name in SWITCHES)
+def _names(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Attributes that may be settings, public and private: most modules of a class have the same."""
+    told = [name for name in names if name not in LEFT_OUT and not name.endswith(LONGEST)]
+    public = tuple(name for name in told if name[0] != "_" or name in SWITCHES)
+    return public, tuple(name for name in told if name not in public)
 
 
 def _is_setting(name: str, value: Any) -> bool:
     return _is_plain(value) or (callable(value) and ACTIVATION.fullmatch(name) is not None)
 
 
+def _has_a_point(value: Any) -> bool:
+    """Whether a value is a number with a point, or several."""
+    several = isinstance(value, (list, tuple)) and bool(value) and all(map(_has_a_point, value))
+    return several or isinstance(value, (float, np.floating))
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_object(kind: Any) -> bool:
+    return issubclass(kind, (*NAMESPACES, PretrainedConfig))
+
+
+def _of_object(value: Any, stated: frozenset[int]) -> Any:
+    """What a namespace says, or a configuration that is not the model's own; None of anything else."""
+    if isinstance(value, NAMESPACES):
+        return _told(value)
+    return _stated(value) if isinstance(value, PretrainedConfig) and id(value) not in stated else None
+
+
+def _told(value: Any, deep: int = DEEP) -> Any:
+    """The numbers and texts of a namespace, and of those in it."""
+    if not isinstance(value, NAMESPACES):
+        return str(value) if _is_plain(value) else None
+    return sorted((k, told) for k, v in vars(value).items() if deep and (told := _told(v, deep - 1)) is not None)
+
+
 @functools.lru_cache(maxsize=4096)
 def _may_be(kind: Any) -> bool:
-    """Whether values of a type may be plain: asked of the type once, as the question is a slow one."""
-    return issubclass(kind, (*SCALARS, list, tuple, Mapping))
+    """Whether values of a type may be settings: asked of the type once, as the question is a slow one."""
+    return issubclass(kind, (*SCALARS, list, tuple, Mapping, *NAMESPACES, PretrainedConfig))
 
 
 def _is_plain(value: Any) -> bool:

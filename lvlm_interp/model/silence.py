@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
+from lvlm_interp.model.acting import is_wrapper
+
 
 def why_silent(modules: Iterable[nn.Module], within: Iterable[nn.Module]) -> str:
     """The first cause that is found of modules not being called, as the end of a message; empty if there is none.
@@ -20,10 +22,10 @@ def why_silent(modules: Iterable[nn.Module], within: Iterable[nn.Module]) -> str
 
 def _causes(root: nn.Module, silent: set[nn.Module]) -> Iterator[str]:
     for name, module in root.named_modules():
-        if "modules_to_save" in module._modules and silent & {*module.modules()}:
+        if is_wrapper(module) and silent & {*module.modules()}:
             yield (
-                f"an adapter runs a copy in the place of {name!r} (modules_to_save): merge it into the model "
-                "(merge_and_unload), or open a model without it"
+                f"an adapter was switched on or off, and in the place of {name!r} another copy runs than before: "
+                "switch it ahead of the `with` that edits, not within"
             )
         layers, runs = getattr(module, "layers", None), _configured(module)
         found = list(layers) if isinstance(layers, nn.ModuleList) and runs is not None else []

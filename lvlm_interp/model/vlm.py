@@ -18,7 +18,8 @@ from lvlm_interp.errors import InputError, ModelError, SiteError
 from lvlm_interp.families.shared import registry
 from lvlm_interp.given import explaining
 from lvlm_interp.inputs.batch import Batch
-from lvlm_interp.inputs.example import Answer, Inputs, counts, named_by
+from lvlm_interp.inputs.example import Answer, Inputs, named_by
+from lvlm_interp.inputs.touched import states_of
 from lvlm_interp.model.capture import Capture, Edit, recording
 from lvlm_interp.model.choice import Choice, Positions, Reduction, choose, depths_of, in_layers
 from lvlm_interp.model.compiled import uncompiled
@@ -176,7 +177,7 @@ class HookedVLM(Preparing):
             within = passing(self.model, self.model, self.decoder)
             with within, uncompiled(self.model), rescaling(self._recounted(model_inputs)):
                 forget(looked_up(following, self.decoder))
-                return self.model(**model_inputs, use_cache=False).logits
+                return self.model(**_graphed(model_inputs), use_cache=False).logits
         except (ValueError, RuntimeError) as error:
             said = UNMATCHED[ValueError if isinstance(error, ValueError) else RuntimeError]
             if hasattr(error, "__notes__") or not any(text in str(error) for text in said):  # noted: of an edit's own
@@ -240,7 +241,7 @@ class HookedVLM(Preparing):
         layers: int | Iterable[int] | None = None,
         heads: int | Iterable[int] | None = None,
         reduce: Reduction | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         grad: bool = False,
         edits: Mapping[str, Edit] | None = None,
@@ -259,7 +260,7 @@ class HookedVLM(Preparing):
             heads: which heads are kept, along the site's own axis: in grouped-query attention k and v have fewer.
             reduce: `"mean"` over the (chosen) positions, or the `"last"` of them; that axis goes away. Padding, where
                 `attention_mask` is 0, is left out.
-            dtype: what is kept is converted to this type; a mean is computed in it.
+            dtype: what is kept is converted to this type, or the type of this name; a mean is computed in it.
             device: where what is kept goes.
             grad: keep the graph. The logits can then be differentiated with respect to what is kept (as long as it is
                 not reduced or converted), also inside `torch.no_grad()` and where all weights are frozen.
@@ -273,9 +274,10 @@ class HookedVLM(Preparing):
             SiteError: a name matches nothing, a site did not fire or was written over, a layer or head that is not
                 there, positions or heads asked of a site that has none to choose among, two edits of one site, or an
                 edit that returns no tensor of the value's shape.
-            InputError: positions out of range, an unknown reduction, or image tokens that do not match the image.
+            InputError: positions out of range, an unknown reduction or type of numbers, or image tokens that do not
+                match the image.
             VisibilityError: an unknown role.
-            ModelError: gradients of a quantised model whose layers hand none on.
+            ModelError: gradients of a quantised model whose layers hand none on, or of one made in inference mode.
         """
         chosen = match(self.sites, sites, self.missing)
         if layers is not None:
@@ -303,10 +305,10 @@ class HookedVLM(Preparing):
             k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(choice).items() if v is not None
         }
         before, edited = self.held.known.changes(self.model), self.active_edits
-        written = counts(x.model_inputs)
+        written = states_of(x.model_inputs)
 
         def provenance() -> Provenance:
-            if counts(x.model_inputs) != written:
+            if states_of(x.model_inputs) != written:
                 raise InputError(
                     "the example's tensors were written to since this capture began, and what they were then is not "
                     "known: ask for a capture's provenance, or save it, before"
@@ -319,3 +321,9 @@ class HookedVLM(Preparing):
             return dataclasses.replace(self.provenance("capture", x, sites=sites, **kept), edits=edited)
 
         return provenance
+
+
+def _graphed(model_inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a graph can be built on: tensors of inference mode are copied, where there is to be one."""
+    keep = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    return {k: v.clone() if keep and isinstance(v, Tensor) and v.is_inference() else v for k, v in model_inputs.items()}

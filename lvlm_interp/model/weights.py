@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lvlm_interp.errors import ModelError
+from lvlm_interp.model.acting import wrapped_by
 
 AT_ONCE = 1024  # unit vectors that a module is given together
 
@@ -37,10 +38,13 @@ def all_fetched(model: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, T
 def sizes_of(module: nn.Module | None) -> tuple[int, int] | None:
     """How many numbers a linear map reads and gives; None if the module is none.
 
-    Linear layers of adapters and of quantised models are not torch's, or their weights are not of these sizes.
+    Linear layers of adapters and of quantised models are not torch's, or their weights are not of these sizes; where
+    they name none (trained tokens of an unembedding), those that they stand in the place of do.
     """
     sizes = tuple(getattr(module, name, None) for name in ("in_features", "out_features"))
-    return (int(sizes[0]), int(sizes[1])) if all(isinstance(size, int) for size in sizes) else None  # type: ignore[arg-type]
+    if all(isinstance(size, int) for size in sizes):
+        return int(sizes[0]), int(sizes[1])  # type: ignore[arg-type]
+    return None if (wrapped := wrapped_by(module)) is None else sizes_of(wrapped)
 
 
 def _is_plain(module: nn.Module) -> bool:

@@ -107,7 +107,7 @@ def load(
         InputError: no such dtype, a device that is not there, or an option that `from_pretrained` does not take.
     """
     need_device(device)
-    dtype = floating(dtype)
+    dtype = dtype if dtype == "auto" else floating(dtype, "'auto'")
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     if device is not None and options.get("device_map") is not None:
