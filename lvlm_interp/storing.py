@@ -41,9 +41,10 @@ def packed(value: Any, path: str, tensors: dict[str, Any]) -> Any:
     if is_array(value):
         import torch
 
+        numbers = value[:]  # zarr's are read from disk
         if getattr(value, "nchunks_initialized", 0) < getattr(value, "nchunks", 0):
             raise ValueError("files of the store that these numbers are kept in are gone")
-        value = torch.tensor(value[:])  # zarr's are read from disk
+        value = torch.tensor(numbers)
     if is_tensor(value):
         while path in tensors:  # {"a.b": …} and {"a": {"b": …}} stand in one place
             path += "'"
