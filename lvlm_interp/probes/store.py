@@ -219,6 +219,18 @@ class OnDisk:
         return StoredArray(array._async_array), tuple(array.attrs["sites"])
 
 
+def need_store(path: str | os.PathLike[str]) -> Path:
+    """The directory of a store, which is there or can be made.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "zarr.json").exists() and any(one.name != LOCK for one in folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no features; give another directory")
+    return folder
+
+
 @contextlib.contextmanager
 def on_disk(path: str | os.PathLike[str], about: Mapping[str, Any]) -> Iterator[OnDisk]:
     """A store that nobody else writes to within the `with`.
@@ -232,9 +244,7 @@ def on_disk(path: str | os.PathLike[str], about: Mapping[str, Any]) -> Iterator[
 
     if DIGESTS in about["sites"]:
         raise InputError(f"features cannot be called {DIGESTS!r}: a store keeps its digests under that name")
-    folder = Path(path)
-    if folder.is_dir() and not (folder / "zarr.json").exists() and any(one.name != LOCK for one in folder.iterdir()):
-        raise InputError(f"{folder} is not empty and holds no features; give another directory")
+    folder = need_store(path)
     with contextlib.ExitStack() as held:
         try:
             with _told(folder):
