@@ -126,7 +126,7 @@ def figure_kind(path: str | Path) -> str:
     """What kind of picture a file's name asks for: one of those that matplotlib writes, `pdf` for instance.
 
     Raises:
-        OutputError: none that it knows.
+        OutputError: none that it knows, or one that it cannot write here: some need programs or codecs of their own.
     """
     kind, known = Path(path).suffix.lower().removeprefix("."), {*FigureCanvasBase.get_supported_filetypes()}
     known -= set() if shutil.which("xelatex") else {"pgf"}
@@ -135,7 +135,19 @@ def figure_kind(path: str | Path) -> str:
             f"{str(path)!r} does not end like a picture that can be written: give it one of "
             f"{', '.join(f'.{name}' for name in sorted(known))}"
         )
+    _try_figure(path, kind)
     return kind
+
+
+def _try_figure(path: str | Path, kind: str) -> None:
+    """Write a figure of one letter: what fails then would fail when all was computed."""
+    trial = Figure(figsize=(1, 1))
+    trial.text(0, 0, "a")
+    try:
+        trial.savefig(io.BytesIO(), format=kind)
+    except Exception as error:  # each backend has its own kinds
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise OutputError(f"{str(path)!r}: .{kind} cannot be written here ({said}); try .png") from error
 
 
 @checked
