@@ -31,6 +31,7 @@ from lvlm_interp.report.diagnosis import Diagnosis
 from lvlm_interp.report.placing import Writer, check, check_file, placed
 from lvlm_interp.report.sheet import drawn, sheet
 from lvlm_interp.results import Result
+from lvlm_interp.shown import gist
 
 __all__ = [
     "check",
@@ -146,8 +147,7 @@ def _try_figure(path: str | Path, kind: str) -> None:
     try:
         trial.savefig(io.BytesIO(), format=kind)
     except Exception as error:  # each backend has its own kinds
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise OutputError(f"{str(path)!r}: .{kind} cannot be written here ({said}); try .png") from error
+        raise OutputError(f"{str(path)!r}: .{kind} cannot be written here ({gist(error)}); try .png") from error
 
 
 @checked
