@@ -28,6 +28,7 @@ from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.probes.result import ProbeResult
 from lvlm_interp.report import explorer, figures
 from lvlm_interp.report.diagnosis import Diagnosis
+from lvlm_interp.report.figures import drawing
 from lvlm_interp.report.placing import Writer, check, check_file, placed
 from lvlm_interp.report.sheet import drawn, sheet
 from lvlm_interp.results import Result
@@ -226,12 +227,9 @@ def _saved(found: Result) -> bytes:
 
 def _probe_png(found: ProbeResult) -> bytes:
     several = len(found.site_shape) > 1 and found.site_shape[1] > 1
-    figure = Figure(figsize=(6.4, 5.2 if several else 3.6), layout="constrained", dpi=DPI)
-    if several:
-        figures.probe_map(found, ax=figure.subplots())
-    else:
-        figures.probe_layers({found.metrics[0]: found}, ax=figure.subplots())
-    return _png(figure)
+    ax = drawing.own(6.4, 5.2 if several else 3.6)[1][0, 0]
+    made = figures.probe_map(found, ax=ax) if several else figures.probe_layers({found.metrics[0]: found}, ax=ax)
+    return _png(made.figure)
 
 
 def _png(figure: Any) -> bytes:
