@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -73,7 +74,10 @@ def kept_file(path: str, name: str, revision: str | None) -> str | None:
     """A file of a model, in its directory or in the cache of its hub, where it is there."""
     from huggingface_hub import try_to_load_from_cache
 
-    kept = os.path.join(path, name) if os.path.isdir(path) else try_to_load_from_cache(path, name, revision=revision)
+    kept: Any = os.path.join(path, name)
+    if not os.path.isdir(path):
+        with contextlib.suppress(ValueError):  # what no model of a hub can be called
+            kept = try_to_load_from_cache(path, name, revision=revision)
     return kept if isinstance(kept, str) and os.path.isfile(kept) else None
 
 
