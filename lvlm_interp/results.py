@@ -173,11 +173,13 @@ class Result:
         return path
 
     @classmethod
+    @explained
     def load(cls: type[R], path: str | Path) -> R:
         """Read what `save` wrote; `lvlm_interp.load_result` needs not know of which kind it is.
 
         Raises:
             OutputError: the file is missing, damaged, or holds another kind of result.
+            InputError: what is no path.
         """
         header, tensors = _read(path)
         kind = KINDS.get(header.get("result", ""))
@@ -211,6 +213,8 @@ def _digest(header: Mapping[str, str], tensors: Mapping[str, Any]) -> str:
 def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
+    if os.path.isdir(path):
+        raise OutputError(f"could not read {path}: it is a directory; a result is a file in it that ends in {ENDING}")
     try:
         with safe_open(str(path), "pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 # turns the direction of writing, so that text reads otherwise than it is.
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+ELSEWHERE = re.compile(r"[^.!\n]*\babove report\b[^.!\n]*[.!]?")  # which was logged, if anything was
+UNFINISHED = re.compile(r"([:,;]|\b(or|and))$")
+NAMELESS = (AttributeError, LookupError, TypeError, ArithmeticError, RecursionError)
+
 
 def printable(text: object) -> str:
     r"""The text with each character that would steer a terminal spelled out, as `\x1b`."""
@@ -23,6 +27,22 @@ def printable(text: object) -> str:
 def printable_json(text: str) -> str:
     """The same for a line of JSON, which goes on saying what it said."""
     return STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def gist(error: BaseException, most: int = 400) -> str:
+    """What an error of others says, in one line: its first, and those after it while a line is not the end of it.
+
+    What points to something that is not shown is left out; what says nothing alone is said with the error's name.
+    """
+    lines = [line.strip() for line in ELSEWHERE.sub("", str(error)).splitlines() if line.strip()]
+    told = ""
+    for line in lines:
+        told = f"{told} {line}".strip()
+        if not UNFINISHED.search(told):
+            break
+    if not told or isinstance(error, NAMELESS):
+        told = ": ".join(filter(None, [type(error).__name__, told]))
+    return told if len(told) <= most else f"{told[: most - 1]}…"
 
 
 def _spelled(found: re.Match[str]) -> str:

@@ -41,9 +41,10 @@ def packed(value: Any, path: str, tensors: dict[str, Any]) -> Any:
     if is_array(value):
         import torch
 
+        numbers = value[:]  # zarr's are read from disk
         if getattr(value, "nchunks_initialized", 0) < getattr(value, "nchunks", 0):
             raise ValueError("files of the store that these numbers are kept in are gone")
-        value = torch.tensor(value[:])  # zarr's are read from disk
+        value = torch.tensor(numbers)
     if is_tensor(value):
         while path in tensors:  # {"a.b": …} and {"a": {"b": …}} stand in one place
             path += "'"
@@ -72,11 +73,24 @@ def _framed(frame: Any) -> dict[str, Any]:
     """
     names = list(frame.index.names)
     numbered = names == [None] and frame.index.dtype.kind in "iu" and list(frame.index) == list(range(len(frame)))
+    _need_names(frame, [] if numbered else names)
     flat = frame if numbered else frame.reset_index()
-    if len({str(name) for name in flat.columns}) < len(flat.columns):
-        raise ValueError(f"columns of a table share a name: {[str(name) for name in flat.columns]}")
     columns = {str(name): [scalar(one) for one in flat[name]] for name in flat.columns}
     return {"frame": columns} if numbered else {"frame": columns, "index": [scalar(name) for name in names]}
+
+
+def _need_names(frame: Any, index: list[Any]) -> None:
+    """Raise where columns, or a column and a part of the index, would be one in a file."""
+    unnamed = "index" if len(index) == 1 and "index" not in frame else None  # as pandas calls what has no name
+    parts = [(unnamed or f"level_{n}") if name is None else str(name) for n, name in enumerate(index)]
+    columns = [str(name) for name in frame.columns]
+    if shared := [name for name in parts if parts.count(name) > 1 or name in columns]:
+        raise ValueError(
+            f"the index of a table is called {shared[0]!r}, as a column or another part of it is: rename it, "
+            "frame.rename_axis(…), or leave it out, frame.reset_index(drop=True)"
+        )
+    if len({*columns}) < len(columns):
+        raise ValueError(f"columns of a table share a name: {columns}")
 
 
 def _unframed(columns: Mapping[str, list[Any]], index: list[Any]) -> Any:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ OPTIONAL = ("answer", "context", "system")  # of the example itself; empty where
 VARIANTS = (*variants.REQUIRED, *variants.OPTIONAL)
 SHOWN = 3  # missing pictures that a message names
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")  # as JSON writes them: 007 is a text
+MOST_DIGITS = 640  # of a number; of more Python makes no whole one, if it is set so
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @explained
@@ -31,8 +35,12 @@ def read_examples(path: str | Path) -> pd.DataFrame:
 
     The columns `image` (a path, from the table's own folder, or an address) and `question` must be there; `answer`,
     `context` and `system` may be: texts, taken letter for letter. All other columns, such as a label and a group, ride
-    along: of a CSV those that hold nothing but numbers, written as numbers are, as numbers; all others as texts, letter
-    for letter.
+    along: those that hold nothing but numbers, written as JSON writes them, as numbers; all others of a CSV as texts,
+    letter for letter, and of a JSONL as they are.
+
+    No number becomes another one, and no two become one. A column is of texts, as it is written, where it would:
+    `7` beside `7.0`; whole numbers beyond 2⁵³ in a column that has empty cells or decimals, since these make it one of
+    floats; what is larger than floats are.
 
     Args:
         path: a `.csv`, or a `.jsonl` with an object on each line.
@@ -42,8 +50,9 @@ def read_examples(path: str | Path) -> pd.DataFrame:
         columns are None.
 
     Raises:
-        InputError: the file is missing, empty or broken, has a row of more or fewer fields than its head, lacks a
-            column or a value, or names pictures that are not there. Rows are counted from 1, without the head.
+        InputError: the file is missing, empty or broken, has a row of more or fewer fields than its head or of a key
+            twice, lacks a column or a value, or names pictures that are not there. Rows are counted from 1, without the
+            head; lines of a JSONL from 1.
     """
     file = Path(path)
     frame = _read(file, (*REQUIRED, *OPTIONAL))
@@ -144,13 +153,23 @@ def _read(file: Path, texts: Collection[str]) -> pd.DataFrame:
         raise InputError(f"{file} cannot be read: {error}") from error
 
 
+def _text(file: Path) -> io.StringIO:
+    """The file's lines, as they end.
+
+    Raises:
+        ValueError: bytes that are no text.
+    """
+    written = file.read_bytes()
+    try:
+        return io.StringIO(written.decode("utf-8-sig"), newline="")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"line {line} is no text in UTF-8, {error.reason}: save it in that encoding") from error
+
+
 def _csv(file: Path, texts: Collection[str]) -> pd.DataFrame:
     """The table, with numbers where a column that is no text's is written as numbers are."""
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        whole = [row for row in csv.reader(lines, strict=True) if row]
-    if not whole:
-        raise ValueError("it is empty")
-    head, *rows = whole
+    head, *rows = _fields(_text(file))
     if twice := [name for name in head if head.count(name) > 1]:
         raise ValueError(f"it has two columns {twice[0]!r}")
     for number, row in enumerate(rows, 1):
@@ -164,40 +183,94 @@ def _csv(file: Path, texts: Collection[str]) -> pd.DataFrame:
     return pd.DataFrame(told, columns=head)
 
 
-def _valued(cells: list[str | None]) -> list[Any]:
-    """Numbers, if all cells are written as such and those that are written differently differ; else the texts."""
+def _fields(lines: io.StringIO) -> list[list[str]]:
+    """The fields of each row, the head first; empty lines are none."""
+    found: list[list[str]] = []
+    try:
+        found += (row for row in csv.reader(lines, strict=True) if row)  # those before an error are kept
+    except csv.Error as error:
+        where = f"row {len(found)}" if found else "the head"
+        raise ValueError(f"{where}: {error}; is a quote left open? Long texts can stand in a .jsonl") from error
+    if not found:
+        raise ValueError("it is empty")
+    return found
+
+
+def _valued(cells: Sequence[str | None]) -> list[Any]:
+    """Numbers, if all cells are written as such, and none is another number then; else the texts."""
     texts = {cell for cell in cells if cell is not None}
-    if not all(NUMBER.fullmatch(text) for text in texts):
+    if not all(NUMBER.fullmatch(text) and len(text) <= MOST_DIGITS for text in texts):
         return list(cells)
-    whole = all(text.lstrip("-").isdigit() for text in texts)
-    values = {text: int(text) if whole else float(text) for text in texts}
-    if not all(math.isfinite(value) for value in values.values()):
-        return list(cells)
-    merged = len(set(values.values())) < len(texts)
-    if merged and all(float(value).is_integer() for value in values.values()):  # 7 and 7.0 are two classes
-        return list(cells)
-    return [math.nan if cell is None else values[cell] for cell in cells]
+    whole = {text for text in texts if text.lstrip("-").isdigit()}
+    values = {text: int(text) if whole == texts and None not in cells else float(text) for text in texts}
+    return list(cells) if _lost(values, whole) else [math.nan if cell is None else values[cell] for cell in cells]
+
+
+def _lost(values: Mapping[str, int | float], whole: Collection[str]) -> bool:
+    """Whether numbers are not what was written: too large, rounded whole ones, or one for what differs."""
+    if not all(map(math.isfinite, values.values())) or any(int(text) != values[text] for text in whole):
+        return True
+    different = len({*values.values()})
+    all_whole = all(float(value).is_integer() for value in values.values())  # 7 and 7.0 are two classes
+    return different < (len(values) if all_whole else len({*map(Decimal, values)}))
 
 
 def _jsonl(file: Path, texts: Collection[str]) -> pd.DataFrame:
-    """The table, with values as they are written; a column of nothing but numbers has their type."""
-    with file.open(encoding="utf-8-sig") as lines:
-        rows = [_object(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    """The table, with values as they are written; a column of nothing but numbers as in a CSV."""
+    rows = [_object(number, line) for number, line in enumerate(_text(file), 1) if line.strip()]
     if not rows:
         raise ValueError("it is empty")
-    written = pd.DataFrame(rows, dtype=object)
-    return pd.DataFrame(rows).assign(**{name: written[name] for name in texts if name in written})
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return pd.DataFrame({name: _column(cells, name in texts) for name, cells in columns.items()})
+
+
+class _Number(str):
+    """A number as JSON has it, letter for letter."""
+
+    __slots__ = ()
+
+    @property
+    def value(self) -> int | float | str:
+        return _valued([str(self)])[0]
+
+
+def _column(cells: Sequence[Any], is_text: bool) -> pd.Series:
+    """A column of texts has no other type; one of numbers is that of a CSV; in others each cell is what it is."""
+    if is_text:
+        return pd.Series(cells, dtype=object)
+    if all(isinstance(cell, _Number | None) for cell in cells):
+        return pd.Series(_valued([cell if cell is None else str(cell) for cell in cells]))
+    values = [cell.value if isinstance(cell, _Number) else cell for cell in cells]
+    large = any(isinstance(value, int) and value != float(value) for value in values)
+    return pd.Series(values, dtype=object if large else None)
 
 
 def _object(number: int, line: str) -> dict[str, Any]:
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        found = json.loads(line, parse_int=_Number, parse_float=_Number, object_pairs_hook=_once)
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"line {number} is no JSON, {error}") from error
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"line {number} is no object")
-    if nested := [name for name, value in found.items() if isinstance(value, (list, dict))]:
-        raise ValueError(
-            f"line {number}: {nested[0]!r} holds a {type(found[nested[0]]).__name__}; a cell holds one value"
-        )
+    for name, value in found.items():
+        if isinstance(value, (list, dict)):
+            raise ValueError(f"line {number}: {name!r} holds a {type(value).__name__}; a cell holds one value")
+        if half := SURROGATE.search(f"{name}{value}"):
+            raise ValueError(f"line {number}: {name!r} holds {half[0]!r}, half of a character, which is no text")
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON.
+
+    Raises:
+        ValueError: a key stands in it twice, and one of the values would be lost.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands in it twice")
     return found

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 import lvlm_interp as li
 from lvlm_interp.cli import options
@@ -91,11 +92,13 @@ def test_mistakes_are_found_before_the_model_is_opened(run, picture, tmp_path, c
 PROBE_MISTAKES = {
     "seed below 0": (["--seed", "-1"], 2, "--seed"),
     "a seed that numpy does not take": (["--seed", str(2**40)], 2, "--seed"),
+    "a seed that inner folds do not take": (["--seed", str(2**32 - 1)], 2, "--seed"),
     "permutations below 0": (["--permutations", "-1"], 2, "--permutations"),
     "one fold": (["--folds", "1"], 2, "--folds"),
     "features among results": (["--store", "{}/out/s"], 2, "one inside the other"),
     "results among features": (["--store", "{}"], 2, "one inside the other"),
     "features in a file": (["--store", "{}/t.csv"], 1, "is a file"),
+    "features among other things": (["--store", "{}/thesis"], 1, "holds no features"),
 }
 
 
@@ -103,10 +106,41 @@ PROBE_MISTAKES = {
 @pytest.mark.parametrize("case", PROBE_MISTAKES)
 def test_mistakes_of_a_probe_are_found_before_the_model_is_opened(run, picture, tmp_path, case):
     given, status, said = PROBE_MISTAKES[case]
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("precious")
     (tmp_path / "t.csv").write_text(f"image,question,label\n{picture.name},What?,a\n{picture.name},Who?,b\n")
     told = [option.format(tmp_path) for option in given]
     found, out, err = run("probe", tmp_path / "t.csv", "--group", "question", *told, "--out", tmp_path / "out")
     assert (found, out) == (status, "") and said in " ".join(err.replace("│", " ").split()), err
+
+
+ROWS = [(f"{n // 2}.png", n % 2, "ab"[n % 2], n // 2) for n in range(12)]  # six pictures, two rows of each
+TOLD_BY_THE_TABLE = {
+    "the label is the group": (["--label", "image", "--folds", "2"], "fall into fold 0, since groups stay whole"),
+    "as a number": (["--label", "number", "--group", "number", "--folds", "2"], "since groups stay whole"),
+    "a class of one": (["--label", "rare"], "class 'one' has only 1 examples"),
+    "one class": (["--label", "same"], "a probe needs at least two classes"),
+    "one group": (["--group", "same"], "in 1 groups"),
+    "points on a line": (["--label", "number", "--label", "equal"], "of output 1 are equal"),
+    "points of texts": (["--label", "number", "--label", "letter"], "'letter' holds no numbers"),
+    "too few for inner folds": (["--label", "few", "--group", "question", "--folds", "2"], "give one l2"),
+    "an empty type": (["--label", "letter", "--type", "sparse"], "'sparse' is empty in row 2"),
+}
+
+
+@pytest.mark.usefixtures("unopened")
+@pytest.mark.parametrize("case", TOLD_BY_THE_TABLE)
+def test_what_the_table_tells_is_found_before_the_model_is_opened(run, tmp_path, case):
+    given, said = TOLD_BY_THE_TABLE[case]
+    frame = pd.DataFrame(ROWS, columns=["image", "label", "letter", "number"])
+    frame["rare"], frame["few"] = ["one", *["many"] * 11], ["few"] * 2 + ["many"] * 10
+    frame["question"], frame["same"] = [f"What {n}?" for n in range(12)], "same"
+    frame["equal"], frame["sparse"] = 3, ["a", None, *"ab" * 5]
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    for name in set(frame["image"]):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    status, out, err = run("probe", tmp_path / "t.csv", *given, "--out", tmp_path / "out")
+    assert (status, out) == (1, "") and said in err and one_line(err), err
 
 
 @pytest.mark.usefixtures("unopened")

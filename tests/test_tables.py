@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -66,11 +67,24 @@ def test_numbers_of_json_are_texts_where_texts_belong(folder):
         ("t.jsonl", '{"image": "a.png", "question": ["What?"]}', "line 1: 'question' holds a list"),
         ("t.jsonl", '{"image": "a.png", "question": ' + "[" * 100_000, "line 1 is no JSON"),
         ("t.csv", f"image,question\n{'a' * 300}.png,What?\n", "not there"),
+        ("t.csv", f"image,question\na.png,What?\na.png,{'a' * 140_000}\n", r"t.csv cannot be read: row 2: .*131072"),
+        ("t.csv", f"image,{'a' * 140_000}\n", r"t.csv cannot be read: the head: .*131072"),
+        ("t.csv", 'image,question\n\na.png,What?\na.png,"What?\n', r"t.csv cannot be read: row 2: .*quote"),
+        ("t.csv", b"image,question\na.png,What?\na.png,caf\xe9\n", r"line 3 is no text in UTF-8"),
+        ("t.jsonl", b'{"image": "a.png", "question": "caf\xe9"}', r"line 1 is no text in UTF-8"),
+        (
+            "t.jsonl",
+            '\n{"image": "a.png", "question": "a\\ud800"}',
+            r"read: line 2: 'question' .*d800",
+        ),
+        ("t.jsonl", '{"image": "a.png", "question": "a", "\\udc00": 1}', r"line 1: .*half of a character"),
+        ("t.jsonl", '{"image": "a.png", "question": "a", "label": 1, "label": 2}', "line 1: the key 'label' .*twice"),
+        ("t.jsonl", '{"image": "a.png", "question": "a", "a": {"b": 1, "b": 2}}', "line 1: the key 'b' .*twice"),
     ],
 )
 def test_what_cannot_be_read_is_refused(folder, name, text, message):
     if text is not None:
-        (folder / name).write_text(text)
+        (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match=message):
         read_examples(folder / name)
 
@@ -80,6 +94,48 @@ def test_an_address_of_a_picture_stays_as_it_is(folder, address):
     """As `--image` takes it; whether something is there is seen when it is opened."""
     (folder / "t.csv").write_text(f'image,question\na.png,What?\n"{address}",What?\n')
     assert read_examples(folder / "t.csv")["image"].tolist() == [str(folder / "a.png"), address]
+
+
+BEYOND, NEXT = "9007199254740993", "9007199254740992"  # 2⁵³ + 1, which a float is not, and what it would be
+DIGITS = "7" * 5000
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+@pytest.mark.parametrize(
+    ("cells", "values"),
+    [
+        ([BEYOND, NEXT], [int(BEYOND), int(NEXT)]),
+        ([BEYOND, NEXT, ""], [BEYOND, NEXT, None]),
+        ([BEYOND, NEXT + ".0"], [BEYOND, NEXT + ".0"]),
+        ([BEYOND, "0.5"], [BEYOND, "0.5"]),
+        (["-" + BEYOND, ""], ["-" + BEYOND, None]),
+        ([NEXT, ""], [float(NEXT), None]),
+        (["7", "", "0.5"], [7.0, None, 0.5]),
+        (["0.1234567890123456789", "0.1234567890123456788"], ["0.1234567890123456789", "0.1234567890123456788"]),
+        (["0.1", "1e30"], [0.1, 1e30]),
+        (["1" + "0" * 30, "1"], [10**30, 1]),
+        ([DIGITS, "7"], [DIGITS, "7"]),
+        (["1e400", "2"], ["1e400", "2"]),
+        (["7", "7.0"], ["7", "7.0"]),
+    ],
+)
+def test_no_number_becomes_another(folder, name, cells, values):
+    """As floats, which empty cells and decimals make of a column, whole numbers round, and two would be one."""
+    csv = "image,question,id\n" + "".join(f"a.png,What?,{cell}\n" for cell in cells)
+    ids = [f', "id": {cell}' if cell else "" for cell in cells]
+    rows = [f'{{"image": "a.png", "question": "What?"{one}}}' for one in ids]
+    (folder / name).write_text(csv if name == "t.csv" else "\n".join(rows))
+    found = read_examples(folder / name)["id"]
+    assert [None if pd.isna(value) else value for value in found] == values
+    assert all(type(one) is type(two) or two is None for one, two in zip(found.tolist(), values, strict=True))
+
+
+def test_a_large_number_beside_other_kinds_is_exact(folder):
+    ids = ["Infinity", BEYOND, '"a"', "true", "null"]
+    for some in (ids[:2], ids):
+        rows = [f'{{"image": "a.png", "question": "What?", "id": {one}}}' for one in some]
+        (folder / "t.jsonl").write_text("\n".join(rows))
+        assert read_examples(folder / "t.jsonl")["id"][1] == int(BEYOND)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import pkgutil
 import sys
 from typing import Annotated, Any, NoReturn
@@ -34,6 +35,7 @@ for _command in sorted(map(importlib.import_module, _names), key=lambda file: fi
 
 def main() -> NoReturn:
     """Run the command line: 0 done, 1 an error of the user's or the world's, 2 wrong usage, 130 interrupted."""
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter of an answer shows "?"
@@ -50,6 +52,25 @@ def main() -> NoReturn:
     if code == INTERRUPTED:
         complain("interrupted")
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """What a shell closed (`>&-`) leads nowhere; else the next file that is opened would take its number, and be
+    written into by what libraries below have to say."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere < number and not _is_open(number):
+                os.dup2(nowhere, number)
+            setattr(sys, name, open(nowhere, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
 
 
 def _run() -> Any:

@@ -164,7 +164,7 @@ def fit_tuned_lens(
         InputError: fewer than two examples, weights that change meanwhile, or a checkpoint of another model, fitting or
             examples; a rate so high that nothing finite is learnt.
         OutputError: the checkpoint cannot be written, which is found before anything is computed.
-        ModelError: an edit, or a hook of yours, behind the last block.
+        ModelError: an edit, or a hook of yours, behind the last block; the model gives NaN or infinity.
     """
     need_plain_end(vlm, "a lens")
     how = fitting or Fitting()
@@ -209,8 +209,9 @@ def _gathered(vlm: HookedVLM, examples: Sequence[Inputs], how: Fitting, progress
     found: dict[Modality, list[tuple[Tensor, int]]] = {kind: [] for kind in MODALITIES}
     sites = ["blocks.0.hook_resid_pre", "blocks.*.hook_resid_post"]
     for number, x in enumerate(tqdm(examples, desc="activations", disable=not progress, leave=False)):
-        captured = torch.stack([value[0] for name, value in vlm.capture(x, sites).items() if name != "logits"])
-        need_finite(vlm, x, captured)
+        whole = vlm.capture(x, sites)
+        need_finite(vlm, x, *whole.values())
+        captured = torch.stack([value[0] for name, value in whole.items() if name != "logits"])
         image = x.where("image")
         for kind, where in (("text", ~image), ("image", image)):
             at = where.nonzero().flatten()

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import html
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lvlm_interp.errors import SiteError
+from lvlm_interp.errors import OutputError, SiteError
 from lvlm_interp.given import explaining
 from lvlm_interp.model.choice import Choice
 from lvlm_interp.model.hooks import Visit, passed, visiting
@@ -32,6 +33,8 @@ Edit = Callable[[Tensor], Tensor]
 @explaining
 class Capture(Mapping[str, Tensor]):
     """Recorded activations: site name → tensor, as the table in `model.sites` gives its shape.
+
+    It keeps its model alive, which tells what it is of; `save` keeps it without, and pickle is refused.
 
     Attributes:
         choice: what of every value was kept.
@@ -70,6 +73,22 @@ class Capture(Mapping[str, Tensor]):
             ModelError: the model was changed since.
         """
         return Captured(self._values, provenance=self.provenance).save(path)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled, it would take its whole model along, which alone knows what it is of."""
+        if self._origin is not None:
+            raise OutputError("a capture is not pickled: capture.save('name.safetensors') keeps it, and what it is of")
+        return super().__reduce_ex__(protocol)
+
+    def __copy__(self) -> Capture:
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Capture:
+        made = self.__copy__()
+        made._values = copy.deepcopy(self._values, memo)
+        return made
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._values:

@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lvlm_interp.errors import InputError, ModelError
+from lvlm_interp.shown import gist
 
 SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64", "f32": "float32"}
 
@@ -57,4 +58,4 @@ def moved(model: PreTrainedModel, device: str | torch.device, name: str) -> PreT
     try:
         return model.to(device)
     except (RuntimeError, ValueError) as error:  # no room, or quantised weights that stay where they are
-        raise ModelError(f"{name!r} cannot be put on {device}: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{name!r} cannot be put on {device}: {gist(error)}") from error

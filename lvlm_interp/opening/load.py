@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import is_torchvision_available
 
 from lvlm_interp.adapters.nnsight import traced
 from lvlm_interp.errors import InputError, ModelError
@@ -22,19 +18,9 @@ from lvlm_interp.model.compiled import original
 from lvlm_interp.model.place import floating, moved, need_device
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.opening.conformance import check, check_at_load
-
-REFERENCE = "reference"
-INSTALLED = {  # packages that some processors need, and how to get them
-    "torchvision": "install the release made for your torch "
-    f"({torch.__version__}): pip install torchvision, or see https://pytorch.org/get-started/locally",
-    "num2words": "pip install num2words",
-    "timm": "pip install timm",
-}
+from lvlm_interp.opening.refusals import REFERENCE, kept_file, need_all_weights, why_not_opened
 
 PROCESSING = ("tokenizer", "apply_chat_template", "__call__")  # what processors and tokenizers have, one or another
-
-# What transformers says where it would not import an image processor without torchvision.
-UNSEEN = "Unrecognized image processor"
 
 
 @explained
@@ -117,17 +103,18 @@ def load(
     try:
         AutoConfig.from_pretrained(path, **common)  # first: what runs code of its own is refused before anything else
         processor = AutoProcessor.from_pretrained(path, **common)
+        # With other shapes it would only point to what it logs; they are refused below.
+        shapes = {"ignore_mismatched_sizes": True, **options}
         model, report = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, output_loading_info=True, **common, **options
+            path, dtype=dtype, use_safetensors=True, output_loading_info=True, **common, **shapes
         )
     except Exception as error:  # a config that somebody else wrote fails in any way
         if isinstance(error, TypeError) and options:
             raise InputError(
                 f"load() hands its other options to from_pretrained, which does not take {list(options)} so: {error}"
             ) from error
-        said = str(error).strip() or type(error).__name__
-        raise ModelError(_why_not_opened(shown, said, isinstance(error, SafetensorError))) from error
-    _need_all_weights(shown, report["missing_keys"])
+        raise ModelError(why_not_opened(shown, path, revision, error)) from error
+    need_all_weights(shown, report, options.get("ignore_mismatched_sizes", False))
     if device is not None:
         model = moved(model, device, shown)
     return _opened(model, processor, shown, _commit(path, revision))
@@ -135,43 +122,8 @@ def load(
 
 def _commit(path: str, revision: str | None) -> str | None:
     """The commit that was opened, that of a branch too, which may move on; of a directory none is known."""
-    from huggingface_hub import try_to_load_from_cache
-
-    kept = None if os.path.isdir(path) else try_to_load_from_cache(path, "config.json", revision=revision)
-    return Path(kept).parent.name if isinstance(kept, str) else revision
-
-
-def _need_all_weights(name: str, missing: Collection[str]) -> None:
-    """Transformers fills what a checkpoint lacks with random numbers and goes on."""
-    if missing:
-        first = sorted(missing)[:3]
-        raise ModelError(
-            f"{len(missing)} weights are not in the files of {name!r}, {', '.join(map(repr, first))} among them: they "
-            "would be random. Fetch it anew; or, if you mean to, open it with transformers and wrap(model, processor)"
-        )
-
-
-def _why_not_opened(name: str, error: str, damaged: bool = False) -> str:
-    """What a user can do about it: transformers' own words where nothing better is known."""
-    if damaged:
-        return (
-            f"could not open {name!r}: a file of its weights is damaged ({error.splitlines()[0]}). Fetch it anew: "
-            "load(…, force_download=True), or remove it from the cache that `hf cache list` shows"
-        )
-    needed = next((package for package in INSTALLED if re.search(rf"\b{package}\b", error.lower())), None)
-    if UNSEEN in error and not is_torchvision_available():
-        needed = "torchvision"
-    if needed:
-        return f"could not open {name!r}: its processor needs the package {needed}; {INSTALLED[needed]}"
-    if "trust_remote_code" in error:
-        return (
-            f"{name!r} brings code of its own, which is run only if you ask for it: read that code, then "
-            f"load({name!r}, trust_remote_code=True)"
-        )
-    return (
-        f"could not open {name!r} as an image-text-to-text model: {error.splitlines()[0]}\n"
-        f"Known names: {REFERENCE!r}, a hub id such as 'llava-hf/llava-1.5-7b-hf', or a directory with config.json."
-    )
+    kept = None if os.path.isdir(path) else kept_file(path, "config.json", revision)
+    return revision if kept is None else Path(kept).parent.name
 
 
 def _opened(model: PreTrainedModel, processor: Any, name: str | None, revision: str | None = None) -> HookedVLM:

@@ -27,24 +27,13 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.given import explained
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.probes import statistics
-from lvlm_interp.probes.estimators import strengths
+from lvlm_interp.probes.design import L2, designed
 from lvlm_interp.probes.fit import BINARY, TOLERANCE
 from lvlm_interp.probes.result import ProbeResult, listed
-from lvlm_interp.probes.task import (
-    Column,
-    Task,
-    TaskKind,
-    check_folds,
-    given_features,
-    inner_folds,
-    make_folds,
-    numbered,
-    task_of,
-)
+from lvlm_interp.probes.task import Column, Task, TaskKind, given_features, task_of
 from lvlm_interp.probes.validate import Fitted, Plan, fit_block
 from lvlm_interp.results import Provenance
 
-L2 = (1e4, 1e3, 1e2, 1e1, 1e0, 1e-1)
 CONTROLS = 3  # draws of control labels that selectivity is averaged over
 BLOCK = 1 << 24  # bytes of features that are fitted together: what stays in a cache is passed over fast
 
@@ -113,13 +102,11 @@ def fit_probes(
     wanted, count = task_of(labels, task), shape[0]
     _check_lengths(count, labels=wanted.truth, groups=groups, types=types, folds=folds, metadata=metadata)
     kept = _columns(metadata)
-    grouped = numbered(groups) if groups is not None else torch.arange(count)
-    fold = numbered(folds, "folds") if isinstance(folds, Sized) else make_folds(wanted, grouped, folds, seed)
-    check_folds(wanted, grouped, fold)
+    design = designed(wanted, groups, types, folds, seed, l2)
+    grouped, fold = design.groups, design.fold
     generator = torch.Generator().manual_seed(seed)
-    chosen = strengths(l2)
-    inner = inner_folds(wanted, grouped, fold, seed) if len(chosen) > 1 else _no_inner(fold)
-    plan = Plan(wanted, _targets(wanted, types, generator), fold, inner, chosen, standardize, tolerance)
+    targets = _targets(wanted, design.types, generator)
+    plan = Plan(wanted, targets, fold, design.inner, design.l2, standardize, tolerance)
     orders = statistics.exchanges(fold, grouped, permutations, generator, wanted.truth)
     blocks = list(_blocks(features, shape, names))
     for read in blocks if isinstance(features, (Tensor, np.ndarray)) else ():
@@ -179,11 +166,6 @@ def _columns(metadata: pd.DataFrame | None) -> dict[str, list[Any]]:
     return found
 
 
-def _no_inner(fold: Int[Tensor, " example"]) -> tuple[Int[Tensor, " train"], ...]:
-    """Inner folds where there is no strength to choose: the outer ones, of which none is looked at."""
-    return tuple(fold[fold != f] for f in fold.unique())
-
-
 def _check_numbers(shares: Mapping[str, float], counts: Mapping[str, int], seed: int) -> None:
     for name, share in shares.items():
         if not 0 < share < 1:
@@ -222,14 +204,15 @@ def _blocks(features: Any, shape: tuple[int, ...], names: tuple[str, ...]) -> It
     return (reader(start) for start in range(0, shape[1], several))
 
 
-def _targets(task: Task, types: Column | None, generator: torch.Generator) -> Float[Tensor, "example target output"]:
+def _targets(
+    task: Task, types: Int[Tensor, " example"] | None, generator: torch.Generator
+) -> Float[Tensor, "example target output"]:
     """The real targets, then `CONTROLS` in which every type has the label of an example drawn at random."""
     truths = [task.truth]
     if types is not None:
-        numbers = numbered(types, "types")
         for _ in range(CONTROLS):
-            drawn = torch.randint(len(numbers), (int(numbers.max()) + 1,), generator=generator)
-            truths.append(task.truth[drawn[numbers]])
+            drawn = torch.randint(len(types), (int(types.max()) + 1,), generator=generator)
+            truths.append(task.truth[drawn[types]])
     return torch.stack([task.targets(truth) for truth in truths], 1)
 
 

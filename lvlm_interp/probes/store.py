@@ -4,8 +4,8 @@ On disk, what was cut off goes on. Layout: one array `[row, site, dim]` for each
 its sites (heads one by one); `examples`, a digest of what each row is of, written after the row; attributes of the
 group say which model they are of. zarr replaces files whole, so a process that is killed leaves each as it was or as it
 should be: rows without a digest count as not written, and the next run writes them anew. Chunks carry a checksum, which
-reading them checks; a chunk without a file would be read as NaN, so files are counted. One process at a time writes to
-a store.
+reading them checks; a chunk without a file would be read as NaN, so files are counted, and `stored` refuses NaN. One
+process at a time writes to a store.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from lvlm_interp.errors import InputError, LvlmInterpError, OutputError
 from lvlm_interp.inputs.example import Inputs, digest
+from lvlm_interp.probes.damage import gone, unspoilt
 
 ROWS_AT_ONCE = 256  # of one chunk
 DIGESTS = "examples"
@@ -108,16 +109,21 @@ class OnDisk:
 
         self.path, self.names = os.fspath(path), [*about["sites"]]
         with _told(self.path):
-            self.group: Any = zarr.open_group(self.path, mode="a")
-            self._need_same(about)
-            if DIGESTS not in self.group:
-                self._make(DIGESTS, (0,), (1 << 16,), np.uint64, 0)
-            digests: Any = self.group[DIGESTS]
-            kept = np.asarray(digests[:])
-            # An array that was made longer and is not filled yet has zeros.
-            self.known: np.ndarray = kept if kept.all() else kept[: int((kept == 0).argmax())]
-            digests[len(self.known) :] = 0
+            with unspoilt(self.path, "what it says of itself"):
+                self.group: Any = zarr.open_group(self.path, mode="a")
+                self._need_same(about)
+            with unspoilt(self.path, "the digests of its rows"):
+                self.known: np.ndarray = self._digests()
             self._cut()
+
+    def _digests(self) -> np.ndarray:
+        """Those of whole rows: an array that was made longer and is not filled yet has zeros."""
+        if DIGESTS not in self.group:
+            self._make(DIGESTS, (0,), (1 << 16,), np.uint64, 0)
+        kept = np.asarray(self.group[DIGESTS][:])
+        whole = len(kept) if kept.all() else int((kept == 0).argmax())
+        self.group[DIGESTS][whole:] = 0
+        return kept[:whole]
 
     def _need_same(self, about: Mapping[str, Any]) -> None:
         """Raise where features of something else are kept; one that does not say (of an older release) knew nothing."""
@@ -143,14 +149,12 @@ class OnDisk:
             OutputError: some that were are lost.
         """
         for name in self.names if len(self) else ():
-            array = self.group.get(name)
-            if array is not None and array.shape[0] > len(self):
-                array.resize((len(self), *array.shape[1:]))
+            with unspoilt(self.path, f"the features {name!r}"):
+                array = self.group.get(name)
+                if array is not None and array.shape[0] > len(self):
+                    array.resize((len(self), *array.shape[1:]))
             if array is None or array.shape[0] < len(self) or array.nchunks_initialized < array.nchunks:
-                raise OutputError(
-                    f"{self.path} is damaged: files of the features {name!r} are gone. Put them back, or collect "
-                    "anew in another directory"
-                )
+                raise gone(self.path, name)
 
     def __len__(self) -> int:
         return len(self.known)
@@ -177,13 +181,16 @@ class OnDisk:
                     count, width = rows.shape[1:]
                     chunks = (ROWS_AT_ONCE, 1, width)  # they are read site by site
                     self._make(name, (0, count, width), chunks, np.float32, np.nan, sites=list(sites))
-                self._write(self.group[name], rows.numpy(), start)
-            self._write(self.group[DIGESTS], digests, start)
+                self._write(name, rows.numpy(), start)
+            self._write(DIGESTS, digests, start)
         self.known = np.concatenate([self.known, digests])
 
-    def _write(self, array: Any, rows: np.ndarray, start: int) -> None:
+    def _write(self, name: str, rows: np.ndarray, start: int) -> None:
+        """Write rows behind those that are there; of a chunk that is not full, these are read again."""
+        array = self.group[name]
         array.resize((start + len(rows), *rows.shape[1:]))
-        array[start:] = rows
+        with unspoilt(self.path, f"the features {name!r}"):
+            array[start:] = rows
 
     def close(self, count: int) -> None:
         """Leave out what was not written to the end.
@@ -204,9 +211,24 @@ class OnDisk:
         Raises:
             InputError: nothing was written under it.
         """
+        from lvlm_interp.probes.stored import StoredArray
+
         if name not in self.group:
             raise InputError(f"{self.path} holds no features {name!r}; it is for {self.names}")
-        return self.group[name], tuple(self.group[name].attrs["sites"])
+        array = self.group[name]
+        return StoredArray(array._async_array), tuple(array.attrs["sites"])
+
+
+def need_store(path: str | os.PathLike[str]) -> Path:
+    """The directory of a store, which is there or can be made.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "zarr.json").exists() and any(one.name != LOCK for one in folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no features; give another directory")
+    return folder
 
 
 @contextlib.contextmanager
@@ -222,9 +244,7 @@ def on_disk(path: str | os.PathLike[str], about: Mapping[str, Any]) -> Iterator[
 
     if DIGESTS in about["sites"]:
         raise InputError(f"features cannot be called {DIGESTS!r}: a store keeps its digests under that name")
-    folder = Path(path)
-    if folder.is_dir() and not (folder / "zarr.json").exists() and any(one.name != LOCK for one in folder.iterdir()):
-        raise InputError(f"{folder} is not empty and holds no features; give another directory")
+    folder = need_store(path)
     with contextlib.ExitStack() as held:
         try:
             with _told(folder):
@@ -242,7 +262,7 @@ def _told(path: str | os.PathLike[str]) -> Iterator[None]:
     """What goes wrong in reading and writing, as an error that says where.
 
     Raises:
-        OutputError: no right to write, no room, or a checksum that does not fit.
+        OutputError: no right to write, or no room.
     """
     from filelock import Timeout
 

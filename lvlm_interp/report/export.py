@@ -28,9 +28,11 @@ from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.probes.result import ProbeResult
 from lvlm_interp.report import explorer, figures
 from lvlm_interp.report.diagnosis import Diagnosis
+from lvlm_interp.report.figures import drawing
 from lvlm_interp.report.placing import Writer, check, check_file, placed
 from lvlm_interp.report.sheet import drawn, sheet
 from lvlm_interp.results import Result
+from lvlm_interp.shown import gist
 
 __all__ = [
     "check",
@@ -126,7 +128,7 @@ def figure_kind(path: str | Path) -> str:
     """What kind of picture a file's name asks for: one of those that matplotlib writes, `pdf` for instance.
 
     Raises:
-        OutputError: none that it knows.
+        OutputError: none that it knows, or one that it cannot write here: some need programs or codecs of their own.
     """
     kind, known = Path(path).suffix.lower().removeprefix("."), {*FigureCanvasBase.get_supported_filetypes()}
     known -= set() if shutil.which("xelatex") else {"pgf"}
@@ -135,7 +137,18 @@ def figure_kind(path: str | Path) -> str:
             f"{str(path)!r} does not end like a picture that can be written: give it one of "
             f"{', '.join(f'.{name}' for name in sorted(known))}"
         )
+    _try_figure(path, kind)
     return kind
+
+
+def _try_figure(path: str | Path, kind: str) -> None:
+    """Write a figure of one letter: what fails then would fail when all was computed."""
+    trial = Figure(figsize=(1, 1))
+    trial.text(0, 0, "a")
+    try:
+        trial.savefig(io.BytesIO(), format=kind)
+    except Exception as error:  # each backend has its own kinds
+        raise OutputError(f"{str(path)!r}: .{kind} cannot be written here ({gist(error)}); try .png") from error
 
 
 @checked
@@ -214,12 +227,9 @@ def _saved(found: Result) -> bytes:
 
 def _probe_png(found: ProbeResult) -> bytes:
     several = len(found.site_shape) > 1 and found.site_shape[1] > 1
-    figure = Figure(figsize=(6.4, 5.2 if several else 3.6), layout="constrained", dpi=DPI)
-    if several:
-        figures.probe_map(found, ax=figure.subplots())
-    else:
-        figures.probe_layers({found.metrics[0]: found}, ax=figure.subplots())
-    return _png(figure)
+    ax = drawing.own(6.4, 5.2 if several else 3.6)[1][0, 0]
+    made = figures.probe_map(found, ax=ax) if several else figures.probe_layers({found.metrics[0]: found}, ax=ax)
+    return _png(made.figure)
 
 
 def _png(figure: Any) -> bytes:

@@ -10,6 +10,7 @@ from lvlm_interp.attribution.split import CreditSplit
 from lvlm_interp.attribution.swap import SwapTest
 from lvlm_interp.counterfactuals.contrast import Contrast, Contrasts
 from lvlm_interp.engine.score import Scores
+from lvlm_interp.given import explained
 from lvlm_interp.inside.direct import DirectAttribution
 from lvlm_interp.inside.lens import Lens
 from lvlm_interp.inside.tuned_lens import TunedLens
@@ -31,10 +32,12 @@ KINDS: tuple[type[Result], ...] = (
 )
 
 
+@explained
 def load_result(path: str | Path) -> Result:
     """Read a result that was saved, whatever kind it is of.
 
     Raises:
         OutputError: the file is missing, damaged, or holds no result.
+        InputError: what is no path.
     """
     return Result.load(path)

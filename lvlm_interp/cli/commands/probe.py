@@ -28,7 +28,7 @@ from lvlm_interp.errors import InputError
 
 PLACE = 80
 app = typer.Typer()
-LARGEST_SEED = 2**32 - 1  # that numpy and scikit-learn take
+LARGEST_SEED = 2**32 - 2  # numpy and scikit-learn take one more, which inner folds have
 RESIDUALS = "blocks.*.hook_resid_post"
 
 
@@ -61,7 +61,8 @@ def probe(
     verbose: Verbose = False,
 ) -> None:
     """What linear probes read off every layer or head, over a table of examples; writes probes, scores and a figure."""
-    from lvlm_interp.probes.task import make_folds, numbered, task_of
+    from lvlm_interp.probes.design import designed
+    from lvlm_interp.probes.task import task_of
     from lvlm_interp.report import export
     from lvlm_interp.tables import read_examples
 
@@ -71,7 +72,8 @@ def probe(
     need_apart([out / name for name in ("probes.csv", "probes.png")], [table, *frame["image"]])
     _need_columns(frame, table, [*labels, group, *([kind] if kind else [])], numbers=labels if len(labels) > 1 else [])
     predicted = frame[labels[0]] if len(labels) == 1 else frame[labels].to_numpy(float)
-    make_folds(task_of(predicted), numbered(frame[group]), folds, seed)  # what fails is found before features take time
+    # what fails whatever the features are is found before they take time
+    designed(task_of(predicted), frame[group], frame[kind] if kind else None, folds, seed)
     need_rows(table, frame.to_dict("records"))
     vlm, progress = open_model(model, None, verbose, device, dtype), sys.stderr.isatty()
     features = li.collect_features(vlm, _asked(vlm, table, frame), {"features": sites}, progress=progress, store=store)[
@@ -109,12 +111,14 @@ def _need_apart(store: Path | None, out: Path) -> None:
     """Raise where features would stand among what is written in the end, or cannot be kept."""
     if store is None:
         return
+    from lvlm_interp.probes.store import need_store
     from lvlm_interp.report import export
 
     one, other = store.absolute(), out.absolute()
     if one == other or other in one.parents or one in other.parents:
         raise typer.BadParameter(f"--store {store} and --out {out} are one inside the other: give two directories")
     export.check(store, force=True)
+    need_store(store)
 
 
 def _need_columns(frame: Any, table: Path, names: list[str], numbers: list[str]) -> None:

@@ -40,6 +40,9 @@ SEQUENTIAL = "YlGnBu"
 MOST_LIGHT = 0.45  # luminance of a cell; what is written on darker ones is white
 EMBEDDED: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}  # letters stay letters
 SMALL = 16  # letters beside each other, up to which a picture has no numbers at its sides
+USUAL = 10.0  # points of letters for which sizes of figures are given
+LOWEST = 0.9  # of cells in a figure of their own, however few rows they are
+CORNER = 0.35  # ems between numbers and their side
 AREA, SHORTEST, LONGEST = 12.0, 1.8, 6.0  # of a picture in a figure of its own: square inches, sides in inches
 
 F = TypeVar("F", bound=Callable[..., Axes])
@@ -104,13 +107,17 @@ class OwnAxes(Axes):
 
 
 def own(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[OwnFigure, Any]:
-    """A new figure of this size in inches, and its Axes `[row, column]`."""
-    made = OwnFigure(figsize=(width, height), layout=Layout())
+    """A new figure of this size, and its Axes `[row, column]`.
+
+    Sizes of figures are in inches where letters have 10 points, and grow with them: what is drawn has the same room.
+    """
+    grown = lettering.em() / USUAL
+    made = OwnFigure(figsize=(width * grown, height * grown), layout=Layout())
     return made, made.subplots(rows, columns, squeeze=False, subplot_kw={"axes_class": OwnAxes})
 
 
 def axes(ax: Axes | None, width: float, height: float) -> Axes:
-    """The Axes that were given, or those of a new figure of this size in inches.
+    """The Axes that were given, or those of a new figure of this size; see `own`.
 
     A figure that has no layout, and whose margins nobody has touched, gets matplotlib's constrained one: otherwise
     labels would be cut and overlap those of the Axes beside.
@@ -135,17 +142,24 @@ def _untouched(root: Figure) -> bool:
 
 
 def fitting(size: tuple[float, float], beside: float = 1.3, above: float = 0.9) -> tuple[float, float]:
-    """Inches of a figure for a picture of this shape, and for what stands beside and above it."""
+    """Size of a figure for a picture of this shape, and for what stands beside and above it; see `own`."""
     width = float(np.clip((AREA * size[0] / size[1]) ** 0.5, SHORTEST, LONGEST))
     height = float(np.clip(width * size[1] / size[0], SHORTEST, LONGEST))
     return min(width, height * size[0] / size[1]) + beside, height + above
+
+
+def high(rows: int, each: float) -> float:
+    """How high so many rows of cells are in a figure of its own: one is as high as a short label beside it."""
+    return max(LOWEST, each * rows)
 
 
 def quiet(ax: Axes) -> None:
     """No frame, no tick marks; the labels of axes wrap."""
     for side in ax.spines.values():
         side.set_visible(False)
-    ax.tick_params(which="both", length=0)
+    for axis, name in ((ax.xaxis, "xtick"), (ax.yaxis, "ytick")):  # in larger letters those at a corner would meet
+        pad = max(cast(Any, mpl.rcParams)[f"{name}.major.pad"], CORNER * lettering.size(f"{name}.labelsize"))
+        axis.set_tick_params(which="both", length=0, pad=pad)
     lettering.wrap(ax.xaxis.label, ax)
     lettering.wrap(ax.yaxis.label, ax, "height")
 
@@ -251,11 +265,11 @@ def _apart(names: Sequence[tuple[float, str]], least: float) -> list[tuple[float
     return shown
 
 
-def layer_ticks(ax: Axes, layers: Sequence[int]) -> None:
-    """Numbers of layers, as many as there is room for."""
+def layer_ticks(ax: Axes, layers: Sequence[int], label: str = "after n blocks") -> None:
+    """Numbers of layers, as many as there is room for; none between two."""
     every = max(len(layers) // 16, lettering.step(len(layers), ax, "height"), 1)
     ax.set_yticks(range(0, len(layers), every), [str(n) for n in layers[::every]])
-    ax.set_ylabel("after n blocks")
+    ax.set_ylabel(label)
 
 
 def picture_axis(ax: Axes, size: tuple[float, float], picture: Image.Image | None, fade: float = 0.55) -> None:
@@ -311,7 +325,8 @@ def colors(cmap: str | Colormap | None) -> Colormap:
 def color_bar(ax: Axes, scale: ScalarMappable, label: str) -> None:
     """The scale beside the Axes, as tall as they are whatever a layout or the shape of a picture makes of them."""
     inches = ax.figure.dpi_scale_trans + ScaledTranslation(1, 0, cast(Any, ax.transAxes))
-    place = ax.inset_axes((0.08, 0, 0.12, 1), transform=blended_transform_factory(inches, ax.transAxes))
+    grown = lettering.em() / USUAL
+    place = ax.inset_axes((0.08 * grown, 0, 0.12 * grown, 1), transform=blended_transform_factory(inches, ax.transAxes))
     bar = ax.figure.colorbar(scale, cax=place)
     place.set_facecolor("white")
     # The same numbers whatever height a layout tries, since it leaves room for these.

@@ -87,12 +87,12 @@ def head_map(
 def _by_layer(
     ax: Axes | None, values: np.ndarray, names: Sequence[str], limit: float | None, cmap: str | Colormap | None
 ) -> Axes:
-    ax = drawing.axes(ax, 2.2 + 0.42 * len(names), 1.4 + 0.16 * len(values))
+    ax = drawing.axes(ax, 2.2 + 0.42 * len(names), 1.4 + drawing.high(len(values), 0.16))
     largest = limit or max(1e-6, float(np.abs(values).max()))
     scale = Normalize(-largest, largest)
     image = ax.imshow(values, cmap=drawing.diverging(cmap), norm=scale, aspect="auto", origin="lower")
     ax.set_facecolor("white")
-    ax.set_ylabel("block")
+    drawing.layer_ticks(ax, range(len(values)), "block")
     drawing.quiet(ax)
     drawing.color_bar(ax, image, "raw logits")
     return ax

@@ -14,7 +14,7 @@ from lvlm_interp.report.figures.lettering import token_text
 
 FEW_CELLS, FEW_POSITIONS = 600, 40  # with more, words in cells would not be read
 LETTERS = 9  # in a cell
-WIDEST = 12.0  # inches
+NARROWEST, WIDEST = 3.0, 12.0  # of cells, as sizes of figures are
 
 
 @figure
@@ -41,8 +41,8 @@ def lens_grid(
     """
     layers, positions = found.entropy.shape
     written = layers * positions <= FEW_CELLS and positions <= FEW_POSITIONS if words is None else words
-    width = 0.55 * positions if written else min(WIDEST, max(3.0, 0.08 * positions))
-    given, ax = ax is not None, drawing.axes(ax, 1.6 + width, 1.2 + 0.24 * layers)
+    width = max(NARROWEST, 0.55 * positions if written else min(WIDEST, 0.08 * positions))
+    given, ax = ax is not None, drawing.axes(ax, 1.6 + width, 1.2 + drawing.high(layers, 0.24))
     chance = found.top_logprobs[..., 0].exp().numpy()
     image = ax.imshow(chance, cmap=drawing.colors(cmap), vmin=0, vmax=1, aspect="auto", origin="lower")
     if words or (written and (not given or _fits(ax, layers, positions))):
@@ -56,11 +56,12 @@ def lens_grid(
 
 
 def _fits(ax: Axes, layers: int, positions: int) -> bool:
-    return lettering.points(ax, "width") > 24 * positions and lettering.points(ax, "height") > 9 * layers
+    em = lettering.em()
+    return lettering.points(ax, "width") > 2.4 * em * positions and lettering.points(ax, "height") > 0.9 * em * layers
 
 
 def _write(ax: Axes, found: Lens, scale: ScalarMappable, chance: np.ndarray) -> None:
-    size = min(6.5, 0.65 * lettering.size("font.size"))
+    size = 0.65 * lettering.em()
     for (row, column), p in np.ndenumerate(chance):
         word, ink = token_text(found.top_words[row][column][0], LETTERS), drawing.ink_on(scale.to_rgba(p))
         ax.text(column, row, word, ha="center", va="center", fontsize=size, color=ink, clip_on=True)

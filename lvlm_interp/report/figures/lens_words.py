@@ -21,8 +21,8 @@ from lvlm_interp.report.figures.lettering import quoted, token_text
 LEAST = 0.05  # probability up to which the scale is logarithmic: a linear one would leave such maps blank
 DECADES = 4  # that it then spans at most
 OPAQUE = 0.75
-CELL, WIDEST = 0.5, 12.0  # inches of a patch with a word in a figure of its own, and of the figure
-LARGEST = 7.0  # points of a word
+CELL, WIDEST = 0.5, 12.0  # of a patch with a word in a figure of its own, and of the figure, as sizes of figures are
+LARGEST, LEAST_LETTERS = 0.7, 0.3  # ems of a word
 
 
 @figure
@@ -116,9 +116,10 @@ def _fill(ax: Axes, box: Box, color: np.ndarray) -> None:
 def _write(ax: Axes, words: list[str], boxes: list[Box], colors: np.ndarray) -> None:
     """Each word in its patch, as large as it may be there, and cut where it would reach into the next."""
     a_pixel = min(lettering.points(ax, "width") / (ax.get_xlim()[1]), lettering.points(ax, "height") / ax.get_ylim()[0])
+    em = lettering.em()
     for word, (left, top, right, bottom), color in zip(words, boxes, colors, strict=True):
         room = a_pixel * (right - left)
-        size = min(LARGEST, 0.7 * a_pixel * (bottom - top), max(3.0, 0.3 * room))
+        size = min(LARGEST * em, 0.7 * a_pixel * (bottom - top), max(LEAST_LETTERS * em, 0.3 * room))
         text = token_text(word, max(2, int(room / (0.62 * size))))
         ink = drawing.ink_on(color)
         ax.text((left + right) / 2, (top + bottom) / 2, text, ha="center", va="center", fontsize=size, color=ink)

@@ -101,6 +101,11 @@ def size(name: str) -> float:
     return float(FontProperties(size=cast(Any, mpl.rcParams)[name]).get_size_in_points())
 
 
+def em() -> float:
+    """Points of the letters that are in force."""
+    return size("font.size")
+
+
 def step(count: int, ax: Axes, side: Literal["width", "height"], ems: float = 1.3) -> int:
     """1 if there is room for so many labels along a side, each of so many ems; n if there is for each nth."""
     one = size("xtick.labelsize" if side == "width" else "ytick.labelsize") * ems

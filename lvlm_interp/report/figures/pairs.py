@@ -123,7 +123,7 @@ def pair_lens(pair: Pair, target: str | None = None, ax: Axes | None = None, *, 
     target = first.targets[0] if target is None else target
     values = (first.of(target) - second.of(target)).numpy()
     layers, positions = values.shape
-    ax = drawing.axes(ax, 1.6 + min(12.0, max(3.0, 0.3 * positions)), 1.2 + 0.24 * layers)
+    ax = drawing.axes(ax, 1.6 + min(12.0, max(3.0, 0.3 * positions)), 1.2 + drawing.high(layers, 0.24))
     largest = max(1e-6, float(np.abs(values).max()))
     norm = Normalize(-largest, largest)
     scale = ax.imshow(values, cmap=drawing.diverging(), norm=norm, aspect="auto", origin="lower")

@@ -6,7 +6,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
-from matplotlib.ticker import MaxNLocator
 
 from lvlm_interp.probes.result import ProbeResult
 from lvlm_interp.report.figures import drawing, lettering
@@ -37,12 +36,12 @@ def probe_map(
     """
     name = metric or found.metrics[0]
     values, floor = _scores(found, name)
-    ax = drawing.axes(ax, 2.2 + 0.36 * values.shape[1], 1.4 + 0.16 * len(values))
+    ax = drawing.axes(ax, 2.2 + 0.36 * values.shape[1], 1.4 + drawing.high(len(values), 0.16))
     scale = Normalize(min(floor, float(np.nanmin(values))), max(floor + 1e-6, float(np.nanmax(values))))
     image = ax.imshow(values, cmap=drawing.colors(cmap), norm=scale, aspect="auto", origin="lower")
     _mark(ax, found, name, image, values)
     ax.set_xticks(range(0, values.shape[1], lettering.step(values.shape[1], ax, "width", ems=2.0)))
-    _number_rows(ax, found, len(values))
+    drawing.layer_ticks(ax, *row_numbers(found, len(values)))
     ax.set_xlabel("head" if values.shape[1] > 1 else "")
     drawing.title(ax, title or f"{plain(name)} of held-out probes (• above chance, q ≤ {found.alpha:g})", "center")
     drawing.quiet(ax)
@@ -64,10 +63,3 @@ def _mark(ax: Axes, found: ProbeResult, name: str, scale: ScalarMappable, values
     rows, columns = found.better(name).view(values.shape).numpy().nonzero()
     colors = [drawing.ink_on(color) for color in scale.to_rgba(values[rows, columns])]
     ax.scatter(columns, rows, s=5, color=colors, linewidths=0, label=f"q ≤ {found.alpha:g}")
-
-
-def _number_rows(ax: Axes, found: ProbeResult, count: int) -> None:
-    numbers, unit = row_numbers(found, count)
-    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.yaxis.set_major_formatter(lambda row, _: str(numbers[int(row)]) if 0 <= row < len(numbers) else "")
-    ax.set_ylabel(unit)

@@ -1,0 +1,135 @@
+"""Figures in small and in large letters: all that is written stands on the page, and what is drawn keeps its room."""
+
+import functools
+
+import matplotlib as mpl
+import pytest
+from matplotlib.figure import Figure
+
+import lvlm_interp as li
+from lvlm_interp.report import export, figures
+from lvlm_interp.report.figures import drawing
+from tests.looks import cut, laid_out, overlaps, size
+from tests.made import made
+from tests.probing import QUICK, labelled
+from tests.test_judging import worlds
+from tests.test_report_looks import LONG, a_lens, a_map, a_view, heads
+
+LETTERS = [6, 8, 10, 14, 20, 24]  # points
+LEAST = 4.0  # ems that axes are high and wide at least
+
+
+@functools.cache
+def probes(layers, across, dim=5):
+    features, labels = labelled(sites=layers * across, dim=dim, holds=(1,))
+    sites = [f"blocks.{n // across}.attn.hook_z.{n % across}" for n in range(layers * across)]
+    return li.fit_probes(features.view(120, layers, across, dim), labels, sites=sites, **QUICK)
+
+
+DRAWN = {
+    "component_bars": {
+        "few": lambda: figures.component_bars(heads(2, 1)),
+        "many": lambda: figures.component_bars(heads()),
+    },
+    "contrast_bars": {
+        "few": lambda: figures.contrast_bars(made(tokens=("a",)).contrast),
+        "many": lambda: figures.contrast_bars(made(tokens=LONG).contrast),
+    },
+    "credit_bars": {
+        "few": lambda: figures.credit_bars(made(tokens=("a",)).credit),
+        "many": lambda: figures.credit_bars(made(tokens=LONG[:20], roles=("question", "context", "image")).credit),
+    },
+    "head_map": {"few": lambda: figures.head_map(heads(2, 1)), "many": lambda: figures.head_map(heads(32, 32))},
+    "head_sources": {
+        "few": lambda: figures.head_sources(heads(2, 1)),
+        "many": lambda: figures.head_sources(heads(8, 32)),
+    },
+    "judged_definitions": {"all": lambda: figures.judged_definitions(li.judged(worlds()))},
+    "heatmap": {
+        shape: lambda shape=shape: figures.heatmap(a_map(shape)) for shape in ("square", "portrait", "landscape")
+    },
+    "lens_grid": {"few": lambda: figures.lens_grid(a_lens(2, 1)), "many": lambda: figures.lens_grid(a_lens(32, 90))},
+    "pair_bars": {
+        "few": lambda: figures.pair_bars(made(tokens=("a",)).credit - made(tokens=("a",), seed=1).credit),
+        "many": lambda: figures.pair_bars(made(tokens=LONG[:20]).contrast - made(tokens=LONG[:20], seed=1).contrast),
+    },
+    "pair_lens": {
+        "few": lambda: figures.pair_lens(a_lens(2, 1) - a_lens(2, 1, chance=0.5)),
+        "many": lambda: figures.pair_lens(a_lens(32, 90) - a_lens(32, 90, chance=0.5)),
+    },
+    "pair_maps": {
+        shape: lambda shape=shape: figures.pair_maps(a_map(shape) - a_map(shape))
+        for shape in ("square", "portrait", "landscape")
+    },
+    "probe_layers": {"one": lambda: figures.probe_layers({"a": probes(6, 1)})},
+    "probe_map": {"few": lambda: figures.probe_map(probes(2, 3)), "many": lambda: figures.probe_map(probes(32, 16))},
+    "word_map": {
+        "words": lambda: figures.word_map(a_lens(), a_view()),
+        "one": lambda: figures.word_map(a_lens(), a_view(), target="Purple"),
+    },
+}
+CASES = [(name, case) for name, cases in DRAWN.items() for case in cases]
+
+
+@pytest.fixture(params=LETTERS)
+def letters(request):
+    with mpl.rc_context({"font.size": request.param}):
+        yield request.param
+
+
+def test_all_figures_are_measured():
+    assert DRAWN.keys() == drawing.FIGURES.keys()
+
+
+def measured(ax, points):
+    """The figure, drawn, and the least of the heights and widths of its Axes in ems."""
+    figure = laid_out(ax)
+    em = points * figure.dpi / 72
+    return figure, min(side / em for one in figure.axes for side in size(one))
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_nothing_leaves_the_page_and_no_axes_shrink(letters, name, case):
+    figure, least = measured(DRAWN[name][case](), letters)
+    assert cut(figure) == [] and overlaps(figure) == []
+    assert least > LEAST
+    page, drawn = figure.bbox_inches, figure.get_tightbbox()
+    assert drawn.x0 > -0.05 and drawn.y0 > -0.05 and drawn.x1 < page.x1 + 0.05 and drawn.y1 < page.y1 + 0.05
+
+
+def test_figures_grow_with_their_letters():
+    """All of it: the same figure, so many times as large."""
+    for name, case in CASES:
+        sizes = []
+        for points in (8, 20):
+            with mpl.rc_context({"font.size": points}):
+                sizes.append(DRAWN[name][case]().figure.get_size_inches() / points)
+        assert sizes[0] == pytest.approx(sizes[1])
+
+
+@pytest.mark.parametrize("draw", [figures.head_map, figures.head_sources])
+@pytest.mark.parametrize("layers", [1, 2, 3, 40])
+@pytest.mark.parametrize("given", [False, True])
+def test_only_whole_blocks_are_ticked(draw, layers, given):
+    ax = draw(heads(2, layers), ax=Figure(figsize=(4, 4)).subplots() if given else None)
+    laid_out(ax)
+    shown = {text.get_text(): place for text, place in zip(ax.get_yticklabels(), ax.get_yticks(), strict=True)}
+    assert shown and all(int(name) == place for name, place in shown.items()) and max(shown.values()) < layers
+
+
+@pytest.mark.parametrize(("layers", "across"), [(1, 4), (2, 3), (32, 16)])
+def test_only_whole_rows_of_probes_are_ticked(layers, across):
+    ax = figures.probe_map(probes(layers, across), ax=Figure(figsize=(4, 4)).subplots())
+    laid_out(ax)
+    labels = [text.get_text() for text in ax.get_yticklabels()]
+    assert labels == [str(int(place)) for place in ax.get_yticks()] and len({*labels}) == len(labels)
+
+
+def test_probes_are_written_in_large_letters(tmp_path, monkeypatch):
+    """The control: the file of a command is a figure of its own."""
+    kept = []
+    monkeypatch.setattr(export, "_png", lambda figure: kept.append(figure) or b"")
+    with mpl.rc_context({"font.size": 20}):
+        for found in (probes(2, 3), probes(6, 1)):
+            export._probe_png(found)
+            assert cut(laid_out(kept[-1].axes[0])) == [] and overlaps(kept[-1]) == []
