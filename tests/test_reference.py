@@ -269,12 +269,19 @@ def test_clear_removes_what_was_made(monkeypatch, tmp_path):
 
 
 def test_small_adapters_are_near_the_whole():
-    whole = {"a.lora_A": torch.randn(4, 50), "b": torch.randn(7), "c": torch.zeros(2, 3)}
+    whole = {
+        "a.lora_A": torch.randn(4, 50),
+        "a.lora_B": torch.randn(60, 4),
+        "b": torch.randn(7),
+        "c": torch.zeros(2, 3),
+    }
     kept = adapters.small(whole)
     read = adapters.unpacked(kept)
     assert kept["a.lora_A"].dtype == torch.int8 and read.keys() == whole.keys()
-    largest = whole["a.lora_A"].abs().amax(1, keepdim=True)
-    assert ((read["a.lora_A"] - whole["a.lora_A"]).abs() <= largest / 253).all() and not read["c"].any()
+    for name, along in (("a.lora_A", 1), ("a.lora_B", 0)):
+        largest = whole[name].abs().amax(along, keepdim=True)
+        assert ((read[name] - whole[name]).abs() <= largest / 253).all() and kept[name + adapters.SCALE].numel() == 4
+    assert not read["c"].any()
     assert torch.equal(adapters.unpacked(whole)["a.lora_A"], whole["a.lora_A"])  # what was not made small
 
 

@@ -1,7 +1,7 @@
 """Make what a training run left small, and put it where it ships: `python tools/ship_adapter.py RUN`.
 
-Three files: the projector after the first stage; projector and LoRA after the second; and LoRA after the third, in which
-the projector did not learn any more.
+Three files: the projector after the first stage; projector and LoRA after the second; and LoRA after the third, in
+which the projector did not learn any more.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The trained weights that ship, by version, and how they are kept small: a row of eight-bit numbers and its scale."""
+"""The trained weights that ship, by version, and how they are kept small: lines of eight-bit numbers with a scale each."""
 
 from __future__ import annotations
 
@@ -41,18 +41,19 @@ def read(version: str = LATEST) -> dict[str, Tensor]:
 
 
 def small(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices in eight bits, each row with its own scale: off by at most 1/254 of a row's largest number.
+    """Matrices in eight bits, each line with its own scale: off by at most 1/254 of a line's largest number.
 
-    Everything else in float16.
+    Lines run along the longer side, so that there are few scales. Everything else is in float16.
     """
     kept: dict[str, Tensor] = {}
     for name, value in state.items():
         if value.ndim != 2:
             kept[name] = value.half()
             continue
-        scale = (value.float().abs().amax(1, keepdim=True) / 127).clamp(min=1e-12)
+        along = 1 if value.shape[1] >= value.shape[0] else 0
+        scale = (value.float().abs().amax(along, keepdim=True) / 127).clamp(min=1e-12)
         kept[name] = (value.float() / scale).round().to(torch.int8)
-        kept[name + SCALE] = scale.squeeze(1)
+        kept[name + SCALE] = scale
     return kept
 
 
@@ -60,4 +61,4 @@ def unpacked(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What `small` made small; what it did not is as it is."""
     matrices = {name.removesuffix(SCALE) for name in kept if name.endswith(SCALE)}
     whole = {name: value for name, value in kept.items() if name not in matrices and not name.endswith(SCALE)}
-    return whole | {name: kept[name].float() * kept[name + SCALE][:, None] for name in matrices}
+    return whole | {name: kept[name].float() * kept[name + SCALE] for name in matrices}
