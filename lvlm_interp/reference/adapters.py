@@ -1,4 +1,4 @@
-"""The trained weights that ship, by version, and how they are kept small: lines of eight-bit numbers with a scale each."""
+"""The trained weights that ship, by version; they are kept small as lines of eight-bit numbers, each with a scale."""
 
 from __future__ import annotations
 
