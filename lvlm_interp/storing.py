@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 K = TypeVar("K", bound=type)
 MISSING = ("NAType", "NaTType")  # pandas' own, beside the number that is none
+EXACT = 2**53  # up to here every whole number has a number with a point
 KINDS: dict[str, type] = {}
 """Name → the dataclass that a file may hold under it."""
 
@@ -96,8 +97,14 @@ def _need_names(frame: Any, index: list[Any]) -> None:
 def _unframed(columns: Mapping[str, list[Any]], index: list[Any]) -> Any:
     import pandas as pd
 
-    frame = pd.DataFrame(columns)
+    frame = pd.DataFrame({name: pd.Series(cells, dtype=_kept_as(cells)) for name, cells in columns.items()})
     return frame.set_index([*columns][: len(index)]).rename_axis(index) if index else frame
+
+
+def _kept_as(cells: Sequence[Any]) -> type | None:
+    """Objects, where pandas would round whole numbers beside an empty cell; else what pandas takes."""
+    large = any(isinstance(cell, int) and abs(cell) > EXACT for cell in cells)
+    return object if large and None in cells else None
 
 
 def _named(fields: Iterable[tuple[str, Any]], path: str, tensors: dict[str, Any]) -> dict[str, Any]:

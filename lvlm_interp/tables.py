@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -25,6 +26,7 @@ OPTIONAL = ("answer", "context", "system")  # of the example itself; empty where
 VARIANTS = (*variants.REQUIRED, *variants.OPTIONAL)
 SHOWN = 3  # missing pictures that a message names
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")  # as JSON writes them: 007 is a text
+LARGEST = int(sys.float_info.max)  # of a number with a point
 MOST_DIGITS = 640  # of a number; of more Python makes no whole one, if it is set so
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -208,7 +210,7 @@ def _valued(cells: Sequence[str | None]) -> list[Any]:
 
 def _lost(values: Mapping[str, int | float], whole: Collection[str]) -> bool:
     """Whether numbers are not what was written: too large, rounded whole ones, or one for what differs."""
-    if not all(map(math.isfinite, values.values())) or any(int(text) != values[text] for text in whole):
+    if any(abs(value) > LARGEST for value in values.values()) or any(int(text) != values[text] for text in whole):
         return True
     different = len({*values.values()})
     all_whole = all(float(value).is_integer() for value in values.values())  # 7 and 7.0 are two classes

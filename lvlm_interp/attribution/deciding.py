@@ -21,6 +21,7 @@ several.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -36,15 +37,21 @@ KNOWLEDGE, SEVERAL = "knowledge", "several"
 NAMED = ("image", "context", "question", "system", KNOWLEDGE)
 """What one source can be that decides; `several` is no source that a credit could name."""
 ARTICLES = {"a", "an", "the"}
-EDGES = " .,;:!?…\"'`“”‘’()[]。、，！？：；"
+MEANT = frozenset("-%‰#&@/\\§")  # signs that Unicode counts as punctuation, and that make another word
 
 
 @explained
 def said(answer: str) -> tuple[str, ...]:
     """An answer as what is compared: its words in small letters, without punctuation at their ends and without
     articles; the articles stay where there is nothing else."""
-    words = [word for piece in answer.casefold().split() if (word := piece.strip(EDGES))]
+    words = [word for piece in answer.casefold().split() if (word := _bare(piece))]
     return tuple(word for word in words if word not in ARTICLES) or tuple(words)
+
+
+def _bare(word: str) -> str:
+    """A word without Unicode's punctuation at its ends, whatever the script."""
+    inner = [n for n, sign in enumerate(word) if sign in MEANT or unicodedata.category(sign)[0] != "P"]
+    return word[inner[0] : inner[-1] + 1] if inner else ""
 
 
 @explained

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -210,13 +210,16 @@ def swap_test(
         InputError: a table that does not fit, before anything is asked; or not one original that could be answered.
         ImageError: a picture that cannot be read.
     """
+    parts = tuple(parts)
     if not parts or not set(parts) <= set(PARTS):
         raise InputError(f"parts are some of {list(PARTS)}, got {list(parts)}")
+    if by not in get_args(By):
+        raise InputError(f"by is one of {list(get_args(By))}, got {by!r}")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens is 1 or more, got {max_new_tokens}")
     cases = cases_of(table)
     need_no_markers(cases, vlm.prompter.special)
-    asking = _Asking(vlm, tuple(parts), maps, max_new_tokens)
+    asking = _Asking(vlm, parts, maps, max_new_tokens)
     with tqdm(total=sum(len(case.versions) for case in cases), disable=not progress, leave=False) as bar:
         found = tuple(asking.swapped(case, bar.update) for case in cases)
     if all(example.variants[0].failed for example in found):
@@ -331,4 +334,5 @@ def pointed_at(patches: PatchMap, changed: np.ndarray) -> Pointed | None:
 def _touches(box: Sequence[float], changed: np.ndarray) -> bool:
     """Whether a box, in pixels of the original, holds a pixel that was changed."""
     left, top, right, bottom = (max(0, round(side)) for side in box)
-    return bool(changed[top:bottom, left:right].any())
+    wide, high = max(right, left + 1), max(bottom, top + 1)  # a patch may be narrower than a pixel
+    return bool(changed[top:high, left:wide].any())

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import xxhash
 
@@ -89,7 +91,7 @@ class Version:
 
     def content(self, source: str) -> str:
         """What the source holds, to be compared."""
-        return self.seen if source == "image" else str(getattr(self.told, source)).strip()
+        return self.seen if source == "image" else str(getattr(self.told, source))
 
     def without(self, sources: Sequence[str]) -> Version:
         """The same with these sources taken away."""
@@ -138,7 +140,7 @@ def cases_of(table: pd.DataFrame) -> list[Case]:
     rows: dict[str, list[tuple[Version, dict[str, str]]]] = {}
     for number, row in enumerate(table.to_dict("records"), 1):
         try:
-            texts = {name: _text(row.get(name)) for name in (*REQUIRED, *OPTIONAL) if name != "picture"}
+            texts = {name: _text(name, row.get(name)) for name in (*REQUIRED, *OPTIONAL) if name != "picture"}
             version = _version(number, texts, _pictures(row.get("picture")), seen)
         except LvlmInterpError as error:
             raise type(error)(f"row {number}: {error}") from error
@@ -174,10 +176,12 @@ def _need_columns(names: Sequence[str]) -> None:
         raise InputError(f"a table of variants needs the columns {list(REQUIRED)}; this has no {missing[0]!r}")
 
 
-def _text(cell: Any) -> str:
+def _text(name: str, cell: Any) -> str:
     """A cell as text, empty where there is nothing."""
-    if cell is None or (isinstance(cell, float) and cell != cell) or cell is pd.NA:
+    if cell is None or cell is pd.NA or cell is pd.NaT or (isinstance(cell, float) and math.isnan(cell)):
         return ""
+    if not isinstance(cell, (str, int, float, np.integer, np.floating)):
+        raise InputError(f"{name} holds a {type(cell).__name__}, {str(cell)[:40]!r}; a cell is a text, or empty")
     return str(cell)
 
 

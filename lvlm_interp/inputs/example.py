@@ -285,6 +285,11 @@ def need_by_position(model_inputs: Mapping[str, Any], or_whole: bool = False) ->
         )
     if isinstance(at, Tensor) and at.ndim < 2:
         raise InputError(f"position_ids have a batch axis, [1, T]; got {list(at.shape)}: give position_ids[None]")
+    if isinstance(at, Tensor) and at.ndim > 2 and not or_whole:
+        raise InputError(
+            f"position_ids of several axes, {list(at.shape)}, cannot be cut by position: leave them out, since the "
+            "model makes its own from input_ids and the pictures' grids"
+        )
 
 
 def pixels_of(model_inputs: Mapping[str, Any], video: bool | None = None) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -40,7 +41,7 @@ from lvlm_interp.model.weights import sizes_of
 # What is found among the modules of a model, and kept.
 FOUND = (
     *("decoder", "blocks", "depth", "attention_kinds", "recurrent", "vision", "projector", "nnsight"),
-    *("_read_out", "_named", "_missing", "_sites"),
+    *("_read_out", "_scaled_by", "_named", "_missing", "_sites"),
 )
 SOFTCAP = "final_logit_softcapping"
 
@@ -116,15 +117,31 @@ class Anatomy:
 
     @property
     def readout(self) -> Readout:
-        """Final norm and unembedding."""
+        """Final norm and unembedding, and what scales or caps the logits now."""
         self.notice_modules()
-        return self._read_out
+        text, found = self.model.config.get_text_config(), self._read_out
+        stated = {k: v for k in self._scaled_by if (v := getattr(text, k, None)) is not None}
+        powers = {**NAMES.scales, "logits_scaling": 1} if self.family.multiplied else NAMES.scales
+        scale = math.prod(stated[k] ** power for k, power in powers.items() if k in stated)
+        same = (scale, stated.get(SOFTCAP)) == (found.scale, found.softcap)
+        return found if same else dataclasses.replace(found, scale=scale, softcap=stated.get(SOFTCAP))
+
+    @functools.cached_property
+    def _scaled_by(self) -> list[str]:
+        """The names of the configuration that the logits are scaled and capped by."""
+        used = names_in_forward(owner_of(self.model, acting(self._unembedding)))
+        return [name for name in (*NAMES.scales, SOFTCAP) if name in used]
+
+    @property
+    def _unembedding(self) -> Any:
+        found = self.model.get_output_embeddings()
+        if found is None and isinstance(language := owner_of(self.model, self.decoder), PreTrainedModel):
+            return language.get_output_embeddings()  # some name it in the language model only
+        return found
 
     @functools.cached_property
     def _read_out(self) -> Readout:
-        norm, unembed = part(self.decoder, NAMES.final_norm), self.model.get_output_embeddings()
-        if unembed is None and isinstance(language := owner_of(self.model, self.decoder), PreTrainedModel):
-            unembed = language.get_output_embeddings()  # some name it in the language model only
+        norm, unembed = part(self.decoder, NAMES.final_norm), self._unembedding
         sizes = sizes_of(unembed)
         if norm is None or unembed is None or sizes is None:
             raise ModelError(f"found no final norm or no unembedding in {type(self.model).__name__}")
@@ -133,12 +150,8 @@ class Anatomy:
             norm = Mixing(mixer, norm, sizes[0])
         elif (axis := axis_of_streams(self.blocks[-1])) is not None:
             norm = Behind(self.decoder, self.blocks[-1], axis, sizes[0])
-        text, used = self.model.config.get_text_config(), names_in_forward(owner_of(self.model, unembed))
-        found = {k: v for k in (*NAMES.scales, SOFTCAP) if k in used and (v := getattr(text, k, None)) is not None}
-        powers = {**NAMES.scales, "logits_scaling": 1} if self.family.multiplied else NAMES.scales
-        scale = math.prod(found[k] ** power for k, power in powers.items() if k in found)
         never = torch.tensor(self._at(self.family.never)) if self.family.never else None
-        return Readout(norm, unembed, scale, found.get(SOFTCAP), never)
+        return Readout(norm, unembed, never=never)
 
     @functools.cached_property
     def _named(self) -> dict[str, Site]:

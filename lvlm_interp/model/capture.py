@@ -176,6 +176,8 @@ def recording(
             f"{written} changed in place after being recorded, by an edit or by the model itself; let edits return new "
             "tensors, or give positions=range(…), which copies what it keeps"
         )
+    if choice.grad and (split := [name for name, some in pieces.items() if len(some) > 1]):
+        raise SiteError(f"{split} are computed in pieces, and have no one value with a gradient; leave out grad=True")
     if choice.reduce and (split := [name for name, some in pieces.items() if len(some) > 1]):
         raise SiteError(f"{split} are computed window by window and cannot be reduced; capture them whole")
     found.update({name: _joined(name, some) for name, some in pieces.items() if some})

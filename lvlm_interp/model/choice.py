@@ -5,9 +5,10 @@ Whatever is not kept is let go as soon as the model has moved on, so memory hold
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -163,7 +164,7 @@ def choose(
     return Choice(
         x.length,
         chosen,
-        None if heads is None else _head_indices([heads] if isinstance(heads, int) else heads),
+        None if heads is None else _head_indices(_listed(heads)),
         reduce,
         converted,
         None if device is None else torch.device(device),
@@ -225,7 +226,7 @@ def indices(x: Inputs | Batch, positions: Positions) -> Int[Tensor, " position"]
         raise InputError(f"no position of this example is in {asked!r}; it has the roles {list(x.present)}")
     if int(found.min()) < -x.length or int(found.max()) >= x.length:
         raise InputError(f"positions {found.tolist()} do not all lie in an example of {x.length} (0 to {x.length - 1})")
-    found = found % x.length
+    found = found.long() % x.length
     if isinstance(x, Batch) and not x.real[:, found].all():
         raise InputError(
             f"some of the positions {found.tolist()} are padding in some examples of this batch (they are counted from "
@@ -237,6 +238,14 @@ def indices(x: Inputs | Batch, positions: Positions) -> Int[Tensor, " position"]
 def _is_mask(x: Inputs | Batch, found: Tensor) -> bool:
     """Whether numbers stand for truths: one for each position, all 0 or 1, and more than those two positions."""
     return len(found) == x.length > 2 and bool(((found == 0) | (found == 1)).all())
+
+
+def _listed(numbers: Any) -> list[int]:
+    """One number, of whatever kind, or several."""
+    try:
+        return [operator.index(numbers)]
+    except TypeError:
+        return list(numbers)
 
 
 def _head_indices(heads: Iterable[int]) -> Int[Tensor, " head"]:
@@ -257,7 +266,7 @@ def in_layers(sites: Sequence[Site], depths: dict[str, int], layers: int | Itera
     Raises:
         SiteError: a layer that no tower of these sites has, or no site left.
     """
-    asked = [layers] if isinstance(layers, int) else list(layers)
+    asked = _listed(layers)
     towers = {tower: depths[tower] for tower, _ in map(_place, sites) if tower in depths}
     for layer in asked:
         if not any(-depth <= layer < depth for depth in towers.values()):

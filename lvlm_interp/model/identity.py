@@ -89,7 +89,7 @@ class Known:
         walked = named_modules(model) if anew else looked_up(named_modules, model)
         modules = [module for _, module in walked if original(module) is module]
         stated = configurations_of(modules)
-        held = [tensor for module in modules for _, tensor in _own(module)]
+        held = [tensor for module in modules for _, tensor in _own(module, fetch=False)]
         plain = [part for one in held for part in ((one,) if _is_ordinary(one) else parts_of(one))]
         return [[*map(state_of, plain)], *(held_by(one, stated) for one in modules)]
 
@@ -113,8 +113,11 @@ def pages_of(tensor: Tensor) -> bytes:
     return flat[: len(flat) // PAGE * PAGE].view(-1, PAGE)[:, :8].contiguous().numpy().tobytes()
 
 
-def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """A module's own weights and buffers, those that are not saved among them."""
+def _own(module: nn.Module, fetch: bool = True) -> list[tuple[str, Tensor]]:
+    """A module's own weights and buffers, those that are not saved among them.
+
+    Without `fetch`, those that are kept elsewhere (on a disk) as what stands in their place: they come anew each time.
+    """
     # A module's `getattr` is slow, above all for what is not there, and this is done for each result.
     held = vars(module)
     own = [(name, tensor) for name, tensor in held["_parameters"].items() if tensor is not None]
@@ -126,7 +129,7 @@ def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
     if not follows and not any(tensor.is_meta for _, tensor in own):
         return own
     there = [(name, ORIGINAL if follows and name == LENGTHENED else name, tensor) for name, tensor in own]
-    return [(n, fetched(module, at) if at != n or tensor.is_meta else tensor) for n, at, tensor in there]
+    return [(n, fetched(module, at) if at != n or (tensor.is_meta and fetch) else tensor) for n, at, tensor in there]
 
 
 @functools.lru_cache(maxsize=4096)

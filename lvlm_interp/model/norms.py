@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -108,4 +109,6 @@ def _centred(norm: nn.Module, residual: Tensor) -> Tensor:
 
 
 def _epsilon(norm: nn.Module) -> float | None:
-    return next((float(v) for n in EPSILON if isinstance(v := getattr(norm, n, None), (int, float))), None)
+    return next(
+        (float(v) for n in EPSILON if isinstance(v := getattr(norm, n, None), (int, float, np.number, Tensor))), None
+    )

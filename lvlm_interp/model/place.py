@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.shown import gist
 
+HALF = 2  # bytes of the smallest numbers that all of torch computes in
 SHORT = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64", "f32": "float32"}
 
 
@@ -19,10 +20,10 @@ def floating(dtype: torch.dtype | str, or_else: str) -> torch.dtype:
         or_else: what else the caller takes, for the message.
 
     Raises:
-        InputError: no such type, or one of whole numbers.
+        InputError: no such type, one of whole numbers, or one that is stored and not computed in (eight bits).
     """
     named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if not isinstance(named, torch.dtype) or not named.is_floating_point:
+    if not isinstance(named, torch.dtype) or not named.is_floating_point or named.itemsize < HALF:
         hint = f" Did you mean {SHORT[dtype]!r}?" if isinstance(dtype, str) and dtype in SHORT else ""
         raise InputError(
             f"dtype is a torch dtype with a point, such as torch.float16, its name, or {or_else}; got {dtype!r}.{hint}"

@@ -165,7 +165,8 @@ class Preparing(Anatomy):
         if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
             raise InputError(f"input_ids are whole numbers; got {input_ids.dtype}")
         start = input_ids.shape[-1] if answer_start is None else answer_start
-        given = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **model_inputs}
+        marked = {name: torch.zeros_like(input_ids) for name, fill in self.family.fills.items() if fill is not None}
+        given = {**marked, "input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **model_inputs}
         given = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in given.items()}
         need_by_position(given)
         ids = input_ids[0].tolist()
@@ -178,6 +179,11 @@ class Preparing(Anatomy):
         visual = self.visual_in(given)[0].tolist()
         if roles is not None:
             need_roles(roles, visual, start)
+        elif any(visual[start:]):
+            raise InputError(
+                f"answer_start={start} stands before the end of the image, whose last token is at "
+                f"{max(i for i, shown in enumerate(visual) if shown)}: an answer is text behind it"
+            )
         named = self._plain_roles(ids, visual, start) if roles is None else cast("Sequence[Role]", roles)
         texts = {"answer": self.text_of(ids[start:])} if start < len(ids) else {}
         x = self._example(given, named, start, views, texts)
@@ -251,7 +257,7 @@ class Preparing(Anatomy):
         if self._tokens and (wrong := ids[(ids < 0) | (ids >= count)].tolist()):
             raise InputError(f"{where} holds {wrong[0]}, and the tokens of this model are 0 to {count - 1}")
 
-    @functools.cached_property
+    @property
     def _tokens(self) -> int:
         """How many ids there are, of the embedding or of the tokenizer, whichever has more; 0 if unknown."""
         rows = getattr(getattr(self.model.get_input_embeddings(), "weight", None), "shape", (0,))[0]

@@ -29,16 +29,16 @@ PASSING = frozenset(
     }
 )
 LONGEST = "max_seq_len_cached"  # of a rotary embedding, or of one kind of its layers: how long a pass has been
-SWITCHES = frozenset({"_active_adapter", "_disable_adapters", "merged_adapters"})  # of peft's layers
+SWITCHES = ("_active_adapter", "_disable_adapters", "merged_adapters")  # of peft's layers
 MARKS = frozenset({"_is_hf_initialized", "_is_expert_parallel"})  # on most modules; spares a look at each
 LEFT_OUT = PASSING | MARKS | frozenset(vars(nn.Module()))
 ACTIVATION = re.compile("act(ivation)?(_.*|[0-9]*)|hidden_act")  # attributes that may be plain functions
 # What a configuration says of files, labels, training, kernels, and of what is returned beside the logits. What is left
 # of `tie_word_embeddings` and `model_type` are the weights, and the classes.
 IDLE = re.compile(
-    "_.*|output_.*|(use_)?return_dict|use_cache|gradient_checkpointing|attn_implementation|(torch_)?dtype|torchscript"
+    "_.*|output_(attentions|hidden_states|scores|logits|router_logits)|(use_)?return_dict|use_cache|gradient_checkpointing|attn_implementation|(torch_)?dtype|torchscript"
     "|name_or_path|model_type|architectures|auto_map|transformers_version|tokenizer_class|initializer_.*|tie_word_embeddings"
-    "|(bos|eos|pad|sep|decoder_start)_token_id|id2label|label2id|num_labels|problem_type|finetuning_task"
+    "|(bos|eos|sep|decoder_start)_token_id|id2label|label2id|num_labels|problem_type|finetuning_task"
     "|task_specific_params"
 )
 PLAIN = frozenset({int, float, str, bool})
@@ -67,7 +67,8 @@ def settings_of(module: nn.Module, stated: frozenset[int] = frozenset()) -> str:
     """
     public = [(k, vars(module)[k]) for k in telling(module)]
     held = [pair for pair in public if type(pair[1]) in PLAIN]  # most of them
-    held += [(k, _value(v)) for k, v in public if type(v) not in PLAIN and (k in SWITCHES or _is_setting(k, v))]
+    held += [(k, _value(v)) for k, v in public if type(v) not in PLAIN and _is_setting(k, v)]
+    held += [(k, _value(v)) for k in SWITCHES if (v := vars(module).get(k))]  # off, or never touched: the same
     held += [(k, told) for k, v in public if (told := _of_object(v, stated)) is not None]
     private = ((k, vars(module)[k]) for k in _names(tuple(vars(module)))[1])
     held += [pair for pair in private if _has_a_point(pair[1])]
@@ -80,7 +81,9 @@ def held_by(module: nn.Module, stated: frozenset[int] = frozenset()) -> list[Any
     held = vars(module)
     public, private = _names(tuple(held))
     values = [(type(value), value) for value in map(held.__getitem__, public)]
-    plain = [v if t in UNCHANGING else _compared(v, stated) for t, v in values if t in UNCHANGING or _may_be(t)]  # type: ignore[arg-type]
+    plain = [v for t, v in values if t in UNCHANGING]
+    plain += [told for t, v in values if t not in UNCHANGING and _may_be(t) and (told := _compared(v, stated))]  # type: ignore[arg-type]
+    plain += [str(held[name]) for name in SWITCHES if held.get(name)]
     if private:  # few have any
         plain += [str(held[name]) for name in private if _has_a_point(held[name])]
     return [type(module), plain, _stated(module.config) if isinstance(module, PreTrainedModel) else None]
@@ -112,8 +115,8 @@ def telling(module: nn.Module) -> tuple[str, ...]:
 def _names(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Attributes that may be settings, public and private: most modules of a class have the same."""
     told = [name for name in names if name not in LEFT_OUT and not name.endswith(LONGEST)]
-    public = tuple(name for name in told if name[0] != "_" or name in SWITCHES)
-    return public, tuple(name for name in told if name not in public)
+    told = [name for name in told if name not in SWITCHES]
+    return tuple(name for name in told if name[0] != "_"), tuple(name for name in told if name[0] == "_")
 
 
 def _is_setting(name: str, value: Any) -> bool:
@@ -161,6 +164,11 @@ def _is_plain(value: Any) -> bool:
 
 
 def _value(value: Any) -> Any:
+    """As it is told: the same in whichever order it is kept, and as a list or as a tuple."""
+    if isinstance(value, Mapping):
+        return sorted((str(k), _value(v)) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return [_value(one) for one in value]
     return _function(value) if callable(value) else value
 
 

@@ -61,6 +61,8 @@ def _how_to_wrap(model: object) -> str:
     """What would work in the place of what was given."""
     if isinstance(model, (str, os.PathLike)):
         return f"to open one by its name, load({str(model)!r})"
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return "prompts that peft has learnt stand in front of the model and not in it, and cannot be read here"
     if hasattr(model, "get_base_model"):  # peft's
         return "the model that it adapts has its adapters in it: wrap(model.get_base_model(), processor)"
     return "that of `AutoModelForImageTextToText.from_pretrained(…)`, say, and its processor"

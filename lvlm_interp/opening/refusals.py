@@ -27,6 +27,9 @@ INSTALLED = {  # packages that some processors need, and how to get them
 UNSEEN = "Unrecognized image processor"
 OBJECTS = (  # files of a model that hold an object of JSON; transformers does not always say which one it cannot read
     "config.json",
+    "adapter_config.json",
+    "generation_config.json",
+    "chat_template.json",
     "processor_config.json",
     "preprocessor_config.json",
     "video_preprocessor_config.json",

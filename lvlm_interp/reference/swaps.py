@@ -65,7 +65,7 @@ def swap_table(count: int = 40, seeds: Iterable[int] = HELD_OUT) -> pd.DataFrame
         cell = talk.decides, talk.kind
         if wanted[cell] and _content_decides(talk) and _told_apart(talk, found := variants(talk)):
             wanted[cell] -= 1
-            rows += _rows(f"{seed} {talk.kind} {wanted[cell]}", seed, talk, found)
+            rows += _rows(f"{seed} {talk.kind} by {talk.decides} {wanted[cell]}", seed, talk, found)
             if not wanted.total():
                 return pd.DataFrame(rows)
     short = ", ".join(f"{kind} by {source}" for (source, kind), left in wanted.items() if left)

@@ -1,0 +1,130 @@
+"""What a model is, and how it is read, follows what is set on it; not what it only keeps, or how that was written."""
+
+import numpy as np
+import pytest
+import torch
+
+import lvlm_interp as li
+from lvlm_interp.errors import InputError, SiteError
+from lvlm_interp.model import choice
+from tests.families import tiny_example, tiny_model
+from tests.tiny import tiny_inputs, tiny_llava
+
+SETTINGS = [("granite_docling", "logits_scaling"), ("gemma4", "final_logit_softcapping")]
+
+
+@pytest.mark.parametrize(("family", "name"), SETTINGS)
+def test_a_setting_of_the_logits_that_changes_later_counts(family, name):
+    """Read with the setting as it is now, scores are those of a plain pass; the first setting would be far off."""
+    vlm = li.wrap(tiny_model(family))
+    x = tiny_example(vlm, family)
+    before = li.score(vlm, x, x.everything).logits()[0, -1]
+    text = vlm.model.config.get_text_config()
+    setattr(text, name, 1.7 * (getattr(text, name) or 1.0))
+    for module in vlm.model.modules():  # some families keep their own copy of the number
+        if name in vars(module):
+            setattr(module, name, getattr(text, name))
+    after, plain = li.score(vlm, x, x.everything).logits()[0, -1], vlm.run(x)[0, -2]
+    assert torch.allclose(after.float(), plain.float(), atol=1e-4) and not torch.allclose(after, before, atol=1e-3)
+
+
+def test_a_setting_that_fills_inputs_of_layers_is_in_the_fingerprint():
+    vlm = li.wrap(tiny_model("gemma4"))
+    before = vlm.fingerprint
+    vlm.model.config.get_text_config().pad_token_id = 33
+    assert vlm.fingerprint != before
+
+
+def test_what_a_module_keeps_in_any_order_is_the_same():
+    vlm = li.wrap(tiny_llava())
+    layer = vlm.decoder.layers[0]
+    layer.table = {"a": 1, "b": (2, 3)}
+    before = vlm.fingerprint
+    layer.table = {"b": [2, 3], "a": 1}
+    assert vlm.fingerprint == before
+    layer.table = {"b": [3, 2], "a": 1}
+    assert vlm.fingerprint != before
+
+
+@pytest.mark.parametrize("kind", [tuple, list, lambda values: {"of": values[0]}])
+def test_activations_that_a_hook_keeps_are_no_settings(kind):
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    captured = vlm.capture(x, "hook_embed")
+    vlm.decoder.layers[0].kept = kind([torch.zeros(3), torch.ones(2)])
+    assert captured.provenance.weights == vlm.fingerprint
+
+
+def test_switches_of_adapters_that_were_touched_and_are_off_are_as_before():
+    vlm = li.wrap(tiny_llava())
+    before, captured = vlm.fingerprint, vlm.capture(tiny_inputs(vlm), "hook_embed")
+    vlm.decoder.norm._disable_adapters = False
+    assert vlm.fingerprint == before == captured.provenance.weights
+    vlm.decoder.norm._disable_adapters = True
+    assert vlm.fingerprint != before
+
+
+@pytest.mark.parametrize("kind", [np.float32, torch.tensor, np.int64])
+def test_an_epsilon_of_any_kind_is_read(kind):
+    """An edit that changes nothing changes no logit; with an epsilon that is not read it would, by more than one."""
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    vlm.decoder.norm.variance_epsilon = kind(5)
+    edited = vlm.capture(x, "hook_embed", edits={"ln_final.hook_scale": lambda scale: scale * 1.0})["logits"]
+    assert torch.allclose(edited, vlm.run(x), atol=1e-4)
+
+
+def test_tokens_that_were_added_later_are_known():
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    ids = x.model_inputs["input_ids"].clone()
+    rows = vlm.model.get_input_embeddings().weight.shape[0]
+    ids[0, -1] = rows
+    with pytest.raises(InputError, match=f"holds {rows}"):
+        vlm.inputs(ids, pixel_values=x.model_inputs["pixel_values"])
+    vlm.model.resize_token_embeddings(rows + 8)
+    assert vlm.inputs(ids, pixel_values=x.model_inputs["pixel_values"]).length == x.length
+
+
+def test_an_answer_does_not_begin_before_the_picture_ends():
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    first = x.where("image")[0]
+    with pytest.raises(InputError, match="an answer is text behind it"):
+        vlm.inputs(x.model_inputs["input_ids"], int(first) + 1, pixel_values=x.model_inputs["pixel_values"])
+
+
+def test_a_value_that_is_computed_in_pieces_has_no_gradient():
+    vlm = li.wrap(tiny_model("qwen2_5_vl"))
+    x = tiny_example(vlm, "qwen2_5_vl")
+    with pytest.raises(SiteError, match="in pieces"):
+        vlm.capture(x, "vision.blocks.0.attn.hook_z", grad=True)
+
+
+@pytest.mark.parametrize("number", [1, np.int64(1), torch.tensor(1), [1], {1}, range(1, 2), torch.tensor([1])])
+def test_numbers_of_any_kind_choose(number):
+    assert list(map(int, choice._listed(number))) == [1]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32])
+def test_positions_of_any_whole_numbers_choose(dtype):
+    vlm = li.wrap(tiny_llava())
+    found = vlm.capture(tiny_inputs(vlm), "hook_embed", positions=torch.tensor([2, -1], dtype=dtype))
+    assert found["hook_embed"].shape[1] == 2
+
+
+def test_weights_on_disk_are_the_same_after_a_pass(tmp_path):
+    """They come anew for each pass, and are no other weights for that."""
+    accelerate = pytest.importorskip("accelerate")
+    model = tiny_llava()
+    accelerate.disk_offload(model, str(tmp_path), "cpu")
+    vlm = li.wrap(model)
+    captured = vlm.capture(tiny_inputs(vlm), "hook_embed")
+    assert captured.provenance.weights == vlm.fingerprint
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", torch.float8_e5m2])
+def test_types_that_are_not_computed_in_are_refused(dtype):
+    vlm = li.wrap(tiny_llava())
+    with pytest.raises(InputError, match=r"such as torch\.float16"):
+        vlm.capture(tiny_inputs(vlm), "hook_embed", dtype=dtype)
