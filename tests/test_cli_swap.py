@@ -102,7 +102,7 @@ def test_swap_prints_what_decides_and_writes_files(run, folder, monkeypatch):
 
 def test_without_a_table_the_reference_world_makes_its_own(run, tmp_path, monkeypatch):
     opens(monkeypatch, lambda **told: "none")
-    status, out, err = run("swap", "--count", "1", "--out", tmp_path / "out", "--no-maps")
+    status, out, err = run("swap", "--count", "14", "--out", tmp_path / "out", "--no-maps")
     assert (status, err) == (0, "") and "The reference world: 14 examples" in out
     assert {"fact", "echo", "natural"} <= set(pd.read_csv(tmp_path / "out" / "examples.csv")["kind"])
 
@@ -133,6 +133,8 @@ def test_answers_are_kept_where_nothing_can_be_judged(run, folder, monkeypatch):
 
 MISTAKES = {
     "no definition": (["--definition", "old"], 1, "no definition 'old'"),
+    "one definition twice": (["--definition", "odds, word", "--definition", "odds, word"], 1, "names one twice"),
+    "a table and a count": (["--count", "3"], 1, "where there is no table"),
     "by what": (["--by", "chance"], 2, "--by"),
     "over its table": (["--out", "{}"], 1, "not empty"),
     "no table": (["{}/no.csv"], 2, "unexpected"),

@@ -37,7 +37,10 @@ def rows(**changed):
     return pd.DataFrame([original, {**original, "source": "image", "picture": picture("blue"), **changed}])
 
 
-@pytest.mark.parametrize("cell", [["x"], ("x",), {"x": 1}, b"x", np.ones(2), picture("red")], ids=str)
+NO_TEXTS = (["x"], ("x",), {"x": 1}, b"x", np.ones(2), picture("red"))
+
+
+@pytest.mark.parametrize("cell", NO_TEXTS, ids=lambda cell: type(cell).__name__)
 def test_a_cell_that_is_no_text_is_refused(cell):
     with pytest.raises(InputError, match="row 2: context holds a"):
         cases_of(rows(context=cell))

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 import lvlm_interp as li
-from lvlm_interp.errors import InputError, SiteError
+from lvlm_interp.attribution.definitions import Definition
+from lvlm_interp.errors import InputError, LvlmInterpWarning, SiteError
 from lvlm_interp.model import choice
+from lvlm_interp.report import figures
 from tests.families import tiny_example, tiny_model
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -89,7 +91,7 @@ def test_tokens_that_were_added_later_are_known():
 def test_an_answer_does_not_begin_before_the_picture_ends():
     vlm = li.wrap(tiny_llava())
     x = tiny_inputs(vlm)
-    first = x.where("image")[0]
+    first = x.where("image").nonzero()[0]
     with pytest.raises(InputError, match="an answer is text behind it"):
         vlm.inputs(x.model_inputs["input_ids"], int(first) + 1, pixel_values=x.model_inputs["pixel_values"])
 
@@ -128,3 +130,54 @@ def test_types_that_are_not_computed_in_are_refused(dtype):
     vlm = li.wrap(tiny_llava())
     with pytest.raises(InputError, match=r"such as torch\.float16"):
         vlm.capture(tiny_inputs(vlm), "hook_embed", dtype=dtype)
+
+
+def test_rows_that_an_adapter_couples_are_not_packed():
+    """peft's Lily chooses its part by the mean over all rows: they run one by one, and no batch is made."""
+    peft = pytest.importorskip("peft")
+    if not hasattr(peft, "LilyConfig"):
+        pytest.skip("this peft has no Lily")
+    model = tiny_llava()
+    peft.get_peft_model(model, peft.LilyConfig(r=4, target_modules=r".*language_model.*o_proj")).eval()
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lily" in name:
+            torch.nn.init.normal_(weight, 0, 0.3)
+    vlm = li.wrap(model)
+    x = tiny_inputs(vlm)
+    with pytest.raises(InputError, match="o_proj"):
+        vlm.batch([x, tiny_inputs(vlm, seed=9)])
+    with pytest.warns(LvlmInterpWarning):
+        found = li.score(vlm, x, x.everything).logits()[0]
+    plain = vlm.run(x)[0, x.answer_positions - 1]
+    assert torch.allclose(found, plain, atol=1e-4)
+
+
+def test_padding_does_not_hide_a_picture_that_is_looked_at_from_beside():
+    vlm = li.wrap(tiny_model("mllama"))
+    x = tiny_example(vlm, "mllama")
+    mask = torch.ones_like(x.input_ids)
+    mask[0, x.where("image")] = 0
+    with pytest.raises(InputError, match=r"x\.hidden\('image'\)"):
+        vlm.inputs(answer_start=x.answer_start, **{**x.model_inputs, "attention_mask": mask})
+
+
+@pytest.mark.parametrize("limit", [-2, 0, float("nan"), float("inf")])
+def test_limits_of_scales_are_above_zero(limit):
+    vlm = li.wrap(tiny_llava())
+    with pytest.raises(InputError, match="limit is a number of logits above 0"):
+        figures.head_map(li.direct(vlm, tiny_inputs(vlm)), limit=limit)
+
+
+@pytest.mark.parametrize("wrong", [{"keep": ("qestion",)}, {"keep": ("answer",)}])
+def test_definitions_are_of_roles_and_parts(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        Definition("mine", **wrong)
+
+
+def test_selectivity_needs_types():
+    x = torch.randn(60, 2, 4)
+    found = li.fit_probes(x, [n % 2 for n in range(60)])
+    for draw in (figures.probe_map, lambda one, name: figures.probe_layers({"a": one}, name)):
+        with pytest.raises(InputError, match="needs types"):
+            draw(found, "selectivity")

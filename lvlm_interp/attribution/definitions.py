@@ -7,6 +7,7 @@ is derived, but by the swap test (`attribution.swap`), where the real input is c
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -81,6 +82,12 @@ class Definition:
     of: Callable[[CreditSplit], dict[str, float]] = shapley
     choose: Callable[[Nats], str | None] = largest
 
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, str) or not set(self.keep) <= {*PROMPT, "image"}:
+            raise InputError(f"keep is a tuple of roles, of {[*PROMPT, 'image']}; got {self.keep!r}")
+        if self.part not in PARTS:
+            raise InputError(f"part is one of {list(PARTS)}; got {self.part!r}")
+
     def nats(self, split: CreditSplit) -> dict[str, float]:
         """What each source has by this definition; `knowledge` for the prior, the largest first.
 
@@ -93,7 +100,10 @@ class Definition:
 
     def names(self, split: CreditSplit) -> str:
         """The source that it names; empty where it names none."""
-        found = self.choose(self.of(self._seen(split)))
+        nats = self.of(self._seen(split))
+        if not nats or any(math.isnan(value) for value in nats.values()):
+            raise InputError(f"{self.name!r} gives no number of nats for each source: {nats}")
+        found = self.choose(nats)
         return {"prior": "knowledge", None: ""}.get(found, found or "")
 
     def _seen(self, split: CreditSplit) -> CreditSplit:

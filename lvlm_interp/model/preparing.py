@@ -31,7 +31,7 @@ from lvlm_interp.inputs.view import ImageView, Shown
 from lvlm_interp.model.anatomy import Anatomy
 from lvlm_interp.model.limits import warn_if_longer
 from lvlm_interp.model.quantised import ADVICE, mixing
-from lvlm_interp.model.views import find_views, shown_in
+from lvlm_interp.model.views import find_views, need_seen, shown_in
 
 SPECIAL = re.compile("_token_(id|index)s?$")
 """How configs end the names of tokens that no one writes."""
@@ -177,6 +177,8 @@ class Preparing(Anatomy):
         self._need_video(given)
         views = find_views(self, given, shown_in(self, given))
         visual = self.visual_in(given)[0].tolist()
+        if self.family.carriers:
+            need_seen(given, visual)
         if roles is not None:
             need_roles(roles, visual, start)
         elif any(visual[start:]):

@@ -3,6 +3,7 @@
 Some take that form at their first pass: bitsandbytes moves scales from the weight to the layer, and packs four bits for
 the processor that it finds. And some compute a row by what stands beside it: LLM.int8() leaves the columns unrounded in
 which any row of the pass has a large number (Dettmers et al. 2022). There rows cannot be packed, and none left out.
+Adapters are asked the same.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def settle(model: nn.Module, dtype: torch.dtype) -> None:
 @torch.no_grad()
 def mixing(model: nn.Module, dtype: torch.dtype) -> str:
     """Which layer computes a row by what stands beside it; empty if none does. One layer of each kind is asked."""
-    found = (f"{name} ({type(m).__name__})" for name, m in _one_of_each(model) if _mixes(m, dtype))
-    return next(found, "")
+    asked = (*_one_of_each(stored_otherwise(model)), *_one_of_each(_adapted(model)))
+    return next((f"{name} ({type(m).__name__})" for name, m in asked if _mixes(m, dtype)), "")
 
 
 def need_gradients(model: nn.Module, dtype: torch.dtype) -> None:
@@ -56,7 +57,7 @@ def need_gradients(model: nn.Module, dtype: torch.dtype) -> None:
             f"grad=True needs weights that a graph can hold, and {made[0]} was made in torch.inference_mode(): open "
             "the model outside of it"
         )
-    for name, module in _one_of_each(model):
+    for name, module in _one_of_each(stored_otherwise(model)):
         if not _hands_on(module, dtype):
             raise ModelError(
                 f"grad=True needs layers that hand gradients on, and {name} ({type(module).__name__}) does not "
@@ -75,9 +76,14 @@ def _hands_on(module: nn.Module, dtype: torch.dtype) -> bool:
         return False
 
 
-def _one_of_each(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    kinds = {(type(m), type(getattr(m, "weight", None))): (name, m) for name, m in stored_otherwise(model)}
+def _one_of_each(layers: Iterable[tuple[str, nn.Module]]) -> Iterable[tuple[str, nn.Module]]:
+    kinds = {(type(m), type(getattr(m, "weight", None))): (name, m) for name, m in layers}
     return kinds.values()
+
+
+def _adapted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The linear maps that an adapter adds to: peft's Lily chooses its part by the mean over all rows."""
+    return ((n, m) for n, m in model.named_modules() if isinstance(m._modules.get("base_layer"), nn.Linear))
 
 
 def _mixes(module: nn.Module, dtype: torch.dtype) -> bool:

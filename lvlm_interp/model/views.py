@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -94,3 +95,13 @@ def _shares(positions: Int[Tensor, " token"], images: int, alike: bool) -> tuple
     if len(positions) % images or (images > 1 and not alike):
         raise InputError(f"{len(positions)} image tokens do not divide among {images} images")
     return tuple(positions.view(images, -1))
+
+
+def need_seen(given: Mapping[str, Any], visual: Sequence[bool]) -> None:
+    """Raise where padding hides an image token, and the model looks at the picture from beside, whatever is padded."""
+    mask = given["attention_mask"]
+    if isinstance(mask, Tensor) and not mask[0][torch.tensor(visual)].all():
+        raise InputError(
+            "attention_mask is 0 at an image token: this model would look at the picture all the same; "
+            "li.score(vlm, x, x.hidden('image')) hides it"
+        )

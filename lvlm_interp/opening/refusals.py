@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import is_torchvision_available
 
-from lvlm_interp.errors import ModelError
+from lvlm_interp.errors import LvlmInterpWarning, ModelError
 from lvlm_interp.shown import gist
 
 REFERENCE = "reference"
@@ -96,6 +97,13 @@ def _wrong_with(file: str) -> str | None:
 def need_all_weights(name: str, report: dict[str, Any], may_differ: bool) -> None:
     """Raise for what transformers would fill with random numbers: what a checkpoint lacks, or has in other shapes."""
     missing: Collection[str] = report["missing_keys"]
+    if unread := sorted(report.get("unexpected_keys", ())):
+        warnings.warn(
+            f"{len(unread)} weights in the files of {name!r} are not read, {unread[0]!r} among them: its config.json "
+            "tells of a smaller model, or they belong to parts that are not opened",
+            LvlmInterpWarning,
+            stacklevel=3,
+        )
     if missing:
         first = sorted(missing)[:3]
         raise ModelError(

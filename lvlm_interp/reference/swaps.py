@@ -45,7 +45,7 @@ def swap_table(count: int = 40, seeds: Iterable[int] = HELD_OUT) -> pd.DataFrame
     stays where what decides is taken away (a yellow banana, seen or not).
 
     Args:
-        count: how many examples, at the least; each kind has its share rounded up.
+        count: how many examples; each kind has its share, as nearly as whole numbers can.
         seeds: of their scenes, in the order in which they are taken; held-out ones by default.
 
     Returns:
@@ -57,9 +57,7 @@ def swap_table(count: int = 40, seeds: Iterable[int] = HELD_OUT) -> pd.DataFrame
     """
     if count < 1:
         raise InputError(f"count is 1 or more examples, got {count}")
-    wanted = Counter(
-        {(s, kind): math.ceil(count * share / len(kinds)) for s, (share, kinds) in SHARES.items() for kind in kinds}
-    )
+    wanted = _shared_out(count)
     rows: list[dict[str, Any]] = []
     for seed, talk in ((n, talk) for n in seeds for talk in talks(n)):
         cell = talk.decides, talk.kind
@@ -70,6 +68,15 @@ def swap_table(count: int = 40, seeds: Iterable[int] = HELD_OUT) -> pd.DataFrame
                 return pd.DataFrame(rows)
     short = ", ".join(f"{kind} by {source}" for (source, kind), left in wanted.items() if left)
     raise InputError(f"the seeds end before there are enough talks of: {short}; give more of them")
+
+
+def _shared_out(count: int) -> Counter[tuple[Source, TalkKind]]:
+    """How many each kind has, by the source that decides: shares by largest remainders, the first of equals first."""
+    exact = {(s, kind): count * share / len(kinds) for s, (share, kinds) in SHARES.items() for kind in kinds}
+    found = Counter({cell: math.floor(share) for cell, share in exact.items()})
+    nearest = sorted(exact, key=lambda cell: found[cell] - exact[cell])
+    found.update(nearest[: count - found.total()])
+    return found
 
 
 def _content_decides(talk: Talk) -> bool:

@@ -14,6 +14,7 @@ from lvlm_interp.cli.terminal import complain, print_json, show_frame
 from lvlm_interp.errors import InputError
 
 PLACE = 85
+COUNT = 40
 app = typer.Typer()
 
 
@@ -27,7 +28,9 @@ def swap(
             "and picture, context, system, says, kind, group as needed. Without one, examples of the reference world."
         ),
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="How many of the reference world, where there is no table.")] = 40,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="How many of the reference world, where there is no table; 40 by default.")
+    ] = None,
     model: Model = "reference",
     device: Device = None,
     dtype: DType = "auto",
@@ -52,9 +55,13 @@ def swap(
     from lvlm_interp.report import export
     from lvlm_interp.tables import read_variants
 
+    if (twice := definition) and len({*twice}) < len(twice):
+        raise InputError(f"--definition names one twice: {twice}")
+    if table and count is not None:
+        raise InputError("--count says how many examples of the reference world are asked, where there is no table")
     export.check(out, force)
     parts = tuple(dict.fromkeys(definition_of(name).part for name in definition or DEFINITIONS))
-    frame = read_variants(table) if table else swap_table(count)
+    frame = read_variants(table) if table else swap_table(count or COUNT)
     shown = [name for names in frame.get("picture", []) for name in names] if table else []
     need_apart([out / name for name in export.SWAPPED], [table, *shown] if table else [])
     vlm = open_model(model, None, verbose, device, dtype)

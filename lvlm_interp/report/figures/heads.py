@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -88,6 +89,8 @@ def _by_layer(
     ax: Axes | None, values: np.ndarray, names: Sequence[str], limit: float | None, cmap: str | Colormap | None
 ) -> Axes:
     ax = drawing.axes(ax, 2.2 + 0.42 * len(names), 1.4 + drawing.high(len(values), 0.16))
+    if limit is not None and not (math.isfinite(limit) and limit > 0):
+        raise InputError(f"limit is a number of logits above 0; got {limit!r}")
     largest = limit or max(1e-6, float(np.abs(values).max()))
     scale = Normalize(-largest, largest)
     image = ax.imshow(values, cmap=drawing.diverging(cmap), norm=scale, aspect="auto", origin="lower")

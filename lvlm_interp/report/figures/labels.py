@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from lvlm_interp.errors import InputError
 from lvlm_interp.inside.direct import DirectAttribution
 from lvlm_interp.probes.result import ProbeResult
 from lvlm_interp.report.figures.lettering import quoted
@@ -30,3 +31,9 @@ def plain(metric: str) -> str:
 def with_unit(metric: str) -> str:
     """The same with its unit, where it has one."""
     return plain(metric) + (", pixels" if metric == "pixel_error" else "")
+
+
+def need_types(found: ProbeResult) -> None:
+    """Raise where selectivity is asked for, and there was no control task to hold it against."""
+    if found.selectivity.isnan().all():
+        raise InputError("selectivity is held against a control task, which needs types: fit_probes(…, types=…)")

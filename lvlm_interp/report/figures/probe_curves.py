@@ -10,7 +10,7 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.probes.result import ProbeResult
 from lvlm_interp.report.figures import drawing
 from lvlm_interp.report.figures.drawing import figure
-from lvlm_interp.report.figures.labels import plain, row_numbers, with_unit
+from lvlm_interp.report.figures.labels import need_types, plain, row_numbers, with_unit
 
 
 @figure
@@ -48,6 +48,7 @@ def probe_layers(
 
 def _line(ax: Axes, result: ProbeResult, name: str, layers: list[int], color: str, label: str) -> None:
     if name == "selectivity":
+        need_types(result)
         ax.plot(layers, result.selectivity, color=color, label=label)
         return
     if name not in result.metrics:

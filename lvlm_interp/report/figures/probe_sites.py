@@ -10,7 +10,7 @@ from matplotlib.colors import Colormap, Normalize
 from lvlm_interp.probes.result import ProbeResult
 from lvlm_interp.report.figures import drawing, lettering
 from lvlm_interp.report.figures.drawing import figure
-from lvlm_interp.report.figures.labels import plain, row_numbers, with_unit
+from lvlm_interp.report.figures.labels import need_types, plain, row_numbers, with_unit
 
 
 @figure
@@ -52,6 +52,7 @@ def probe_map(
 def _scores(found: ProbeResult, name: str) -> tuple[np.ndarray, float]:
     """The scores `[layer, head]`, and what guessing gets."""
     if name == "selectivity":
+        need_types(found)
         scores, floor = found.selectivity.view(found.site_shape), 0.0
     else:
         scores, floor = found.of(name), float(found.baseline[found.metrics.index(name)])
