@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import itemgetter
@@ -38,7 +39,7 @@ ACTIVATION = re.compile("act(ivation)?(_.*|[0-9]*)|hidden_act")  # attributes th
 IDLE = re.compile(
     "_.*|output_(attentions|hidden_states|scores|logits|router_logits)|(use_)?return_dict|use_cache|gradient_checkpointing|attn_implementation|(torch_)?dtype|torchscript"
     "|name_or_path|model_type|architectures|auto_map|transformers_version|tokenizer_class|initializer_.*|tie_word_embeddings"
-    "|(bos|eos|sep|decoder_start)_token_id|id2label|label2id|num_labels|problem_type|finetuning_task"
+    "|(bos|eos|pad|sep|decoder_start)_token_id|id2label|label2id|num_labels|problem_type|finetuning_task"
     "|task_specific_params"
 )
 PLAIN = frozenset({int, float, str, bool})
@@ -73,7 +74,7 @@ def settings_of(module: nn.Module, stated: frozenset[int] = frozenset()) -> str:
     private = ((k, vars(module)[k]) for k in _names(tuple(vars(module)))[1])
     held += [pair for pair in private if _has_a_point(pair[1])]
     held.sort(key=itemgetter(0))
-    return f"{kind_of(module)}{held}{_stated(module.config) if isinstance(module, PreTrainedModel) else ''}"
+    return f"{kind_of(module)}{held}{_of_model(module) if isinstance(module, PreTrainedModel) else ''}"
 
 
 def held_by(module: nn.Module, stated: frozenset[int] = frozenset()) -> list[Any]:
@@ -86,7 +87,7 @@ def held_by(module: nn.Module, stated: frozenset[int] = frozenset()) -> list[Any
     plain += [str(held[name]) for name in SWITCHES if held.get(name)]
     if private:  # few have any
         plain += [str(held[name]) for name in private if _has_a_point(held[name])]
-    return [type(module), plain, _stated(module.config) if isinstance(module, PreTrainedModel) else None]
+    return [type(module), plain, _of_model(module) if isinstance(module, PreTrainedModel) else None]
 
 
 def _compared(value: Any, stated: frozenset[int]) -> Any:
@@ -189,6 +190,18 @@ def _stated(value: Any) -> Any:
         return str(value)
     said = {str(k): _stated(v) for k, v in named.items() if v is not None and not _is_idle(str(k))}
     return sorted(said.items())
+
+
+def _of_model(model: PreTrainedModel) -> Any:
+    """What a model's configuration says; which token pads only where its own code reads that (Gemma 4)."""
+    said = _stated(model.config)
+    return [said, model.config.get_text_config().pad_token_id] if _reads_padding(type(model)) else said  # type: ignore[arg-type]
+
+
+@functools.lru_cache(maxsize=4096)
+def _reads_padding(kind: Any) -> bool:
+    code = getattr(inspect.unwrap(kind.forward), "__code__", None)
+    return code is not None and "pad_token_id" in code.co_names
 
 
 @functools.lru_cache(maxsize=4096)
