@@ -12,7 +12,7 @@ from lvlm_interp.errors import OutputError
 from lvlm_interp.probes.damage import gone, spoilt
 
 
-class StoredArray(zarr.Array[Any]):
+class StoredArray(zarr.Array):  # generic in later releases only
     """Features on disk, `[row, site, dim]`, which are sliced as other arrays are.
 
     Every way of slicing raises OutputError where a file is damaged; or gone, for which zarr gives NaN: features never
