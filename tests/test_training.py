@@ -1,6 +1,7 @@
 """Training: talks are packed as they are asked, what is hidden is not seen, and a run goes on where it was cut."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -113,6 +114,30 @@ def test_training_resumes_where_it_was_cut(learner, tmp_path):
     assert (tmp_path / "whole" / "curve.jsonl").read_text().count("\n") == 2  # at the end of each stage
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_losses_side_by_side_are_their_sum(threads):
+    """One step down three losses, of which one does not know a parameter, is the step down their sum."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    start = [torch.randn(3, dtype=torch.float64) for _ in range(2)]
+
+    def step(*parts, together):
+        a, b = (one.clone().requires_grad_() for one in start)
+        apart = [functools.partial(part, a, b) for part in parts]
+        losses = [lambda: sum(loss() for loss in apart)] if together else apart
+        values = train.descend(torch.optim.SGD([a, b], lr=0.1), losses)
+        return torch.stack([a, b]).detach(), sum(values), torch.get_num_threads()
+
+    parts = [lambda a, b: (a * b).sum(), lambda a, b: a.exp().sum(), lambda a, b: (b - a).square().sum() / 9]
+    try:
+        (one, value, kept), (other, whole, _) = step(*parts, together=False), step(*parts, together=True)
+        less, _, _ = step(*parts[:2], together=False)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.allclose(one, other) and value == pytest.approx(whole) and kept == threads
+    assert not torch.allclose(less, other)
+
+
 @pytest.mark.parametrize("source", packing.SOURCES)
 @pytest.mark.parametrize("hidden", [True, False])
 def test_what_is_hidden_is_not_seen(learner, source, hidden):
@@ -156,12 +181,12 @@ def test_what_the_base_model_says_is_remembered(learner):
         for name, value in learner.lora.items():
             value *= "lora_B" not in name  # as at the very beginning, whichever test came before
     learner.merge()
-    assert remembering.divergence(learner, texts, 0).item() == pytest.approx(0, abs=1e-6)
+    assert remembering.divergence(learner, texts, 0)().item() == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         for value in learner.lora.values():
             value += 0.02
     learner.merge()
-    apart = remembering.divergence(learner, texts, 0)
+    apart = remembering.divergence(learner, texts, 0)()
     apart.backward()
     assert apart > 1e-3 and all(value.grad.any() for value in learner.lora.values())
     with torch.no_grad():

@@ -25,7 +25,7 @@ IGNORED = -100
 PICTURE = -1  # in the place of a token's id: here a patch of a picture stands
 SOURCES: dict[Source, int] = {"image": 1, "question": 2, "context": 4, "system": 8}
 """What may be hidden from an answer, as bits."""
-ROWS = 2048  # of all talks that are computed together, filled up to the longest
+ROWS = 1024  # of all talks that are computed together, filled up to the longest
 
 
 class Written(NamedTuple):
@@ -138,16 +138,16 @@ def pack_all(learner: Learner, seed: int, stage: Stage) -> list[Packed]:
     return [pack(learner, list(some), stage, seed) for _, some in alike]
 
 
-def batches(learner: Learner, packed: Sequence[Packed]) -> Iterator[Batch]:
+def batches(packed: Sequence[Packed]) -> Iterator[list[Packed]]:
     """Rows of about one length together, so that little is filled up."""
     waiting: list[Packed] = []
     for row in sorted(packed, key=lambda row: len(row.ids), reverse=True):
         if waiting and len(waiting[0].ids) * (len(waiting) + 1) > ROWS:
-            yield collate(learner, waiting)
+            yield waiting
             waiting = []
         waiting.append(row)
     if waiting:
-        yield collate(learner, waiting)
+        yield waiting
 
 
 def collate(learner: Learner, packed: Sequence[Packed]) -> Batch:

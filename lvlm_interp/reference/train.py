@@ -16,12 +16,16 @@ Stopped at any moment, the same command goes on from the last checkpoint.
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -32,7 +36,7 @@ from lvlm_interp.reference import scenes
 from lvlm_interp.reference.align import align
 from lvlm_interp.reference.architecture import END
 from lvlm_interp.reference.learner import Batch, Learner, Settings
-from lvlm_interp.reference.packing import IGNORED, batches, pack_all
+from lvlm_interp.reference.packing import IGNORED, Packed, batches, collate, pack_all
 from lvlm_interp.reference.remembering import divergence, replies
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -40,6 +44,17 @@ HELD_OUT = 500_000  # seeds of the scenes that the learning curve is measured on
 
 
 # --- stages 2 and 3 -------------------------------------------------------------------------------
+
+
+def side_by_side(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """Results in order. Small products gain less from two threads each than from two of them at a time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            return list(pool.map(work, items))
+        finally:
+            torch.set_num_threads(threads)
 
 
 def step_seeds(step: int, settings: Settings) -> range:
@@ -56,6 +71,31 @@ def answer_logits(learner: Learner, batch: Batch) -> tuple[Tensor, Tensor]:
     return learner.language.lm_head(states).float(), labels[on]
 
 
+def answer_loss(learner: Learner, rows: Sequence[Packed], answered: int) -> Tensor:
+    """What some rows add to the mean loss of an answer token, of which there are `answered` in all."""
+    return nn.functional.cross_entropy(*answer_logits(learner, collate(learner, rows)), reduction="sum") / answered
+
+
+def descend(optimizer: torch.optim.Optimizer, losses: Sequence[Callable[[], Tensor]]) -> list[float]:
+    """Step down the sum of losses, which are computed side by side; returns each.
+
+    Their gradients are added in order, so that a run is the same however many are computed at a time.
+    """
+    learnt = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def one(loss: Callable[[], Tensor]) -> tuple[float, tuple[Tensor | None, ...]]:
+        value = loss()
+        return value.item(), torch.autograd.grad(value, learnt, allow_unused=True)
+
+    values, gradients = zip(*side_by_side(one, losses), strict=True)
+    for parameter, parts in zip(learnt, zip(*gradients, strict=True), strict=True):
+        found = [part for part in parts if part is not None]
+        parameter.grad = torch.stack(found).sum(0) if found else None
+    nn.utils.clip_grad_norm_(learnt, 1.0)
+    optimizer.step()
+    return list(values)
+
+
 def tune_step(
     learner: Learner, optimizer: torch.optim.Optimizer, step: int, settings: Settings, texts: Sequence[str] = ()
 ) -> float:
@@ -64,23 +104,15 @@ def tune_step(
     scale = min(1.0, (done + 1) / settings.warmup) * max(settings.final_rate, 1 - done / stage.steps)
     for group, rate in zip(optimizer.param_groups, (stage.projector_rate, stage.lora_rate), strict=True):
         group["lr"] = rate * scale
-    optimizer.zero_grad()
     learner.merge()
     rows = [row for seed in step_seeds(step, settings) for row in pack_all(learner, seed, stage)]
     answered = sum(label != IGNORED for row in rows for label in row.labels)
-    total = 0.0
-    for batch in batches(learner, rows):
-        loss = nn.functional.cross_entropy(*answer_logits(learner, batch), reduction="sum") / answered
-        loss.backward()
-        total += loss.item()
-    if texts:
-        (settings.remember * divergence(learner, texts, step)).backward()
-    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
-    optimizer.step()
-    return total
+    losses = [functools.partial(answer_loss, learner, some, answered) for some in batches(rows)]
+    kept = divergence(learner, texts, step) if texts else None
+    held = [lambda: settings.remember * kept()] if kept else []
+    return sum(descend(optimizer, [*held, *losses])[len(held) :])
 
 
-@torch.no_grad()
 def evaluate(learner: Learner, settings: Settings) -> dict[str, float]:
     """Share of held-out answers that are right to the last token, by kind of talk.
 
@@ -88,17 +120,21 @@ def evaluate(learner: Learner, settings: Settings) -> dict[str, float]:
     right token is the most likely one after every right prefix.
     """
     learner.merge()
-    right: dict[str, list[bool]] = defaultdict(list)
     end = learner.tokenizer.convert_tokens_to_ids(END)
+
+    @torch.no_grad()
+    def right(rows: Sequence[Packed]) -> list[tuple[str, bool]]:
+        logits, labels = answer_logits(learner, collate(learner, rows))
+        hit, ends = logits.argmax(-1) == labels, (labels == end).nonzero().flatten() + 1
+        kinds = [kind for row in rows for kind in row.kinds]
+        return [(kind, bool(one.all())) for kind, one in zip(kinds, hit.tensor_split(ends)[:-1], strict=True)]
+
     seeds = range(HELD_OUT, HELD_OUT + settings.held_out_scenes)
     rows = [row for seed in seeds for row in pack_all(learner, seed, settings.tune)]
-    for batch in batches(learner, rows):
-        logits, labels = answer_logits(learner, batch)
-        hit, ends = logits.argmax(-1) == labels, (labels == end).nonzero().flatten() + 1
-        answers = hit.tensor_split(ends)[:-1]
-        for kind, answer in zip((k for row in batch.kinds for k in row), answers, strict=True):
-            right[kind].append(bool(answer.all()))
-    return {kind: round(sum(hits) / len(hits), 3) for kind, hits in sorted(right.items())}
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for kind, hit in itertools.chain.from_iterable(side_by_side(right, list(batches(rows)))):
+        hits[kind].append(hit)
+    return {kind: round(sum(one) / len(one), 3) for kind, one in sorted(hits.items())}
 
 
 def tune(learner: Learner, settings: Settings, out: Path) -> None:
