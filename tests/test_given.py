@@ -20,7 +20,7 @@ from lvlm_interp.fields import fits
 from lvlm_interp.given import explained, is_explained
 from lvlm_interp.inputs.media import open_video
 from lvlm_interp.inputs.words import Word, parts_of, split_words
-from lvlm_interp.reference import evaluate, questions, scenes
+from lvlm_interp.reference import exam, questions, scenes
 from lvlm_interp.report import export, figures
 from lvlm_interp.report.explorer import document
 from lvlm_interp.tables import read_examples
@@ -165,7 +165,7 @@ MISTAKES = {
     "no video": (lambda vlm, x: open_video(3), r"video=…"),
     "scenes": (lambda vlm, x: scenes.make_scenes("a"), r"count=…"),
     "questions": (lambda vlm, x: questions.examples("object", 1, seed="a"), r"seed=…"),
-    "a name to ask": (lambda vlm, x: evaluate.ask("reference", []), r"vlm=…"),
+    "a name to ask": (lambda vlm, x: list(exam.examined("reference", [])), r"vlm=…"),
     "weights of a list": (lambda vlm, x: cal_weights([1.0]), r"delta=…"),
     "weights of nothing": (lambda vlm, x: cal_weights(torch.zeros(0)), "got 0 tokens"),
     "an even window": (lambda vlm, x: cal_weights(torch.zeros(3), window=2), "odd number"),
