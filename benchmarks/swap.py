@@ -92,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     table, found = swap_table(options.count), {}
     for model in options.model:
-        test = tested(model, table, options.maps, options.kept / model, options.workers)
+        weights = _opened(model).fingerprint  # parts of other weights are others' parts
+        test = tested(model, table, options.maps, options.kept / f"{model}-{weights}", options.workers)
         test.save(options.kept / f"{model}.safetensors")
         print(li.judged(test, seed=options.seed).table().to_string())
         found[model] = told(test, options.seed)
