@@ -1,12 +1,12 @@
 """Training: talks are packed as they are asked, what is hidden is not seen, and a run goes on where it was cut."""
 
 import dataclasses
-import functools
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from lvlm_interp.reference import architecture, low_rank, packing, remembering, scenes, train
+from lvlm_interp.reference import architecture, low_rank, packing, remembering, scenes, together, train
 from lvlm_interp.reference import learner as learning
 from lvlm_interp.reference.learner import Batch, Learner, Settings, Stage
 from lvlm_interp.reference.missing import answer_without
@@ -114,28 +114,26 @@ def test_training_resumes_where_it_was_cut(learner, tmp_path):
     assert (tmp_path / "whole" / "curve.jsonl").read_text().count("\n") == 2  # at the end of each stage
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_losses_side_by_side_are_their_sum(threads):
-    """One step down three losses, of which one does not know a parameter, is the step down their sum."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    start = [torch.randn(3, dtype=torch.float64) for _ in range(2)]
+def descending(folder):
+    """One step down three losses, of which one does not know a parameter; by as many processes as there are."""
+    a, b = (torch.tensor(start, dtype=torch.float64, requires_grad=True) for start in ([0.5, -1.0], [2.0, 0.25]))
+    losses = [lambda: (a * b).sum(), lambda: a.exp().sum(), lambda: (b - a).square().sum() / 9]
+    values = train.descend(torch.optim.SGD([a, b], lr=0.1), losses)
+    found = {"a": a.detach(), "b": b.detach(), "values": torch.tensor(values, dtype=torch.float64)}
+    found["gathered"] = torch.tensor(together.gathered(together.mine(5)))
+    train.keep(save_file, found, folder / f"{together.count()}.safetensors")
 
-    def step(*parts, together):
-        a, b = (one.clone().requires_grad_() for one in start)
-        apart = [functools.partial(part, a, b) for part in parts]
-        losses = [lambda: sum(loss() for loss in apart)] if together else apart
-        values = train.descend(torch.optim.SGD([a, b], lr=0.1), losses)
-        return torch.stack([a, b]).detach(), sum(values), torch.get_num_threads()
 
-    parts = [lambda a, b: (a * b).sum(), lambda a, b: a.exp().sum(), lambda a, b: (b - a).square().sum() / 9]
-    try:
-        (one, value, kept), (other, whole, _) = step(*parts, together=False), step(*parts, together=True)
-        less, _, _ = step(*parts[:2], together=False)
-    finally:
-        torch.set_num_threads(before)
-    assert torch.allclose(one, other) and value == pytest.approx(whole) and kept == threads
-    assert not torch.allclose(less, other)
+def test_several_processes_go_the_way_of_one(tmp_path):
+    together.run(descending, tmp_path, 1)
+    together.run(descending, tmp_path, 2)
+    one, two = (load_file(tmp_path / f"{count}.safetensors") for count in (1, 2))
+    assert all(torch.allclose(one[name], two[name]) for name in ("a", "b", "values"))
+    a, b = torch.tensor([0.5, -1.0], dtype=torch.float64), torch.tensor([2.0, 0.25], dtype=torch.float64)
+    grad = b + a.exp() - (b - a) * 2 / 9, a + (b - a) * 2 / 9
+    norm = torch.cat(grad).norm()
+    assert torch.allclose(torch.cat([one["a"], one["b"]]), torch.cat([a, b]) - 0.1 * torch.cat(grad) / norm)
+    assert one["gathered"].tolist() == [0, 1, 2, 3, 4] and two["gathered"].tolist() == [0, 2, 4, 1, 3]
 
 
 @pytest.mark.parametrize("source", packing.SOURCES)
@@ -181,12 +179,12 @@ def test_what_the_base_model_says_is_remembered(learner):
         for name, value in learner.lora.items():
             value *= "lora_B" not in name  # as at the very beginning, whichever test came before
     learner.merge()
-    assert remembering.divergence(learner, texts, 0)().item() == pytest.approx(0, abs=1e-6)
+    assert remembering.divergence(learner, texts, 0).item() == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         for value in learner.lora.values():
             value += 0.02
     learner.merge()
-    apart = remembering.divergence(learner, texts, 0)()
+    apart = remembering.divergence(learner, texts, 0)
     apart.backward()
     assert apart > 1e-3 and all(value.grad.any() for value in learner.lora.values())
     with torch.no_grad():

@@ -6,9 +6,10 @@ the next token is part of the loss.
 
 from __future__ import annotations
 
+import functools
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -62,25 +63,17 @@ def _said(learner: Learner, asked: Sequence[str]) -> list[str]:
     return learner.tokenizer.batch_decode(made[:, longest:], skip_special_tokens=True)
 
 
-def divergence(learner: Learner, texts: Sequence[str], step: int) -> Callable[[], Tensor]:
-    """What computes the mean over positions of KL(base ‖ learner), in nats, on some texts, drawn from the step.
-
-    What the base model says is computed here, once: while it is, nothing else may run the learner.
-    """
+def divergence(learner: Learner, texts: Sequence[str], step: int) -> Tensor:
+    """The mean over positions of KL(base ‖ learner), in nats, on some of the texts, drawn from the step."""
     chosen = random.Random(f"remember:{step}").sample(list(texts), PER_STEP)
     tokens = [learner.ids(text) for text in chosen]
     longest = max(map(len, tokens))
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in tokens])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in tokens])
-
-    def said() -> Tensor:
-        # a cache would make compiled blocks differ by their number, and be compiled one by one
-        logits: Tensor = learner.language(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        return logits.float().log_softmax(-1)
-
-    def apart() -> Tensor:
-        return nn.functional.kl_div(said(), base, reduction="none", log_target=True).sum(-1)[mask.bool()].mean()
-
+    # a cache would make compiled blocks differ by their number, and be compiled one by one
+    read = functools.partial(learner.language, input_ids=ids, attention_mask=mask, use_cache=False)
     with torch.no_grad(), without(learner.updates):
-        base = said()
-    return apart
+        base = read().logits.float().log_softmax(-1)
+    own = read().logits.float().log_softmax(-1)
+    apart = nn.functional.kl_div(own, base, reduction="none", log_target=True).sum(-1)
+    return apart[mask.bool()].mean()

@@ -17,12 +17,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,6 +36,7 @@ from lvlm_interp.reference.architecture import END
 from lvlm_interp.reference.learner import Batch, Learner, Settings
 from lvlm_interp.reference.packing import IGNORED, Packed, batches, collate, pack_all
 from lvlm_interp.reference.remembering import divergence, replies
+from lvlm_interp.reference.together import added_up, gathered, mine, number, run, wait
 
 CHECKPOINT = "checkpoint.safetensors"
 HELD_OUT = 500_000  # seeds of the scenes that the learning curve is measured on
@@ -46,15 +45,23 @@ HELD_OUT = 500_000  # seeds of the scenes that the learning curve is measured on
 # --- stages 2 and 3 -------------------------------------------------------------------------------
 
 
-def side_by_side(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    """Results in order. Small products gain less from two threads each than from two of them at a time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            return list(pool.map(work, items))
-        finally:
-            torch.set_num_threads(threads)
+def keep(write: Callable[..., Any], *given: Any) -> None:
+    """Write by the first process alone; the others wait."""
+    if number() == 0:
+        write(*given)
+    wait()
+
+
+def say(text: str) -> None:
+    """Print it once."""
+    keep(functools.partial(print, flush=True), text)
+
+
+def note(path: Path, record: Mapping[str, Any]) -> None:
+    """Add a line to a file of records, and print it."""
+    with path.open("a") as log:
+        print(json.dumps(record), file=log)
+    print("held out", record, flush=True)
 
 
 def step_seeds(step: int, settings: Settings) -> range:
@@ -77,23 +84,19 @@ def answer_loss(learner: Learner, rows: Sequence[Packed], answered: int) -> Tens
 
 
 def descend(optimizer: torch.optim.Optimizer, losses: Sequence[Callable[[], Tensor]]) -> list[float]:
-    """Step down the sum of losses, which are computed side by side; returns each.
-
-    Their gradients are added in order, so that a run is the same however many are computed at a time.
-    """
+    """Step down the sum of losses, of which each process computes its own; returns each."""
     learnt = [p for group in optimizer.param_groups for p in group["params"]]
-
-    def one(loss: Callable[[], Tensor]) -> tuple[float, tuple[Tensor | None, ...]]:
-        value = loss()
-        return value.item(), torch.autograd.grad(value, learnt, allow_unused=True)
-
-    values, gradients = zip(*side_by_side(one, losses), strict=True)
-    for parameter, parts in zip(learnt, zip(*gradients, strict=True), strict=True):
-        found = [part for part in parts if part is not None]
-        parameter.grad = torch.stack(found).sum(0) if found else None
+    values = torch.zeros(len(losses), dtype=torch.float64)
+    optimizer.zero_grad()
+    for turn in mine(len(losses)):
+        loss = losses[turn]()
+        loss.backward()
+        values[turn] = loss.item()
+    for parameter in learnt:
+        parameter.grad = added_up(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
     nn.utils.clip_grad_norm_(learnt, 1.0)
     optimizer.step()
-    return list(values)
+    return list(added_up(values).tolist())
 
 
 def tune_step(
@@ -108,11 +111,11 @@ def tune_step(
     rows = [row for seed in step_seeds(step, settings) for row in pack_all(learner, seed, stage)]
     answered = sum(label != IGNORED for row in rows for label in row.labels)
     losses = [functools.partial(answer_loss, learner, some, answered) for some in batches(rows)]
-    kept = divergence(learner, texts, step) if texts else None
-    held = [lambda: settings.remember * kept()] if kept else []
+    held = [lambda: settings.remember * divergence(learner, texts, step)] if texts else []
     return sum(descend(optimizer, [*held, *losses])[len(held) :])
 
 
+@torch.no_grad()
 def evaluate(learner: Learner, settings: Settings) -> dict[str, float]:
     """Share of held-out answers that are right to the last token, by kind of talk.
 
@@ -120,21 +123,21 @@ def evaluate(learner: Learner, settings: Settings) -> dict[str, float]:
     right token is the most likely one after every right prefix.
     """
     learner.merge()
-    end = learner.tokenizer.convert_tokens_to_ids(END)
-
-    @torch.no_grad()
-    def right(rows: Sequence[Packed]) -> list[tuple[str, bool]]:
-        logits, labels = answer_logits(learner, collate(learner, rows))
-        hit, ends = logits.argmax(-1) == labels, (labels == end).nonzero().flatten() + 1
-        kinds = [kind for row in rows for kind in row.kinds]
-        return [(kind, bool(one.all())) for kind, one in zip(kinds, hit.tensor_split(ends)[:-1], strict=True)]
-
     seeds = range(HELD_OUT, HELD_OUT + settings.held_out_scenes)
-    rows = [row for seed in seeds for row in pack_all(learner, seed, settings.tune)]
-    hits: dict[str, list[bool]] = defaultdict(list)
-    for kind, hit in itertools.chain.from_iterable(side_by_side(right, list(batches(rows)))):
-        hits[kind].append(hit)
-    return {kind: round(sum(one) / len(one), 3) for kind, one in sorted(hits.items())}
+    rows = list(batches([row for seed in seeds for row in pack_all(learner, seed, settings.tune)]))
+    right: dict[str, list[bool]] = defaultdict(list)
+    for kind, hit in gathered([one for turn in mine(len(rows)) for one in answered(learner, rows[turn])]):
+        right[kind].append(hit)
+    return {kind: round(sum(hits) / len(hits), 3) for kind, hits in sorted(right.items())}
+
+
+def answered(learner: Learner, rows: Sequence[Packed]) -> list[tuple[str, bool]]:
+    """The kind of each talk of some rows, and whether it is answered rightly."""
+    end = learner.tokenizer.convert_tokens_to_ids(END)
+    logits, labels = answer_logits(learner, collate(learner, rows))
+    hit, ends = logits.argmax(-1) == labels, (labels == end).nonzero().flatten() + 1
+    kinds = [kind for row in rows for kind in row.kinds]
+    return [(kind, bool(one.all())) for kind, one in zip(kinds, hit.tensor_split(ends)[:-1], strict=True)]
 
 
 def tune(learner: Learner, settings: Settings, out: Path) -> None:
@@ -147,17 +150,16 @@ def tune(learner: Learner, settings: Settings, out: Path) -> None:
     for step in range(done, settings.steps):
         loss = tune_step(learner, optimizer, step, settings, texts)
         average = loss if average is None else 0.95 * average + 0.05 * loss
+        pace = (time.time() - start) / (step + 1 - done)
         if (step + 1) % settings.checkpoint_every == 0:
-            pace = (time.time() - start) / (step + 1 - done)
-            print(f"step {step + 1}: loss {average:.3f}, {pace:.1f} s a step", flush=True)
-            write_checkpoint(out / CHECKPOINT, learner.learning, optimizer, step + 1)
+            say(f"step {step + 1}: loss {average:.3f}, {pace:.1f} s a step")
+            keep(write_checkpoint, out / CHECKPOINT, learner.learning, optimizer, step + 1)
         if (step + 1) % settings.evaluate_every == 0 or step + 1 in (settings.tune.steps, settings.steps):
-            record = {"step": step + 1, "loss": round(average, 4), **evaluate(learner, settings)}
-            with (out / "curve.jsonl").open("a") as log:
-                print(json.dumps(record), file=log)
-            print("held out", record, flush=True)
+            found = evaluate(learner, settings)
+            record = {"step": step + 1, "loss": round(average, 4), "seconds": round(pace, 1), **found}
+            keep(note, out / "curve.jsonl", record)
         if step + 1 == settings.tune.steps:
-            save_file(learner.adapter(), out / "tune.safetensors")
+            keep(save_file, learner.adapter(), out / "tune.safetensors")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -166,26 +168,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--tuned", type=Path, help="an adapter that is tuned already: begin with the last stage")
     parser.add_argument("--compile", action="store_true", help="needs a C++ compiler; a minute first, then faster")
+    parser.add_argument("--processes", type=int, default=1, help="of one thread each; two do more than two threads")
     options = parser.parse_args(arguments)
-    settings = Settings(seed=options.seed)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "settings.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    run(train, options, options.processes)
+
+
+def train(options: argparse.Namespace) -> None:
+    """All stages, from where the run is."""
+    settings = Settings(seed=options.seed)
+    keep((options.out / "settings.json").write_text, json.dumps(asdict(settings), indent=2) + "\n")
     torch.manual_seed(settings.seed)
     learner = Learner()
-    replies(learner, options.out / "replies.json")
+    keep(begin, learner, settings, options)
     if options.compile:
         learner.compile()
-    if not (options.out / CHECKPOINT).exists():
-        if options.tuned:
-            learner.load_adapter(load_file(options.tuned))
-        else:
-            align(learner, settings)
-            save_file(learner.adapter(), options.out / "align.safetensors")
-        done = settings.tune.steps if options.tuned else 0
-        write_checkpoint(options.out / CHECKPOINT, learner.learning, torch.optim.AdamW(learner.parameters()), done)
     tune(learner, settings, options.out)
-    save_file(learner.adapter(), options.out / "adapter.safetensors")
-    print(f"wrote {options.out / 'adapter.safetensors'}")
+    keep(save_file, learner.adapter(), options.out / "adapter.safetensors")
+    say(f"wrote {options.out / 'adapter.safetensors'}")
+
+
+def begin(learner: Learner, settings: Settings, options: argparse.Namespace) -> None:
+    """The base model's replies, and the first stage, unless they are there."""
+    replies(learner, options.out / "replies.json")
+    if (options.out / CHECKPOINT).exists():
+        return
+    if options.tuned:
+        learner.load_adapter(load_file(options.tuned))
+    else:
+        align(learner, settings)
+        save_file(learner.adapter(), options.out / "align.safetensors")
+    done = settings.tune.steps if options.tuned else 0
+    write_checkpoint(options.out / CHECKPOINT, learner.learning, torch.optim.AdamW(learner.parameters()), done)
 
 
 if __name__ == "__main__":
