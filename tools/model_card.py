@@ -7,17 +7,13 @@ The curve is what training wrote; the scores are those of the shipped adapter.
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
+from marked import replaced, table
+
 REFERENCE = Path(__file__).resolve().parents[1] / "lvlm_interp" / "reference"
 KINDS = ("yes/no", "color", "place", "name", "objects", "hint", "fact", "natural", "pictures")  # of the curve
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def scores_of(trained: dict[str, dict[str, float]], unseen: dict[str, dict[str, float]]) -> str:
@@ -49,14 +45,6 @@ def hidden_of(scores: dict[str, Any]) -> str:
 def curve_of(lines: list[dict[str, float]]) -> str:
     rows = [[str(line["step"]), f"{line['loss']:.3f}", *(f"{line[kind]:.1%}" for kind in KINDS)] for line in lines]
     return table(["step", "loss", *KINDS], rows)
-
-
-def replaced(card: str, name: str, text: str) -> str:
-    """What stands between `<!-- name -->` and `<!-- /name -->`."""
-    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    if start not in card or end not in card:
-        raise SystemExit(f"the model card has no part {start} … {end}")
-    return re.sub(f"{start}.*?{end}", lambda _: f"{start}\n\n{text}\n\n{end}", card, flags=re.DOTALL)
 
 
 def main() -> None:
