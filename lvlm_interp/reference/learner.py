@@ -57,7 +57,7 @@ class Settings:
     tune: Stage = field(default_factory=lambda: Stage(800))
     drop: Stage = field(
         default_factory=lambda: Stage(
-            300,
+            200,
             projector_rate=0.0,
             lora_rate=4e-4,
             hidden={"question": 0.3, "image": 0.25, "context": 0.25, "system": 0.25},
