@@ -288,7 +288,9 @@ class _Asking:
             "word": (word.start, word.stop),
             "token": (first, first + 1),
         }
-        return {part: credit(self.vlm, x, unit=spans[part], decoder_inputs=computed) for part in self.parts}
+        wanted = dict.fromkeys(spans[part] for part in self.parts)  # a word is often one token
+        made = {span: credit(self.vlm, x, unit=span, decoder_inputs=computed) for span in wanted}
+        return {part: made[spans[part]] for part in self.parts}
 
     def _pointed(self, found: Swapped, case: Case, x: Inputs, computed: DecoderInputs) -> Pointed | None:
         """The heatmap against the smallest change of pixels that changes the answer; None where none has a place."""
