@@ -14,7 +14,8 @@ def digests(first, last):
 
 
 def values(first, last):
-    return torch.arange(first, last, dtype=torch.float32)[:, None, None].expand(-1, SITES, WIDTH).contiguous()
+    rows, sites = torch.arange(first, last, dtype=torch.float32), torch.arange(SITES) / SITES
+    return (rows[:, None, None] + sites[:, None]).expand(-1, SITES, WIDTH).contiguous()
 
 
 def fill(path, count, tell=False):

@@ -2,6 +2,7 @@
 which store, which features, and what to remove."""
 
 import copy
+import functools
 import shutil
 
 import numpy as np
@@ -98,7 +99,10 @@ def test_nothing_damaged_is_saved_or_gone_on_with(vlm, examples, store, tmp_path
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("file", ["zarr.json", "stream/zarr.json", "examples/zarr.json", "examples/c/0"])
+@pytest.mark.parametrize(
+    "file",
+    ["zarr.json", "stream/zarr.json", "examples/zarr.json", "examples/c/0", ".places/stream/zarr.json"],
+)
 def test_whatever_file_is_damaged(vlm, examples, store, damage, file):
     """Either it is refused, or what it told is known without it."""
     before = li.collect_features(vlm, examples, SITES)["stream"].values
@@ -108,6 +112,56 @@ def test_whatever_file_is_damaged(vlm, examples, store, damage, file):
         assert torch.equal(torch.as_tensor(found.values[:]), before)
     else:
         assert str(store) in said and ("remove the directory" in said or "holds" in said or damage == "a directory")
+
+
+def exchanged(one, other):
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
+MOVES = {"exchanged": exchanged, "copied over another": shutil.copy}
+
+
+@pytest.mark.parametrize("places", [("0/0/0", "0/2/0"), ("0/1/0", "1/1/0")], ids=["sites", "rows"])
+@pytest.mark.parametrize("move", MOVES)
+def test_files_that_stand_in_the_place_of_others_are_noticed(tmp_path, move, places):
+    """Each is whole by its own checksum."""
+    storing.fill(tmp_path / "store", 300)
+    whole = shutil.copytree(tmp_path / "store", tmp_path / "old")
+    MOVES[move](*(tmp_path / "store" / storing.NAME / "c" / place for place in places))
+    with pytest.raises(OutputError, match=r"is damaged: a file of .*'rows' is not the one .* collect anew"):
+        storing.fill(tmp_path / "store", 301)
+    shutil.rmtree(whole / ".places")  # as stores of earlier releases: they go on, and know what is written from then on
+    storing.fill(whole, 301)
+    storing.check(whole, 301)
+    exchanged(*(whole / storing.NAME / "c" / f"1/{site}/0" for site in range(2)))
+    with pytest.raises(OutputError, match="is damaged"):
+        storing.fill(whole, 302)
+
+
+NAMES = {
+    "others": lambda names: ["x"] * len(names),
+    "reversed": lambda names: names[::-1],
+    "fewer": lambda names: names[:1],
+    "a number": lambda names: 5,
+    "numbers": lambda names: [5] * len(names),
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("told", NAMES)
+@pytest.mark.parametrize("glob", ["blocks.*.hook_resid_post", "blocks.*.attn.hook_z"])
+def test_names_of_sites_are_those_that_were_asked(vlm, examples, tmp_path, glob, told):
+    collect = functools.partial(li.collect_features, vlm, examples, {"of": glob}, store=tmp_path / "store")
+    before = collect()["of"].sites
+    assert collect()["of"].sites == before  # the control
+    attributes = zarr.open_group(tmp_path / "store", mode="a")["of"].attrs
+    names = attributes.pop("sites")
+    if NAMES[told]:
+        attributes["sites"] = NAMES[told](names)
+    with pytest.raises(OutputError, match=says_what_to_do(tmp_path / "store", "'of'")):
+        collect()
 
 
 def outcome(run):

@@ -114,8 +114,9 @@ def test_directories_of_other_things_are_left_alone(vlm, examples, tmp_path):
     with pytest.raises(InputError, match="holds no features"):
         li.collect_features(vlm, examples, SITES, store=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
-    with pytest.raises(InputError, match="'examples'"), on_disk(tmp_path / "new", {"sites": {"examples": ["a"]}}):
-        pass
+    for name in ("", "//", "examples", "examples/a", ".places/a"):
+        with pytest.raises(InputError, match=f"cannot be called '{name}'"), on_disk(tmp_path, {"sites": {name: ["a"]}}):
+            pass
     with pytest.raises(InputError, match="no features 'queries'"), on_disk(tmp_path / "new", {"sites": {}}) as kept:
         kept["queries"]
 
@@ -213,6 +214,8 @@ def test_a_store_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be kept in"):
         storing.fill(tmp_path / "file" / "store", 1)
+    with pytest.raises(OutputError, match="cannot be kept in .*aaa"):
+        storing.fill(tmp_path / ("a" * 300), 1)
 
 
 # --- one model, one kind of row ---------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@ On disk, what was cut off goes on. Layout: one array `[row, site, dim]` for each
 its sites (heads one by one); `examples`, a digest of what each row is of, written after the row; attributes of the
 group say which model they are of. zarr replaces files whole, so a process that is killed leaves each as it was or as it
 should be: rows without a digest count as not written, and the next run writes them anew. Chunks carry a checksum, which
-reading them checks; a chunk without a file would be read as NaN, so files are counted, and `stored` refuses NaN. One
-process at a time writes to a store.
+reading them checks; `places` knows which belongs where, which is compared when a store is opened; a chunk without a file
+would be read as NaN, so files are counted, and `stored` refuses NaN. One process at a time writes to a store.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,7 +25,8 @@ from torch import Tensor
 
 from lvlm_interp.errors import InputError, LvlmInterpError, OutputError
 from lvlm_interp.inputs.example import Inputs, digest
-from lvlm_interp.probes.damage import gone, unspoilt
+from lvlm_interp.probes.damage import damaged, gone, unspoilt
+from lvlm_interp.probes.places import PLACES, forget, misplaced, names_of, placed
 
 ROWS_AT_ONCE = 256  # of one chunk
 DIGESTS = "examples"
@@ -107,7 +108,7 @@ class OnDisk:
     def __init__(self, path: str | os.PathLike[str], about: Mapping[str, Any]) -> None:
         import zarr
 
-        self.path, self.names = os.fspath(path), [*about["sites"]]
+        self.path, self.sites = os.fspath(path), about["sites"]
         with _told(self.path):
             with unspoilt(self.path, "what it says of itself"):
                 self.group: Any = zarr.open_group(self.path, mode="a")
@@ -146,15 +147,25 @@ class OnDisk:
         """Leave out rows that were not written to the end.
 
         Raises:
-            OutputError: some that were are lost.
+            OutputError: some that were are lost, or are not where they were written.
         """
-        for name in self.names if len(self) else ():
+        for name in self.sites if len(self) else ():
             with unspoilt(self.path, f"the features {name!r}"):
                 array = self.group.get(name)
                 if array is not None and array.shape[0] > len(self):
+                    forget(self.group, array, len(self))
                     array.resize((len(self), *array.shape[1:]))
             if array is None or array.shape[0] < len(self) or array.nchunks_initialized < array.nchunks:
                 raise gone(self.path, name)
+            with unspoilt(self.path, f"the features {name!r}"):
+                self._need_in_place(name, array)
+
+    def _need_in_place(self, name: str, array: Any) -> None:
+        """Raise where features stand in the place of others, or under their names."""
+        if names_of(array, asked := self.sites[name]) is None:
+            raise damaged(self.path, f"the features {name!r} do not say that they are of the sites {_short(asked)}")
+        if misplaced(self.group, array):
+            raise damaged(self.path, f"a file of the features {name!r} is not the one that was written there")
 
     def __len__(self) -> int:
         return len(self.known)
@@ -189,7 +200,10 @@ class OnDisk:
         """Write rows behind those that are there; of a chunk that is not full, these are read again."""
         array = self.group[name]
         array.resize((start + len(rows), *rows.shape[1:]))
-        with unspoilt(self.path, f"the features {name!r}"):
+        if name == DIGESTS:
+            array[start:] = rows
+            return
+        with unspoilt(self.path, f"the features {name!r}"), placed(self.group, array, start):
             array[start:] = rows
 
     def close(self, count: int) -> None:
@@ -214,7 +228,7 @@ class OnDisk:
         from lvlm_interp.probes.stored import StoredArray
 
         if name not in self.group:
-            raise InputError(f"{self.path} holds no features {name!r}; it is for {self.names}")
+            raise InputError(f"{self.path} holds no features {name!r}; it is for {[*self.sites]}")
         array = self.group[name]
         return StoredArray(array._async_array), tuple(array.attrs["sites"])
 
@@ -224,11 +238,22 @@ def need_store(path: str | os.PathLike[str]) -> Path:
 
     Raises:
         InputError: it holds something else.
+        OutputError: no directory can be called so, or there is no right to look into it.
     """
     folder = Path(path)
-    if folder.is_dir() and not (folder / "zarr.json").exists() and any(one.name != LOCK for one in folder.iterdir()):
-        raise InputError(f"{folder} is not empty and holds no features; give another directory")
+    with _told(folder):
+        inside = folder.iterdir() if folder.is_dir() and not (folder / "zarr.json").exists() else ()
+        if any(one.name != LOCK for one in inside):
+            raise InputError(f"{folder} is not empty and holds no features; give another directory")
     return folder
+
+
+def _need_names(names: Iterable[str]) -> None:
+    """Raise for a name that says no place in a store, or one that is taken."""
+    for name in names:
+        if (first := name.strip("/").partition("/")[0]) in ("", DIGESTS, PLACES):
+            why = f"a store keeps what it knows of its rows under {first!r}" if first else "an array needs a name"
+            raise InputError(f"features in a store cannot be called {name!r}: {why}")
 
 
 @contextlib.contextmanager
@@ -242,8 +267,7 @@ def on_disk(path: str | os.PathLike[str], about: Mapping[str, Any]) -> Iterator[
     """
     from filelock import FileLock, Timeout
 
-    if DIGESTS in about["sites"]:
-        raise InputError(f"features cannot be called {DIGESTS!r}: a store keeps its digests under that name")
+    _need_names(about["sites"])
     folder = need_store(path)
     with contextlib.ExitStack() as held:
         try:
