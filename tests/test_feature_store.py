@@ -214,7 +214,7 @@ def test_a_store_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be kept in"):
         storing.fill(tmp_path / "file" / "store", 1)
-    with pytest.raises(OutputError, match="cannot be kept in .*aaa"):
+    with pytest.raises(OutputError, match=r"cannot be kept in .*aaa"):
         storing.fill(tmp_path / ("a" * 300), 1)
 
 

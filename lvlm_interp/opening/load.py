@@ -11,14 +11,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lvlm_interp.adapters.nnsight import traced
-from lvlm_interp.errors import InputError, ModelError
+from lvlm_interp.errors import InputError, LvlmInterpError, ModelError
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.compiled import original
 from lvlm_interp.model.place import floating, moved, need_device
 from lvlm_interp.model.vlm import HookedVLM
+from lvlm_interp.opening.broken import kept_file, need_read
+from lvlm_interp.opening.config import need_sound
 from lvlm_interp.opening.conformance import check, check_at_load
-from lvlm_interp.opening.refusals import REFERENCE, kept_file, need_all_weights, why_not_opened
+from lvlm_interp.opening.refusals import REFERENCE, need_all_weights, why_not_opened
 
 PROCESSING = ("tokenizer", "apply_chat_template", "__call__")  # what processors and tokenizers have, one or another
 
@@ -43,6 +45,7 @@ def wrap(model: nn.Module, processor: Any = None, name: str | None = None) -> Ho
     if not isinstance(model, PreTrainedModel):
         raise ModelError(f"wrap() takes a transformers model, got {type(model).__name__}; {_how_to_wrap(model)}")
     _need_weights_to_read(model)
+    need_sound(model.config, "the config of this model")
     return _opened(model, processor, name or model.name_or_path or None)
 
 
@@ -103,13 +106,16 @@ def load(
     shown, path = str(name), _locate(name)
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        AutoConfig.from_pretrained(path, **common)  # first: what runs code of its own is refused before anything else
+        # First: what runs code of its own is refused before anything else.
+        need_sound(AutoConfig.from_pretrained(path, **common), f"could not open {shown!r}: its config.json")
         processor = AutoProcessor.from_pretrained(path, **common)
         # With other shapes it would only point to what it logs; they are refused below.
         shapes = {"ignore_mismatched_sizes": True, **options}
         model, report = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, use_safetensors=True, output_loading_info=True, **common, **shapes
         )
+    except LvlmInterpError:
+        raise
     except Exception as error:  # a config that somebody else wrote fails in any way
         if isinstance(error, TypeError) and options:
             raise InputError(
@@ -117,6 +123,7 @@ def load(
             ) from error
         raise ModelError(why_not_opened(shown, path, revision, error)) from error
     need_all_weights(shown, report, options.get("ignore_mismatched_sizes", False))
+    need_read(shown, path, revision)
     if device is not None:
         model = moved(model, device, shown)
     return _opened(model, processor, shown, _commit(path, revision))

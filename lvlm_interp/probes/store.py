@@ -4,8 +4,8 @@ On disk, what was cut off goes on. Layout: one array `[row, site, dim]` for each
 its sites (heads one by one); `examples`, a digest of what each row is of, written after the row; attributes of the
 group say which model they are of. zarr replaces files whole, so a process that is killed leaves each as it was or as it
 should be: rows without a digest count as not written, and the next run writes them anew. Chunks carry a checksum, which
-reading them checks; `places` knows which belongs where, which is compared when a store is opened; a chunk without a file
-would be read as NaN, so files are counted, and `stored` refuses NaN. One process at a time writes to a store.
+reading them checks; `places` knows which belongs where, which is compared when a store is opened; a chunk without a
+file would be read as NaN, so files are counted, and `stored` refuses NaN. One process at a time writes to a store.
 """
 
 from __future__ import annotations

@@ -1,0 +1,103 @@
+"""Which file of a model is broken, and what to do about it: transformers does not always say which one it was."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from lvlm_interp.errors import ModelError
+from lvlm_interp.shown import gist
+
+OBJECTS: dict[str, tuple[str, ...]] = {  # files that hold an object of JSON, and keys without which it is not read
+    "config.json": (),
+    "adapter_config.json": ("peft_type",),
+    "generation_config.json": (),
+    "chat_template.json": ("chat_template",),
+    "processor_config.json": (),
+    "preprocessor_config.json": (),
+    "video_preprocessor_config.json": (),
+    "tokenizer_config.json": (),
+    "tokenizer.json": ("added_tokens", "model"),
+    "special_tokens_map.json": (),
+    "added_tokens.json": (),
+    "model.safetensors.index.json": (),
+}
+PASSED_OVER = ("generation_config.json",)  # transformers opens a model without what it cannot read of these
+TEMPLATE = "chat_template.jinja"
+WEIGHTS = "*.safetensors"
+
+
+def broken(path: str, revision: str | None) -> Iterator[str]:
+    """What is wrong with files of a model, each with its name."""
+    yield from _wrong(path, revision, OBJECTS, _wrong_object)
+    yield from _wrong(path, revision, (TEMPLATE,), _wrong_text)
+    folder = kept_file(path, "config.json", revision)
+    weights = sorted(Path(folder).parent.glob(WEIGHTS)) if folder else ()
+    yield from _wrong(path, revision, [file.name for file in weights], _wrong_weights)
+
+
+def need_read(name: str, path: str, revision: str | None) -> None:
+    """Raise for a file that transformers could not read, and did without."""
+    if found := next(_wrong(path, revision, PASSED_OVER, _wrong_object), None):
+        raise ModelError(f"could not open {name!r}: {found}. {remedy(path)}; or remove that file, if you mean to")
+
+
+def remedy(path: str) -> str:
+    """What to do about a file that is broken."""
+    if os.path.isdir(path):
+        return "Put back what was there, or make the directory anew"
+    return "Fetch it anew: load(…, force_download=True), or remove it from the cache that `hf cache list` shows"
+
+
+def kept_file(path: str, name: str, revision: str | None) -> str | None:
+    """A file of a model, in its directory or in the cache of its hub, where it is there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    kept: Any = os.path.join(path, name)
+    if not os.path.isdir(path):
+        with contextlib.suppress(ValueError):  # what no model of a hub can be called
+            kept = try_to_load_from_cache(path, name, revision=revision)
+    return kept if isinstance(kept, str) and os.path.isfile(kept) else None
+
+
+def _wrong(
+    path: str, revision: str | None, names: Iterable[str], with_it: Callable[[str], str | None]
+) -> Iterator[str]:
+    for name in names:
+        file = kept_file(path, name, revision)
+        if file is not None and (wrong := with_it(file)):
+            yield f"{file} {wrong}"
+
+
+def _wrong_object(file: str) -> str | None:
+    try:
+        with open(file, encoding="utf-8") as stream:
+            found = json.load(stream)
+    except (OSError, ValueError, RecursionError) as error:
+        return f"cannot be read as JSON ({gist(error)})" if os.path.getsize(file) else "is empty"
+    if not isinstance(found, dict):
+        return f"holds a {type(found).__name__} of JSON, not an object"
+    lost = next((key for key in OBJECTS[os.path.basename(file)] if key not in found), None)
+    return None if lost is None else f"has no {lost!r}"
+
+
+def _wrong_text(file: str) -> str | None:
+    try:
+        Path(file).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        return f"cannot be read as text in UTF-8 ({gist(error)})"
+    return None
+
+
+def _wrong_weights(file: str) -> str | None:
+    try:
+        with safe_open(file, "pt"):
+            return None
+    except (OSError, SafetensorError) as error:
+        return f"is damaged ({gist(error)})"

@@ -1,0 +1,64 @@
+"""Fields of a configuration with which a model opens, or breaks off somewhere, and cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from lvlm_interp.errors import ModelError
+from lvlm_interp.families.shared import registry
+
+COUNTS = {  # what there is one of at least
+    *("num_hidden_layers", "num_layers", "depth", "num_attention_heads", "num_key_value_heads", "num_heads"),
+    *("hidden_size", "embed_dim", "intermediate_size", "patch_size", "image_size", "vocab_size"),
+}
+IMAGE_TOKENS = ("image_token_id", "image_token_index")
+LAYERS = ("vision_feature_layer", "vision_feature_layers")  # of the vision tower, which the projector reads
+
+
+def need_sound(config: PretrainedConfig, where: str) -> None:
+    """Raise for a field that no model can have.
+
+    Raises:
+        ModelError: names the field, where it stands, and what it may be.
+    """
+    for field, value, right in (*_no_counts(config.to_dict()), *_no_tokens(config), *_no_layers(config.to_dict())):
+        raise ModelError(f"{where} has {field}: {value!r}; {right}. Put back the number that belongs to the weights")
+
+
+Wrong = Iterator[tuple[str, Any, str]]
+"""Fields, their values, and what they may be."""
+
+
+def _no_counts(settings: Mapping[Any, Any], at: str = "") -> Wrong:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _no_counts(value, f"{at}{name}.")
+        elif name in COUNTS and isinstance(value, int) and value < 1:
+            yield f"{at}{name}", value, "it is 1 or more"
+
+
+def _no_tokens(config: PretrainedConfig) -> Wrong:
+    """Of ids of image tokens: one that is no id, and null where models of this type have one of their own."""
+    names = dict.fromkeys((registry.family_of(config).image_token, *IMAGE_TOKENS))
+    found = {name: getattr(config, name) for name in names if hasattr(config, name)}
+    for name, value in found.items():
+        own = value is None and not any(one is not None for one in found.values())
+        if (value is not None and not _is_id(value)) or (own and getattr(type(config)(), name, None) is not None):
+            yield name, value, "it is the id of the token that stands for a piece of an image, 0 or more"
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _no_layers(settings: Mapping[str, Any]) -> Wrong:
+    depth: Any = (settings.get("vision_config") or {}).get("num_hidden_layers")
+    for name in LAYERS if isinstance(depth, int) else ():
+        found = settings.get(name)
+        for layer in found if isinstance(found, Sequence) else [found]:
+            if isinstance(layer, int) and not -depth - 1 <= layer <= depth:
+                right = f"a vision tower of {depth} layers has {-depth - 1} … {depth}, those before the first included"
+                yield name, found, right
