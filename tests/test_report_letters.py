@@ -4,6 +4,7 @@ import functools
 
 import matplotlib as mpl
 import pytest
+from matplotlib import style
 from matplotlib.figure import Figure
 
 import lvlm_interp as li
@@ -95,6 +96,27 @@ def test_nothing_leaves_the_page_and_no_axes_shrink(letters, name, case):
     assert least > LEAST
     page, drawn = figure.bbox_inches, figure.get_tightbbox()
     assert drawn.x0 > -0.05 and drawn.y0 > -0.05 and drawn.x1 < page.x1 + 0.05 and drawn.y1 < page.y1 + 0.05
+
+
+KINDS = {
+    "titles": {"axes.titlesize": 30},
+    "labels": {"axes.labelsize": 24},
+    "legends": {"legend.fontsize": 20},
+    "ticks": {"xtick.labelsize": 20, "ytick.labelsize": 20},
+    "tiny": {"font.size": 5},
+    "bmh": style.library["bmh"],
+    "ggplot": style.library["ggplot"],
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("error:constrained_layout")
+def test_figures_have_room_for_every_kind_of_letters(kind, name):
+    """Where there is least of it: a figure of few cells."""
+    with mpl.rc_context(KINDS[kind]):
+        figure, least = measured(next(iter(DRAWN[name].values()))(), mpl.rcParams["font.size"])
+        assert cut(figure) == [] and overlaps(figure) == [] and least > LEAST
 
 
 def test_figures_grow_with_their_letters():

@@ -10,6 +10,7 @@ import torch
 from matplotlib import style
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 from PIL import Image
 
 from lvlm_interp.errors import InputError
@@ -117,6 +118,48 @@ def test_a_layout_that_the_user_chose_is_kept():
         before = figure.get_layout_engine()
         figures.heatmap(a_map(), ax=figure.subplots())
         assert figure.get_layout_engine() is before
+
+
+PLACES = {
+    "by hand": lambda figure: figure.add_axes((0.2, 0.2, 0.6, 0.6)),
+    "inset": lambda figure: figure.add_axes((0, 0, 1, 1)).inset_axes((0.2, 0.2, 0.6, 0.6)),
+    "grid of no figure": lambda figure: figure.add_subplot(GridSpec(1, 1)[0]),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_axes_that_stand_in_no_grid_are_given_no_layout(place):
+    """It would have nothing to lay out, and say so each time the figure is drawn."""
+    figure = Figure()
+    ax = PLACES[place](figure)
+    before = ax.get_position().bounds
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures.credit_bars(made(tokens=("a",)).credit, ax)
+        figure.draw_without_rendering()
+    assert figure.get_layout_engine() is None and ax.get_position().bounds == before
+
+
+def removed():
+    ax = Figure().subplots()
+    ax.remove()
+    return ax
+
+
+OTHERS = {
+    **{
+        name: lambda name=name: Figure().add_subplot(projection=name) for name in ("polar", "3d", "mollweide", "hammer")
+    },
+    "removed": removed,
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("draw", [figures.heatmap, figures.pair_maps])
+def test_axes_that_nothing_can_be_drawn_in_are_refused(kind, draw):
+    of = a_map() - a_map() if draw is figures.pair_maps else a_map()
+    with pytest.raises(InputError, match=r"^ax= is .*Axes of (two straight sides|a figure)"):
+        draw(of, ax=OTHERS[kind]())
 
 
 @pytest.mark.parametrize("shape", SHAPES)

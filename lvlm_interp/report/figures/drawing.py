@@ -41,6 +41,7 @@ MOST_LIGHT = 0.45  # luminance of a cell; what is written on darker ones is whit
 EMBEDDED: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}  # letters stay letters
 SMALL = 16  # letters beside each other, up to which a picture has no numbers at its sides
 USUAL = 10.0  # points of letters for which sizes of figures are given
+SMALLEST = 7.0  # of those that figures shrink with
 LOWEST = 0.9  # of cells in a figure of their own, however few rows they are
 CORNER = 0.35  # ems between numbers and their side
 AREA, SHORTEST, LONGEST = 12.0, 1.8, 6.0  # of a picture in a figure of its own: square inches, sides in inches
@@ -109,9 +110,10 @@ class OwnAxes(Axes):
 def own(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[OwnFigure, Any]:
     """A new figure of this size, and its Axes `[row, column]`.
 
-    Sizes of figures are in inches where letters have 10 points, and grow with them: what is drawn has the same room.
+    Sizes of figures are in inches where letters have 10 points, and grow with the largest kind of them that is in force:
+    what is drawn has the same room. What stands around letters does not shrink with them.
     """
-    grown = lettering.em() / USUAL
+    grown = max(SMALLEST, lettering.largest()) / USUAL
     made = OwnFigure(figsize=(width * grown, height * grown), layout=Layout())
     return made, made.subplots(rows, columns, squeeze=False, subplot_kw={"axes_class": OwnAxes})
 
@@ -124,14 +126,22 @@ def axes(ax: Axes | None, width: float, height: float) -> Axes:
     """
     if ax is None:
         return cast(Axes, own(width, height)[1][0, 0])
-    if not isinstance(ax, Axes) or ax.name in ("3d", "polar"):
+    if not isinstance(ax, Axes) or not ax.transData.is_separable or hasattr(ax, "get_zlim"):
         raise InputError(f"ax= is matplotlib's Axes of two straight sides, plt.subplots()[1]; got {type(ax).__name__}")
+    if ax.figure is None:
+        raise InputError("ax= is Axes of a figure, plt.subplots()[1]; these were removed from theirs")
     root: Any = ax.figure.figure  # the figure of a subfigure
     engine = root.get_layout_engine()
     plain = type(engine) is ConstrainedLayoutEngine and not getattr(engine, "_compress", False)
-    if plain or (engine is None and _untouched(root)):
+    if plain or (engine is None and _untouched(root) and _in_a_grid(ax)):
         root.set_layout_engine(Layout(**(engine.get() if engine else {})))
     return ax
+
+
+def _in_a_grid(ax: Axes) -> bool:
+    """Whether the figure knows where the Axes stand beside others, as layouts need."""
+    place = ax.get_subplotspec()
+    return place is not None and place.get_topmost_subplotspec().get_gridspec().figure is not None
 
 
 def _untouched(root: Figure) -> bool:

@@ -30,6 +30,14 @@ PREFERRED = (
     "SimHei",
     "Arial Unicode MS",
 )
+KINDS = {  # of letters, and how large each usually is in ems
+    "font.size": 1.0,
+    "axes.titlesize": 1.2,
+    "axes.labelsize": 1.0,
+    "legend.fontsize": 1.0,
+    "xtick.labelsize": 1.0,
+    "ytick.labelsize": 1.0,
+}
 NO_LETTERS = ("LastResort", "Last Resort", "Adobe Blank", "Adobe NotDef")  # fonts of boxes that stand for letters
 FALLBACKS: dict[str, str | None] = {}
 """Script → the installed font that its letters are drawn with, or None; what was looked for so far."""
@@ -104,6 +112,11 @@ def size(name: str) -> float:
 def em() -> float:
     """Points of the letters that are in force."""
     return size("font.size")
+
+
+def largest() -> float:
+    """What `font.size` would be, if all kinds of letters were as large for it as the largest is."""
+    return max(size(name) / usual for name, usual in KINDS.items())
 
 
 def step(count: int, ax: Axes, side: Literal["width", "height"], ems: float = 1.3) -> int:
