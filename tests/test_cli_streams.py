@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib as mpl
 import pytest
@@ -45,6 +46,32 @@ def test_no_file_takes_the_number_of_a_stream(tmp_path, streams):
     told = ["sh", "-c", f'exec {sys.executable} -c "$1" "$2" {streams}', "sh", code, str(tmp_path / "file")]
     done = subprocess.run(told, capture_output=True, text=True)
     assert done.returncode == 0 and (tmp_path / "file").read_text() == "result"
+
+
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+
+
+@FULL
+@pytest.mark.parametrize(("arguments", "status"), [("--version", 0), ("--nope", 2), ("probe no.csv --out o", 1)])
+def test_a_log_that_is_full_changes_no_status(arguments, status):
+    found, out, _ = closed(arguments, "2>/dev/full")
+    assert found == status and bool(out) == (not status)
+
+
+@FULL
+def test_a_log_that_is_full_costs_no_result(tmp_path):
+    """Whatever is said meanwhile: notes, warnings, bars of progress, what libraries log."""
+    code = (
+        "import logging, sys, warnings; from tqdm import tqdm\n"
+        "from lvlm_interp import cli; from lvlm_interp.cli.terminal import complain, working\n"
+        "def command():\n"
+        "    with working('it', False): complain('note')\n"
+        "    logging.warning('said'); warnings.warn('told'); [*tqdm(range(3))]; print('x' * 10_000, file=sys.stderr)\n"
+        "    open(sys.argv[1], 'w').write('result')\n"
+        "cli.app = command; cli.main()"
+    )
+    told = ["sh", "-c", f'exec {sys.executable} -c "$1" "$2" 2>/dev/full', "sh", code, str(tmp_path / "file")]
+    assert subprocess.run(told).returncode == 0 and (tmp_path / "file").read_text() == "result"
 
 
 @pytest.fixture

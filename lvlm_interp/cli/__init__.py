@@ -5,6 +5,7 @@ Heavy imports stand inside the commands, so that `--help` is quick.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import os
@@ -36,6 +37,7 @@ for _command in sorted(map(importlib.import_module, _names), key=lambda file: fi
 def main() -> NoReturn:
     """Run the command line: 0 done, 1 an error of the user's or the world's, 2 wrong usage, 130 interrupted."""
     _open_streams()
+    _open_log()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter of an answer shows "?"
@@ -52,6 +54,22 @@ def main() -> NoReturn:
     if code == INTERRUPTED:
         complain("interrupted")
     sys.exit(code)
+
+
+class Log(io.FileIO):
+    """Standard error, of which is lost what cannot be written (its disk is full): that must not cost the result."""
+
+    def write(self, text: Any) -> int:
+        written = None
+        with contextlib.suppress(OSError):
+            written = super().write(text)
+        return len(text) if written is None else written
+
+
+def _open_log() -> None:
+    if (log := sys.__stderr__) is not None and sys.stderr is log:
+        raw = io.BufferedWriter(Log(log.fileno(), "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(raw, log.encoding, line_buffering=True)
 
 
 def _open_streams() -> None:

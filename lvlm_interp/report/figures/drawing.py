@@ -110,8 +110,8 @@ class OwnAxes(Axes):
 def own(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[OwnFigure, Any]:
     """A new figure of this size, and its Axes `[row, column]`.
 
-    Sizes of figures are in inches where letters have 10 points, and grow with the largest kind of them that is in force:
-    what is drawn has the same room. What stands around letters does not shrink with them.
+    Sizes of figures are in inches where letters have 10 points, and grow with the largest kind of them in force: what
+    is drawn has the same room. What stands around letters does not shrink with them.
     """
     grown = max(SMALLEST, lettering.largest()) / USUAL
     made = OwnFigure(figsize=(width * grown, height * grown), layout=Layout())
@@ -141,7 +141,8 @@ def axes(ax: Axes | None, width: float, height: float) -> Axes:
 def _in_a_grid(ax: Axes) -> bool:
     """Whether the figure knows where the Axes stand beside others, as layouts need."""
     place = ax.get_subplotspec()
-    return place is not None and place.get_topmost_subplotspec().get_gridspec().figure is not None
+    grid: Any = None if place is None else place.get_topmost_subplotspec().get_gridspec()
+    return grid is not None and grid.figure is not None
 
 
 def _untouched(root: Figure) -> bool:
