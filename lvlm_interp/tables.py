@@ -250,7 +250,9 @@ def _column(cells: Sequence[Any], is_text: bool) -> pd.Series:
 
 def _object(number: int, line: str) -> dict[str, Any]:
     try:
-        found = json.loads(line, parse_int=_Number, parse_float=_Number, object_pairs_hook=_once)
+        found = json.loads(
+            line, parse_int=_Number, parse_float=_Number, parse_constant=_constant, object_pairs_hook=_once
+        )
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"line {number} is no JSON, {error}") from error
     except ValueError as error:
@@ -263,6 +265,11 @@ def _object(number: int, line: str) -> dict[str, Any]:
         if half := SURROGATE.search(f"{name}{value}"):
             raise ValueError(f"line {number}: {name!r} holds {half[0]!r}, half of a character, which is no text")
     return found
+
+
+def _constant(text: str) -> float | str:
+    """NaN is an empty cell, as pandas has it; Infinity is a text like other numbers that are larger than floats are."""
+    return math.nan if text == "NaN" else text
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -64,13 +64,14 @@ def test_an_unnamed_index_beside_a_column_index_is_kept():
     assert list(packed(frame, "", {})["frame"]) == ["level_0", "index"]
 
 
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("field", ["values", "image_total", "boxes"])
-def test_a_map_of_nan_is_none(field):
+def test_a_map_of_nan_is_none(field, number):
     whole = made_map(("cat",), torch.ones)
     lost = getattr(whole, field).clone()
-    lost.view(-1)[0] = torch.nan
+    lost.view(-1)[0] = number
     changes = {name: getattr(whole, name) for name in ("tokens", "values", "image_total", "boxes", "size", "hide_from")}
-    with pytest.raises(InputError, match=rf"its {field} hold NaN"):
+    with pytest.raises(InputError, match=rf"its {field} hold NaN or infinity"):
         li.PatchMap(**{**changes, field: lost}, provenance=whole.provenance)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import math
 import warnings
 
 import pandas as pd
@@ -111,6 +112,14 @@ def test_no_word_is_cut(width):
     for word in [*frame.columns.drop("example"), *frame["token"], *frame["classes"], "longer"]:
         assert word in printed
     assert max(map(len, printed.splitlines())) <= width and printed.count("token") >= (1 if width < 240 else 0)
+
+
+def test_only_numbers_that_may_be_below_zero_have_signs():
+    console = Console(record=True, width=80, file=io.StringIO())
+    frame = pd.DataFrame({"share": [0.25, math.nan, 0.0], "credit": [0.25, -0.5, 0.0]})
+    console.print(*terminal.frame_tables(frame, "", 80))
+    rows = [line.replace("│", " ").split() for line in console.export_text().splitlines() if "0" in line]
+    assert rows == [["0.250", "+0.250"], ["nan", "−0.500"], ["0.000", "0.000"]]
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import lvlm_interp as li
 from lvlm_interp.attribution.deciding import said
@@ -49,6 +50,16 @@ def test_a_cell_that_is_no_text_is_refused(cell):
 @pytest.mark.parametrize("cell", [None, "", float("nan"), pd.NA, pd.NaT])
 def test_cells_that_are_empty(cell):
     assert cases_of(rows(context=cell))[0].versions[1].told.context == ""
+
+
+def test_a_picture_is_called_by_its_path(tmp_path):
+    picture("red").save(tmp_path / "red.png")
+    for given in (tmp_path / "red.png", str(tmp_path / "red.png"), Image.open(tmp_path / "red.png")):
+        two = rows()
+        two.at[0, "picture"] = given
+        assert cases_of(two)[0].versions[0].told.image == str(tmp_path / "red.png")
+        two["picture"] = [[given, picture("red")], [given, picture("blue")]]
+        assert cases_of(two)[0].versions[1].told.image == f"{tmp_path / 'red.png'}, picture 1"
 
 
 def test_a_blank_at_the_end_of_a_question_is_another_question():

@@ -138,6 +138,14 @@ def test_a_large_number_beside_other_kinds_is_exact(folder):
         assert read_examples(folder / "t.jsonl")["id"][1] == int(BEYOND)
 
 
+def test_what_is_no_number_of_json_is_taken_letter_for_letter(folder):
+    rows = ['"question": "What?", "n": 1', '"question": Infinity, "n": -Infinity', '"question": "What?", "n": NaN']
+    (folder / "t.jsonl").write_text("\n".join(f'{{"image": "a.png", {row}}}' for row in rows))
+    found = read_examples(folder / "t.jsonl")
+    assert found["question"].tolist() == ["What?", "Infinity", "What?"]
+    assert found["n"].tolist()[:2] == [1, "-Infinity"] and pd.isna(found["n"][2])
+
+
 @pytest.mark.parametrize(
     ("cells", "values"),
     [

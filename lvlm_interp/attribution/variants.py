@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -186,11 +187,15 @@ def _text(name: str, cell: Any) -> str:
 
 
 def _pictures(cell: Any) -> tuple[Any, ...]:
-    """The pictures of a cell: none, one, or several."""
+    """The pictures of a cell: none, one, or several; paths as texts."""
     if isinstance(cell, (list, tuple)):
-        return tuple(cell)
+        return tuple(map(_as_text, cell))
     empty = cell is None or cell is pd.NA or (isinstance(cell, float) and cell != cell)
-    return () if empty or (isinstance(cell, str) and not cell) else (cell,)
+    return () if empty or (isinstance(cell, str) and not cell) else (_as_text(cell),)
+
+
+def _as_text(picture: Any) -> Any:
+    return os.fspath(picture) if isinstance(picture, os.PathLike) else picture
 
 
 def _version(number: int, texts: Mapping[str, str], pictures: tuple[Any, ...], seen: dict[str, str]) -> Version:

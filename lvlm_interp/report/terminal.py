@@ -82,7 +82,8 @@ class _Column:
     @classmethod
     def of(cls, frame: pd.DataFrame, name: str, digits: int, widest: int) -> _Column:
         justify: Literal["left", "right"] = "right" if pd.api.types.is_numeric_dtype(frame[name]) else "left"
-        head, cells = _text(name), [_cell(value, digits) for value in frame[name]]
+        signs = any(isinstance(value, float) and value < 0 for value in frame[name])
+        head, cells = _text(name), [_cell(value, digits, signs) for value in frame[name]]
         words = (word for text in (head, *cells) for word in text.plain.split())
         return cls(head, cells, justify, min(widest, max((cell_len(word) for word in words), default=1)))
 
@@ -98,8 +99,11 @@ def _blocks(columns: Sequence[_Column], width: int) -> Iterator[list[_Column]]:
     yield block
 
 
-def _cell(value: object, digits: int) -> Text:
-    return _text(signed(value, digits) if isinstance(value, float) else value)
+def _cell(value: object, digits: int, signs: bool) -> Text:
+    """Numbers above 0 have a sign in a column that has some below: a share has none."""
+    if not isinstance(value, float):
+        return _text(value)
+    return _text(signed(value, digits) if signs else signed(value, digits).removeprefix("+"))
 
 
 def notes(diagnosis: Diagnosis) -> Sequence[str]:
