@@ -270,11 +270,15 @@ def need_by_position(model_inputs: Mapping[str, Any], or_whole: bool = False) ->
         or_whole: a mask of what each position sees, `[1, 1, T, T]`, will do: it can be run, and not be cut.
 
     Raises:
-        InputError: a mask of other axes than the prompt's, position ids without a batch axis, or something in the place
-            of what is read here.
+        InputError: a mask of other axes than the prompt's, position ids without a batch axis, something in the place
+            of what is read here, or a tensor that is sparse, complex or empty of numbers (meta).
     """
     for name in INSTEAD.keys() & model_inputs.keys():
         raise InputError(f"{name} cannot be given: {INSTEAD[name]}")
+    for name, value in model_inputs.items():
+        if isinstance(value, Tensor) and (value.layout != torch.strided or value.is_complex() or value.is_meta):
+            kind = f"{value.dtype}, {value.layout}, on {value.device}".replace("torch.", "")
+            raise InputError(f"{name} is a plain tensor, with a real number at each of its places; got {kind}")
     expected, mask, at = (model_inputs.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
     whole = or_whole and isinstance(mask, Tensor) and mask.ndim == 4
     if isinstance(mask, Tensor) and isinstance(expected, Tensor) and mask.shape != expected.shape and not whole:

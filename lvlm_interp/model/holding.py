@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType, MethodType
 from typing import Any, TypeVar
@@ -169,6 +171,15 @@ def hooks_of_others(modules: Iterable[tuple[str, nn.Module]], kinds: Iterable[st
 def hooked_before(module: nn.Module) -> bool:
     """Whether a hook of others sees, or changes, what a module is called with."""
     return any(map(_foreign, module._forward_pre_hooks.values()))
+
+
+def within_hook_of_others(error: BaseException) -> bool:
+    """Whether a hook of others was running where an error was raised, also one that has taken itself off by then."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    called = (now for by, now in itertools.pairwise(frames) if by.f_globals.get("__name__") == every_module.__name__)
+    return any(
+        now.f_code.co_name != "forward" and not f"{now.f_globals.get('__name__')}".startswith(KNOWN) for now in called
+    )
 
 
 def put_by_others(modules: Iterable[tuple[str, nn.Module]], kinds: Iterable[str] = HOOKS) -> Put:

@@ -7,6 +7,7 @@ import functools
 import inspect
 import itertools
 import math
+import operator
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ from lvlm_interp.given import checked, explaining
 from lvlm_interp.inputs import chat, prompt
 from lvlm_interp.inputs.batch import Batch, batched
 from lvlm_interp.inputs.example import VIDEO_PIXELS, Answer, Inputs, Role, Written, need_by_position, pixels_of
+from lvlm_interp.inputs.handmade import need_usual, read_by_hand
 from lvlm_interp.inputs.media import VideoLike, open_images, open_video
 from lvlm_interp.inputs.roles import need_roles
 from lvlm_interp.inputs.sources import ImageLike
@@ -138,7 +140,7 @@ class Preparing(Anatomy):
         self,
         input_ids: Tensor,
         answer_start: int | None = None,
-        roles: Sequence[str] | None = None,
+        roles: Iterable[str] | None = None,
         **model_inputs: Tensor,
     ) -> Inputs:
         """Tensors that are processed already; no processor is needed.
@@ -152,9 +154,9 @@ class Preparing(Anatomy):
             model_inputs: the other arguments of the model (`pixel_values`, …).
 
         Raises:
-            InputError: shapes that do not fit, a mask of what each position sees, embeddings in the place of tokens,
-                ids that are no token's, a mask that hides everything, image tokens without pixels, or a video where
-                the model takes none.
+            InputError: shapes that do not fit, tensors that hold no plain numbers, a mask of what each position sees,
+                embeddings in the place of tokens, ids that are no token's, a mask that hides everything, image tokens
+                without pixels, or a video where the model takes none.
             VisibilityError: an unknown role, or one that does not fit what stands there.
 
         Warns:
@@ -164,9 +166,18 @@ class Preparing(Anatomy):
             raise InputError(f"input_ids is one example, [1, T]; got {list(input_ids.shape)}")
         if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
             raise InputError(f"input_ids are whole numbers; got {input_ids.dtype}")
-        start = input_ids.shape[-1] if answer_start is None else answer_start
+        start = input_ids.shape[-1] if answer_start is None else operator.index(answer_start)
+        named = roles if roles is None or isinstance(roles, str) else tuple(roles)
+        given = {"input_ids": input_ids, **model_inputs}
+        with read_by_hand(given):
+            x = self._by_hand(given, start, named)
+        return self._finished(self._accepted(x))
+
+    def _by_hand(self, model_inputs: Mapping[str, Any], start: int, roles: Sequence[str] | None) -> Inputs:
+        """An example of tensors, held against each other and against the model."""
+        input_ids = model_inputs["input_ids"]
         marked = {name: torch.zeros_like(input_ids) for name, fill in self.family.fills.items() if fill is not None}
-        given = {**marked, "input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **model_inputs}
+        given = {**marked, "attention_mask": torch.ones_like(input_ids), **model_inputs}
         given = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in given.items()}
         need_by_position(given)
         ids = input_ids[0].tolist()
@@ -189,8 +200,8 @@ class Preparing(Anatomy):
         named = self._plain_roles(ids, visual, start) if roles is None else cast("Sequence[Role]", roles)
         texts = {"answer": self.text_of(ids[start:])} if start < len(ids) else {}
         x = self._example(given, named, start, views, texts)
-        _need_usual(x)
-        return self._finished(self._accepted(x))
+        need_usual(x)
+        return x
 
     def _example(
         self,
@@ -378,18 +389,3 @@ class Preparing(Anatomy):
 def _shown(part: Mapping[str, Any]) -> Shown:
     video = part["type"] == "video"
     return Shown(tuple(part["video"]) if video else (part["image"],), video)
-
-
-def _need_usual(x: Inputs) -> None:
-    """Raise unless the answer's model inputs are those of any answer to this prompt: methods put other answers there.
-
-    Raises:
-        InputError: names one that is not.
-    """
-    if x.answer_start == x.length:
-        return
-    made = x.with_answer(x.answer_ids.tolist(), x.answer_tokens, "").model_inputs
-    for name in x.along:
-        if not torch.equal(made[name][:, :-1], x.model_inputs[name][:, :-1]):  # the last token predicts nothing
-            found, usual = (inputs[name][0, x.answer_start :].tolist() for inputs in (x.model_inputs, made))
-            raise InputError(f"{name} of the answer are {found}; behind this prompt an answer has {usual}")

@@ -19,11 +19,12 @@ from lvlm_interp.families.shared import registry
 from lvlm_interp.given import explaining
 from lvlm_interp.inputs.batch import Batch
 from lvlm_interp.inputs.example import Answer, Inputs, named_by
+from lvlm_interp.inputs.handmade import may_be_of_shapes, unfitting
 from lvlm_interp.inputs.touched import states_of
 from lvlm_interp.model.capture import Capture, Edit, recording
 from lvlm_interp.model.choice import Choice, Positions, Reduction, choose, depths_of, in_layers
 from lvlm_interp.model.compiled import uncompiled
-from lvlm_interp.model.holding import Held, held, hooks_of_others, patched
+from lvlm_interp.model.holding import Held, held, hooks_of_others, patched, within_hook_of_others
 from lvlm_interp.model.hooks import passing, rescaling, visiting
 from lvlm_interp.model.identity import fingerprint
 from lvlm_interp.model.lengths import following, forget, recounted
@@ -35,7 +36,7 @@ from lvlm_interp.model.walking import looked_up, named_modules, walking_once
 from lvlm_interp.results import Provenance
 
 # What is said where image tokens do not match the features; the last by torch, where transformers does not look.
-UNMATCHED = {
+UNMATCHED: dict[type, tuple[str, ...]] = {
     ValueError: ("match",),
     RuntimeError: ("shape mismatch", "Number of elements of source < number of ones in mask"),
 }
@@ -125,9 +126,10 @@ class HookedVLM(Preparing):
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens is 1 or more, got {max_new_tokens}")
         need_evaluation(self.model)
-        with passing(self.model, self.model, self.decoder), self._greedily():
+        given = x.prompt_inputs()
+        with self._called_with(given), passing(self.model, self.model, self.decoder), self._greedily():
             made = self.model.generate(
-                **x.prompt_inputs(),
+                **given,
                 **({"use_cache": False} if self.active_edits else {}),
                 max_new_tokens=max_new_tokens,
                 logits_processor=[self._only_numbers],
@@ -167,26 +169,38 @@ class HookedVLM(Preparing):
         """The model's logits.
 
         Raises:
-            InputError: no inputs, or image tokens in the prompt that do not match the features of the image.
+            InputError: no inputs, image tokens in the prompt that do not match the features of the image, or shapes and
+                kinds of numbers with which the model cannot be run.
             ModelError: the model, or a part of it, was put in training mode.
         """
         need_evaluation(self.model)
         if not model_inputs:
             raise InputError("a model is called with the model inputs of an example, x.model_inputs; got none")
+        within = passing(self.model, self.model, self.decoder)
+        with self._called_with(model_inputs), within, uncompiled(self.model), rescaling(self._recounted(model_inputs)):
+            forget(looked_up(following, self.decoder))
+            return self.model(**_graphed(model_inputs), use_cache=False).logits
+
+    @contextlib.contextmanager
+    def _called_with(self, model_inputs: Mapping[str, Any]) -> Iterator[None]:
+        """Within the `with` the model runs: an error of inputs that do not fit it names them.
+
+        Errors of edits and of hooks of others stay what they are.
+        """
         try:
-            within = passing(self.model, self.model, self.decoder)
-            with within, uncompiled(self.model), rescaling(self._recounted(model_inputs)):
-                forget(looked_up(following, self.decoder))
-                return self.model(**_graphed(model_inputs), use_cache=False).logits
-        except (ValueError, RuntimeError) as error:
-            said = UNMATCHED[ValueError if isinstance(error, ValueError) else RuntimeError]
-            if hasattr(error, "__notes__") or not any(text in str(error) for text in said):  # noted: of an edit's own
+            yield
+        except Exception as error:
+            if not may_be_of_shapes(error) or within_hook_of_others(error):
                 raise
-            count = int(self.visual_in(model_inputs).sum())
-            raise InputError(
-                f"the prompt has {count} image tokens, and the image gives another number of features "
-                f"({error}). Was the prompt cut, or made for another image? Prepare it with its own processor."
-            ) from error
+            if any(text in str(error) for text in UNMATCHED.get(type(error), ())):
+                count = int(self.visual_in(model_inputs).sum())
+                raise InputError(
+                    f"the prompt has {count} image tokens, and the image gives another number of features "
+                    f"({error}). Was the prompt cut, or made for another image? Prepare it with its own processor."
+                ) from error
+            if self.active_edits:  # what they gave may be at fault
+                raise
+            raise unfitting(model_inputs, f"{self.name!r} cannot be run", error) from error
 
     def _recounted(self, model_inputs: Mapping[str, Any]) -> dict[nn.Module, Tensor]:
         """What layers that count rows are told behind padding, which a row of a batch may begin with."""

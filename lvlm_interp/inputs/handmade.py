@@ -1,0 +1,77 @@
+"""Model inputs that were made by hand: where they do not fit, an error that names them, their shapes and what would."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvlm_interp.errors import InputError
+from lvlm_interp.fields import shown
+from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.shown import gist
+
+# What torch and Python raise of shapes and kinds of numbers; a class of its own (no room on a device) tells more.
+RAW = frozenset(
+    {
+        *(AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, StopIteration),
+        *(TypeError, ValueError, ZeroDivisionError),
+    }
+)
+NO_ROOM = re.compile("memory|CUDA error", re.IGNORECASE)  # of a processor torch says so in a RuntimeError
+
+
+def may_be_of_shapes(error: BaseException) -> bool:
+    """Whether an error can be one of inputs that do not fit: of no class of its own, nor of want of memory.
+
+    An edit's own has a note that says of which site it is.
+    """
+    return type(error) in RAW and not hasattr(error, "__notes__") and not NO_ROOM.search(str(error))
+
+
+def unfitting(model_inputs: Mapping[str, Any], asked: str, error: BaseException) -> InputError:
+    """What is to be said of inputs with which something failed."""
+    named = ", ".join(f"{name}: {_shape(value)}" for name, value in model_inputs.items())
+    return InputError(
+        f"{asked} with these model inputs: {named} ({gist(error)}). Their axes and numbers are those that the model's "
+        "own processor gives: vlm.prepare(question, image) makes them, and its .model_inputs show how they look"
+    )
+
+
+def _shape(value: Any) -> str:
+    on = " on meta" * (isinstance(value, Tensor) and value.is_meta)
+    return f"{shown(value)}{on}"
+
+
+@contextlib.contextmanager
+def read_by_hand(model_inputs: Mapping[str, Any]) -> Iterator[None]:
+    """Within the `with` they are read, and the model is not run.
+
+    Raises:
+        InputError: names them, where reading failed; what is no tensor is left to be told as the argument that it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not may_be_of_shapes(error) or not all(isinstance(value, Tensor) for value in model_inputs.values()):
+            raise
+        raise unfitting(model_inputs, "no example can be made", error) from error
+
+
+def need_usual(x: Inputs) -> None:
+    """Raise unless the answer's model inputs are those of any answer to this prompt: methods put other answers there.
+
+    Raises:
+        InputError: names one that is not.
+    """
+    if x.answer_start == x.length:
+        return
+    made = x.with_answer(x.answer_ids.tolist(), x.answer_tokens, "").model_inputs
+    for name in x.along:
+        if not torch.equal(made[name][:, :-1], x.model_inputs[name][:, :-1]):  # the last token predicts nothing
+            found, usual = (inputs[name][0, x.answer_start :].tolist() for inputs in (x.model_inputs, made))
+            raise InputError(f"{name} of the answer are {found}; behind this prompt an answer has {usual}")
