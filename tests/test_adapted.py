@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lvlm_interp as li
-from lvlm_interp.errors import SiteError
+from lvlm_interp.errors import ModelError, SiteError
 from tests.families import tiny_example, tiny_model
 from tests.families.shared.tiny import ROUNDING
 from tests.tiny import tiny_inputs, tiny_llava
@@ -125,3 +125,27 @@ def test_an_adapter_that_is_switched_within_an_edit_is_named():
         with_adapter.disable_adapter(),
     ):
         vlm.run(x)
+
+
+@pytest.mark.parametrize("change", [None, "written", "trained"])
+def test_a_weight_that_an_adapter_puts_in_anew_in_each_pass_is_the_same(change):
+    """As a parametrisation; the control is that a change of it, or of what is trained of it, is seen."""
+    model = tiny_llava()
+    for layer in model.model.language_model.layers:
+        layer.mlp.up_proj.bias = torch.nn.Parameter(torch.ones(64))
+    config = peft.LoraConfig(r=2, target_modules=[], target_parameters=["mlp.up_proj.weight"])
+    vlm = li.wrap(peft.get_peft_model(model, config).eval().get_base_model())
+    before, captured = vlm.fingerprint, vlm.capture(tiny_inputs(vlm), "hook_embed")
+    vlm.run(tiny_inputs(vlm))
+    wrapper = vlm.decoder.layers[0].mlp.up_proj
+    with torch.no_grad():
+        if change == "written":
+            wrapper.get_base_layer().weight.mul_(2)
+        if change == "trained":
+            wrapper.lora_B["default"].weight[0, 0] += 1
+    if change is None:
+        assert captured.provenance.weights == before == vlm.fingerprint
+        return
+    assert vlm.fingerprint != before
+    with pytest.raises(ModelError, match="changed since"):
+        _ = captured.provenance

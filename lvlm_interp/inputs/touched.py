@@ -18,9 +18,9 @@ State = tuple[int, int, bytes]
 """Where a tensor is, how often it was written to, as torch counts it, and the bytes that were looked at."""
 
 
-def state_of(tensor: Tensor) -> State:
+def state_of(tensor: Tensor, counting: bool = True) -> State:
     """What tells that a tensor was written to; of one on a device, or in pieces, only what torch counts."""
-    counted = -1 if tensor.is_inference() else tensor._version
+    counted = tensor._version if counting and not tensor.is_inference() else -1
     start, near = tensor.data_ptr(), tensor.is_cpu and tensor.is_contiguous()
     return start, counted, _looked_at(start, tensor.nbytes) if near else b""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lvlm_interp.model.compiled import original
 
@@ -42,6 +42,18 @@ def wrapped_by(module: nn.Module | None) -> nn.Module | None:
     """What a module of an adapter stands in the place of; None for others."""
     found = (getattr(module, name, None) for name in WRAPPED)
     return next((one for one in found if isinstance(one, nn.Module)), None)
+
+
+def rewritten(module: nn.Module) -> list[Tensor]:
+    """The weight that an adapter takes out, and puts back as it was, in each pass: torch counts that as a change.
+
+    It is a parametrisation of peft's, of parameters that are no linear layer's (`target_parameters`).
+    """
+    held = vars(module)
+    if "parameter_name" not in held or (layer := wrapped_by(module)) is None:  # few have it; this is for each result
+        return []
+    found = getattr(layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer, held["parameter_name"], None)
+    return [found] if isinstance(found, Tensor) else []
 
 
 def _called(module: nn.Module) -> nn.Module:

@@ -113,9 +113,13 @@ class Held:
 
     @contextlib.contextmanager
     def editing(self, edits: Mapping[Any, Callable[..., Any]], open_to_user: bool = False) -> Iterator[None]:
-        """Within the `with` these sites are edited; `open_to_user` says that nobody knows for how long."""
-        mine, me = tuple(edits.items()), [threading.get_ident()] if open_to_user else []
+        """Within the `with` these sites are edited; `open_to_user` says that nobody knows for how long.
+
+        Inside a method that holds the model (`reading`) that is known: until it is done. Others wait for it.
+        """
+        mine = tuple(edits.items())
         with self.using():
+            me = [threading.get_ident()] if open_to_user and not self._depth else []
             self.edited = (*self.edited, *mine)
             self._editors += me
             try:
@@ -127,8 +131,9 @@ class Held:
 
     def identity(self, model: PreTrainedModel) -> str:
         """The model's fingerprint, looked at once within a method."""
-        found = self._identity or self.known.fingerprint(model)
-        self._identity = found if self._depth else None
+        with self.using():
+            found = self._identity or self.known.fingerprint(model)
+            self._identity = found if self._depth else None
         return found
 
 

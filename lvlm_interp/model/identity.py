@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 from xxhash import xxh3_128
 
 from lvlm_interp.inputs.touched import state_of
+from lvlm_interp.model.acting import rewritten
 from lvlm_interp.model.compiled import as_written, original
 from lvlm_interp.model.settings import configurations_of, held_by, settings_of, telling
 from lvlm_interp.model.walking import looked_up, named_modules
@@ -91,7 +93,9 @@ class Known:
         stated = configurations_of(modules)
         held = [tensor for module in modules for _, tensor in _own(module, fetch=False)]
         plain = [part for one in held for part in ((one,) if _is_ordinary(one) else parts_of(one))]
-        return [[*map(state_of, plain)], *(held_by(one, stated) for one in modules)]
+        uncounted = {id(weight) for one in modules for weight in rewritten(one)}
+        states = [state_of(one, counting=id(one) not in uncounted) for one in plain]
+        return [states, *(held_by(one, stated) for one in modules)]
 
     def _content(self, tensor: Tensor, before: dict[int, tuple[Any, bytes, bytes]]) -> bytes:
         number = len(self._read)
@@ -125,6 +129,7 @@ def _own(module: nn.Module, fetch: bool = True) -> list[tuple[str, Tensor]]:
         own += [(name, tensor) for name, tensor in held["_buffers"].items() if tensor is not None]
     settings = ((name, held[name]) for name in telling(module))
     own += [(name, value) for name, value in settings if isinstance(value, Tensor) and value.numel() <= FEW]
+    own.sort(key=itemgetter(0))  # a weight that was taken out and put back stands behind the others
     follows = held.get("rope_type") in FOLLOWING and hasattr(module, ORIGINAL)
     if not follows and not any(tensor.is_meta for _, tensor in own):
         return own

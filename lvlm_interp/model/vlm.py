@@ -70,7 +70,8 @@ class HookedVLM(Preparing):
     @property
     def fingerprint(self) -> str:
         """Tells models apart by weights and settings: all of them are read, see `identity.fingerprint`."""
-        return fingerprint(self.model)
+        with self.held.using():  # a pass in another thread may fetch weights, and move them
+            return fingerprint(self.model)
 
     @property
     def identity(self) -> str:
@@ -322,6 +323,10 @@ class HookedVLM(Preparing):
         written = states_of(x.model_inputs)
 
         def provenance() -> Provenance:
+            with self.held.using():
+                return looked_at()
+
+        def looked_at() -> Provenance:
             if states_of(x.model_inputs) != written:
                 raise InputError(
                     "the example's tensors were written to since this capture began, and what they were then is not "
