@@ -149,3 +149,15 @@ def test_a_weight_that_an_adapter_puts_in_anew_in_each_pass_is_the_same(change):
     assert vlm.fingerprint != before
     with pytest.raises(ModelError, match="changed since"):
         _ = captured.provenance
+
+
+def test_projections_that_an_adapter_calls_again_are_no_sites():
+    """LLaMA-Adapter gives them its prompts: rows of two or three calls would stand under one name."""
+    model = tiny_llava()
+    peft.get_peft_model(model.model.language_model, peft.AdaptionPromptConfig(adapter_len=3, adapter_layers=2))
+    vlm = li.wrap(model.eval())
+    with pytest.raises(SiteError, match="AdaptedAttention calls Linear again, with prompts of its own"):
+        vlm.capture(tiny_inputs(vlm), "blocks.1.attn.hook_q")
+    found = vlm.capture(tiny_inputs(vlm), "blocks.*.attn.hook_*")
+    assert {value.shape[1] for name, value in found.items() if name.endswith(("_q", "_k", "_v", "_z"))} == {17}
+    assert "blocks.0.attn.hook_q" in found and "blocks.1.attn.hook_rot_q" in found  # the control: an adapter is on 1, 2

@@ -8,6 +8,7 @@ import lvlm_interp as li
 from lvlm_interp.attribution.definitions import Definition
 from lvlm_interp.errors import InputError, LvlmInterpWarning, SiteError
 from lvlm_interp.model import choice
+from lvlm_interp.opening.rounding import apart
 from lvlm_interp.report import figures
 from tests.families import tiny_example, tiny_model
 from tests.tiny import tiny_inputs, tiny_llava
@@ -108,10 +109,10 @@ def test_numbers_of_any_kind_choose(number):
     assert list(map(int, choice._listed(number))) == [1]
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32])
 def test_positions_of_any_whole_numbers_choose(dtype):
     vlm = li.wrap(tiny_llava())
-    found = vlm.capture(tiny_inputs(vlm), "hook_embed", positions=torch.tensor([2, -1], dtype=dtype))
+    found = vlm.capture(tiny_inputs(vlm), "hook_embed", positions=torch.tensor([2, 16]).to(dtype))
     assert found["hook_embed"].shape[1] == 2
 
 
@@ -181,3 +182,26 @@ def test_selectivity_needs_types():
     for draw in (figures.probe_map, lambda one, name: figures.probe_layers({"a": one}, name)):
         with pytest.raises(InputError, match="needs types"):
             draw(found, "selectivity")
+
+
+def test_an_edit_gives_a_tensor_that_is_laid_out_as_others_are():
+    vlm = li.wrap(tiny_llava())
+    with pytest.raises(SiteError, match=r"an edit of 'hook_embed' returns.*it gave .*torch.sparse_coo"):
+        vlm.capture(tiny_inputs(vlm), "hook_embed", edits={"hook_embed": torch.Tensor.to_sparse})
+
+
+@pytest.mark.parametrize("family", ["kosmos-2", "kosmos-2.5"])
+def test_tables_that_are_made_longer_are_of_the_model(family):
+    """What stands in them, and not how long they are."""
+    vlm = li.wrap(tiny_model(family))
+    before, table = vlm.fingerprint, next(m for m in vlm.model.modules() if hasattr(m, "make_weights"))
+    table.make_weights(len(table.weights) + 9, table.embedding_dim, table.padding_idx)
+    assert vlm.fingerprint == before
+    table.weights.mul_(2)
+    assert vlm.fingerprint != before
+
+
+def test_the_lowest_number_of_float64_is_near_to_itself():
+    lowest = torch.full((1,), torch.finfo(torch.float64).min, dtype=torch.float64)
+    assert apart(lowest, lowest) == 0
+    assert li.wrap(tiny_model("chameleon", dtype=torch.float64)).sites

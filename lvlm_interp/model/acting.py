@@ -15,6 +15,7 @@ from lvlm_interp.model.compiled import original
 
 COPIES = ("modules_to_save", "ln_tuning_layers")  # where a wrapper keeps its copies, by adapter
 WRAPPED = ("original_module", "base_layer")  # and what it wraps
+PROMPTS = "adaption_prompt"  # of LLaMA-Adapter: the projections of attention are given it too
 
 
 def acting(module: nn.Module) -> Any:
@@ -42,6 +43,12 @@ def wrapped_by(module: nn.Module | None) -> nn.Module | None:
     """What a module of an adapter stands in the place of; None for others."""
     found = (getattr(module, name, None) for name in WRAPPED)
     return next((one for one in found if isinstance(one, nn.Module)), None)
+
+
+def called_again(root: nn.Module) -> dict[nn.Module, str]:
+    """Modules that an adapter calls once more, with rows of its own, and the class of what does."""
+    around = (module for module in root.modules() if PROMPTS in module._parameters)
+    return {inner: type(module).__name__ for module in around for inner in module.modules()}
 
 
 def rewritten(module: nn.Module) -> list[Tensor]:

@@ -22,7 +22,7 @@ from lvlm_interp.families.shared import registry
 from lvlm_interp.families.shared.family import Family
 from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.given import explaining
-from lvlm_interp.model.acting import acting, is_wrapper
+from lvlm_interp.model.acting import acting, called_again, is_wrapper
 from lvlm_interp.model.listing import Sites
 from lvlm_interp.model.parts import (
     attention_of,
@@ -159,7 +159,7 @@ class Anatomy:
 
     @functools.cached_property
     def _missing(self) -> dict[str, str]:
-        return missing_sites(self._named)
+        return missing_sites(self._named, called_again(self.decoder))
 
     @functools.cached_property
     def _sites(self) -> dict[str, Site]:

@@ -220,13 +220,14 @@ def indices(x: Inputs | Batch, positions: Positions) -> Int[Tensor, " position"]
         if len(found) != x.length:
             raise InputError(f"a mask over {len(found)} positions does not fit an example of {x.length}")
         found = found.nonzero().flatten()
-    if found.is_floating_point() or found.is_complex() or found.dtype == torch.uint8 or _is_mask(x, found):
+    no_places = found.is_floating_point() or found.is_complex() or found.dtype == torch.uint8
+    if no_places or _is_mask(x, found := found.long()):  # torch compares no others of its unsigned numbers
         raise InputError(f"positions are roles, indices or a mask of True and False; got {asked!r}")
     if not len(found):
         raise InputError(f"no position of this example is in {asked!r}; it has the roles {list(x.present)}")
     if int(found.min()) < -x.length or int(found.max()) >= x.length:
         raise InputError(f"positions {found.tolist()} do not all lie in an example of {x.length} (0 to {x.length - 1})")
-    found = found.long() % x.length
+    found = found % x.length
     if isinstance(x, Batch) and not x.real[:, found].all():
         raise InputError(
             f"some of the positions {found.tolist()} are padding in some examples of this batch (they are counted from "

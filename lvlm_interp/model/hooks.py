@@ -106,7 +106,10 @@ def passed(name: str, visit: Visit, value: Tensor) -> Tensor:
 
 def _kind(value: object) -> str:
     """What of a value the layers behind it count on."""
-    return f"{tuple(value.shape)} {value.dtype} {value.device}" if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    laid_out = "" if value.layout == torch.strided else f" {value.layout}"
+    return f"{tuple(value.shape)} {value.dtype} {value.device}{laid_out}"
 
 
 def _as_positions(visit: Visit, part: str) -> Visit:

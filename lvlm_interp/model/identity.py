@@ -28,6 +28,7 @@ from lvlm_interp.model.weights import fetched
 
 # Rotary frequencies that follow the length of what is read; what they start from stands beside them.
 LENGTHENED, ORIGINAL, FOLLOWING = "inv_freq", "original_inv_freq", ("dynamic", "longrope")
+FIRST = 32  # rows of a table that is made longer, with the same first rows, when that is needed
 FEW = 128  # numbers of a tensor that a module holds as it is: more are taken for activations that somebody kept there
 PAGE, TURNS = 1 << 14, 32
 SMALL = 1 << 16  # bytes of a tensor that is read whole each time
@@ -120,13 +121,16 @@ def pages_of(tensor: Tensor) -> bytes:
 def _own(module: nn.Module, fetch: bool = True) -> list[tuple[str, Tensor]]:
     """A module's own weights and buffers, those that are not saved among them.
 
-    Without `fetch`, those that are kept elsewhere (on a disk) as what stands in their place: they come anew each time.
+    Without `fetch`, those that are kept elsewhere (on a disk) as what stands in their place: they come anew each time;
+    and without the tables that are made longer, which stand elsewhere then.
     """
     # A module's `getattr` is slow, above all for what is not there, and this is done for each result.
     held = vars(module)
     own = [(name, tensor) for name, tensor in held["_parameters"].items() if tensor is not None]
-    if held["_buffers"] and not _grows(type(module)):  # type: ignore[arg-type]
-        own += [(name, tensor) for name, tensor in held["_buffers"].items() if tensor is not None]
+    if held["_buffers"]:
+        buffers = [(name, tensor) for name, tensor in held["_buffers"].items() if tensor is not None]
+        grows = _grows(type(module))  # type: ignore[arg-type]
+        own += [(name, tensor[:FIRST]) for name, tensor in buffers if fetch] if grows else buffers
     settings = ((name, held[name]) for name in telling(module))
     own += [(name, value) for name, value in settings if isinstance(value, Tensor) and value.numel() <= FEW]
     own.sort(key=itemgetter(0))  # a weight that was taken out and put back stands behind the others
@@ -139,7 +143,7 @@ def _own(module: nn.Module, fetch: bool = True) -> list[tuple[str, Tensor]]:
 
 @functools.lru_cache(maxsize=4096)
 def _grows(kind: Any) -> bool:
-    """Whether its buffer is made longer when that is needed: sinusoids."""
+    """Whether its buffers are made longer when that is needed: sinusoids."""
     return hasattr(kind, "make_weights")
 
 

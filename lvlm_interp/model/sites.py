@@ -158,13 +158,18 @@ def find_sites(decoder: nn.Module, vision: nn.Module | None, projector: nn.Modul
     return {site.name: site for site in sites}
 
 
-def missing_sites(sites: dict[str, Site]) -> dict[str, str]:
-    """The sites that cannot be read, with the reason."""
+def missing_sites(sites: dict[str, Site], again: Mapping[nn.Module, str]) -> dict[str, str]:
+    """The sites that cannot be read, with the reason; `again` are modules that an adapter calls by itself too."""
     reason = "{} computes attention by itself, not through transformers' AttentionInterface"
     unseen = {
         site.name: reason.format(type(site.module).__name__)
         for site in sites.values()
         if site.read == "attention" and not uses_interface(site.module)
+    }
+    unseen |= {
+        site.name: f"{again[site.module]} calls {type(site.module).__name__} again, with prompts of its own"
+        for site in sites.values()
+        if site.read in ("input", "output") and site.module in again
     }
     blocks = [name.removesuffix("z") for name in sites if name.endswith("attn.hook_z")]
     return unseen | {

@@ -51,8 +51,9 @@ class Allowed:
 
 
 def apart(a: Tensor, b: Tensor) -> float:
-    """The largest difference."""
-    return float((a.float() - b.float()).abs().max())
+    """The largest difference, in float32, or in float64 where one is: its lowest number is no other's."""
+    wide = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
+    return float((a.to(wide) - b.to(wide)).abs().max())
 
 
 def size(logits: Tensor) -> float:
