@@ -63,7 +63,7 @@ def test_roles_may_come_one_by_one(vlm):
 
 
 UNFIT = {
-    "no axis of pictures": (
+    "one picture": (
         "pixel_values",
         lambda x: x.pixels["pixel_values"][0],
         r"pixel_values: float32 \[3, 28, 28\]",

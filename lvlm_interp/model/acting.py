@@ -56,10 +56,11 @@ def rewritten(module: nn.Module) -> list[Tensor]:
 
     It is a parametrisation of peft's, of parameters that are no linear layer's (`target_parameters`).
     """
-    held = vars(module)
-    if "parameter_name" not in held or (layer := wrapped_by(module)) is None:  # few have it; this is for each result
-        return []
-    found = getattr(layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer, held["parameter_name"], None)
+    name = vars(module).get("parameter_name")
+    layer: Any = None if name is None else wrapped_by(module)  # few have a name; this is asked for each result
+    while layer is not None and (inner := wrapped_by(layer)) is not None:
+        layer = inner
+    found = getattr(layer, str(name), None)
     return [found] if isinstance(found, Tensor) else []
 
 
