@@ -191,3 +191,9 @@ def test_what_the_base_model_says_is_remembered(learner):
         for name, value in learner.lora.items():
             value.copy_(kept[name])
             value.grad = None
+
+
+def test_no_process_trains_nothing(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--out", str(tmp_path / "run"), "--processes", "0"])
+    assert "--processes is 1 or more" in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -126,12 +126,12 @@ def evaluate(learner: Learner, settings: Settings) -> dict[str, float]:
     seeds = range(HELD_OUT, HELD_OUT + settings.held_out_scenes)
     rows = list(batches([row for seed in seeds for row in pack_all(learner, seed, settings.tune)]))
     right: dict[str, list[bool]] = defaultdict(list)
-    for kind, hit in gathered([one for turn in mine(len(rows)) for one in answered(learner, rows[turn])]):
+    for kind, hit in gathered([one for turn in mine(len(rows)) for one in judged(learner, rows[turn])]):
         right[kind].append(hit)
     return {kind: round(sum(hits) / len(hits), 3) for kind, hits in sorted(right.items())}
 
 
-def answered(learner: Learner, rows: Sequence[Packed]) -> list[tuple[str, bool]]:
+def judged(learner: Learner, rows: Sequence[Packed]) -> list[tuple[str, bool]]:
     """The kind of each talk of some rows, and whether it is answered rightly."""
     end = learner.tokenizer.convert_tokens_to_ids(END)
     logits, labels = answer_logits(learner, collate(learner, rows))
@@ -170,6 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--compile", action="store_true", help="needs a C++ compiler; a minute first, then faster")
     parser.add_argument("--processes", type=int, default=1, help="of one thread each; two do more than two threads")
     options = parser.parse_args(arguments)
+    if options.processes < 1:
+        parser.error(f"--processes is 1 or more, got {options.processes}")
     options.out.mkdir(parents=True, exist_ok=True)
     run(train, options, options.processes)
 
