@@ -55,7 +55,9 @@ class Capture(Mapping[str, Tensor]):
         (`weight.data.mul_(2)`, an array of numpy that shares the memory, tensors of inference mode) those that change
         a tensor of at most 4 KB, or one of four places of a larger one, from its first bytes to its last. Not seen
         are such writes elsewhere in a large tensor, those to tensors on a device (a GPU) or that are not contiguous,
-        and an edit that writes and puts back within the pass.
+        and an edit that writes and puts back within the pass. So it is with all writes, counted or not, into a weight
+        that peft puts in anew in each pass (`target_parameters`); and of sinusoids, which longer prompts make longer,
+        none is seen here.
 
         Raises:
             ModelError: the model was changed since.
