@@ -84,7 +84,8 @@ def load(
     """Open a model by name.
 
     Args:
-        name: `"reference"` (the small model that ships; `"reference@0.1"` is an older version), a hub id such as
+        name: `"reference"` (the small model that ships; `"reference@tune"` and
+            `"reference@align"` are its earlier stages, `"reference@0.1"` an older version), a hub id such as
             `llava-hf/llava-1.5-7b-hf`, or a directory.
         dtype: as in transformers; `"auto"` keeps what the weights are stored in.
         device: where to put it; or pass transformers' `device_map`.

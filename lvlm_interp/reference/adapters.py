@@ -13,13 +13,13 @@ from lvlm_interp.errors import ModelError
 
 SCALE = ".scale"
 VERSIONS: Mapping[str, tuple[str, ...]] = {
-    "0.1": ("adapter.safetensors",),
+    "0.1": ("0.1.safetensors",),
     "align": ("align.safetensors",),
     "tune": ("tune.safetensors",),
     "0.2": ("tune.safetensors", "drop.safetensors"),
 }
 """The files of a version; what stands in a later one counts. `align` and `tune` are 0.2 after its first two stages."""
-LATEST = "0.1"  # until 0.2 is examined
+LATEST = "0.2"
 
 
 def adapter_files(version: str = LATEST) -> list[Path]:

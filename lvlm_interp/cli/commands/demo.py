@@ -28,10 +28,10 @@ class Case:
     answer: str | None = None
 
 
-DEMO = (
+DEMO = (  # what the picture shows, what the prompt tells, what the language model knows
     Case(3, ("banana",), ("purple",), "What color is the banana?"),
-    Case(7, ("cat", "umbrella"), (None, "green"), "What is on the left?"),
-    Case(1, ("dog", "book"), (None, "blue"), "How much does the book cost?", "The book costs ten dollars."),
+    Case(1, ("dog", "book"), (None, "blue"), "How much does the book cost?", "The book costs 10 dollars."),
+    Case(3, ("banana",), ("grey",), "What color is the banana?"),
 )
 DEMO_TITLE = "Three questions to a small vision-language model"
 
