@@ -57,8 +57,9 @@ def variant(source, answer, **given):
     return Variant(source, **{**told, **given}, answer=answer)
 
 
-def split_of(worth, roles=ROLES):
-    """A split in which each source, and `prior`, is worth so many nats whatever else is seen."""
+def split_of(worth, roles=ROLES, quoting=()):
+    """A split in which each source, and `prior`, is worth so many nats whatever else is seen; with `quoting`, of an
+    answer that stands in a question that asks, or does not."""
     seen = torch.arange(1 << len(roles))[:, None] >> torch.arange(len(roles)) & 1
     values = worth.get("prior", 0.0) + seen.double() @ torch.tensor([worth.get(r, 0.0) for r in roles]).double()
     return CreditSplit(
@@ -72,6 +73,7 @@ def split_of(worth, roles=ROLES):
         numbers=torch.stack([values, values + 9])[:, None],
         alternatives=((" Blue",),),
         kept=("template",),
+        quoting=quoting,
         provenance=about("credit"),
     )
 

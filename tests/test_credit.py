@@ -1,5 +1,6 @@
 """A split adds up, is the textbook's Shapley value, and gives nothing for nothing."""
 
+import dataclasses
 import inspect
 import itertools
 import math
@@ -12,7 +13,7 @@ from PIL import Image
 import lvlm_interp as li
 from lvlm_interp.attribution import alternatives, split
 from lvlm_interp.attribution import credit as module
-from lvlm_interp.attribution.shapley import dividends, shapley_weights
+from lvlm_interp.attribution.shapley import dividends, ordered_weights, shapley_weights
 from lvlm_interp.errors import InputError, VisibilityError
 from lvlm_interp.inputs.words import by_word, split_words
 from tests import saved
@@ -25,10 +26,10 @@ def vlm():
     return li.wrap(tiny_llava())
 
 
-def by_orders(values, players):
-    """Shapley's definition: the mean gain of each player over all orders of entry."""
+def by_orders(values, players, first=()):
+    """Shapley's definition: the mean gain of each player over all orders of entry in which some come first."""
     gains = torch.zeros(players, dtype=torch.float64)
-    orders = list(itertools.permutations(range(players)))
+    orders = [o for o in itertools.permutations(range(players)) if set(o[: len(first)]) == set(first)]
     for order in orders:
         seen = 0
         for player in order:
@@ -41,6 +42,20 @@ def by_orders(values, players):
 def test_weights_are_shapleys(players):
     values = torch.randn(1 << players, dtype=torch.float64, generator=torch.Generator().manual_seed(players))
     assert torch.allclose(shapley_weights(players) @ values, by_orders(values, players))
+
+
+@pytest.mark.parametrize("first", [(), (0,), (2,), (0, 3), (0, 1, 2, 3)])
+def test_weights_in_order_are_those_of_orders_in_which_some_come_first(first):
+    values = torch.randn(16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    ours = ordered_weights(4, first) @ values
+    assert torch.allclose(ours, by_orders(values, 4, first)) and torch.allclose(ours.sum(), values[-1] - values[0])
+    if 0 < len(first) < 4:
+        assert not torch.allclose(ours, shapley_weights(4) @ values, atol=1e-2)
+
+
+def test_players_that_come_first_are_players():
+    with pytest.raises(InputError, match=r"0 to 1, got \[2\]"):
+        ordered_weights(2, (2,))
 
 
 def test_captum_agrees():
@@ -92,7 +107,7 @@ def test_prior_and_credits_add_up_to_the_total(vlm, value, unit, keep):
 
 
 def test_a_split_that_does_not_add_up_is_refused(vlm, monkeypatch):
-    monkeypatch.setattr(split, "shapley_weights", lambda k: torch.ones(k, 1 << k, dtype=torch.float64))
+    monkeypatch.setattr(split, "ordered_weights", lambda k, _: torch.ones(k, 1 << k, dtype=torch.float64))
     with pytest.raises(ArithmeticError, match="miss their total"):
         li.credit(vlm, tiny_inputs(vlm))
 
@@ -121,8 +136,49 @@ def test_full_with_the_question_kept_is_cals_contrast_in_nats(vlm):
     keep = ("template", "question", "context", "system")
     split, contrast = li.credit(vlm, x, keep, "full"), li.contrast(vlm, x)
     assert torch.allclose(split.image.float(), contrast.delta_nats, atol=1e-5)
-    # With less kept, the image's credit is an average over more, and differs.
+    # With less kept, the image's credit is an average over more, and differs; of a question that asks it is none.
     assert not torch.allclose(li.credit(vlm, x, value="full").image.float(), contrast.delta_nats, atol=1e-2)
+
+
+# --- the question asks ------------------------------------------------------------------------------------------------
+
+
+def answering(vlm, answer, asking=True):
+    """An example whose question is the tokens 10 and 11, credited by word."""
+    roles = ("template", "question", "question", "context", "template", *("answer" for _ in answer))
+    x = vlm.inputs(torch.tensor([[1, 10, 11, 40, 50, *answer]]), 5, roles)
+    return li.credit(vlm, x, asking=asking, unit="token")
+
+
+def test_what_the_question_brings_is_the_priors(vlm):
+    asked, together = answering(vlm, [7, 8]), answering(vlm, [7, 8], asking=False)
+    assert asked.quoting == (False, False) and asked.asking and not together.asking
+    assert torch.equal(asked.question, torch.zeros(2, dtype=torch.float64))
+    seen = asked.values[:, 1]  # the question is the first player
+    assert torch.allclose(asked.prior, seen) and torch.equal(asked.prior, asked.keeping("question").prior)
+    assert torch.allclose(asked.context, asked.keeping("question").context)
+    assert torch.equal(together.prior, together.values[:, 0]) and together.question.abs().min() > 1e-3
+    assert not torch.allclose(together.prior, asked.prior, atol=1e-3)
+    assert torch.equal(asked.together().credits, together.credits)
+    assert asked.together().provenance.parameters == together.provenance.parameters
+
+
+def test_words_that_stand_in_the_question_are_the_questions(vlm):
+    """Of two tokens, the first stands there; what the question brings to it stays the question's."""
+    asked = answering(vlm, [11, 8])
+    brought = asked.values[:, 1] - asked.values[:, 0]
+    assert asked.quoting == (True, False)
+    assert torch.allclose(asked.question, torch.stack([brought[0], torch.tensor(0.0)]).double())
+    assert torch.equal(asked.prior[0], asked.values[0, 0]) and torch.allclose(asked.prior[1], asked.values[1, 1])
+    assert torch.allclose(asked.prior + asked.credits.sum(1), asked.total.double())
+    with pytest.raises(InputError, match="quoting is of each of 2 parts"):
+        dataclasses.replace(asked, quoting=(True,))
+
+
+def test_a_question_that_is_always_visible_asks_nothing(vlm):
+    kept = answering(vlm, [11, 8]).keeping("question")
+    assert kept.quoting == () and kept.players == ("context",)
+    assert answering(vlm, [11, 8]).keeping("context").quoting == (True, False)
 
 
 def test_a_role_that_nobody_can_read_gets_nothing(vlm):
@@ -144,10 +200,10 @@ def test_two_roles_that_are_alike_get_the_same(vlm):
     ids = torch.tensor([[1, 40, 40, 50, 7]])
     roles = ("template", "question", "context", "template", "answer")
     x = vlm.inputs(ids, 4, roles, position_ids=torch.zeros(1, 5, dtype=torch.long))
-    same = li.credit(vlm, x, value="full")
+    same = li.credit(vlm, x, value="full", asking=False)
     assert torch.allclose(same.question, same.context, atol=1e-4)
     y = vlm.inputs(torch.tensor([[1, 40, 41, 50, 7]]), 4, roles)
-    other = li.credit(vlm, y, value="full")
+    other = li.credit(vlm, y, value="full", asking=False)
     assert (other.question - other.context).abs().max() > 1e-2
 
 
@@ -190,7 +246,7 @@ def test_groups(vlm):
 
 
 def test_interactions_are_reported(vlm):
-    split = li.credit(vlm, tiny_inputs(vlm))
+    split = li.credit(vlm, tiny_inputs(vlm), asking=False)
     assert len(split.interactions) == 2**4 - 4 - 1
     singles = dividends(split.values)
     own = torch.stack([singles[:, 1 << i] for i in range(4)]).sum(0)

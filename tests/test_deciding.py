@@ -2,7 +2,8 @@
 
 import pytest
 
-from lvlm_interp.attribution.deciding import moves, said, stands_in, telling_word, verdict_of
+from lvlm_interp.attribution.deciding import moves, telling_word, verdict_of
+from lvlm_interp.attribution.saying import said, stands_in
 from lvlm_interp.errors import InputError
 from tests.swapping import variant
 
@@ -31,6 +32,7 @@ def test_answers_are_compared_by_their_words(one, other, same):
 
 def test_an_answer_stands_in_a_text_as_whole_words():
     assert stands_in("Red.", "Say “red”, please") and stands_in("a red cat", "Is the red cat here?")
+    assert stands_in("红色", "请说红色。") and not stands_in("黄色", "请说红色。")
     assert not stands_in("Red", "Is it reddish?") and not stands_in("red cat", "red or cat") and not stands_in("", "a")
 
 

@@ -32,6 +32,18 @@ def test_once_asked_the_question_is_a_part_of_what_was_known():
     assert asked.names(split_of(worth)) == "knowledge" and asked.nats(split_of(worth))["knowledge"] == pytest.approx(4)
 
 
+def test_a_question_that_asks_is_named_where_it_holds_the_answer():
+    """What a question brings is knowledge, or where the answer stands in it, its own; together, always its own."""
+    worth = {"prior": 1.0, "question": 4.0, "image": 3.0}
+    asked, together = definition_of("odds, answer"), definition_of("odds, answer, together")
+    assert asked.names(split_of(worth, quoting=(False,))) == "knowledge"
+    assert asked.names(split_of(worth, quoting=(True,))) == "question"
+    assert {together.names(split_of(worth, quoting=(quoted,))) for quoted in (True, False)} == {"question"}
+    told, before = definition_of("as a diagnosis says"), definition_of("as a diagnosis says, together")
+    assert told.names(split_of(worth, quoting=(False,))) == "knowledge"
+    assert before.names(split_of(worth, quoting=(False,))) == "question"
+
+
 def test_another_value_may_name_another_source():
     """The values of `full` are 9 nats more, whatever is seen: that is the prior's."""
     assert definition_of("full, answer").names(split_of(WORTH)) == "knowledge"

@@ -288,7 +288,9 @@ def test_small_adapters_are_near_the_whole():
 
 @pytest.mark.parametrize("version", ["9", ""])
 def test_versions_that_are_not_there(version):
-    with pytest.raises(ModelError, match=rf"no reference@{version}; there are reference@0.1, reference@align, reference@tune"):
+    with pytest.raises(
+        ModelError, match=rf"no reference@{version}; there are reference@0.1, reference@align, reference@tune"
+    ):
         lvlm_interp.load(f"reference@{version}")
 
 

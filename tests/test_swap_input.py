@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import lvlm_interp as li
-from lvlm_interp.attribution.deciding import said
+from lvlm_interp.attribution.saying import said
 from lvlm_interp.attribution.swap import pointed_at
 from lvlm_interp.attribution.variants import cases_of
 from lvlm_interp.errors import InputError

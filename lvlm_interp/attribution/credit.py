@@ -1,10 +1,15 @@
 """Prompt, image, or what the language model knew: an exact split of each part of an answer.
 
 v(S) is a value (`attribution.value`) of a part of the answer when only the players in S may be seen, and what is kept,
-and the answer so far. The prior is v(∅); each of the k players gets its exact Shapley value over the 2^k coalitions, so
-that
+and the answer so far. The question asks: it comes first, and each of the other players gets its exact Shapley value
+over the coalitions that see it. What the question brings is the prior's: v(question), what the model would say once
+asked. Only where the words of the part stand in the question ("Say red") is it the question's own, and the prior is
+v(∅). So
 
     prior + Σ credits = v(all).
+
+With `asking=False` the question is a player like the others. A question says what an answer is about, so that most of
+what a model knew is then the question's: the swap test (`attribution.swap`) has how often each names what decides.
 
 Two values are computed by default:
 
@@ -13,7 +18,8 @@ Two values are computed by default:
 - `full`: log p(y|S) + log V: why this word rather than *any* word. Zero is a uniform guess over the vocabulary (a word
   of n tokens has n·log V).
 
-Shapley 1953; dividends after Harsanyi 1963.
+Shapley 1953; players that come first after Frye, Rowat and Feige 2020, Asymmetric Shapley values; dividends after
+Harsanyi 1963.
 """
 
 from __future__ import annotations
@@ -24,7 +30,8 @@ from typing import Any
 import torch
 
 from lvlm_interp.attribution.against import Against, need_word
-from lvlm_interp.attribution.players import Players, coalitions, players_of, subsets
+from lvlm_interp.attribution.players import Player, Players, coalitions, players_of, subsets
+from lvlm_interp.attribution.saying import stands_in
 from lvlm_interp.attribution.shapley import shares
 from lvlm_interp.attribution.split import CreditSplit, kept_always
 from lvlm_interp.attribution.value import Value, described, named, target_of, texts_of, values_of
@@ -32,7 +39,7 @@ from lvlm_interp.engine.decoder import DecoderInputs, run_to_decoder
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
-from lvlm_interp.inputs.words import Unit, unit_name
+from lvlm_interp.inputs.words import Unit, Word, parts_of, unit_name
 from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 
@@ -52,6 +59,7 @@ def credit(
     value: str | Value = "odds",
     against: Against | None = None,
     *,
+    asking: bool = True,
     unit: Unit = "token",
     word: int = 0,
     alternatives: int = 10,
@@ -63,8 +71,7 @@ def credit(
     Args:
         vlm: the model.
         x: an example with an answer.
-        keep: roles (or players) that are always visible; `("template", "question")` asks what the model knew once
-            asked, and with `value="full"` the image's credit is then CAL's contrast in nats.
+        keep: roles (or players) that are always visible.
         value: which value the result shows first, by name or a `Value`. Those that compare with nothing are always
             computed too, and `odds`, unless one of them was asked for without alternatives.
         against: the alternatives of `odds` (or the one of `difference`) for one word of the answer (`word`), as text,
@@ -73,6 +80,9 @@ def credit(
             the coalitions that see the question, each with a chance of at least 1% there. Of words and longer parts,
             something else may be said at any of their tokens ("ten euros" for "ten dollars"), and each is gone on with
             as the model would, to the end of the word, or to the part's length.
+        asking: whether the question asks: it comes first, and what it brings is the prior's, unless the words of the
+            part stand in it. With `value="full"`, and no context or system message, the image's credit is then CAL's
+            contrast in nats. False: it is a player like the others, and the prior is v(∅).
         unit: `token`, `word`, `sentence`, `answer`, a span (start, stop) of answer tokens, or a function that cuts a
             text into words. A part of several tokens is scored as a whole, against wholes. By token here, as in every
             function that returns numbers; reports (`diagnose`, the command line) are by word.
@@ -102,6 +112,7 @@ def credit(
     asked = visible[:, x.where("question")].all(1)
     computed = decoder_inputs or run_to_decoder(vlm, x, keep_prompt=True)
     found = values_of(vlm, x, visible, target, asked=asked, decoder_inputs=computed)
+    quoting = _quoting(vlm, x, target.parts, parts) if asking else ()
     split = CreditSplit(
         tokens=texts_of(target.parts),
         players=tuple(part.name for part in parts),
@@ -113,11 +124,26 @@ def credit(
         numbers=found.numbers,
         alternatives=found.alternatives,
         kept=kept_always(keep),
+        quoting=quoting,
         provenance=vlm.provenance(
-            "credit", x, keep=list(keep), unit=unit_name(unit), **described(target, against, word), **_asked(players)
+            "credit",
+            x,
+            keep=list(keep),
+            asking=asking,
+            unit=unit_name(unit),
+            **described(target, against, word),
+            **_asked(players),
         ),
     )
     return _closing(split)
+
+
+def _quoting(vlm: HookedVLM, x: Inputs, parts: Sequence[Word], players: Sequence[Player]) -> tuple[bool, ...]:
+    """Of each part, whether its words stand in the question: of a token, the word that it is in. Empty without one."""
+    question = " ".join(player.text for player in players if player.role == "question")
+    words = parts_of(x, "word", vlm.decode)
+    texts = (" ".join(w.text for w in words if w.start < part.stop and part.start < w.stop) for part in parts)
+    return tuple(stands_in(text, question) for text in texts) if question else ()
 
 
 def _values(chosen: Value, against: Against | None) -> list[str | Value]:

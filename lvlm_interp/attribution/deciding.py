@@ -21,11 +21,11 @@ several.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from lvlm_interp.attribution.saying import ARTICLES, said, stands_in
 from lvlm_interp.attribution.variants import GIVEN, ORIGINAL, Variant
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import explained
@@ -36,29 +36,6 @@ State = Literal["decides", "overrules", "missed", "idle"]
 KNOWLEDGE, SEVERAL = "knowledge", "several"
 NAMED = ("image", "context", "question", "system", KNOWLEDGE)
 """What one source can be that decides; `several` is no source that a credit could name."""
-ARTICLES = {"a", "an", "the"}
-MEANT = frozenset("-%‰#&@/\\§")  # signs that Unicode counts as punctuation, and that make another word
-
-
-@explained
-def said(answer: str) -> tuple[str, ...]:
-    """An answer as what is compared: its words in small letters, without punctuation at their ends and without
-    articles; the articles stay where there is nothing else."""
-    words = [word for piece in answer.casefold().split() if (word := _bare(piece))]
-    return tuple(word for word in words if word not in ARTICLES) or tuple(words)
-
-
-def _bare(word: str) -> str:
-    """A word without Unicode's punctuation at its ends, whatever the script."""
-    inner = [n for n, sign in enumerate(word) if sign in MEANT or unicodedata.category(sign)[0] != "P"]
-    return word[inner[0] : inner[-1] + 1] if inner else ""
-
-
-@explained
-def stands_in(answer: str, text: str) -> bool:
-    """Whether the words of an answer stand in a text, one behind the other."""
-    wanted, words = said(answer), said(text)
-    return bool(wanted) and any(words[i : i + len(wanted)] == wanted for i in range(len(words)))
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ class Definition:
         value: which value is split (`attribution.value`).
         part: what of the answer is split: all of it, the word that tells (`deciding.telling_word`), or its first token.
         keep: roles that are always visible, beside the template.
+        asking: whether the question asks, as by default, or is a player like the others (`credit`).
         of: from a split to nats of `prior` and of each role.
         choose: from these to the source that is named; None where there is none.
     """
@@ -79,6 +80,7 @@ class Definition:
     value: str = "odds"
     part: Part = "answer"
     keep: tuple[str, ...] = ()
+    asking: bool = True
     of: Callable[[CreditSplit], dict[str, float]] = shapley
     choose: Callable[[Nats], str | None] = largest
 
@@ -108,25 +110,35 @@ class Definition:
 
     def _seen(self, split: CreditSplit) -> CreditSplit:
         kept = [role for role in self.keep if role in split.player_roles]
-        return split.with_value(self.value).keeping(*kept)
+        seen = split.with_value(self.value).keeping(*kept)
+        return seen if self.asking else seen.together()
 
 
-def _named(value: str, part: Part, keep: tuple[str, ...] = (), **rule: Any) -> Definition:
+RULES: Mapping[str, Mapping[str, Any]] = {
+    "": {},
+    "together": {"asking": False},
+    "once asked": {"keep": ("question",)},
+    "one hidden": {"asking": False, "of": hidden_alone},
+}
+"""How nats are shared out: as `credit` does; with the question a player like the others, as it did before; with the
+question always visible, so that it is never named; and tokens hidden one source at a time."""
+
+
+def _named(value: str, part: Part, rule: str) -> Definition:
     """A definition that is called by what it is made of."""
-    said = (value, part, *(["once asked"] if keep else []), *(["one hidden"] if rule else []))
-    return Definition(", ".join(said), value, part, keep, **rule)
+    return Definition(", ".join(filter(None, (value, part, rule))), value, part, **RULES[rule])
 
 
+TOLD = "as a diagnosis says"
 DEFINITIONS: dict[str, Definition] = {
     definition.name: definition
     for definition in (
-        *(_named(*of) for of in itertools.product(("odds", "full"), PARTS, ((), ("question",)))),
-        *(_named(value, part, of=hidden_alone) for value in ("odds", "full") for part in PARTS),
-        Definition("as a diagnosis says", part="word", choose=as_told),
+        Definition(TOLD, part="word", choose=as_told),
+        *itertools.starmap(_named, itertools.product(("odds", "full"), PARTS, RULES)),
+        Definition(f"{TOLD}, together", part="word", asking=False, choose=as_told),
     )
 }
-"""Shapley's by both values, of each part, and with the question always visible; tokens hidden one source at a time; and
-what the sentence of a diagnosis says."""
+"""Both values, of each part, by each rule; and what the sentence of a diagnosis says, now and before."""
 
 
 @explained
@@ -146,4 +158,4 @@ def definition_of(definition: str | Definition) -> Definition:
 def described(definition: Definition) -> dict[str, Any]:
     """A definition in a result's provenance."""
     told = {name: getattr(definition, name) for name in ("name", "value", "part")}
-    return {**told, "keep": list(definition.keep)}
+    return {**told, "keep": list(definition.keep), "asking": definition.asking}

@@ -1,6 +1,7 @@
 """Sharing a value out among players, exactly: Shapley values and Harsanyi dividends of v over all coalitions.
 
-Coalition number S has bit i set where player i is in it. Shapley 1953; dividends after Harsanyi 1963.
+Coalition number S has bit i set where player i is in it. Shapley 1953; dividends after Harsanyi 1963; players that come
+first after Frye, Rowat and Feige 2020.
 """
 
 from __future__ import annotations
@@ -40,6 +41,28 @@ def shapley_weights(players: int) -> Float[Tensor, "player coalition"]:
             before = size - inside  # other players that are there already
             share = math.factorial(before) * math.factorial(players - before - 1) / math.factorial(players)
             weights[i, coalition] = share if inside else -share
+    return weights
+
+
+@explained
+@functools.lru_cache(maxsize=16)
+def ordered_weights(players: int, first: tuple[int, ...]) -> Float[Tensor, "player coalition"]:
+    """The linear map to asymmetric Shapley values, float64: some players come first, the others when those are there.
+
+    Frye, Rowat and Feige 2020, Asymmetric Shapley values. What the first add to nothing is theirs, and what the others
+    add to that is the others'; all together it is v(all) − v(∅) again. It is kept: do not write to it.
+
+    Raises:
+        InputError: players that there are not; see `shapley_weights`.
+    """
+    if not set(first) <= set(range(players)):
+        raise InputError(f"players that come first are of 0 to {players - 1}, got {list(first)}")
+    weights = torch.zeros(players, 1 << players, dtype=torch.float64)
+    last, before = [i for i in range(players) if i not in first], sum(1 << i for i in first)
+    for tier, there in ((list(first), 0), (last, before)):
+        joined = [there + sum(1 << i for n, i in enumerate(tier) if s >> n & 1) for s in range(1 << len(tier))]
+        for row, i in zip(shapley_weights(len(tier)), tier, strict=True):
+            weights[i, joined] = row
     return weights
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lvlm_interp.attribution.against import rather_than
-from lvlm_interp.attribution.shapley import Interactions, dividends, shapley_weights
+from lvlm_interp.attribution.shapley import Interactions, dividends, ordered_weights
 from lvlm_interp.errors import InputError, VisibilityError
 from lvlm_interp.inputs.example import CREDITED
 from lvlm_interp.pairs import Comparable
@@ -35,10 +36,12 @@ class CreditSplit(Comparable):
             i may be seen.
         alternatives: for each part, the words that `odds` and `difference` compare it with.
         kept: the roles and players that are always visible.
+        quoting: for each part, whether its words stand in the question, where the question asks; empty where it is a
+            player like the others.
     """
 
     keys = ("token",)
-    agreeing = ("tokens", "players", "value", "unit", "kept", "compared")
+    agreeing = ("tokens", "players", "value", "unit", "kept", "asking", "compared")
     too_large: ClassVar[frozenset[str]] = frozenset({"numbers"})  # `to_dict` has them by name
     along: ClassVar[Mapping[str, str]] = {
         "tokens": "answer",
@@ -56,6 +59,7 @@ class CreditSplit(Comparable):
     numbers: Float[Tensor, "value answer coalition"]
     alternatives: tuple[tuple[str, ...], ...]
     kept: tuple[str, ...]
+    quoting: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,6 +70,8 @@ class CreditSplit(Comparable):
                 f"{count} players have 2^{count} coalitions, a role and a text each; got {coalitions} coalitions, "
                 f"{len(self.player_roles)} roles and {len(self.player_texts)} texts"
             )
+        if len(self.quoting) not in (0, len(self.tokens)):
+            raise InputError(f"quoting is of each of {len(self.tokens)} parts, or empty; got {len(self.quoting)}")
 
     # --- values under every coalition -------------------------------------------------------------
 
@@ -90,7 +96,8 @@ class CreditSplit(Comparable):
     @property
     def note(self) -> str:
         kept = f"; always visible: {', '.join(self.kept)}" if len(self.kept) > 1 else ""
-        return f"{self.value}, in {self.unit}; prior + credits = total{rather_than(self.compared)}{kept}"
+        asked = "; prior: once asked" if self.asking else ""
+        return f"{self.value}, in {self.unit}; prior + credits = total{rather_than(self.compared)}{asked}{kept}"
 
     @property
     def compared(self) -> tuple[tuple[str, ...], ...]:
@@ -123,9 +130,18 @@ class CreditSplit(Comparable):
         return self.players
 
     @property
+    def asking(self) -> bool:
+        """Whether the question asks: what it brings that is no word of its own is the prior's."""
+        return bool(self.quoting)
+
+    @property
     def prior(self) -> Float[Tensor, " answer"]:
-        """v(∅): what is there with nothing of the user's to see."""
-        return self.values[:, 0]
+        """What is there with nothing of the user's to see; once asked, where the question asks."""
+        nothing = self.values[:, 0]
+        if not self.asking:
+            return nothing
+        brought = self._credits[:, self._first].sum(1)
+        return nothing + brought.where(~torch.tensor(self.quoting), 0.0).to(nothing.dtype)
 
     @property
     def total(self) -> Float[Tensor, " answer"]:
@@ -134,8 +150,20 @@ class CreditSplit(Comparable):
 
     @property
     def credits(self) -> Float[Tensor, "answer player"]:
-        """Shapley value of every player."""
-        return self.values.double() @ shapley_weights(len(self.players)).T
+        """Shapley value of every player; where the question asks, of the others when it is there."""
+        credits = self._credits
+        if self.asking:
+            credits[:, self._first] = credits[:, self._first].where(torch.tensor(self.quoting)[:, None], 0.0)
+        return credits
+
+    @property
+    def _first(self) -> list[int]:
+        """The numbers of the players that come first: the question, where it asks."""
+        return [i for i, role in enumerate(self.player_roles) if role == "question"] if self.asking else []
+
+    @property
+    def _credits(self) -> Float[Tensor, "answer player"]:
+        return self.values.double() @ ordered_weights(len(self.players), tuple(self._first)).T
 
     def of(self, name: str) -> Float[Tensor, " answer"]:
         """Credit of one player (or `prior`, `total`); of a role that was split, what its parts have together.
@@ -178,11 +206,18 @@ class CreditSplit(Comparable):
     def interactions(self) -> Interactions:
         """Harsanyi dividends of the coalitions of two and more players: what they do together beyond their parts.
 
-        A player's Shapley value is the sum, over the coalitions that it is in, of their dividends shared out equally.
+        A player's Shapley value is the sum, over the coalitions that it is in, of their dividends shared out equally;
+        where the question asks, among the others alone.
         """
         return Interactions(self.players, dividends(self.values))
 
     # --- seen in other ways -----------------------------------------------------------------------
+
+    def together(self) -> CreditSplit:
+        """The split in which the question is a player like the others, as `credit(…, asking=False)` gives it."""
+        about = self.provenance
+        told = dataclasses.replace(about, parameters={**about.parameters, "asking": False})
+        return dataclasses.replace(self, quoting=(), provenance=told)
 
     def keeping(self, *names: str) -> CreditSplit:
         """The split in which these players are always visible, as `credit(…, keep=…)` gives it; no model is run.
@@ -193,6 +228,7 @@ class CreditSplit(Comparable):
             VisibilityError: one that is not among the players.
         """
         always = {i for name in names for i in self._members(name)}
+        asks = not {*self._first} <= always
         seen = sum(1 << i for i in always)
         columns = [s for s in range(1 << len(self.players)) if s & seen == seen]
         left = [i for i in range(len(self.players)) if i not in always]
@@ -204,6 +240,7 @@ class CreditSplit(Comparable):
             player_texts=tuple(self.player_texts[i] for i in left),
             numbers=self.numbers[..., columns],
             kept=kept,
+            quoting=self.quoting if asks else (),
             provenance=dataclasses.replace(about, parameters={**about.parameters, "keep": list(kept)}),
         )
 

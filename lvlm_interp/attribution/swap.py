@@ -18,9 +18,10 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from lvlm_interp.attribution.credit import credit
-from lvlm_interp.attribution.deciding import By, Verdict, moves, said, telling_word, verdict_of
+from lvlm_interp.attribution.deciding import By, Verdict, moves, telling_word, verdict_of
 from lvlm_interp.attribution.definitions import PARTS, Part
 from lvlm_interp.attribution.occlusion import PatchMap, attribute
+from lvlm_interp.attribution.saying import said
 from lvlm_interp.attribution.split import CreditSplit
 from lvlm_interp.attribution.variants import SOURCES, Case, Variant, Version, cases_of, need_no_markers
 from lvlm_interp.engine.decoder import DecoderInputs, run_to_decoder

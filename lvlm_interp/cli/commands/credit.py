@@ -34,6 +34,9 @@ def credit(
         typer.Option(help="Split further: images, turns (of the chat), sentences (of the context); may be repeated."),
     ] = None,
     keep: Annotated[list[str] | None, typer.Option(help="A role that is always visible; may be repeated.")] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="The question is a player like the others, and does not only ask.")
+    ] = False,
     against: Annotated[list[str] | None, typer.Option(help="An alternative to one word; may be repeated.")] = None,
     word: Annotated[int, typer.Option(min=0, help="Which word --against is about, from 0.")] = 0,
     as_json: Json = False,
@@ -48,4 +51,5 @@ def credit(
     among: Any = players or "roles"
     with asked.showing(as_json) as shown:
         for x in examples:
-            shown(li.credit(vlm, x, kept, value, against, unit=unit, word=word, players=among), x)
+            split = li.credit(vlm, x, kept, value, against, asking=not together, unit=unit, word=word, players=among)
+            shown(split, x)
