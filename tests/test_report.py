@@ -119,10 +119,13 @@ def test_save_and_load(tmp_path):
         li.PatchMap.load(tmp_path / "d.safetensors")
 
 
-def test_once_asked_the_question_is_always_visible():
+def test_a_question_that_asks_and_one_that_is_a_player():
     """Coalition 1 of (question, image) sees the question alone, coalition 3 sees both."""
-    asked = with_odds(made(("Yes",)), 1.0, 2.0, 3.0, 5.0).reports[0].asked
-    assert asked == pytest.approx({"prior": 2.0, "image": 3.0, "total": 5.0})
+    split = with_odds(made(("Yes",)), 1.0, 2.0, 3.0, 5.0)
+    report = dataclasses.replace(split, credit=dataclasses.replace(split.credit, quoting=(False,))).reports[0]
+    assert report.odds == pytest.approx({"prior": 2.0, "question": 0.0, "image": 3.0, "total": 5.0})
+    assert report.together == pytest.approx({"prior": 1.0, "question": 1.5, "image": 2.5, "total": 5.0})
+    assert report.source == "image" and "60% from the image" in report.sentence
 
 
 def test_to_dict_is_json():

@@ -48,8 +48,7 @@ class WordReport:
         index: its place among the words, from 0.
         word: its text and its tokens.
         odds, full: nats of `prior`, each role present and `total`, by the two values of `credit`.
-        asked: nats by `odds` once the question is asked: it is always visible, and `prior` is what the model would
-            say without looking.
+        together: `odds` with the question a player like the others, and `prior` what is there with nothing seen.
         alternatives: the words that `odds` compares it with.
         with_logprob, without_logprob: log-probability of the whole word with and without the image, nats.
         delta: CAL's Δ summed over its tokens, raw logits.
@@ -62,7 +61,7 @@ class WordReport:
     word: Word
     odds: Numbers
     full: Numbers
-    asked: Numbers
+    together: Numbers
     alternatives: tuple[str, ...]
     with_logprob: float
     without_logprob: float
@@ -170,10 +169,10 @@ class Diagnosis(Result):
         spans = self.spans or [(part.start, part.stop) for part in split_words(self.contrast.tokens)]
         named = [Word(text, *span) for text, span in zip(self.words, spans, strict=True)]
         odds = self.credit.with_value("odds")
-        rows = zip(*map(_records, (odds, self.credit.with_value("full"), odds.keeping("question"))), strict=True)
+        rows = zip(*map(_records, (odds, self.credit.with_value("full"), odds.together())), strict=True)
         return tuple(self._report(i, word, *row) for i, (word, row) in enumerate(zip(named, rows, strict=True)))
 
-    def _report(self, index: int, word: Word, odds: Numbers, full: Numbers, asked: Numbers) -> WordReport:
+    def _report(self, index: int, word: Word, odds: Numbers, full: Numbers, together: Numbers) -> WordReport:
         def summed(name: str) -> float:
             return float(getattr(self.contrast, name)[word.start : word.stop].sum())
 
@@ -184,7 +183,7 @@ class Diagnosis(Result):
             word=word,
             odds=odds,
             full=full,
-            asked=asked,
+            together=together,
             alternatives=tuple(text.strip() for text in self.credit.alternatives[index]),
             with_logprob=summed("with_logprob"),
             without_logprob=summed("without_logprob"),
@@ -222,7 +221,8 @@ class Diagnosis(Result):
         """One row a word.
 
         Columns: `word`; nats of `prior`, each role (`credit[image]`, …) and `total` by `odds`, and by `full` as
-        `full[prior]`, …; of the odds once the question is asked `asked[prior]` and `asked[image]`; `delta_nats`,
+        `full[prior]`, …; `together[prior]` and `together[question]`, with the question a player like the others;
+        `delta_nats`,
         `with_logprob`, `without_logprob` (sums over its tokens); `class`; `source` (what most of it came from); and of
         the patch that supports it most `peak_nats` and, in pixels, `peak_left`, `peak_top`, `peak_right`,
         `peak_bottom`.
@@ -262,8 +262,8 @@ def _row(report: WordReport) -> dict[str, Any]:
         "word": report.text,
         **{name if name in ("prior", "total") else f"credit[{name}]": value for name, value in report.odds.items()},
         **{f"full[{name}]": value for name, value in report.full.items()},
-        "asked[prior]": report.asked["prior"],
-        "asked[image]": report.asked["image"],
+        "together[prior]": report.together["prior"],
+        "together[question]": report.together.get("question", 0.0),
         "delta_nats": report.delta_nats,
         "with_logprob": report.with_logprob,
         "without_logprob": report.without_logprob,

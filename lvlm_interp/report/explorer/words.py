@@ -13,9 +13,9 @@ from lvlm_interp.report.sentences import percent, signed
 
 VALUES = {
     "odds": ("odds", "Why this word rather than another: 0 is no better than the words it is compared with."),
-    "asked": (
-        "once asked",
-        "The same odds, but the question is always visible: the prior is what the model would say without looking.",
+    "together": (
+        "together",
+        "The same odds, the question a player like the others: the prior is what is there with nothing of yours seen.",
     ),
     "full": ("full", "Why this word rather than any word: 0 is a uniform guess over the vocabulary."),
 }
