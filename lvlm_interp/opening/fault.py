@@ -32,6 +32,7 @@ PROCESSING = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
 KINDS = ("_type", "_class", "_map")  # fields that say what reads the others: left out last, as something else may
+MOST = 200  # fields of an object in which one is looked for: more are entries, as of a vocabulary
 
 Read = Callable[..., Any]
 """Reads what a directory holds, with options of `from_pretrained`; raises what is wrong with it."""
@@ -160,13 +161,14 @@ def _field(folder: Path, names: tuple[str, ...], failing: Callable[[], Exception
 def _without(file: Path, whole: Any, inside: dict[str, Any], failing: Callable[[], Exception | None]) -> str | None:
     """The field that is left out, as deep inside others as one alone is at fault."""
     for name in sorted(inside, key=lambda name: name.endswith(KINDS)):
-        value = inside.pop(name)
+        value = inside[name]
+        if isinstance(value, dict) and len(value) <= MOST and (deeper := _without(file, whole, value, failing)):
+            return f"{name}.{deeper}"
+        del inside[name]
         file.write_text(json.dumps(whole), encoding="utf-8")
-        read = failing() is None
-        inside[name] = value
-        if read:
-            deeper = _without(file, whole, value, failing) if isinstance(value, dict) else None
-            return f"{name}.{deeper}" if deeper else f"{name}: {shown(value)}"
+        error, inside[name] = failing(), value
+        if error is None:
+            return f"{name}: {shown(value)}"
     return None
 
 
