@@ -6,29 +6,33 @@ from typing import Any
 
 from lvlm_interp.errors import ModelError
 from lvlm_interp.inputs.prompt import SHOWING
-from lvlm_interp.model.vlm import HookedVLM
 
 USUAL = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")  # tokens of all texts
 
 
-def need_image_token(vlm: HookedVLM) -> None:
+def need_image_token(processor: Any, found: int | None, name: str) -> None:
     """Raise where the config's image token is a word, or a mark of another kind, and the processor has one of its own.
 
     Some families have several tokens of images, of which the processor names another one (Gemma 3): those are none of
     the words, nor what a tokenizer ends texts with.
 
+    Args:
+        processor: the processor, or None.
+        found: the id of the image token by the config; None where a model input marks what stands for an image.
+        name: of the model.
+
     Raises:
         ModelError: names both tokens.
     """
-    tokenizer = getattr(vlm.processor, "tokenizer", vlm.processor)
-    if not hasattr(tokenizer, "get_added_vocab") or vlm.image_token_id is None:
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if found is None or not hasattr(tokenizer, "get_added_vocab"):
         return
-    found, own = vlm.image_token_id, _own(vlm.processor, tokenizer)
-    if own is None or found == own or found in _marks(vlm.processor, tokenizer) or found >= len(tokenizer):
+    own = _own(processor, tokenizer)
+    if own is None or found == own or found >= len(tokenizer) or found in _marks(processor, tokenizer):
         return
     here, there = (f"{i} ({str(tokenizer.convert_ids_to_tokens(i))!r})" for i in (found, own))
     raise ModelError(
-        f"the config of {vlm.name!r} has the image token {here}, and its processor writes {there} for an image: put "
+        f"the config of {name!r} has the image token {here}, and its processor writes {there} for an image: put "
         "back the config, or the tokenizer, that belongs to the weights"
     )
 
