@@ -186,7 +186,7 @@ def rewritten(folder, name, path, value):
         ("processor_config.json", "image_processor.image_mean", "x"),
         ("processor_config.json", "image_processor.rescale_factor", float("nan")),
         ("processor_config.json", "image_processor.size", {"height": -3, "width": 28}),
-        ("processor_config.json", "image_processor", 5),
+        ("processor_config.json", "image_processor", 5),  # which cannot be left out
     ],
 )
 def test_a_value_of_the_wrong_kind_is_named_with_its_file(folder, name, path, value):

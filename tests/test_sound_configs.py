@@ -11,7 +11,7 @@ from lvlm_interp.families.shared.registry import FAMILIES
 from lvlm_interp.opening.config import need_sound
 from lvlm_interp.opening.fault import need_ends, need_processing
 from lvlm_interp.opening.image_token import need_image_token
-from tests.families.shared.tiny import need
+from tests.families.shared.tiny import IMAGE, need
 from tests.saved import SAVED, UNOPENED, processor, save
 from tests.tiny import tiny_llava
 
@@ -61,7 +61,9 @@ def test_ends_that_published_configs_have(ends):
 @pytest.mark.parametrize("name", [name for name in SAVED if name not in UNOPENED])
 def test_what_is_tried_of_a_processor_holds_of_every_family(name):
     need(name)
-    need_processing(processor(name))
+    one = processor(name)
+    need_processing(one)
+    need_image_token(one, IMAGE, name)
 
 
 @pytest.mark.parametrize("token", ["<begin>", "<end>", "<image>"])

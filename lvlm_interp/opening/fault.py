@@ -32,10 +32,13 @@ PROCESSING = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
 KINDS = ("_type", "_class", "_map")  # fields that say what reads the others: left out last, as something else may
+OTHER = "another value"
 MOST = 200  # fields of an object in which one is looked for: more are entries, as of a vocabulary
 
 Read = Callable[..., Any]
 """Reads what a directory holds, with options of `from_pretrained`; raises what is wrong with it."""
+Failing = Callable[[], Exception | None]
+"""What is wrong with a copy as it is now."""
 
 
 def field_at_fault(path: str, revision: str | None, **options: Any) -> str | None:
@@ -146,7 +149,7 @@ def _error(read: Read, folder: str, options: Mapping[str, Any]) -> Exception | N
     return None
 
 
-def _field(folder: Path, names: tuple[str, ...], failing: Callable[[], Exception | None]) -> tuple[str, str] | None:
+def _field(folder: Path, names: tuple[str, ...], failing: Failing) -> tuple[str, str] | None:
     """The file, and in it the field with its value, without which all is read."""
     for file in (folder / name for name in names if (folder / name).is_file()):
         text = file.read_text(encoding="utf-8")
@@ -158,18 +161,35 @@ def _field(folder: Path, names: tuple[str, ...], failing: Callable[[], Exception
     return None
 
 
-def _without(file: Path, whole: Any, inside: dict[str, Any], failing: Callable[[], Exception | None]) -> str | None:
-    """The field that is left out, as deep inside others as one alone is at fault."""
+def _without(file: Path, whole: Any, inside: dict[str, Any], failing: Failing) -> str | None:
+    """The field that is at fault, as deep inside others as it is one alone.
+
+    It is the one without which there is no error; or, of what cannot be left out, the one that the error speaks of.
+    """
+    before = _failing_so(file, whole, failing)
     for name in sorted(inside, key=lambda name: name.endswith(KINDS)):
         value = inside[name]
         if isinstance(value, dict) and len(value) <= MOST and (deeper := _without(file, whole, value, failing)):
             return f"{name}.{deeper}"
         del inside[name]
-        file.write_text(json.dumps(whole), encoding="utf-8")
-        error, inside[name] = failing(), value
-        if error is None:
+        without = _failing_so(file, whole, failing)
+        inside[name] = OTHER
+        if without is None or _speaks(before, value, _failing_so(file, whole, failing)):
             return f"{name}: {shown(value)}"
+        inside[name] = value
     return None
+
+
+def _failing_so(file: Path, whole: Any, failing: Failing) -> Exception | None:
+    file.write_text(json.dumps(whole), encoding="utf-8")
+    return failing()
+
+
+def _speaks(error: Exception | None, value: Any, now: Exception | None) -> bool:
+    """Whether an error is the one of another value, but for that value or what kind of value it is."""
+    kinds = (f"'{type(one).__name__}'" for one in (value, OTHER))
+    told = {str(error).replace(repr(value), repr(OTHER)), str(error).replace(*kinds)} - {str(error)}
+    return type(now) is type(error) and str(now) in told
 
 
 @contextlib.contextmanager
