@@ -168,7 +168,7 @@ def test_scales_that_are_not_linear_are_refused(scale, side):
     """On them what is no number above 0 would be left out, and cells would not be of one size."""
     ax = Figure().subplots()
     ax.set(**{f"{side}scale": scale})
-    with pytest.raises(InputError, match=rf"the {side} of these is '{scale}': ax\.set_{side}scale\('linear'\)"):
+    with pytest.raises(InputError, match=rf"its {side} is '{scale}': ax\.set_{side}scale\('linear'\)"):
         figures.heatmap(a_map(), ax=ax)
     ax.set(**{f"{side}scale": "linear"})
     assert figures.heatmap(a_map(), ax=ax) is ax
