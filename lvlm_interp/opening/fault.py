@@ -32,7 +32,6 @@ PROCESSING = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
 KINDS = ("_type", "_class", "_map")  # fields that say what reads the others: left out last, as something else may
-OTHER = "another value"
 MOST = 200  # fields of an object in which one is looked for: more are entries, as of a vocabulary
 
 Read = Callable[..., Any]
@@ -173,8 +172,8 @@ def _without(file: Path, whole: Any, inside: dict[str, Any], failing: Failing) -
             return f"{name}.{deeper}"
         del inside[name]
         without = _failing_so(file, whole, failing)
-        inside[name] = OTHER
-        if without is None or _speaks(before, value, _failing_so(file, whole, failing)):
+        inside[name] = other = "another value" if isinstance(value, str) else 0.5  # no less wrong
+        if without is None or _speaks(before, value, other, _failing_so(file, whole, failing)):
             return f"{name}: {shown(value)}"
         inside[name] = value
     return None
@@ -185,10 +184,10 @@ def _failing_so(file: Path, whole: Any, failing: Failing) -> Exception | None:
     return failing()
 
 
-def _speaks(error: Exception | None, value: Any, now: Exception | None) -> bool:
-    """Whether an error is the one of another value, but for that value or what kind of value it is."""
-    kinds = (f"'{type(one).__name__}'" for one in (value, OTHER))
-    told = {str(error).replace(repr(value), repr(OTHER)), str(error).replace(*kinds)} - {str(error)}
+def _speaks(error: Exception | None, value: Any, other: Any, now: Exception | None) -> bool:
+    """Whether an error of one value is that of the other, but for these values or their kinds."""
+    kinds = (f"'{type(one).__name__}'" for one in (value, other))
+    told = {str(error).replace(repr(value), repr(other)), str(error).replace(*kinds)} - {str(error)}
     return type(now) is type(error) and str(now) in told
 
 
