@@ -256,6 +256,12 @@ def test_an_index_that_names_two_files_for_a_weight(folder):
     assert f"{index} names two files for 'w': {first!r} and {second!r}" in refused(folder)
 
 
+def test_an_index_beside_one_file_of_all_weights_is_passed_over(folder):
+    """The control: transformers reads that file."""
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "none.safetensors"}}))
+    assert li.load(folder).processor is not None
+
+
 @pytest.mark.parametrize("token", ["t", "<pad>", "</s>"])
 def test_an_image_token_that_is_another_token(folder, token):
     """Of a model in memory too: the processor of another model."""

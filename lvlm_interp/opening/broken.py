@@ -92,7 +92,9 @@ def _wrong_object(file: str) -> str | None:
 
 
 def _wrong_index(file: str) -> str | None:
-    """Of weights in several files: one that is not there, or two for one weight."""
+    """Of weights in several files: one that is not there, or two for one weight. One file of all goes before them."""
+    if (Path(file).parent / "model.safetensors").is_file():
+        return None
     with open(file, encoding="utf-8") as stream:
         weights = dict(json.load(stream, object_pairs_hook=_Pairs))["weight_map"]
     if not isinstance(weights, _Pairs):

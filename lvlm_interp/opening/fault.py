@@ -65,7 +65,9 @@ def field_at_fault(path: str, revision: str | None, **options: Any) -> str | Non
 
 def _readers() -> Mapping[Read, tuple[str, ...]]:
     """What reads the files of a model, one behind the other, and the files whose fields it reads."""
-    adapters = {_adapter: ("adapter_config.json",), _adapted: ("adapter_config.json",)} if is_peft_available() else {}
+    adapters: dict[Read, tuple[str, ...]] = {}
+    if is_peft_available():
+        adapters = {_adapter: ("adapter_config.json",), _adapted: ("adapter_config.json",)}
     return {
         _config: ("config.json",),
         _processor: PROCESSING,
