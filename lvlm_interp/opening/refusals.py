@@ -50,10 +50,7 @@ def why_not_opened(name: str, path: str, revision: str | None, trust_remote_code
 def why_not_used(name: str, path: str, revision: str | None, trust_remote_code: bool) -> str | None:
     """The field of its files without which a model can be used; None where there is none."""
     found = field_at_fault(path, revision, trust_remote_code=trust_remote_code)
-    return found and (
-        f"could not open {name!r}: {found}. Put back the value that belongs there; without the "
-        "field, what transformers takes for it is read"
-    )
+    return found and f"could not open {name!r}: {found}. {remedy(path)}"
 
 
 def as_told(name: str, error: Exception) -> str:
