@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from lvlm_interp.errors import InputError, OutputError
 from lvlm_interp.fields import check_fields, equal
 from lvlm_interp.files import aside
-from lvlm_interp.given import RAW, explained, explaining
+from lvlm_interp.given import explained, explaining
 from lvlm_interp.shown import printable
 from lvlm_interp.storing import KINDS, is_frame, is_tensor, packed, scalar, storable, unpacked
 
@@ -193,7 +193,7 @@ class Result:
             result = unpacked(json.loads(header["value"]), tensors)
             if type(result) is not kind:
                 raise TypeError(f"holds a {type(result).__name__}")
-        except RAW as error:  # of a kind that is made of what it cannot be made of
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise OutputError(f"{path} is damaged: {type(error).__name__} {error}") from error
         return result
 

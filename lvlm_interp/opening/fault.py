@@ -188,8 +188,8 @@ def _failing_so(file: Path, whole: Any, failing: Failing) -> Exception | None:
 
 def _speaks(error: Exception | None, value: Any, other: Any, now: Exception | None) -> bool:
     """Whether an error of one value is that of the other, but for these values or their kinds."""
-    kinds = (f"'{type(one).__name__}'" for one in (value, other))
-    told = {str(error).replace(repr(value), repr(other)), str(error).replace(*kinds)} - {str(error)}
+    kind, another = (f"'{type(one).__name__}'" for one in (value, other))
+    told = {str(error).replace(repr(value), repr(other)), str(error).replace(kind, another)} - {str(error)}
     return type(now) is type(error) and str(now) in told
 
 
