@@ -83,12 +83,22 @@ def read_checkpoint(
         raise InputError(f"{path} is a checkpoint of another fitting: {differing} differ; choose another file")
     if lost := [name for name in parameters if f"{VALUE}/{name}" not in tensors]:
         raise InputError(f"{path} is a checkpoint of another fitting: it lacks {lost[0]!r}; choose another file")
+    if other := [name for name, parameter in parameters.items() if not _fits(tensors, name, parameter.shape)]:
+        raise InputError(f"{path} is a checkpoint of another fitting: {other[0]!r} has another shape; choose another")
+    if not header.get(STEP, "").isdecimal():
+        raise InputError(f"{path} is no checkpoint: it says {header.get(STEP)!r} for its steps; choose another file")
     for name, parameter in parameters.items():
         found = {key.split("/")[0]: value.to(parameter.device) for key, value in tensors.items() if _of(key, name)}
         parameter.copy_(found.pop(VALUE))
         if found:
             optimizer.state[parameter] = found
     return int(header[STEP])
+
+
+def _fits(tensors: Mapping[str, Tensor], name: str, shape: torch.Size) -> bool:
+    """Whether what is kept of a parameter has its shape; its optimizer counts steps by single numbers."""
+    held = {value.shape for key, value in tensors.items() if _of(key, name)}
+    return tensors[f"{VALUE}/{name}"].shape == shape and held <= {shape, torch.Size()}
 
 
 def _of(key: str, name: str) -> bool:

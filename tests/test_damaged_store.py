@@ -199,3 +199,12 @@ def test_a_chunk_that_is_written_on_names_its_features(tmp_path):
     turned(first_chunk(tmp_path / "store", storing.NAME))
     with pytest.raises(OutputError, match=says_what_to_do(tmp_path / "store", f"'{storing.NAME}'")):
         storing.fill(tmp_path / "store", 12)
+
+
+@pytest.mark.parametrize("kept", [np.ones((6, 2), np.uint64), np.ones(6, np.float32)], ids=["axes", "floats"])
+def test_digests_of_another_kind_are_no_digests(vlm, examples, store, kept):
+    group = zarr.open_group(store, mode="a")
+    del group["examples"]
+    group["examples"] = kept
+    with pytest.raises(OutputError, match=r"is damaged: a file of the digests of its rows .*it holds"):
+        li.collect_features(vlm, examples, SITES, store=store)

@@ -157,3 +157,119 @@ def test_the_gist_of_an_error(error, said):
 
 def test_the_gist_goes_no_further_than_it_must():
     assert gist(ValueError("one\ntwo")) == "one" and "more" not in gist(ValueError("a:\nb\nmore"))
+
+
+def rewritten(folder, name, path, value):
+    """A field of a file of JSON, told by the names on the way to it."""
+    file = folder / name
+    whole = json.loads(file.read_text()) if file.is_file() else {}
+    *outer, last = path.split(".")
+    inside = whole
+    for step in outer:
+        inside = inside[step]
+    inside[last] = value
+    file.write_text(json.dumps(whole))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value"),
+    [
+        ("config.json", "text_config.hidden_size", "wide"),
+        ("config.json", "text_config", 7),
+        ("config.json", "vision_config.hidden_act", "banana"),
+        ("config.json", "text_config.rms_norm_eps", float("nan")),
+        ("generation_config.json", "eos_token_id", "x"),
+        ("generation_config.json", "eos_token_id", [2, None]),
+        ("tokenizer_config.json", "model_max_length", "long"),
+        ("tokenizer_config.json", "padding_side", 5),
+        ("processor_config.json", "image_processor.image_mean", "x"),
+        ("processor_config.json", "image_processor.rescale_factor", float("nan")),
+        ("processor_config.json", "image_processor.size", {"height": -3, "width": 28}),
+        ("processor_config.json", "image_processor", 5),  # which cannot be left out
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named_with_its_file(folder, name, path, value):
+    """Whatever transformers trips over, in whatever words, now or only when a picture is shown."""
+    file = rewritten(folder, name, path, value)
+    said = refused(folder)
+    assert file.name in said and f"{path}: {value!r}" in said and "Put back" in said
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("peft_type", 5), ("r", "x"), ("r", -2), ("target_modules", 7), ("lora_alpha", None)]
+)
+def test_a_field_of_an_adapter_is_named(folder, field, value):
+    peft = pytest.importorskip("peft")
+    model = tiny_llava()
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    model.save_pretrained(folder / "adapter")
+    for file in (folder / "adapter").iterdir():
+        file.rename(folder / file.name)
+    assert li.load(folder).model.active_adapters() == ["default"]
+    file = rewritten(folder, "adapter_config.json", field, value)
+    said = refused(folder)
+    assert f"{file} has {field}: {value!r}, with which it cannot be used" in said
+
+
+def test_what_is_told_of_a_file_leaves_the_file_alone(folder):
+    file = rewritten(folder, "generation_config.json", "eos_token_id", "x")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert str(file) in refused(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def shards(folder):
+    li.load(folder).model.save_pretrained(folder / "cut", max_shard_size="100KB")
+    (folder / "model.safetensors").unlink()
+    for file in (folder / "cut").iterdir():
+        file.replace(folder / file.name)
+    return folder / "model.safetensors.index.json"
+
+
+def test_an_index_that_names_a_file_that_is_not_there(folder):
+    index = shards(folder)
+    lost = sorted(folder.glob("*.safetensors"))[1]
+    lost.unlink()
+    assert f"{index} names {lost.name!r} as the file of " in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        (lambda weights: {}, "has no 'weight_map'"),
+        (lambda weights: {"weight_map": 5}, "has weight_map: 5"),
+        (lambda weights: {"weight_map": {**weights, "lm_head.weight": 5}}, "names 5 as the file of 'lm_head.weight'"),
+    ],
+)
+def test_an_index_of_another_kind(folder, change, wrong):
+    index = shards(folder)
+    index.write_text(json.dumps(change(json.loads(index.read_text())["weight_map"])))
+    assert f"{index} {wrong}" in refused(folder)
+
+
+def test_an_index_that_names_two_files_for_a_weight(folder):
+    index = shards(folder)
+    first, second = sorted(file.name for file in folder.glob("*.safetensors"))[:2]
+    text = index.read_text()
+    index.write_text(text.replace('"weight_map": {', f'"weight_map": {{ "w": "{first}", "w": "{second}",', 1))
+    assert f"{index} names two files for 'w': {first!r} and {second!r}" in refused(folder)
+
+
+def test_an_index_beside_one_file_of_all_weights_is_passed_over(folder):
+    """The control: transformers reads that file."""
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "none.safetensors"}}))
+    assert li.load(folder).processor is not None
+
+
+@pytest.mark.parametrize("token", ["t", "<pad>", "</s>"])
+def test_an_image_token_that_is_another_token(folder, token):
+    """Of a model in memory too: the processor of another model."""
+    vlm = li.load(folder)
+    number = vlm.prompter.tokenizer.convert_tokens_to_ids(token)
+    changed(folder, "", image_token_id=number)
+    said = refused(folder)
+    assert f"the image token {number} ({token!r})" in said and "150 ('<image>')" in said
+    vlm.model.config.image_token_id = number
+    with pytest.raises(ModelError, match="its processor writes 150"):
+        li.wrap(vlm.model, vlm.processor)

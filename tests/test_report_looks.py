@@ -162,6 +162,18 @@ def test_axes_that_nothing_can_be_drawn_in_are_refused(kind, draw):
         draw(of, ax=OTHERS[kind]())
 
 
+@pytest.mark.parametrize("side", ["x", "y"])
+@pytest.mark.parametrize("scale", ["log", "symlog", "logit"])
+def test_scales_that_are_not_linear_are_refused(scale, side):
+    """On them what is no number above 0 would be left out, and cells would not be of one size."""
+    ax = Figure().subplots()
+    ax.set(**{f"{side}scale": scale})
+    with pytest.raises(InputError, match=rf"its {side} is '{scale}': ax\.set_{side}scale\('linear'\)"):
+        figures.heatmap(a_map(), ax=ax)
+    ax.set(**{f"{side}scale": "linear"})
+    assert figures.heatmap(a_map(), ax=ax) is ax
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_figure_of_its_own_fits_the_picture(shape):
     patches = a_map(shape, alternatives=((" Yellow",),) * 3)

@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, OutputError
@@ -192,4 +194,34 @@ def test_a_checkpoint_with_a_turned_bit_is_refused(vlm, examples, tmp_path):
     whole[-1] ^= 64
     path.write_bytes(whole)
     with pytest.raises(InputError, match="is damaged"):
+        li.fit_tuned_lens(vlm, examples[:2], short, checkpoint=path)
+
+
+def doubled(tensors, header):
+    return {name: torch.cat([value, value]) if value.ndim else value for name, value in tensors.items()}, header
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (doubled, "'weight' has another shape"),
+        (lambda tensors, header: (tensors, {**header, "step": "many"}), "says 'many' for its steps"),
+        (lambda tensors, header: (tensors, {**header, "step": "-1"}), "says '-1' for its steps"),
+        (
+            lambda tensors, header: (tensors, {k: v for k, v in header.items() if k != "step"}),
+            "says None for its steps",
+        ),
+    ],
+    ids=["shape", "word", "negative", "none"],
+)
+def test_a_checkpoint_of_wrong_values_is_refused(vlm, examples, tmp_path, change, told):
+    """Whole, and of this fitting by what it says of itself."""
+    path, short = tmp_path / "lens.safetensors", dataclasses.replace(HOW, steps=2)
+    li.fit_tuned_lens(vlm, examples[:2], short, checkpoint=path)
+    with safe_open(str(path), "pt") as file:
+        tensors, header = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    header.pop("digest")
+    tensors, header = change(tensors, header)
+    save_file(tensors, path, header)
+    with pytest.raises(InputError, match=rf"lens\.safetensors is .*{told}"):
         li.fit_tuned_lens(vlm, examples[:2], short, checkpoint=path)

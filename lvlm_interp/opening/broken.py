@@ -26,8 +26,9 @@ OBJECTS: dict[str, tuple[str, ...]] = {  # files that hold an object of JSON, an
     "tokenizer.json": ("added_tokens", "model"),
     "special_tokens_map.json": (),
     "added_tokens.json": (),
-    "model.safetensors.index.json": (),
+    "model.safetensors.index.json": ("weight_map",),
 }
+INDEX = "model.safetensors.index.json"
 PASSED_OVER = ("generation_config.json",)  # transformers opens a model without what it cannot read of these
 TEMPLATE = "chat_template.jinja"
 WEIGHTS = "*.safetensors"
@@ -37,15 +38,18 @@ def broken(path: str, revision: str | None) -> Iterator[str]:
     """What is wrong with files of a model, each with its name."""
     yield from _wrong(path, revision, OBJECTS, _wrong_object)
     yield from _wrong(path, revision, (TEMPLATE,), _wrong_text)
+    yield from _wrong(path, revision, (INDEX,) if os.path.isdir(path) else (), _wrong_index)
     folder = kept_file(path, "config.json", revision)
     weights = sorted(Path(folder).parent.glob(WEIGHTS)) if folder else ()
     yield from _wrong(path, revision, [file.name for file in weights], _wrong_weights)
 
 
 def need_read(name: str, path: str, revision: str | None) -> None:
-    """Raise for a file that transformers could not read, and did without."""
+    """Raise for a file that transformers could not read, and did without, and for weights of which it took one."""
     if found := next(_wrong(path, revision, PASSED_OVER, _wrong_object), None):
         raise ModelError(f"could not open {name!r}: {found}. {remedy(path)}; or remove that file, if you mean to")
+    if found := next(_wrong(path, revision, (INDEX,), _wrong_index), None):
+        raise ModelError(f"could not open {name!r}: {found}. {remedy(path)}")
 
 
 def remedy(path: str) -> str:
@@ -85,6 +89,27 @@ def _wrong_object(file: str) -> str | None:
         return f"holds a {type(found).__name__} of JSON, not an object"
     lost = next((key for key in OBJECTS[os.path.basename(file)] if key not in found), None)
     return None if lost is None else f"has no {lost!r}"
+
+
+def _wrong_index(file: str) -> str | None:
+    """Of weights in several files: one that is not there, or two for one weight. One file of all goes before them."""
+    if (Path(file).parent / "model.safetensors").is_file():
+        return None
+    with open(file, encoding="utf-8") as stream:
+        weights = dict(json.load(stream, object_pairs_hook=_Pairs))["weight_map"]
+    if not isinstance(weights, _Pairs):
+        return f"has weight_map: {weights!r}, where each weight should stand with the name of its file"
+    last = dict(weights)
+    for weight, part in weights:
+        if not isinstance(part, str) or not (Path(file).parent / part).is_file():
+            return f"names {part!r} as the file of {weight!r}, and it is not there"
+        if last[weight] != part:
+            return f"names two files for {weight!r}: {part!r} and {last[weight]!r}"
+    return None
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """An object of JSON as it is written, in which a key may stand twice."""
 
 
 def _wrong_text(file: str) -> str | None:

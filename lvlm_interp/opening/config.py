@@ -24,7 +24,9 @@ def need_sound(config: PretrainedConfig, where: str) -> None:
     Raises:
         ModelError: names the field, where it stands, and what it may be.
     """
-    for field, value, right in (*_no_counts(config.to_dict()), *_no_tokens(config), *_no_layers(config.to_dict())):
+    settings = config.to_dict()
+    wrong = (*_no_counts(settings), *_no_numbers(settings), *_no_tokens(config), *_no_layers(settings))
+    for field, value, right in wrong:
         raise ModelError(f"{where} has {field}: {value!r}; {right}. Put back the number that belongs to the weights")
 
 
@@ -38,6 +40,16 @@ def _no_counts(settings: Mapping[Any, Any], at: str = "") -> Wrong:
             yield from _no_counts(value, f"{at}{name}.")
         elif name in COUNTS and isinstance(value, int) and value < 1:
             yield f"{at}{name}", value, "it is 1 or more"
+
+
+def _no_numbers(settings: Mapping[Any, Any], at: str = "") -> Wrong:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _no_numbers(value, f"{at}{name}.")
+        elif any(
+            isinstance(one, float) and one != one for one in (value if isinstance(value, (list, tuple)) else [value])
+        ):
+            yield f"{at}{name}", value, "NaN is no number, and all that is computed with it is none"
 
 
 def _no_tokens(config: PretrainedConfig) -> Wrong:

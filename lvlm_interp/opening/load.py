@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.opening.broken import kept_file, need_read
 from lvlm_interp.opening.config import need_sound
 from lvlm_interp.opening.conformance import check, check_at_load
-from lvlm_interp.opening.refusals import REFERENCE, need_all_weights, why_not_opened
+from lvlm_interp.opening.image_token import need_image_token
+from lvlm_interp.opening.refusals import REFERENCE, as_told, need_all_weights, need_usable, why_not_opened
 
 PROCESSING = ("tokenizer", "apply_chat_template", "__call__")  # what processors and tokenizers have, one or another
 
@@ -106,7 +109,8 @@ def load(
         raise ModelError("device= and device_map= both say where the model goes: give one of them")
     shown, path = str(name), _locate(name)
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
+    told = (shown, path, revision, trust_remote_code)
+    with _explained_by_files(*told, options):
         # First: what runs code of its own is refused before anything else.
         need_sound(AutoConfig.from_pretrained(path, **common), f"could not open {shown!r}: its config.json")
         processor = AutoProcessor.from_pretrained(path, **common)
@@ -115,19 +119,32 @@ def load(
         model, report = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, use_safetensors=True, output_loading_info=True, **common, **shapes
         )
+    need_all_weights(shown, report, options.get("ignore_mismatched_sizes", False))
+    need_read(shown, path, revision)
+    need_usable(*told, processor, getattr(model, "generation_config", None))
+    if device is not None:
+        model = moved(model, device, shown)
+    with _explained_by_files(*told):
+        return _opened(model, processor, shown, _commit(path, revision))
+
+
+@contextlib.contextmanager
+def _explained_by_files(
+    name: str, path: str, revision: str | None, trust_remote_code: bool, options: Mapping[str, Any] | None = None
+) -> Iterator[None]:
+    """An error within the `with` says which file is at fault: a config that somebody else wrote fails in any way."""
+    try:
+        yield
     except LvlmInterpError:
         raise
-    except Exception as error:  # a config that somebody else wrote fails in any way
+    except Exception as error:
+        if why := why_not_opened(name, path, revision, trust_remote_code, error):
+            raise ModelError(why) from error
         if isinstance(error, TypeError) and options:
             raise InputError(
                 f"load() hands its other options to from_pretrained, which does not take {list(options)} so: {error}"
             ) from error
-        raise ModelError(why_not_opened(shown, path, revision, error)) from error
-    need_all_weights(shown, report, options.get("ignore_mismatched_sizes", False))
-    need_read(shown, path, revision)
-    if device is not None:
-        model = moved(model, device, shown)
-    return _opened(model, processor, shown, _commit(path, revision))
+        raise ModelError(as_told(name, error)) from error
 
 
 def _commit(path: str, revision: str | None) -> str | None:
@@ -139,6 +156,7 @@ def _commit(path: str, revision: str | None) -> str | None:
 def _opened(model: PreTrainedModel, processor: Any, name: str | None, revision: str | None = None) -> HookedVLM:
     vlm = HookedVLM(model, processor, name, revision, _first_check, traced)
     check_at_load(vlm)
+    need_image_token(processor, vlm.image_token_id, vlm.name)
     return vlm
 
 

@@ -13,6 +13,7 @@ from transformers.utils import is_torchvision_available
 
 from lvlm_interp.errors import LvlmInterpWarning, ModelError
 from lvlm_interp.opening.broken import broken, remedy
+from lvlm_interp.opening.fault import field_at_fault, need_ends, need_processing
 from lvlm_interp.shown import gist
 
 REFERENCE = "reference"
@@ -26,8 +27,8 @@ INSTALLED = {  # packages that some processors need, and how to get them
 UNSEEN = "Unrecognized image processor"
 
 
-def why_not_opened(name: str, path: str, revision: str | None, error: Exception) -> str:
-    """What a user can do about an error of transformers; its own words where nothing better is known."""
+def why_not_opened(name: str, path: str, revision: str | None, trust_remote_code: bool, error: Exception) -> str | None:
+    """What a user can do about an error of transformers; None where nothing better than its own words is known."""
     said = str(error)
     if found := next(broken(path, revision), None):
         return f"could not open {name!r}: {found}. {remedy(path)}"
@@ -43,10 +44,37 @@ def why_not_opened(name: str, path: str, revision: str | None, error: Exception)
             f"{name!r} brings code of its own, which is run only if you ask for it: read that code, then "
             f"load({name!r}, trust_remote_code=True)"
         )
+    return why_not_used(name, path, revision, trust_remote_code)
+
+
+def why_not_used(name: str, path: str, revision: str | None, trust_remote_code: bool) -> str | None:
+    """The field of its files without which a model can be used; None where there is none."""
+    found = field_at_fault(path, revision, trust_remote_code=trust_remote_code)
+    return found and f"could not open {name!r}: {found}. {remedy(path)}"
+
+
+def as_told(name: str, error: Exception) -> str:
+    """That a model could not be opened, in the words of transformers."""
     return (
         f"could not open {name!r} as an image-text-to-text model: {gist(error)}\n"
         f"Known names: {REFERENCE!r}, a hub id such as 'llava-hf/llava-1.5-7b-hf', or a directory with config.json."
     )
+
+
+def need_usable(
+    name: str, path: str, revision: str | None, trust_remote_code: bool, processor: Any, generation: Any
+) -> None:
+    """Raise for a field of files with which a model opens, and cannot be asked anything.
+
+    Where no field is at fault, whoever asks is told what fails.
+    """
+    try:
+        need_processing(processor)
+        if generation is not None:
+            need_ends(generation)
+    except Exception as error:  # of transformers, of any kind
+        if told := why_not_used(name, path, revision, trust_remote_code):
+            raise ModelError(told) from error
 
 
 def need_all_weights(name: str, report: dict[str, Any], may_differ: bool) -> None:

@@ -122,6 +122,8 @@ class OnDisk:
         if DIGESTS not in self.group:
             self._make(DIGESTS, (0,), (1 << 16,), np.uint64, 0)
         kept = np.asarray(self.group[DIGESTS][:])
+        if kept.ndim != 1 or kept.dtype != np.uint64:
+            raise ValueError(f"it holds {kept.dtype} {list(kept.shape)}")
         whole = len(kept) if kept.all() else int((kept == 0).argmax())
         self.group[DIGESTS][whole:] = 0
         return kept[:whole]

@@ -130,6 +130,9 @@ def axes(ax: Axes | None, width: float, height: float) -> Axes:
         raise InputError(f"ax= is matplotlib's Axes of two straight sides, plt.subplots()[1]; got {type(ax).__name__}")
     if ax.figure is None:
         raise InputError("ax= is Axes of a figure, plt.subplots()[1]; these were removed from theirs")
+    for side in "xy":  # bars begin at 0, and cells are of one size
+        if (scale := getattr(ax, f"get_{side}scale")()) != "linear":
+            raise InputError(f"ax= is Axes of linear scales, its {side} is {scale!r}: ax.set_{side}scale('linear')")
     root: Any = ax.figure.figure  # the figure of a subfigure
     engine = root.get_layout_engine()
     plain = type(engine) is ConstrainedLayoutEngine and not getattr(engine, "_compress", False)
