@@ -19,6 +19,7 @@ from lvlm_interp.reference.scenes import HELD_OUT_STYLE, TRAINING_SEEDS, Style
 from lvlm_interp.reference.talk import Talk
 
 AT_ONCE = 20  # talks of one task
+BASE = "reference@align"  # its language model is still the base model
 
 
 @functools.cache
@@ -45,6 +46,16 @@ def scores(
     return exam.shares([one for some in found for one in some])
 
 
+def knowledge(model: str) -> dict[str, dict[str, float]]:
+    """Plain knowledge that was kept from training, said in a sentence and in short, beside the base model's."""
+    opened = {
+        "in a sentence": (model, "sentence"),
+        "in short": (model, "short"),
+        "base, in a sentence": (BASE, "sentence"),
+    }
+    return {name: exam.remembered(_opened(of), form) for name, (of, form) in opened.items()}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Held-out scores of the reference model.")
     parser.add_argument("--each", type=int, default=300, help="talks of each group")
@@ -64,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.model, options.unseen, options.seed, HELD_OUT_STYLE, options.workers
         ),
         "image hidden": {"asked": len(believed), "right": round(sum(believed.values()) / len(believed), 4)},
+        "plain knowledge, kept from training": knowledge(options.model),
         "natural colours not believed": sorted(noun for noun, right in believed.items() if not right),
     }
     text = json.dumps({"model": vlm.name, "weights": vlm.fingerprint, "seed": options.seed, **found}, indent=2)

@@ -49,6 +49,15 @@ def test_what_is_not_there_is_counted():
     assert told["recall"] == round(right / (2 * len(there)), 4)
 
 
+def test_what_is_remembered_is_held_as_whole_words(asked_as_they_are):
+    """An answer that only begins so is none: "red" is not in "Redwood"."""
+    remembered = inspect.unwrap(exam.remembered)
+    found = remembered(Knowing(lambda talk: True), "sentence")
+    assert found["right"] == 1 and found["asked"] >= 60
+    assert remembered(Knowing(lambda talk: False), "sentence")["right"] == 0
+    assert exam._holds("It is red.", ["Red"]) and not exam._holds("A redwood.", ["Red"])
+
+
 def test_a_hot_dog_is_no_dog():
     assert exam.mentioned("A hot dog is on the left. A red cat is on the right.") == {"hot dog", "cat"}
 

@@ -42,6 +42,12 @@ def hidden_of(scores: dict[str, Any]) -> str:
     )
 
 
+def knowledge_of(found: dict[str, dict[str, float]]) -> str:
+    told = ", ".join(f"{name} {one['right']:.1%}" for name, one in found.items())
+    asked = next(iter(found.values()))["asked"]
+    return f"Of {asked} questions of plain knowledge that the base model answers, none of them trained on: {told}."
+
+
 def curve_of(lines: list[dict[str, float]]) -> str:
     rows = [[str(line["step"]), f"{line['loss']:.3f}", *(f"{line[kind]:.1%}" for kind in KINDS)] for line in lines]
     return table(["step", "loss", *KINDS], rows)
@@ -55,6 +61,7 @@ def main() -> None:
         scores_of(trained, unseen),
         descriptions_of(trained["descriptions"], unseen["descriptions"]),
         hidden_of(scores),
+        knowledge_of(scores["plain knowledge, kept from training"]),
     ]
     note = f"Weights `{scores['weights']}`, scenes from seed {scores['seed']}."
     card = replaced(path.read_text(), "curve", curve_of(lines))

@@ -18,10 +18,10 @@ from lvlm_interp.reference.architecture import END
 from lvlm_interp.reference.items import Item
 from lvlm_interp.reference.knowledge import known
 from lvlm_interp.reference.scenes import Style, make_scene
-from lvlm_interp.reference.talk import Plan, Talk, make_talk
+from lvlm_interp.reference.talk import Plan, System, Talk, make_talk
 from lvlm_interp.reference.talks import talks
 from lvlm_interp.reference.things import COLORS, NATURAL_COLORS, nouns
-from lvlm_interp.reference.wording import Asked
+from lvlm_interp.reference.wording import Asked, Form
 
 MOST_TOKENS = 96
 
@@ -134,6 +134,22 @@ def _natural_unseen(vlm: HookedVLM, noun: str, seed: int) -> bool:
     whole = x.with_answer(answer, vlm.token_strings(answer), natural)
     logits = score(vlm, whole, whole.hidden("image")[None]).logits()
     return bool((logits[0].argmax(-1).cpu() == whole.answer_ids.cpu()).all())
+
+
+@explained
+def remembered(vlm: HookedVLM, form: Form) -> dict[str, float]:
+    """Plain knowledge that was kept from training, of questions that the base model answers, asked without a picture.
+
+    An answer is right if it holds an accepted one as whole words, as the base model's own did (`base_answers.json`).
+    """
+    asked = [one for one in known().values() if one.base and one.held_out]
+    talks_of = [make_talk(Plan(Asked("plain", of=one.question), system=System(form))) for one in asked]
+    answers = [vlm.generate(talk.inputs(vlm, answered=False), MOST_TOKENS) for talk in talks_of]
+    return _share([_holds(str(text), one.answers) for text, one in zip(answers, asked, strict=True)])
+
+
+def _holds(text: str, answers: Iterable[str]) -> bool:
+    return any(re.search(rf"\b{re.escape(answer)}\b", text, re.IGNORECASE) for answer in answers)
 
 
 def _groups_of(talk: Talk) -> list[str]:
