@@ -23,7 +23,7 @@ MEANING = (
     "depended on, not whether the word is right.",
     "“odds” asks why this word rather than the ones it is compared with; “full” asks why this word rather than any. "
     "Percentages are shares of the positive credits of “odds”; what speaks against a word is not in them.",
-    "The prior is what the model would say once it is asked, if it saw nothing else (that bananas are yellow, say). The "
+    "The prior is what the model would say once it is asked, if it saw nothing else: that bananas are yellow. The "
     "question itself has credit only of words that stand in it; “together” takes it for a player like the others.",
     "A heatmap hides one image token at a time. Neighbouring patches tell the same, so the values are small, do not "
     "add up to the image’s credit, and miss what only several patches show together.",
