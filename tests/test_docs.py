@@ -68,7 +68,7 @@ def parse(line: str) -> str | None:
 def test_code_of_a_page_runs(page, reference, tmp_path, monkeypatch):
     """All blocks of a page in one namespace, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(li, "load", lambda name: {"reference": reference}[name], raising=False)
+    monkeypatch.setattr(li, "load", lambda name: {"reference": reference}[name.partition("@")[0]], raising=False)
     space: dict[str, object] = {"__name__": "page"}
     for line, code in code_blocks(page):
         exec(compile("\n" * line + code, page_name(page), "exec"), space)

@@ -133,8 +133,8 @@ TOLD = "as a diagnosis says"
 DEFINITIONS: dict[str, Definition] = {
     definition.name: definition
     for definition in (
-        Definition(TOLD, part="word", choose=as_told),
         *itertools.starmap(_named, itertools.product(("odds", "full"), PARTS, RULES)),
+        Definition(TOLD, part="word", choose=as_told),
         Definition(f"{TOLD}, together", part="word", asking=False, choose=as_told),
     )
 }
