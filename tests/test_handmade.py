@@ -79,7 +79,6 @@ UNFIT = {
         lambda x: x.pixels["pixel_values"][0],
         r"pixel_values: float32 \[3, 28, 28\]",
     ),
-    "positions short": ("position_ids", lambda x: torch.arange(16)[None], r"position_ids: int64 \[1, 16\]"),
     "a channel less": ("pixel_values", lambda x: x.pixels["pixel_values"][:, :2], r"pixel_values: float32 \[1, 2, "),
     "mask short": ("attention_mask", lambda x: torch.zeros(1, 1, 17, 16), r"attention_mask: float32 \[1, 1, 17, 16\]"),
 }

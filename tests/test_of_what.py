@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -290,8 +291,7 @@ def test_sinusoids_count_but_not_how_many_there_are(name):
 
 
 def test_an_option_of_the_model_is_a_part_of_the_example(vlm, x):
-    made = {**x.model_inputs, "vision_feature_layer": -1}
-    other = vlm.inputs(answer_start=x.answer_start, roles=x.roles, **made)
+    other = dataclasses.replace(x, model_inputs={**x.model_inputs, "vision_feature_layer": -1})
     found = vlm.capture(other, SITE).provenance.example
     assert found != vlm.capture(x, SITE).provenance.example
     assert found == li.score(vlm, other, other.everything).provenance.example

@@ -216,7 +216,8 @@ class Inputs:
     @property
     def along(self) -> tuple[str, ...]:
         """The model inputs that have an axis of positions, their second."""
-        return tuple(k for k, v in self.model_inputs.items() if k in self.fills or v.shape == self.input_ids.shape)
+        shape = self.input_ids.shape  # an option of the model has none
+        return tuple(k for k, v in self.model_inputs.items() if k in self.fills or getattr(v, "shape", None) == shape)
 
     def first(self, count: int) -> dict[str, Tensor]:
         """The model inputs without the positions behind the first ones."""

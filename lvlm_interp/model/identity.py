@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from operator import itemgetter
 from types import CodeType
 from typing import Any
 
@@ -56,10 +55,10 @@ def fingerprint(model: PreTrainedModel, content: Content | None = None) -> str:
         content: gives the digest of a tensor's bytes; by default all are read.
     """
     digest, content = xxh3_128(), content or content_of
-    stated = configurations_of(model.modules())
+    stated, last = configurations_of(model.modules()), _put_back(model.modules())
     for path, module in as_written(model):
         digest.update(f"{path}{settings_of(module, stated)}{[state.threshold for state in _states(module)]}".encode())
-        for name, tensor in _own(module):
+        for name, tensor in _own(module, last):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{_scheme(tensor)}".encode())
             for part in _each_once((*parts_of(tensor), *_moved(module, name))):
                 digest.update(content(part))
@@ -95,11 +94,11 @@ class Known:
         walked = named_modules(model) if anew else looked_up(named_modules, model)
         modules = [module for _, module in walked if original(module) is module]
         stated = configurations_of(modules)
-        anew_each_time = {id(weight) for one in modules for weight in rewritten(one)}
+        last = _put_back(modules)
         states = [
-            state_of(part, stays=id(own) not in anew_each_time and not _grows(type(module)))  # type: ignore[arg-type]
+            state_of(part, stays=id(own) not in last and not _grows(type(module)))  # type: ignore[arg-type]
             for module in modules
-            for _, own in _own(module, fetch=False)
+            for _, own in _own(module, last, fetch=False)
             for part in ((own,) if _is_ordinary(own) else parts_of(own))
         ]
         return [states, *(held_by(one, stated) for one in modules)]
@@ -124,15 +123,20 @@ def pages_of(tensor: Tensor) -> bytes:
     return flat[: len(flat) // PAGE * PAGE].view(-1, PAGE)[:, :8].contiguous().numpy().tobytes()
 
 
-def _own(module: nn.Module, fetch: bool = True) -> list[tuple[str, Tensor]]:
-    """A module's own weights and buffers, those that are not saved among them.
+def _put_back(modules: Iterable[nn.Module]) -> frozenset[int]:
+    """By identity, the weights that an adapter takes out and puts back in each pass: they stand behind others then."""
+    return frozenset(id(weight) for module in modules for weight in rewritten(module))
+
+
+def _own(module: nn.Module, last: frozenset[int], fetch: bool = True) -> list[tuple[str, Tensor]]:
+    """A module's own weights and buffers, those that are not saved among them; of its weights, some are the `last`.
 
     Without `fetch`, those that are kept elsewhere (on a disk) as what stands in their place: they come anew each time.
     """
     # A module's `getattr` is slow, above all for what is not there, and this is done for each result.
     held = vars(module)
     own = [(name, tensor) for name, tensor in held["_parameters"].items() if tensor is not None]
-    own.sort(key=itemgetter(0), reverse=True)  # one that was taken out and put back stands behind its bias
+    own.sort(key=lambda one: id(one[1]) in last)
     if held["_buffers"]:
         rows = getattr(module, FIRST, 0) if _grows(type(module)) else None  # type: ignore[arg-type]
         buffers = ((name, tensor) for name, tensor in held["_buffers"].items() if tensor is not None)
