@@ -22,6 +22,10 @@ class InputError(LvlmInterpError, ValueError):
     """A question, context or answer cannot be made into model inputs."""
 
 
+class MisfitError(InputError):
+    """Tensors that do not fit each other, or the model that is called with them."""
+
+
 class ModelError(LvlmInterpError, ValueError):
     """A model cannot be found, opened or read."""
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lvlm_interp as li
-from lvlm_interp.errors import InputError
+from lvlm_interp.errors import InputError, MisfitError
 from tests.families import tiny_example, tiny_model
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -35,11 +35,14 @@ def remade(vlm, x, **changed):
         (torch.tensor([[[1, 4, 6]]]), r"image_grid_thw: int64 \[1, 1, 3\]"),
         (torch.zeros(1, 3, dtype=torch.long), r"image_grid_thw: int64 \[1, 3\].*ZeroDivisionError"),
         (torch.zeros(1, 3, dtype=torch.long, device="meta"), r"on meta"),
+        (torch.tensor([[1, 4]]), r"image_grid_thw: int64 \[1, 2\]"),
+        (torch.tensor(1), r"image_grid_thw: int64 \[\]"),
+        (torch.ones(1, 3, dtype=torch.bool), r"image_grid_thw: bool \[1, 3\]"),
     ],
-    ids=["an axis less", "an axis more", "zeros", "meta"],
+    ids=["an axis less", "an axis more", "zeros", "meta", "a number less", "a number alone", "truths"],
 )
 def test_what_cannot_be_read_is_named_with_its_shape(qwen, grid, said):
-    with pytest.raises(InputError, match=rf"no example can be made.*pixel_values: float32.*{said}|{said}") as raised:
+    with pytest.raises(MisfitError, match=rf"no example can be made.*pixel_values: float32.*{said}|{said}") as raised:
         remade(*qwen, image_grid_thw=grid)
     assert "vlm.prepare" in str(raised.value) and raised.value.__cause__ is not None
 
@@ -57,6 +60,14 @@ def test_tensors_are_plain(vlm, change):
         remade(vlm, x, pixel_values=change(x.model_inputs["pixel_values"]))
 
 
+@pytest.mark.parametrize("shape", [(1, 16), (1, 18), (2, 17)])
+def test_position_ids_are_one_of_each_token(vlm, shape):
+    """Those of two rows would be broadcast."""
+    said = rf"position_ids are \[1, 17\] as input_ids.*got \[{shape[0]}, {shape[1]}\]"
+    with pytest.raises(InputError, match=said):
+        remade(vlm, tiny_inputs(vlm), position_ids=torch.zeros(shape, dtype=torch.long))
+
+
 def test_roles_may_come_one_by_one(vlm):
     x = tiny_inputs(vlm)
     assert vlm.inputs(**x.model_inputs, answer_start=x.answer_start, roles=iter(x.roles)).roles == x.roles
@@ -68,7 +79,7 @@ UNFIT = {
         lambda x: x.pixels["pixel_values"][0],
         r"pixel_values: float32 \[3, 28, 28\]",
     ),
-    "positions short": ("position_ids", lambda x: torch.arange(16)[None], r"position_ids: int64 \[1, 16\]"),
+    "a channel less": ("pixel_values", lambda x: x.pixels["pixel_values"][:, :2], r"pixel_values: float32 \[1, 2, "),
     "mask short": ("attention_mask", lambda x: torch.zeros(1, 1, 17, 16), r"attention_mask: float32 \[1, 1, 17, 16\]"),
 }
 
@@ -79,7 +90,7 @@ def test_what_the_model_cannot_be_run_with_is_named(vlm, case):
     x = tiny_inputs(vlm)
     x = dataclasses.replace(x, model_inputs={**x.model_inputs, name: made(x)})
     for run in (vlm.run, lambda x: vlm.capture(x, SITE)):
-        with pytest.raises(InputError, match=rf"cannot be run with.*{said}.*vlm.prepare") as raised:
+        with pytest.raises(MisfitError, match=rf"cannot be run with.*{said}.*vlm.prepare") as raised:
             run(x)
         assert raised.value.__cause__ is not None
 

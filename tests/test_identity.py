@@ -235,6 +235,18 @@ def test_a_change_that_fills_a_page_is_seen_at_once(model):
         assert known.fingerprint(model) == fingerprint(model) != before
 
 
+def test_a_weight_that_stands_elsewhere_is_read_anew(model):
+    """Of the same shape and type, as often counted, and alike in each page: only its place tells."""
+    model.big = nn.Linear(256, 256)
+    weight, known, kept = model.big.weight, Known(), []
+    for _ in range(2):  # in one of them it may be its turn to be read
+        before, counted = known.fingerprint(model), weight._version
+        kept.append(weight.data)
+        weight.data = weight.data + torch.zeros(256, 256).index_fill(1, torch.tensor(5), 1)
+        assert weight._version == counted and weight.data_ptr() != kept[-1].data_ptr()
+        assert known.fingerprint(model) == fingerprint(model) != before
+
+
 def test_running_a_model_leaves_its_fingerprint(model):
     vlm = li.wrap(model)
     x = tiny_inputs(vlm)

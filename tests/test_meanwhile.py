@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lvlm_interp as li
-from lvlm_interp.opening.rounding import visited
+from lvlm_interp.opening import conformance
 from tests.tiny import tiny_inputs, tiny_llava
 
 SITE = "blocks.0.hook_resid_post"
@@ -27,7 +27,6 @@ class Beside:
 
 
 EDITING = {
-    "a check": lambda vlm, x, edit: visited(vlm, lambda: vlm.run(x), edit, (SITE,)),
     "a score": lambda vlm, x, edit: li.score(vlm, x, x.everything, edits={SITE: edit}),
     "a capture": lambda vlm, x, edit: vlm.capture(x, SITE, edits={SITE: edit}),
 }
@@ -40,6 +39,23 @@ def test_who_edits_in_a_call_is_waited_for(editing):
     with ThreadPoolExecutor(1) as pool:
         edit = Beside(pool, lambda: vlm.run(x))
         EDITING[editing](vlm, x, edit)
+        assert torch.equal(edit.begun[0].result(), vlm.run(x)) and not edit.early
+
+
+def test_opening_a_model_is_waited_for(monkeypatch):
+    """Its check visits sites, as a user may; but it ends by itself."""
+    vlm = li.wrap(tiny_llava())
+    x, own = tiny_inputs(vlm), conformance.difference
+
+    def checked(*args):
+        with vlm.visiting({SITE: edit}):
+            vlm.run(x)
+        return own(*args)
+
+    monkeypatch.setattr(conformance, "difference", checked)
+    with ThreadPoolExecutor(1) as pool:
+        edit = Beside(pool, lambda: vlm.run(x))
+        li.wrap(vlm.model)
         assert torch.equal(edit.begun[0].result(), vlm.run(x)) and not edit.early
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ import lvlm_interp as li
 from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.errors import InputError, ModelError, SiteError
 from lvlm_interp.inputs.touched import PLACES, state_of
+from tests.families import tiny_example, tiny_model
 from tests.tiny import tiny_inputs, tiny_llava
 
 SITE = "blocks.0.hook_resid_post"
@@ -238,3 +240,58 @@ def test_how_long_passes_have_been_is_no_setting(vlm):
     vlm.decoder.rotary_emb.full_attention_max_seq_len_cached = 99
     vlm.decoder.rotary_emb.None_max_seq_len_cached = torch.tensor(99)
     assert vlm.fingerprint == before
+
+
+def test_a_number_that_a_hook_keeps_in_a_tensor_is_no_setting(vlm, x):
+    """No code of the module's class speaks of it; the control is one that it does speak of."""
+    before, found, other = vlm.fingerprint, vlm.capture(x, SITE), vlm.capture(x, SITE)
+    mlp = vlm.decoder.layers[0].mlp
+    mlp.register_forward_hook(lambda module, args, output: setattr(module, "kept", output.norm()))
+    vlm.run(x)
+    assert mlp.kept.ndim == 0 and found.provenance.weights == vlm.fingerprint == before
+    mlp.hidden_size = torch.tensor(mlp.hidden_size)
+    assert vlm.fingerprint != before
+    with pytest.raises(ModelError, match="changed since"):
+        _ = other.provenance
+
+
+def test_weights_that_are_moved_to_where_processes_share_them(vlm, x):
+    before, found = vlm.fingerprint, vlm.capture(x, SITE)
+    place = vlm.decoder.norm.weight.data_ptr()
+    vlm.model.share_memory()
+    assert vlm.decoder.norm.weight.data_ptr() != place
+    assert found.provenance.weights == vlm.fingerprint == before
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["of the same storage", "of another storage"])
+def test_a_weight_that_is_exchanged_for_one_that_looks_alike(vlm, x, copied):
+    weight = vlm.decoder.layers[1].mlp.gate_proj.weight
+    pair = weight.data.expand(2, -1, -1).clone()
+    pair[1, 1, 1] += 1
+    weight.data = pair[0]
+    found, looked_at = vlm.capture(x, SITE), state_of(weight)
+    weight.data = pair[1].clone() if copied else pair[1]
+    assert state_of(weight)[1:] == looked_at[1:]
+    with pytest.raises(ModelError, match="changed since"):
+        _ = found.provenance
+
+
+@pytest.mark.parametrize("name", ["kosmos-2", "kosmos-2.5"])
+def test_sinusoids_count_but_not_how_many_there_are(name):
+    vlm = li.wrap(tiny_model(name))
+    x = tiny_example(vlm, name)
+    table = next(module for module in vlm.decoder.modules() if hasattr(module, "make_weights"))
+    before, found, other, rows = vlm.fingerprint, vlm.capture(x, SITE), vlm.capture(x, SITE), len(table.weights)
+    table.make_weights(rows + 7, table.embedding_dim, table.padding_idx)  # as a longer pass does
+    assert len(table.weights) > rows and found.provenance.weights == vlm.fingerprint == before
+    table.weights[table.num_positions - 1] += 1
+    assert vlm.fingerprint != before
+    with pytest.raises(ModelError, match="changed since"):
+        _ = other.provenance
+
+
+def test_an_option_of_the_model_is_a_part_of_the_example(vlm, x):
+    other = dataclasses.replace(x, model_inputs={**x.model_inputs, "vision_feature_layer": -1})
+    found = vlm.capture(other, SITE).provenance.example
+    assert found != vlm.capture(x, SITE).provenance.example
+    assert found == li.score(vlm, other, other.everything).provenance.example

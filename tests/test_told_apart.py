@@ -104,16 +104,42 @@ def test_a_value_that_is_computed_in_pieces_has_no_gradient():
         vlm.capture(x, "vision.blocks.0.attn.hook_z", grad=True)
 
 
-@pytest.mark.parametrize("number", [1, np.int64(1), torch.tensor(1), [1], {1}, range(1, 2), torch.tensor([1])])
+ONE = (1, np.int64(1), torch.tensor(1), [1], {1}, range(1, 2), torch.tensor([1]), np.uint8(1), np.array([1]))
+
+
+@pytest.mark.parametrize("number", ONE)
 def test_numbers_of_any_kind_choose(number):
-    assert list(map(int, choice._listed(number))) == [1]
+    """As layers and heads; where there is one for each, as positions."""
+    found = choice.listed(number)
+    assert found == [1] and type(found[0]) is int
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64])
 def test_positions_of_any_whole_numbers_choose(dtype):
     vlm = li.wrap(tiny_llava())
     found = vlm.capture(tiny_inputs(vlm), "hook_embed", positions=torch.tensor([2, 16]).to(dtype))
     assert found["hook_embed"].shape[1] == 2
+
+
+def unsigned(number):
+    return torch.tensor(number, dtype=torch.uint16)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.uint64, torch.tensor, unsigned])
+def test_numbers_of_any_kind_one_by_one_choose(kind):
+    vlm = li.wrap(tiny_llava())
+    x, site = tiny_inputs(vlm), "blocks.1.attn.hook_q"
+    chosen = {"positions": map(kind, [2, 16]), "layers": map(kind, [1]), "heads": map(kind, [3])}
+    found = vlm.capture(x, "blocks.*.attn.hook_q", **chosen)
+    assert {*found} == {site, "logits"} and found[site].shape[1:3] == (2, 1)
+    assert li.lens(vlm, x, layers=map(kind, [0, 3])).layers == (0, 3)
+
+
+@pytest.mark.parametrize("truths", [[True, False, True, True], torch.tensor([True, False, True, True])])
+def test_truths_are_no_heads(truths):
+    vlm = li.wrap(tiny_llava())
+    with pytest.raises((InputError, TypeError), match=r"heads|truth"):
+        vlm.capture(tiny_inputs(vlm), "blocks.0.attn.hook_q", heads=truths)
 
 
 def test_weights_on_disk_are_the_same_after_a_pass(tmp_path):
@@ -190,18 +216,9 @@ def test_an_edit_gives_a_tensor_that_is_laid_out_as_others_are():
         vlm.capture(tiny_inputs(vlm), "hook_embed", edits={"hook_embed": torch.Tensor.to_sparse})
 
 
-@pytest.mark.parametrize("family", ["kosmos-2", "kosmos-2.5"])
-def test_tables_that_are_made_longer_are_of_the_model(family):
-    """What stands in them, and not how long they are."""
-    vlm = li.wrap(tiny_model(family))
-    before, table = vlm.fingerprint, next(m for m in vlm.model.modules() if hasattr(m, "make_weights"))
-    table.make_weights(len(table.weights) + 9, table.embedding_dim, table.padding_idx)
-    assert vlm.fingerprint == before
-    table.weights.mul_(2)
-    assert vlm.fingerprint != before
-
-
 def test_the_lowest_number_of_float64_is_near_to_itself():
     lowest = torch.full((1,), torch.finfo(torch.float64).min, dtype=torch.float64)
     assert apart(lowest, lowest) == 0
-    assert li.wrap(tiny_model("chameleon", dtype=torch.float64)).sites
+    vlm = li.wrap(tiny_model("chameleon", dtype=torch.float64))
+    x = tiny_example(vlm, "chameleon")
+    assert li.score(vlm, x, x.everything).logprob.isfinite().all()

@@ -216,7 +216,8 @@ class Inputs:
     @property
     def along(self) -> tuple[str, ...]:
         """The model inputs that have an axis of positions, their second."""
-        return tuple(k for k, v in self.model_inputs.items() if k in self.fills or v.shape == self.input_ids.shape)
+        shape = self.input_ids.shape  # an option of the model has none
+        return tuple(k for k, v in self.model_inputs.items() if k in self.fills or getattr(v, "shape", None) == shape)
 
     def first(self, count: int) -> dict[str, Tensor]:
         """The model inputs without the positions behind the first ones."""
@@ -270,8 +271,8 @@ def need_by_position(model_inputs: Mapping[str, Any], or_whole: bool = False) ->
         or_whole: a mask of what each position sees, `[1, 1, T, T]`, will do: it can be run, and not be cut.
 
     Raises:
-        InputError: a mask of other axes than the prompt's, position ids without a batch axis, something in the place
-            of what is read here, or a tensor that is sparse, complex or empty of numbers (meta).
+        InputError: a mask or position ids of other axes than the prompt's, position ids without a batch axis, something
+            in the place of what is read here, or a tensor that is sparse, complex or empty of numbers (meta).
     """
     for name in INSTEAD.keys() & model_inputs.keys():
         raise InputError(f"{name} cannot be given: {INSTEAD[name]}")
@@ -289,6 +290,8 @@ def need_by_position(model_inputs: Mapping[str, Any], or_whole: bool = False) ->
         )
     if isinstance(at, Tensor) and at.ndim < 2:
         raise InputError(f"position_ids have a batch axis, [1, T]; got {list(at.shape)}: give position_ids[None]")
+    if isinstance(at, Tensor) and at.ndim == 2 and isinstance(expected, Tensor) and at.shape != expected.shape:
+        raise InputError(f"position_ids are {list(expected.shape)} as input_ids, one of each; got {list(at.shape)}")
     if isinstance(at, Tensor) and at.ndim > 2 and not or_whole:
         raise InputError(
             f"position_ids of several axes, {list(at.shape)}, cannot be cut by position: leave them out, since the "
@@ -319,6 +322,9 @@ def digest(*examples: Called) -> str:
     found = hashlib.sha256()
     for x in examples:
         for name, value in sorted(x.model_inputs.items()):
+            if not isinstance(value, Tensor):  # an option of the model
+                found.update(f"{name}{value!r}".encode())
+                continue
             found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
             found.update(value.detach().cpu().float().numpy().tobytes())
         found.update(f"{getattr(x, 'answer_start', None)}{getattr(x, 'roles', None)}".encode())

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvlm_interp.errors import InputError
+from lvlm_interp.errors import InputError, MisfitError
 from lvlm_interp.fields import shown
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.shown import gist
@@ -33,10 +33,10 @@ def may_be_of_shapes(error: BaseException) -> bool:
     return type(error) in RAW and not hasattr(error, "__notes__") and not NO_ROOM.search(str(error))
 
 
-def unfitting(model_inputs: Mapping[str, Any], asked: str, error: BaseException) -> InputError:
+def unfitting(model_inputs: Mapping[str, Any], asked: str, error: BaseException) -> MisfitError:
     """What is to be said of inputs with which something failed."""
     named = ", ".join(f"{name}: {_shape(value)}" for name, value in model_inputs.items())
-    return InputError(
+    return MisfitError(
         f"{asked} with these model inputs: {named} ({gist(error)}). Their axes and numbers are those that the model's "
         "own processor gives: vlm.prepare(question, image) makes them, and its .model_inputs show how they look"
     )
@@ -52,7 +52,7 @@ def read_by_hand(model_inputs: Mapping[str, Any]) -> Iterator[None]:
     """Within the `with` they are read, and the model is not run.
 
     Raises:
-        InputError: names them, where reading failed; what is no tensor is left to be told as the argument that it is.
+        MisfitError: names them, where reading failed; what is no tensor is left to be told as the argument that it is.
     """
     try:
         yield

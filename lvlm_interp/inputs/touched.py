@@ -14,15 +14,21 @@ from torch import Tensor
 
 WHOLE = 1 << 12  # bytes of a tensor that is looked at whole
 PLACES, LOOK = 4, 8  # of a larger one: how many places, from its first byte to its last, and how many bytes there
-State = tuple[int, int, bytes]
-"""Where a tensor is, how often it was written to, as torch counts it, and the bytes that were looked at."""
+State = tuple[tuple[int, int], int, bytes]
+"""What holds a tensor, and from where; how often it was written to, as torch counts it; bytes that were looked at."""
+NOWHERE = (0, 0)
 
 
-def state_of(tensor: Tensor, counting: bool = True) -> State:
-    """What tells that a tensor was written to; of one on a device, or in pieces, only what torch counts."""
-    counted = tensor._version if counting and not tensor.is_inference() else -1
+def state_of(tensor: Tensor, stays: bool = True) -> State:
+    """What tells that a tensor was written to; of one on a device, or in pieces, only what torch counts.
+
+    A storage is the same when `share_memory()` moves its bytes. Of a tensor that does not `stay`, since each pass puts
+    it anew, only bytes are looked at.
+    """
+    counted = tensor._version if stays and not tensor.is_inference() else -1
     start, near = tensor.data_ptr(), tensor.is_cpu and tensor.is_contiguous()
-    return start, counted, _looked_at(start, tensor.nbytes) if near else b""
+    holder = (tensor.untyped_storage()._cdata, int(tensor.storage_offset())) if stays and start else NOWHERE
+    return holder, counted, _looked_at(start, tensor.nbytes) if near else b""
 
 
 def states_of(model_inputs: Mapping[str, Any]) -> tuple[State, ...]:

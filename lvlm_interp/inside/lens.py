@@ -25,7 +25,7 @@ from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import ROLES, Inputs
 from lvlm_interp.inside.ending import need_plain_end
 from lvlm_interp.inside.tuned_lens import TunedLens
-from lvlm_interp.model.choice import Positions, indices
+from lvlm_interp.model.choice import Positions, indices, listed
 from lvlm_interp.model.finite import need_finite
 from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
@@ -311,7 +311,7 @@ def _lens(
 
 def _layers(vlm: HookedVLM, layers: int | Iterable[int] | None) -> list[int]:
     depth = vlm.depth
-    asked = list(range(depth + 1)) if layers is None else [layers] if isinstance(layers, int) else list(layers)
+    asked = list(range(depth + 1)) if layers is None else listed(layers)
     if wrong := [n for n in asked if not -depth - 1 <= n <= depth]:
         raise SiteError(f"there is no layer {wrong[0]}: this model has 0 (the embeddings) to {depth} (the last)")
     if not asked:

@@ -56,8 +56,7 @@ class Capture(Mapping[str, Tensor]):
         a tensor of at most 4 KB, or one of four places of a larger one, from its first bytes to its last. Not seen
         are such writes elsewhere in a large tensor, those to tensors on a device (a GPU) or that are not contiguous,
         and an edit that writes and puts back within the pass. So it is with all writes, counted or not, into a weight
-        that peft puts in anew in each pass (`target_parameters`); and of sinusoids, which longer prompts make longer,
-        none is seen here.
+        that peft puts in anew in each pass (`target_parameters`), and into sinusoids, which longer prompts make longer.
 
         Raises:
             ModelError: the model was changed since.

@@ -5,6 +5,7 @@ Whatever is not kept is let go as soon as the model has moved on, so memory hold
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ def choose(
     return Choice(
         x.length,
         chosen,
-        None if heads is None else _head_indices(_listed(heads)),
+        None if heads is None else _head_indices(listed(heads)),
         reduce,
         converted,
         None if device is None else torch.device(device),
@@ -210,12 +211,12 @@ def indices(x: Inputs | Batch, positions: Positions) -> Int[Tensor, " position"]
         VisibilityError: an unknown role.
     """
     asked = [positions] if isinstance(positions, str) else positions
-    listed = asked.flatten() if isinstance(asked, Tensor) else list(asked)
-    if not len(listed):
+    several = asked.flatten() if isinstance(asked, Tensor) else list(asked)
+    if not len(several):
         raise InputError("no position was asked for; positions=None keeps all")
-    if isinstance(listed, list) and isinstance(listed[0], str):
-        listed = x.where(*listed)
-    found = torch.as_tensor(listed).cpu()
+    if isinstance(several, list):
+        several = x.where(*several) if isinstance(several[0], str) else _as_tensor(several)
+    found = several.cpu()
     if found.dtype == torch.bool:
         if len(found) != x.length:
             raise InputError(f"a mask over {len(found)} positions does not fit an example of {x.length}")
@@ -241,12 +242,29 @@ def _is_mask(x: Inputs | Batch, found: Tensor) -> bool:
     return len(found) == x.length > 2 and bool(((found == 0) | (found == 1)).all())
 
 
-def _listed(numbers: Any) -> list[int]:
-    """One number, of whatever kind, or several."""
+def listed(numbers: Any) -> list[int]:
+    """One whole number, of whatever kind, or several.
+
+    Raises:
+        TypeError: something else; truths are no numbers here.
+    """
     try:
-        return [operator.index(numbers)]
+        return [_whole(numbers)]
     except TypeError:
-        return list(numbers)
+        return [_whole(number) for number in numbers]
+
+
+def _whole(number: Any) -> int:
+    if isinstance(number, bool) or getattr(number, "dtype", None) == torch.bool:
+        raise TypeError(f"a whole number is needed, and no truth; got {number!r}")
+    return operator.index(number)
+
+
+def _as_tensor(several: list[Any]) -> Tensor:
+    """Whole numbers of whatever kind, or what torch makes of others."""
+    with contextlib.suppress(TypeError):
+        return torch.tensor(listed(several))
+    return torch.as_tensor(several)
 
 
 def _head_indices(heads: Iterable[int]) -> Int[Tensor, " head"]:
@@ -267,7 +285,7 @@ def in_layers(sites: Sequence[Site], depths: dict[str, int], layers: int | Itera
     Raises:
         SiteError: a layer that no tower of these sites has, or no site left.
     """
-    asked = _listed(layers)
+    asked = listed(layers)
     towers = {tower: depths[tower] for tower, _ in map(_place, sites) if tower in depths}
     for layer in asked:
         if not any(-depth <= layer < depth for depth in towers.values()):

@@ -9,8 +9,9 @@ all tensors, another one each time.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from operator import itemgetter
+from types import CodeType
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from lvlm_interp.model.weights import fetched
 
 # Rotary frequencies that follow the length of what is read; what they start from stands beside them.
 LENGTHENED, ORIGINAL, FOLLOWING = "inv_freq", "original_inv_freq", ("dynamic", "longrope")
-FIRST = 32  # rows of a table that is made longer, with the same first rows, when that is needed
+FIRST = "num_positions"  # how many rows a table of sinusoids began with: a longer pass makes it anew, with more
 FEW = 128  # numbers of a tensor that a module holds as it is: more are taken for activations that somebody kept there
 PAGE, TURNS = 1 << 14, 32
 SMALL = 1 << 16  # bytes of a tensor that is read whole each time
@@ -46,17 +47,18 @@ def fingerprint(model: PreTrainedModel, content: Content | None = None) -> str:
     among them; over the classes of modules, the numbers and texts that they hold (an epsilon, an adapter's scale),
     their activation functions, and the configurations; over which adapters are on. The same on every device, with every
     attention implementation, compiled or not, and wherever the files are kept. What hooks do is not in it, nor what
-    modules hold under private names but for numbers with a point, or in objects of other classes: see `settings`.
+    modules hold under private names but for numbers with a point, in objects of other classes (see `settings`), or in
+    tensors that their own code does not speak of, such as what a hook keeps there.
 
     Args:
         model: a model.
         content: gives the digest of a tensor's bytes; by default all are read.
     """
     digest, content = xxh3_128(), content or content_of
-    stated = configurations_of(model.modules())
+    stated, last = configurations_of(model.modules()), _put_back(model.modules())
     for path, module in as_written(model):
         digest.update(f"{path}{settings_of(module, stated)}{[state.threshold for state in _states(module)]}".encode())
-        for name, tensor in _own(module):
+        for name, tensor in _own(module, last):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}{_scheme(tensor)}".encode())
             for part in _each_once((*parts_of(tensor), *_moved(module, name))):
                 digest.update(content(part))
@@ -92,10 +94,13 @@ class Known:
         walked = named_modules(model) if anew else looked_up(named_modules, model)
         modules = [module for _, module in walked if original(module) is module]
         stated = configurations_of(modules)
-        held = [tensor for module in modules for _, tensor in _own(module, fetch=False)]
-        plain = [part for one in held for part in ((one,) if _is_ordinary(one) else parts_of(one))]
-        uncounted = {id(weight) for one in modules for weight in rewritten(one)}
-        states = [state_of(one, counting=id(one) not in uncounted) for one in plain]
+        last = _put_back(modules)
+        states = [
+            state_of(part, stays=id(own) not in last and not _grows(type(module)))  # type: ignore[arg-type]
+            for module in modules
+            for _, own in _own(module, last, fetch=False)
+            for part in ((own,) if _is_ordinary(own) else parts_of(own))
+        ]
         return [states, *(held_by(one, stated) for one in modules)]
 
     def _content(self, tensor: Tensor, before: dict[int, tuple[Any, bytes, bytes]]) -> bytes:
@@ -118,22 +123,27 @@ def pages_of(tensor: Tensor) -> bytes:
     return flat[: len(flat) // PAGE * PAGE].view(-1, PAGE)[:, :8].contiguous().numpy().tobytes()
 
 
-def _own(module: nn.Module, fetch: bool = True) -> list[tuple[str, Tensor]]:
-    """A module's own weights and buffers, those that are not saved among them.
+def _put_back(modules: Iterable[nn.Module]) -> frozenset[int]:
+    """By identity, the weights that an adapter takes out and puts back in each pass: they stand behind others then."""
+    return frozenset(id(weight) for module in modules for weight in rewritten(module))
 
-    Without `fetch`, those that are kept elsewhere (on a disk) as what stands in their place: they come anew each time;
-    and without the tables that are made longer, which stand elsewhere then.
+
+def _own(module: nn.Module, last: frozenset[int], fetch: bool = True) -> list[tuple[str, Tensor]]:
+    """A module's own weights and buffers, those that are not saved among them; of its weights, some are the `last`.
+
+    Without `fetch`, those that are kept elsewhere (on a disk) as what stands in their place: they come anew each time.
     """
     # A module's `getattr` is slow, above all for what is not there, and this is done for each result.
     held = vars(module)
     own = [(name, tensor) for name, tensor in held["_parameters"].items() if tensor is not None]
+    own.sort(key=lambda one: id(one[1]) in last)
     if held["_buffers"]:
-        buffers = [(name, tensor) for name, tensor in held["_buffers"].items() if tensor is not None]
-        grows = _grows(type(module))  # type: ignore[arg-type]
-        own += [(name, tensor[:FIRST]) for name, tensor in buffers if fetch] if grows else buffers
+        rows = getattr(module, FIRST, 0) if _grows(type(module)) else None  # type: ignore[arg-type]
+        buffers = ((name, tensor) for name, tensor in held["_buffers"].items() if tensor is not None)
+        own += [(name, tensor if rows is None else tensor[:rows]) for name, tensor in buffers]
     settings = ((name, held[name]) for name in telling(module))
-    own += [(name, value) for name, value in settings if isinstance(value, Tensor) and value.numel() <= FEW]
-    own.sort(key=itemgetter(0))  # a weight that was taken out and put back stands behind the others
+    few = [(name, value) for name, value in settings if isinstance(value, Tensor) and value.numel() <= FEW]
+    own += [(name, value) for name, value in few if name in _spoken_of(type(module))]  # type: ignore[arg-type]
     follows = held.get("rope_type") in FOLLOWING and hasattr(module, ORIGINAL)
     if not follows and not any(tensor.is_meta for _, tensor in own):
         return own
@@ -145,6 +155,20 @@ def _own(module: nn.Module, fetch: bool = True) -> list[tuple[str, Tensor]]:
 def _grows(kind: Any) -> bool:
     """Whether its buffers are made longer when that is needed: sinusoids."""
     return hasattr(kind, "make_weights")
+
+
+@functools.lru_cache(maxsize=4096)
+def _spoken_of(kind: Any) -> frozenset[str]:
+    """The names that the code of a class speaks of; what somebody else keeps on a module has another."""
+    return frozenset(name for one in kind.__mro__ for held in vars(one).values() for name in _names_in(held))
+
+
+def _names_in(held: Any) -> Iterator[str]:
+    code = getattr(inspect.unwrap(getattr(held, "fget", held)), "__code__", held)
+    if isinstance(code, CodeType):
+        yield from code.co_names
+        for inner in code.co_consts:
+            yield from _names_in(inner)
 
 
 def _is_ordinary(value: Any) -> bool:

@@ -170,8 +170,8 @@ class HookedVLM(Preparing):
         """The model's logits.
 
         Raises:
-            InputError: no inputs, image tokens in the prompt that do not match the features of the image, or shapes and
-                kinds of numbers with which the model cannot be run.
+            InputError: no inputs, or image tokens in the prompt that do not match the features of the image.
+            MisfitError: shapes and kinds of numbers with which the model cannot be run.
             ModelError: the model, or a part of it, was put in training mode.
         """
         need_evaluation(self.model)

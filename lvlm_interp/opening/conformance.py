@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lvlm_interp.errors import InputError, LvlmInterpError, ModelError
+from lvlm_interp.errors import InputError, LvlmInterpError, MisfitError, ModelError
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs, Role
 from lvlm_interp.model.holding import in_one_go
@@ -106,7 +106,7 @@ def _carried_out(name: str, function: Callable[..., Checked], vlm: HookedVLM, x:
     try:
         return function(vlm, x)
     except (LvlmInterpError, RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        if isinstance(error, InputError) and name == next(iter(CHECKS)):
+        if isinstance(error, InputError) and not isinstance(error, MisfitError):
             raise  # the example's fault, and no check's: image tokens that do not match the image
         text = " ".join(str(error).split())[:300]
         advice = "The check could not be carried out: this kind of model needs a row in lvlm_interp/families."
@@ -116,6 +116,7 @@ def _carried_out(name: str, function: Callable[..., Checked], vlm: HookedVLM, x:
 # --- at load --------------------------------------------------------------------------------------
 
 
+@in_one_go
 @torch.no_grad()
 def check_at_load(vlm: HookedVLM) -> None:
     """What is cheap: weights are finite, the parts are found, a capture of a few words gives the plain logits.

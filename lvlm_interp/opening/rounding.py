@@ -20,7 +20,6 @@ from torch import Tensor
 
 from lvlm_interp.errors import SiteError
 from lvlm_interp.model.attention import implementation
-from lvlm_interp.model.hooks import visiting
 from lvlm_interp.model.quantised import stored_otherwise
 from lvlm_interp.model.vlm import HookedVLM
 
@@ -93,8 +92,8 @@ def visited(
 ) -> Tensor:
     """What `run` gives where sites whose names end so are visited, those of them that fire."""
     found = []
-    visits = {site: visit for name, site in vlm.sites.items() if name.endswith(ends)}
-    with contextlib.suppress(SiteError), vlm.held.editing(visits), visiting(vlm.model, visits):
+    sites = [site for name, site in vlm.sites.items() if name.endswith(ends)]
+    with contextlib.suppress(SiteError), vlm.visiting(dict.fromkeys(sites, visit)):
         found.append(run())
     return found[0]
 
