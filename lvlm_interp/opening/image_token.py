@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from lvlm_interp.errors import ModelError
 from lvlm_interp.inputs.prompt import SHOWING
 
@@ -25,7 +27,7 @@ def need_image_token(processor: Any, found: int | None, name: str) -> None:
         ModelError: names both tokens.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
-    if found is None or not hasattr(tokenizer, "get_added_vocab"):
+    if found is None or not isinstance(tokenizer, PreTrainedTokenizerBase):
         return
     own = _own(processor, tokenizer)
     if own is None or found == own or found >= len(tokenizer) or found in _marks(processor, tokenizer):
