@@ -87,6 +87,7 @@ def _unlike(kind: str, name: str, one: Any, two: Any) -> str:
     hint = {
         "compared": "; give both the same with against=, or take a value that compares with nothing",
         "alternatives": "; give both the same with against=",
+        "quoting": " (whether the words stand in the question, where it asks); take .together() of both",
         "tokens": "; explain the same answer in both, in the same unit",
     }.get(name, "")
     what = {"compared": "alternatives"}.get(name, name)

@@ -202,6 +202,12 @@ def test_bad_images(run, kind, tmp_path):
 
 
 @pytest.mark.usefixtures("loaded")
+def test_a_picture_may_be_an_address(run, picture):
+    told = [run("contrast", "--image", shown, *ASK, "--answer", "Red.") for shown in (picture, picture.as_uri())]
+    assert told[0][0] == 0 and told[0][:2] == told[1][:2]
+
+
+@pytest.mark.usefixtures("loaded")
 @pytest.mark.parametrize(
     ("options", "said"),
     [

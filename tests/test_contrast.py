@@ -246,3 +246,10 @@ def test_noise_is_that_of_its_seed_whatever_is_made_by_default():
         assert torch.allclose(li.contrast(vlm, x, "noise", seed=3).delta.float(), expected, atol=1e-4)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_numbers_of_a_contrast_are_numbers(reference, purple_banana):
+    found = li.contrast(reference, purple_banana)
+    for name in ("delta", "with_logprob", "weights"):
+        with pytest.raises(InputError, match=f"{name} of a contrast is a number"):
+            dataclasses.replace(found, **{name: getattr(found, name) * torch.nan})

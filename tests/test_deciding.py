@@ -33,6 +33,12 @@ def test_answers_are_compared_by_their_words(one, other, same):
 def test_an_answer_stands_in_a_text_as_whole_words():
     assert stands_in("Red.", "Say “red”, please") and stands_in("a red cat", "Is the red cat here?")
     assert stands_in("红色", "请说红色。") and not stands_in("黄色", "请说红色。")
+    spelt = {"Cafe\u0301": "Say Café.", "isn't": "It’s red, isn’t it?", "red": "Say ＲＥＤ", "Red": "Say re\u00add."}
+    signs = {"RED": "Say color:red", "the": "Say the.", "The": "Say a or the.", "C#": "Say C#.", "-5": "Say -5."}
+    for answer, text in (*spelt.items(), *signs.items()):
+        assert stands_in(answer, text), (answer, text)
+    for answer, text in (("C", "Say C#."), ("C", "Say C++."), ("5", "Say -5."), ("the", "Say a.")):
+        assert not stands_in(answer, text), (answer, text)
     assert not stands_in("Red", "Is it reddish?") and not stands_in("red cat", "red or cat") and not stands_in("", "a")
 
 

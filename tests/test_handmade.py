@@ -29,6 +29,39 @@ def remade(vlm, x, **changed):
 
 
 @pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"logits_to_keep": 2}, "logits_to_keep cannot be given.*at all positions"),
+        ({"num_logits_to_keep": 2}, "num_logits_to_keep cannot be given"),
+        ({"output_attentions": True}, "output_attentions cannot be given.*vlm.capture"),
+        ({"past_key_values": ()}, "past_key_values cannot be given.*run whole"),
+        ({"attn_implementation": "eager"}, "set_attn_implementation"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_options_that_change_what_is_read_are_refused(vlm, option, said):
+    with pytest.raises(InputError, match=said):
+        remade(vlm, tiny_inputs(vlm), **option)
+
+
+def test_what_is_none_is_not_there_and_whole_numbers_are_of_any_kind(vlm):
+    x = tiny_inputs(vlm)
+    made = remade(vlm, x, position_ids=None, foo=None, input_ids=x.input_ids.short())
+    assert "foo" not in made.model_inputs and made.input_ids.dtype == torch.long
+    assert torch.equal(li.contrast(vlm, made).delta, li.contrast(vlm, remade(vlm, x)).delta)
+
+
+def test_the_position_that_predicts_the_answer_counts(vlm):
+    x = tiny_inputs(vlm)
+    mask = torch.ones_like(x.input_ids)
+    mask[0, x.answer_start - 1] = 0
+    with pytest.raises(InputError, match=f"0 at position {x.answer_start - 1}, which predicts the answer"):
+        remade(vlm, x, attention_mask=mask)
+    mask[0, x.answer_start - 1], mask[0, 0] = 1, 0
+    assert li.contrast(vlm, remade(vlm, x, attention_mask=mask)).delta.isfinite().all()
+
+
+@pytest.mark.parametrize(
     ("grid", "said"),
     [
         (torch.tensor([1, 4, 6]), r"image_grid_thw: int64 \[3\]"),

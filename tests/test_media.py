@@ -5,7 +5,9 @@ import dataclasses
 import http.server
 import inspect
 import io
+import struct
 import threading
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -351,3 +353,23 @@ def test_parts_as_transformers_takes_them(picture, tmp_path):
     ):
         with pytest.raises(error, match=message):
             vlm.prepare_chat([{"role": "user", "content": content}])
+
+
+def chunk(name, data):
+    """A piece of a PNG."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png_of_16_bits(colors, *more):
+    """Pillow writes none."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colors)
+    head = struct.pack(">IIBBBBB", colors.shape[1], colors.shape[0], 16, 2, 0, 0, 0)
+    pieces = (chunk(b"IHDR", head), *more, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(pieces)
+
+
+def test_a_transparent_colour_of_16_bits_is_refused():
+    colors = COLORS.astype(np.uint16) * 257
+    assert (np.asarray(open_image(png_of_16_bits(colors))) == COLORS).all()
+    with pytest.raises(ImageError, match="alpha channel"):
+        open_image(png_of_16_bits(colors, chunk(b"tRNS", struct.pack(">HHH", *colors[0, 0].tolist()))))

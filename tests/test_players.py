@@ -1,5 +1,6 @@
 """Credit among any players: exact, by the axioms, and each player is hidden as one."""
 
+import inspect
 import itertools
 
 import pandas as pd
@@ -9,6 +10,7 @@ from PIL import Image
 
 import lvlm_interp as li
 from lvlm_interp.attribution import players as module
+from lvlm_interp.attribution import players as players_module
 from lvlm_interp.attribution.players import players_of
 from lvlm_interp.attribution.shapley import shapley_weights
 from lvlm_interp.errors import InputError, VisibilityError
@@ -82,13 +84,23 @@ def test_shapley_values_are_those_of_all_orders(vlm):
 
 
 def test_parts_of_the_question_that_are_named_are_players(vlm):
-    """What is left of it asks."""
+    """A question that is split, or merged with something else, does not ask: prior and total stay what they are."""
     x = tiny_inputs(vlm)
     first = x.where("question").nonzero().flatten()[:1].tolist()
-    split = li.credit(vlm, x, players={"first": first})
-    assert split.players == ("first", "question", "context", "system", "image") and split.asking
-    assert split.of("first").abs().min() > 0 and torch.equal(split.credits[:, 1], torch.zeros(3).double())
-    assert torch.allclose(split.prior + split.credits.sum(1), split.total, atol=1e-6)
+    together = li.credit(vlm, x, value="full", asking=False)
+    mixed = [*first, *x.where("context").nonzero().flatten()[:1].tolist()]
+    for players in ({"first": first}, {"mixed": mixed}, {"all": x.where("question")}):
+        split = li.credit(vlm, x, value="full", players=players)
+        assert not split.asking and split.provenance.parameters["asking"] is False
+        assert torch.allclose(split.prior, together.prior, atol=1e-5)
+    kept = li.credit(vlm, x, ("template", "first"), "full", players={"first": first})
+    again = li.credit(vlm, x, value="full", players={"first": first}).keeping("first")
+    assert torch.allclose(kept.full, again.full, atol=1e-5)
+    assert not kept.asking
+    with pytest.raises(VisibilityError, match="is a mask or positions; got the text 'question'"):
+        inspect.unwrap(players_module._where)(x, "first", "question")
+    with pytest.raises(InputError, match="asking is True or False, got 'no'"):
+        inspect.unwrap(li.credit)(vlm, x, asking="no")
 
 
 def test_hiding_one_image_is_one_masked_pass(vlm):

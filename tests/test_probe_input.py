@@ -220,3 +220,21 @@ def test_scores_are_shares_whatever_the_default_dtype_is(dtype):
     finally:
         torch.set_default_dtype(before)
     pd.testing.assert_frame_equal(found, expected)
+
+
+LAYOUTS = {
+    "backwards": lambda x: x[..., ::-1],
+    "big-endian": lambda x: x.astype(">f4"),
+    "long": lambda x: x.astype("g"),
+}
+
+
+@pytest.mark.parametrize("change", LAYOUTS.values(), ids=LAYOUTS)
+def test_arrays_in_any_layout_are_features_and_labels(change):
+    """Turned around, of another machine's order of bytes, or longer than doubles."""
+    x, y = labelled()
+    given = change(x.numpy())
+    expected = fit_probes(torch.tensor(np.ascontiguousarray(given, np.float32)), y, **QUICK)
+    assert torch.allclose(fit_probes(given, y, **QUICK).margins.float(), expected.margins, atol=1e-3)
+    rows = y.double().numpy() * 0.5 + 0.25
+    assert fit_probes(x, change(rows[:, None])[:, 0], task="regress", **QUICK).margins.isfinite().all()

@@ -82,8 +82,8 @@ def credit(
             as the model would, to the end of the word, or to the part's length.
         asking: whether the question asks: it comes first, and what it brings is the prior's, unless the words of the
             part stand in it. With `value="full"`, and no context or system message, the image's credit is then CAL's
-            contrast in nats. False: it is a player like the others, and the prior is v(∅). Parts of it that `players`
-            names are players in any case.
+            contrast in nats. False: it is a player like the others, and the prior is v(∅); so it is where `players`
+            splits it, or a part of it is kept.
         unit: `token`, `word`, `sentence`, `answer`, a span (start, stop) of answer tokens, or a function that cuts a
             text into words. A part of several tokens is scored as a whole, against wholes. By token here, as in every
             function that returns numbers; reports (`diagnose`, the command line) are by word.
@@ -104,6 +104,8 @@ def credit(
     """
     if isinstance(keep, str):
         raise InputError(f"keep is several roles or players, got the text {keep!r}; give ({keep!r},)")
+    if not isinstance(asking, bool):
+        raise InputError(f"asking is True or False, got {asking!r}")
     need_word(word, against)
     chosen = named(value)
     target = target_of(vlm, x, _values(chosen, against), unit, against, word, alternatives)
@@ -130,7 +132,7 @@ def credit(
             "credit",
             x,
             keep=list(keep),
-            asking=asking,
+            asking=bool(quoting),
             unit=unit_name(unit),
             **described(target, against, word),
             **_asked(players),
@@ -140,11 +142,16 @@ def credit(
 
 
 def _quoting(vlm: HookedVLM, x: Inputs, parts: Sequence[Word], players: Sequence[Player]) -> tuple[bool, ...]:
-    """Of each part, whether its words stand in the question: of a token, the word that it is in. Empty without one."""
-    question = " ".join(player.text for player in players if player.name == "question")
+    """Of each part, whether its words stand in the question: of a token, the word that it is in.
+
+    Empty where the question is not one player, whole.
+    """
+    if not any(p.name == "question" and torch.equal(p.positions, x.where("question")) for p in players):
+        return ()
+    question = next(player.text for player in players if player.name == "question")
     words = parts_of(x, "word", vlm.decode)
     texts = (" ".join(w.text for w in words if w.start < part.stop and part.start < w.stop) for part in parts)
-    return tuple(stands_in(text, question) for text in texts) if question else ()
+    return tuple(stands_in(text, question) for text in texts)
 
 
 def _values(chosen: Value, against: Against | None) -> list[str | Value]:

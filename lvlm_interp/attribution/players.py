@@ -200,6 +200,8 @@ def _masked(x: Inputs, name: str, mask: Mask, decode: Decode | None) -> Player:
 
 def _where(x: Inputs, name: str, mask: Mask) -> list[int]:
     """The positions of a mask."""
+    if isinstance(mask, str):
+        raise VisibilityError(f"the player {name!r} is a mask or positions; got the text {mask!r}, x.where({mask!r})?")
     if isinstance(mask, Tensor) and mask.dtype == torch.bool:
         if mask.shape not in ((x.length,), (x.answer_start,)):
             raise VisibilityError(f"the mask of {name!r} is {tuple(mask.shape)}; the example has {x.length} positions")

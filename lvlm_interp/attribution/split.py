@@ -41,7 +41,7 @@ class CreditSplit(Comparable):
     """
 
     keys = ("token",)
-    agreeing = ("tokens", "players", "value", "unit", "kept", "asking", "compared")
+    agreeing = ("tokens", "players", "value", "unit", "kept", "quoting", "compared")
     too_large: ClassVar[frozenset[str]] = frozenset({"numbers"})  # `to_dict` has them by name
     along: ClassVar[Mapping[str, str]] = {
         "tokens": "answer",
@@ -70,6 +70,8 @@ class CreditSplit(Comparable):
                 f"{count} players have 2^{count} coalitions, a role and a text each; got {coalitions} coalitions, "
                 f"{len(self.player_roles)} roles and {len(self.player_texts)} texts"
             )
+        if bool(self.numbers.isnan().any()):
+            raise InputError("numbers of a split are values under every coalition; some are NaN")
         if len(self.quoting) not in (0, len(self.tokens)):
             raise InputError(f"quoting is of each of {len(self.tokens)} parts, or empty; got {len(self.quoting)}")
 
@@ -158,7 +160,7 @@ class CreditSplit(Comparable):
 
     @property
     def _first(self) -> list[int]:
-        """The numbers of the players that come first: the question, where it asks, but no named part of it."""
+        """The number of the player that comes first: the question, where it asks."""
         return [i for i, name in enumerate(self.players) if name == "question"] if self.asking else []
 
     @property
@@ -228,7 +230,7 @@ class CreditSplit(Comparable):
             VisibilityError: one that is not among the players.
         """
         always = {i for name in names for i in self._members(name)}
-        asks = not {*self._first} <= always
+        quoting = () if {*self._first} <= always else self.quoting
         seen = sum(1 << i for i in always)
         columns = [s for s in range(1 << len(self.players)) if s & seen == seen]
         left = [i for i in range(len(self.players)) if i not in always]
@@ -240,8 +242,10 @@ class CreditSplit(Comparable):
             player_texts=tuple(self.player_texts[i] for i in left),
             numbers=self.numbers[..., columns],
             kept=kept,
-            quoting=self.quoting if asks else (),
-            provenance=dataclasses.replace(about, parameters={**about.parameters, "keep": list(kept)}),
+            quoting=quoting,
+            provenance=dataclasses.replace(
+                about, parameters={**about.parameters, "keep": list(kept), "asking": bool(quoting)}
+            ),
         )
 
     def group(self, **groups: Sequence[str]) -> pd.DataFrame:

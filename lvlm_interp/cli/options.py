@@ -31,7 +31,7 @@ DType = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     typer.Option(metavar="TYPE", help="What it computes in: float32, bfloat16, float16, or auto, as it is stored."),
 ]
-IMAGE = typer.Option("--image", help="The picture that is asked about.")
+IMAGE = typer.Option("--image", help="The picture that is asked about: a path or an address.", metavar="PATH")
 QUESTION = typer.Option("--question", help="What is asked.")
 Table = Annotated[
     Path | None, typer.Option("--table", help="In their place a .csv or .jsonl of examples, one result for each.")
@@ -75,7 +75,7 @@ class Told:
     verbose: Verbose = False
 
     @property
-    def read(self) -> list[Path]:
+    def read(self) -> list[Path | str]:
         """The user's files that are read, which nothing may be written over."""
         return [path for name in ("image", "table") if (path := getattr(self, name, None)) is not None]
 
@@ -109,7 +109,7 @@ class Told:
         """The model; a bad picture is found before it takes its time."""
         return open_model(self.model, image, self.verbose, self.device, self.dtype)
 
-    def row(self, image: Path, question: str) -> dict[str, Any]:
+    def row(self, image: str, question: str) -> dict[str, Any]:
         """One example, as arguments of `diagnose`."""
         if not question.strip():
             raise InputError("the question is empty; ask something about the image")
@@ -121,7 +121,7 @@ class Told:
 class Asked(Told):
     """One example and the model that is asked."""
 
-    image: Annotated[Path, IMAGE]
+    image: Annotated[str, IMAGE]
     question: Annotated[str, QUESTION]
 
     def open(self) -> tuple[Any, Any]:
@@ -137,7 +137,7 @@ class Asked(Told):
 class AskedOrTable(Told):
     """One example, or a table of examples, and the model that is asked."""
 
-    image: Annotated[Path | None, IMAGE] = None
+    image: Annotated[str | None, IMAGE] = None
     question: Annotated[str | None, QUESTION] = None
     table: Table = None
 

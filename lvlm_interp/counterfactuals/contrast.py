@@ -68,6 +68,11 @@ class Contrast(Comparable):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        numbers = ("with_logit", "without_logit", "delta", "with_logprob", "without_logprob", "delta_nats", "weights")
+        if wrong := [name for name in numbers if bool(getattr(self, name).isnan().any())]:
+            raise InputError(
+                f"{wrong[0]} of a contrast is a number for each token, got {getattr(self, wrong[0]).tolist()}"
+            )
         if not bool(((self.hellinger > -ROUNDING) & (self.hellinger < 1 + ROUNDING)).all()):
             raise InputError(f"Hellinger distances are from 0 to 1, got {self.hellinger.tolist()}")
 

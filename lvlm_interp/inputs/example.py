@@ -29,6 +29,13 @@ INSTEAD = {  # model inputs in whose place something else works
     "inputs_embeds": "roles and image tokens are read from input_ids, and models take one of both. Give input_ids, and "
     "change embeddings by an edit of 'hook_embed'",
     "labels": "no loss is computed here. Leave them out: the answer's tokens stand at the end of input_ids",
+    **dict.fromkeys(("logits_to_keep", "num_logits_to_keep"), "logits are read at all positions. Leave it out"),
+    **dict.fromkeys(
+        ("output_attentions", "output_hidden_states", "output_router_logits"),
+        "vlm.capture(x, sites) gives what is inside a model. Leave it out",
+    ),
+    "past_key_values": "an example is run whole, from its first token on. Leave it out",
+    "attn_implementation": "it is the model's: vlm.model.set_attn_implementation(…). Leave it out",
 }
 VIDEO_PIXELS = "pixel_values_videos"  # what models call the pixels of videos, where these have an input of their own
 

@@ -62,6 +62,18 @@ def read_by_hand(model_inputs: Mapping[str, Any]) -> Iterator[None]:
         raise unfitting(model_inputs, "no example can be made", error) from error
 
 
+def need_predicting(attention_mask: Any, start: int) -> None:
+    """Raise where the position that predicts the answer is padding.
+
+    Raises:
+        InputError: names it.
+    """
+    if isinstance(attention_mask, Tensor) and 0 < start < attention_mask.shape[-1] and not attention_mask[0, start - 1]:
+        raise InputError(
+            f"attention_mask is 0 at position {start - 1}, which predicts the answer: it counts, so put 1 there"
+        )
+
+
 def need_usual(x: Inputs) -> None:
     """Raise unless the answer's model inputs are those of any answer to this prompt: methods put other answers there.
 

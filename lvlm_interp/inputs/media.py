@@ -99,12 +99,23 @@ def _upright(opened: Image.Image, name: str) -> Image.Image:
         )
     if opened.tell():
         opened.seek(0)
+    _need_clear_key(opened)
     opened.load()
     if min(opened.size) == 0:
         raise ImageError("the image is empty (0 pixels)")
     turned = ImageOps.exif_transpose(opened)
     turned.format = opened.format
     return turned
+
+
+def _need_clear_key(opened: Image.Image) -> None:
+    """Raise for colours of 16 bits of which one is transparent: Pillow compares bytes with that one."""
+    raw = [tile[3] for tile in getattr(opened, "tile", ())]
+    if isinstance(opened.info.get("transparency"), tuple) and any(str(mode).startswith("RGB;16") for mode in raw):
+        raise ImageError(
+            "a picture of 16 bits a colour, of which one colour is transparent, cannot be read exactly: save it with "
+            "an alpha channel (RGBA), or with 8 bits"
+        )
 
 
 def _rgb(image: Image.Image) -> Image.Image:

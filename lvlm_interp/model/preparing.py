@@ -24,7 +24,7 @@ from lvlm_interp.given import checked, explaining
 from lvlm_interp.inputs import chat, prompt
 from lvlm_interp.inputs.batch import Batch, batched
 from lvlm_interp.inputs.example import VIDEO_PIXELS, Answer, Inputs, Role, Written, need_by_position, pixels_of
-from lvlm_interp.inputs.handmade import need_usual, read_by_hand
+from lvlm_interp.inputs.handmade import need_predicting, need_usual, read_by_hand
 from lvlm_interp.inputs.media import VideoLike, open_images, open_video
 from lvlm_interp.inputs.roles import need_roles
 from lvlm_interp.inputs.sources import ImageLike
@@ -141,7 +141,7 @@ class Preparing(Anatomy):
         input_ids: Tensor,
         answer_start: int | None = None,
         roles: Iterable[str] | None = None,
-        **model_inputs: Tensor,
+        **model_inputs: Any,
     ) -> Inputs:
         """Tensors that are processed already; no processor is needed.
 
@@ -151,7 +151,7 @@ class Preparing(Anatomy):
             roles: T roles; by default image tokens are `image`, the answer is `answer`, special tokens (BOS, marks
                 around an image, …) and the position that predicts the first answer token are `template`, and the rest
                 is `question`. Special are those that the config or the tokenizer names.
-            model_inputs: the other arguments of the model (`pixel_values`, …).
+            model_inputs: the other arguments of the model (`pixel_values`, …); None stands for none.
 
         Raises:
             InputError: shapes that do not fit, tensors that hold no plain numbers, a mask of what each position sees,
@@ -168,7 +168,7 @@ class Preparing(Anatomy):
             raise InputError(f"input_ids are whole numbers; got {input_ids.dtype}")
         start = input_ids.shape[-1] if answer_start is None else operator.index(answer_start)
         named = roles if roles is None or isinstance(roles, str) else tuple(roles)
-        given = {"input_ids": input_ids, **model_inputs}
+        given = {"input_ids": input_ids.long(), **{k: v for k, v in model_inputs.items() if v is not None}}
         with read_by_hand(given):
             x = self._by_hand(given, start, named)
         return self._finished(self._accepted(x))
@@ -184,6 +184,7 @@ class Preparing(Anatomy):
         for name, fill in self._fills(given).items():
             if fill is not None:
                 given[name] = torch.cat([given[name][:, :start], torch.full_like(given[name][:, start:], fill)], 1)
+        need_predicting(given["attention_mask"], start)
         self._need_known(given)
         self._need_video(given)
         views = find_views(self, given, shown_in(self, given))

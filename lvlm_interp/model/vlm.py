@@ -240,6 +240,8 @@ class HookedVLM(Preparing):
         """Edits by site."""
         found: dict[Site, Edit] = {}
         for name, edit in edits.items():
+            if not callable(edit):
+                raise SiteError(f"an edit of {name!r} is a function of its whole value; got {edit!r}")
             changed = [name] if isinstance(name, Site) else match(self.sites, name, self.missing)
             if twice := [site.name for site in changed if site in found]:
                 raise SiteError(f"{name!r} means {twice[0]!r}, which another edit means too; give it one")

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import explaining
 from lvlm_interp.probes.fit import Problem, Space, solve
-from lvlm_interp.probes.task import Task
+from lvlm_interp.probes.task import Task, native
 
 
 class _Linear(BaseEstimator):
@@ -27,7 +27,7 @@ class _Linear(BaseEstimator):
         self.l2, self.standardize, self.tolerance = l2, standardize, tolerance
 
     def _fit(self, x: np.ndarray, task: Task) -> None:
-        features = torch.tensor(x)[None]
+        features = torch.tensor(native(x))[None]
         space = Space.of(features, self.standardize)
         targets = task.targets(task.truth).to(features.dtype)[:, None]
         problem = Problem(space.enter(features), targets, task.likelihood)

@@ -30,7 +30,7 @@ from lvlm_interp.probes import statistics
 from lvlm_interp.probes.design import L2, designed
 from lvlm_interp.probes.fit import BINARY, TOLERANCE
 from lvlm_interp.probes.result import ProbeResult, listed
-from lvlm_interp.probes.task import Column, Task, TaskKind, given_features, task_of
+from lvlm_interp.probes.task import Column, Task, TaskKind, given_features, native, task_of
 from lvlm_interp.probes.validate import Fitted, Plan, fit_block
 from lvlm_interp.results import Provenance
 
@@ -187,7 +187,7 @@ def _blocks(features: Any, shape: tuple[int, ...], names: tuple[str, ...]) -> It
     def reader(start: int) -> Any:
         def read() -> Float[Tensor, "site example dim"]:
             part = features[:, start : start + several]
-            x = part.detach().cpu() if isinstance(part, Tensor) else torch.as_tensor(np.asarray(part))
+            x = part.detach().cpu() if isinstance(part, Tensor) else torch.as_tensor(native(part))
             x = x.to(x.dtype if x.dtype == torch.float64 else torch.float32)
             x = x.reshape(len(x), -1, shape[-1]).transpose(0, 1).contiguous()
             broken = (~x.isfinite()).any(-1)

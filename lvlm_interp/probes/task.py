@@ -116,6 +116,7 @@ def task_of(labels: Any, kind: TaskKind | Literal["auto"] = "auto") -> Task:
         numbers = values.reshape(len(values), -1)
         if (same := (numbers == numbers[:1]).all(0)).any():
             raise InputError(f"all labels{_output(same)} are equal: there is nothing to predict")
+        numbers = native(numbers)
         truth = torch.tensor(numbers, dtype=bootstrap.numbers())
         _need_spread(truth, torch.tensor(numbers, dtype=torch.float64))
         return Task("regress", tuple(range(truth.shape[1])), truth)
@@ -237,6 +238,13 @@ def numbered(given: Column, what: str = "groups") -> Int[Tensor, " example"]:
     if not values.ndim:
         raise InputError(f"{what} {given!r}: give one for each example")
     return torch.from_numpy(np.unique(values, axis=0, return_inverse=True)[1].reshape(len(values)))
+
+
+def native(values: Any) -> np.ndarray:
+    """An array that torch takes: of this machine's numbers, no longer than doubles, laid out forwards."""
+    array = np.asarray(values)
+    longer = array.dtype.kind == "f" and array.dtype.itemsize > 8
+    return np.ascontiguousarray(array, np.float64 if longer else array.dtype.newbyteorder("="))
 
 
 def _plain(given: Any, what: str) -> np.ndarray:
