@@ -267,13 +267,14 @@ class Packed(nn.Module):
 
 class State:
     def __init__(self):
-        self.absmax, self.offset, self.shape = torch.ones(3), torch.zeros(()), (2, 3)
+        self.absmax, self.offset, self.shape = torch.ones(3), torch.zeros(3), (2, 3)  # of one length
 
 
-def test_the_scales_of_quantised_weights_count(model):
+@pytest.mark.parametrize("scale", ["absmax", "offset"])
+def test_the_scales_of_quantised_weights_count(model, scale):
     model.extra = Packed()
     before = fingerprint(model)
-    model.extra.weight.quant_state.absmax[1] = 2.0
+    getattr(model.extra.weight.quant_state, scale)[1] = 2.0
     assert fingerprint(model) != before
 
 
