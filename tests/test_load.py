@@ -314,3 +314,9 @@ def test_remote_code_with_consent(brandnew, plain):
     assert vlm.accepted
     found, expected = vlm.capture(x, "*"), plain.capture(asked(plain), "*")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_an_adapter_alone_is_told_apart_from_a_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"is an adapter of peft, and no model\..*load_adapter"):
+        li.load(tmp_path)

@@ -238,3 +238,8 @@ def test_arrays_in_any_layout_are_features_and_labels(change):
     assert torch.allclose(fit_probes(given, y, **QUICK).margins.float(), expected.margins, atol=1e-3)
     rows = y.double().numpy() * 0.5 + 0.25
     assert fit_probes(x, change(rows[:, None])[:, 0], task="regress", **QUICK).margins.isfinite().all()
+
+
+def test_features_by_name_are_told_how_to_be_given():
+    with pytest.raises(InputError, match=r"found\[name\]\.values"):
+        fit_probes({"resid": X}, Y)

@@ -177,6 +177,11 @@ def _locate(name: str | os.PathLike[str]) -> str:
         )
     if isinstance(name, os.PathLike) or os.path.exists(name) or str(name).startswith((".", "/", "~")):
         folder = Path(os.path.expanduser(name))  # Path.expanduser() raises where there is no such user
+        if os.path.isfile(folder / "adapter_config.json") and not os.path.isfile(folder / "config.json"):
+            raise ModelError(
+                f"{folder} is an adapter of peft, and no model. Open the model that it adapts, and put it in: "
+                f"vlm = load(…); vlm.model.load_adapter({str(folder)!r})"
+            )
         if not os.path.isfile(folder / "config.json"):
             raise ModelError(f"{folder} is not a model directory: it has no config.json")
         return str(folder)
