@@ -155,7 +155,8 @@ def given_features(features: Any) -> Any:
     dtype = getattr(found, "dtype", None)
     real = not dtype.is_complex if isinstance(dtype, torch.dtype) else getattr(dtype, "kind", "f") in "biuf"
     if not real:
-        collected = "; of what collect_features gives, take one by its name: found[name].values" * (getattr(dtype, "kind", "") == "O")
+        by_name = getattr(dtype, "kind", "") == "O"
+        collected = "; of what collect_features gives, take one by its name: found[name].values" * by_name
         raise InputError(f"features are real numbers; got {str(dtype).removeprefix('torch.')}{collected}")
     return found
 
