@@ -145,21 +145,24 @@ def need_processing(processor: Any, prompt: str) -> None:
         if not isinstance(template := getattr(one, "chat_template", None), str | Mapping | None):
             raise ValueError(f"a chat template is a text, not {template!r}")
     if pixels and tokenizer is not processor:
-        _need_question(Prompter(processor, prompt))
+        _need_question(processor, prompt)
 
 
-def _need_question(prompter: Prompter) -> None:
+def _need_question(processor: Any, prompt: str) -> None:
     """Raise where no question about a picture can be asked: templates may want more than one, and some write no image.
 
     Raises:
         Exception: of the processor, where no template is at fault.
     """
     words: list[Message] = [{"role": "user", "content": [{"type": "image", "image": PICTURE}, *WORDS]}]
-    try:
-        prompter.without_template(words)
-    except Exception:  # of any kind; some processors take another token for an image than they name
-        if _error(lambda _: prompter.pixels([PICTURE]), "", {}) is not None:
-            raise
+    begin = str(getattr(processor, "boi_token", None))  # which some take for an image, and not what they call its token
+    asked, begun = Prompter(processor, prompt), Prompter(processor, prompt.replace("{image}", begin))
+    errors = []
+    for ask in (asked.without_template, lambda _: asked.pixels([PICTURE]), begun.without_template):
+        if (error := _error(lambda _, ask=ask: ask(words), "", {})) is None:
+            return
+        errors.append(error)
+    raise errors[0]
 
 
 def need_ends(generation: GenerationConfig) -> None:
