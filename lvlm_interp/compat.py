@@ -13,9 +13,12 @@ from typing import Any
 
 import transformers
 from transformers import cache_utils
+from transformers.utils import output_capturing
 
 # 5.23: what a cache has for a layer that keeps nothing itself; before, it had nothing for it.
 EMPTY_LAYER: type | None = getattr(cache_utils, "DummyLayer", None)
+# By 5.23: only those hidden states of a tower are kept that are asked for, and layer 0 alone is taken for none.
+READS_LAYER_ZERO = not hasattr(output_capturing, "select_hidden_states")
 
 
 def has_transformers(release: str) -> bool:

@@ -78,6 +78,11 @@ MISTAKES = {
 }
 
 
+def test_an_image_without_a_name(run, unopened):
+    status, _, err = run("contrast", "--image", "", *ASK)
+    assert status == 2 and "--image" in err and "it is empty; give a path or an address" in err
+
+
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistakes_are_found_before_the_model_is_opened(run, picture, tmp_path, case, request):
     command, given, status, said = MISTAKES[case]
@@ -120,7 +125,7 @@ TOLD_BY_THE_TABLE = {
     "as a number": (["--label", "number", "--group", "number", "--folds", "2"], "since groups stay whole"),
     "a class of one": (["--label", "rare"], "class 'one' has only 1 examples"),
     "one class": (["--label", "same"], "a probe needs at least two classes"),
-    "one group": (["--group", "same"], "in 1 groups"),
+    "one group": (["--group", "same"], "of one group"),
     "points on a line": (["--label", "number", "--label", "equal"], "of output 1 are equal"),
     "points of texts": (["--label", "number", "--label", "letter"], "'letter' holds no numbers"),
     "too few for inner folds": (["--label", "few", "--group", "question", "--folds", "2"], "give one l2"),

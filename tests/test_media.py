@@ -268,10 +268,23 @@ def test_what_pillow_does_not_read_is_named(data, message):
         open_image(data)
 
 
+@pytest.mark.parametrize("most", [64, 16])  # Pillow warns up to twice as many, and raises beyond
+def test_a_picture_that_is_too_large_for_pillow(tmp_path, monkeypatch, most):
+    path = tmp_path / "large.png"
+    Image.new("RGB", (10, 10)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+    with pytest.raises(ImageError, match=f"large.png' has more than {most} pixels.*PIL.Image.MAX_IMAGE_PIXELS"):
+        open_image(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # what is told to do
+    assert open_image(path).size == (10, 10)
+
+
 def test_names_that_are_no_files(tmp_path):
     for name, message in (
         ("a" * 400, "no image file at 'a"),
         (tmp_path, "is a folder"),
+        ("", "given as '', which names nothing"),
+        (" ", "names nothing"),
         ("What is it?", "no image file"),
     ):
         with pytest.raises(ImageError, match=message):

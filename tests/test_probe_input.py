@@ -30,6 +30,7 @@ X, Y = labelled()
         (X[:4], Y[:4], {"folds": 5}, "from 2 to 4 folds"),
         (X, Y, {"folds": 1}, "from 2 to 120 folds"),
         (X, (torch.arange(120) < 3).long(), {}, "class 1 has only 3 examples"),
+        (X, Y, {"groups": [7] * 120}, "all 120 examples are of one group, and groups are held out whole"),
         (X, Y, {"groups": torch.arange(120) % 3}, "in 3 groups: give from 2 to 3"),
         (X, (torch.arange(120) < 24).long(), {"groups": torch.arange(120) // 24}, r"examples of \[1\] fall into fold"),
         (X, Y, {"folds": np.zeros(120)}, "nothing is left to train on"),

@@ -5,10 +5,13 @@ import json
 import pytest
 
 import lvlm_interp as li
-from lvlm_interp.errors import ModelError
+from lvlm_interp.compat import READS_LAYER_ZERO
+from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.opening.broken import remedy
+from lvlm_interp.opening.fault import PICTURE
 from lvlm_interp.shown import gist
-from tests.saved import save
+from tests.families.shared.tiny import need
+from tests.saved import SAVED, UNOPENED, processor, save
 from tests.tiny import tiny_llava
 
 
@@ -88,12 +91,96 @@ def changed(folder, part="text_config", **settings):
         ("vision_config", "patch_size", 0),
         ("text_config", "num_key_value_heads", 0),
         *(("", "image_token_id", value) for value in (-1, None, True, "x")),
-        *(("", "vision_feature_layer", value) for value in (3, -4, [0, 99])),
+        *(("", "vision_feature_layer", value) for value in (3, -4, [0, 99], *([] if READS_LAYER_ZERO else [0]))),
     ],
 )
 def test_a_field_that_no_model_can_have_is_named_when_it_is_opened(folder, part, field, value):
     changed(folder, part, **{field: value})
     assert f"its config.json has {part}{'.' * bool(part)}{field}: {value!r};" in refused(folder)
+
+
+@pytest.mark.parametrize("theta", [0, -1])
+def test_a_rope_that_cannot_turn(folder, theta):
+    changed(folder, rope_parameters={"rope_type": "default", "rope_theta": theta})
+    assert f"text_config.rope_parameters.rope_theta: {theta}; it is above 0" in refused(folder)
+
+
+def test_windows_of_no_size(tmp_path):
+    folder = save("gemma3", tmp_path)
+    changed(folder, sliding_window=None)
+    assert "text_config.sliding_window: None; layer_types has sliding_attention" in refused(folder)
+
+
+def test_nan_that_no_weight_holds():
+    """Whatever number of the config makes it."""
+    model = tiny_llava()
+    model.model.language_model.rotary_emb.inv_freq.fill_(float("nan"))
+    with pytest.raises(ModelError, match=r"gives NaN or infinity for a few words.*numbers of its config.json"):
+        li.wrap(model)
+
+
+def lacking(folder, *names):
+    """A processor's file without settings."""
+    file = folder / "processor_config.json"
+    whole = {name: value for name, value in json.loads(file.read_text()).items() if name not in names}
+    file.write_text(json.dumps(whole))
+    return file
+
+
+@pytest.mark.parametrize("names", [["patch_size"], ["patch_size", "vision_feature_select_strategy"]])
+def test_settings_that_a_processor_lacks(folder, names):
+    """Those of the config make it whole, and are told."""
+    file = lacking(folder, *names)
+    said = refused(folder)
+    assert f"{file} lacks {{" in said and all(f"'{name}': " in said for name in names) and "'patch_size': 14" in said
+    told = {"patch_size": 14, "vision_feature_select_strategy": "default"}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **told}))
+    assert li.load(folder).prepare("What?", PICTURE).images
+
+
+def test_an_old_directory_whose_processor_has_no_file_of_its_own(folder):
+    file = folder / "processor_config.json"
+    told = {**json.loads(file.read_text())["image_processor"], "processor_class": "LlavaProcessor"}
+    file.unlink()
+    (folder / "preprocessor_config.json").write_text(json.dumps(told))
+    assert f"{file} lacks {{" in refused(folder)
+
+
+def test_settings_of_another_processor_are_told_where_they_show(folder):
+    lacking(folder, "num_additional_image_tokens")
+    vlm = li.load(folder)
+    with pytest.raises(InputError, match=r"LlavaProcessor\(patch_size=14.*num_additional_image_tokens=0\) is not what"):
+        vlm.run(vlm.prepare("What?", PICTURE))
+
+
+def test_the_processor_is_told_from_its_template():
+    one = processor("llava", patch_size=None)
+    with pytest.raises(InputError, match=r"^LlavaProcessor\(patch_size=None, .*processor_config.json\) refused"):
+        li.wrap(tiny_llava(), one).prepare("What?", PICTURE)
+    one = processor("llava")
+    one.chat_template = "{{ raise_exception('no') }}"
+    with pytest.raises(InputError, match=r"^the model's chat template refused the conversation: no"):
+        li.wrap(tiny_llava(), one).prepare("What?", PICTURE)
+
+
+@pytest.mark.parametrize("name", [name for name in SAVED if name not in UNOPENED])
+@pytest.mark.parametrize("several", [False, True])
+def test_a_chat_template_that_only_the_tokenizer_has(tmp_path, name, several):
+    need(name)
+    folder = save(name, tmp_path)
+    own = li.load(folder).prepare("What?", PICTURE, answer="A").input_ids
+    template = (file := folder / "chat_template.jinja").read_text()
+    file.unlink()
+    named = [{"name": "default", "template": template}, {"name": "other", "template": "other"}]
+    rewritten(folder, "tokenizer_config.json", "chat_template", named if several else template)
+    assert li.load(folder).prepare("What?", PICTURE, answer="A").input_ids.equal(own)
+
+
+def test_no_end_of_an_answer_is_that_of_the_config(folder):
+    rewritten(folder, "generation_config.json", "eos_token_id", [])
+    vlm = li.load(folder)
+    assert vlm.stops() == [vlm.model.config.get_text_config().eos_token_id or 0]
+    assert len(vlm.generate(vlm.prepare("What?", PICTURE), 2).ids) <= 2
 
 
 @pytest.mark.parametrize("layer", [2, -3])
@@ -181,11 +268,15 @@ def rewritten(folder, name, path, value):
         ("config.json", "text_config.rms_norm_eps", float("nan")),
         ("generation_config.json", "eos_token_id", "x"),
         ("generation_config.json", "eos_token_id", [2, None]),
+        ("generation_config.json", "bos_token_id", {}),
+        ("generation_config.json", "bos_token_id", "x"),
+        ("generation_config.json", "decoder_start_token_id", "x"),
         ("tokenizer_config.json", "model_max_length", "long"),
         ("tokenizer_config.json", "padding_side", 5),
         ("processor_config.json", "image_processor.image_mean", "x"),
         ("processor_config.json", "image_processor.rescale_factor", float("nan")),
         ("processor_config.json", "image_processor.size", {"height": -3, "width": 28}),
+        ("processor_config.json", "image_processor.crop_size", {"height": 28, "width": 0}),
         ("processor_config.json", "image_processor", 5),  # which cannot be left out
     ],
 )

@@ -7,13 +7,13 @@ from transformers import AutoConfig, GenerationConfig, LlavaConfig
 
 import lvlm_interp as li
 from lvlm_interp.errors import ModelError
-from lvlm_interp.families.shared.registry import FAMILIES
+from lvlm_interp.families.shared.registry import FAMILIES, family_of
 from lvlm_interp.opening.config import need_sound
 from lvlm_interp.opening.fault import need_ends, need_processing
 from lvlm_interp.opening.image_token import need_image_token
+from tests.families import tiny_model
 from tests.families.shared.tiny import IMAGE, need
 from tests.saved import SAVED, UNOPENED, processor, save
-from tests.tiny import tiny_llava
 
 
 @pytest.mark.parametrize("kind", sorted(FAMILIES))
@@ -32,7 +32,8 @@ def test_the_default_config_of_a_family_is_sound(kind):
         ("text_config", "time_step_limit", [0.0, float("inf")]),
         ("text_config", "eos_token_id", [1, 106]),
         ("text_config", "pad_token_id", 0),
-        *((None, "vision_feature_layer", value) for value in (-1, [-2, -5])),
+        *((None, "vision_feature_layer", value) for value in (-1, -25, [-2, -5], [0, -1])),
+        ("text_config", "rope_theta", 1),
         (None, "pad_token_id", -1),
         (None, "image_grid_pinpoints", [[336, 672]]),
         (None, "a field of a later release", {"n": 0}),
@@ -55,14 +56,14 @@ def test_nan_is_not(number):
 
 @pytest.mark.parametrize("ends", [None, 2, [1, 106], [], -1])
 def test_ends_that_published_configs_have(ends):
-    need_ends(GenerationConfig(eos_token_id=ends))
+    need_ends(GenerationConfig(eos_token_id=ends, bos_token_id=ends, decoder_start_token_id=ends))
 
 
 @pytest.mark.parametrize("name", [name for name in SAVED if name not in UNOPENED])
 def test_what_is_tried_of_a_processor_holds_of_every_family(name):
     need(name)
     one = processor(name)
-    need_processing(one)
+    need_processing(one, family_of(tiny_model(name).config).prompt)
     need_image_token(one, IMAGE, name)
 
 
@@ -74,6 +75,15 @@ def test_marks_that_stand_around_an_image_may_be_its_token(token):
     need_image_token(one, found, "it")
 
 
-def test_a_field_is_looked_for_only_where_something_fails(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", [name for name in SAVED if name not in UNOPENED])
+@pytest.mark.parametrize("template", ["its own", "none", "of words alone"])
+def test_a_field_is_looked_for_only_where_something_fails(tmp_path, monkeypatch, name, template):
+    """Nor where a chat template writes no images: what the processor makes of them is asked of it without one."""
+    need(name)
     monkeypatch.setattr("lvlm_interp.opening.refusals.field_at_fault", lambda *_, **__: pytest.fail("looked for"))
-    assert li.load(save("llava", tmp_path, tiny_llava())).processor is not None
+    written = save(name, tmp_path) / "chat_template.jinja"
+    if template == "none":
+        written.unlink()
+    elif template != "its own":
+        written.write_text("{{ raise_exception('words') }}")
+    assert li.load(tmp_path).processor is not None

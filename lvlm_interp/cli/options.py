@@ -31,7 +31,17 @@ DType = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     typer.Option(metavar="TYPE", help="What it computes in: float32, bfloat16, float16, or auto, as it is stored."),
 ]
-IMAGE = typer.Option("--image", help="The picture that is asked about: a path or an address.", metavar="PATH")
+
+
+def _picture(text: str) -> str:
+    if not text.strip():
+        raise typer.BadParameter("it is empty; give a path or an address")
+    return text
+
+
+IMAGE = typer.Option(
+    "--image", parser=_picture, metavar="PATH", help="The picture that is asked about: a path or an address."
+)
 QUESTION = typer.Option("--question", help="What is asked.")
 Table = Annotated[
     Path | None, typer.Option("--table", help="In their place a .csv or .jsonl of examples, one result for each.")

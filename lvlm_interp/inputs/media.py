@@ -38,6 +38,11 @@ def open_image(image: ImageLike) -> Image.Image:
             return _rgb(_upright(picture_of(image), named(image)))
     except LvlmInterpError:
         raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ImageError(
+            f"{named(image)} has more than {Image.MAX_IMAGE_PIXELS} pixels, and Pillow opens no larger file: make it "
+            "smaller; or, if you trust it, set PIL.Image.MAX_IMAGE_PIXELS to more, or to None"
+        ) from error
     except Exception as error:  # decoders are many, and each raises what it likes
         raise ImageError(f"{named(image)} cannot be decoded: {error}") from error
 

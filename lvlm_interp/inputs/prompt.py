@@ -8,6 +8,7 @@ template, a processor or a tokenizer treats the text.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from lvlm_interp.inputs.spelling import LOST, piece_text, pieces_of
 
 PLACEHOLDERS = ("X", "Q", "k", "7")
 SHOWING = ("image_token", "video_token", "audio_token", "boi_token", "eoi_token")  # what processors call such tokens
+PARTS = ("processor", "extractor", "tokenizer", "template")  # how processors call their arguments that are no settings
 
 
 @dataclass(frozen=True)
@@ -239,14 +241,40 @@ class Prompter:
                     return_dict=True,
                     return_tensors="pt",
                     add_generation_prompt=asks,
+                    **self._template(),
                     **({"processor_kwargs": told} if (told := _about_videos(messages)) else {}),
                 )
             except Exception as error:  # templates are programs of their own: jinja errors, type errors, …
-                raise InputError(f"the model's chat template refused the conversation: {error}") from error
+                raise InputError(f"{self._refusing(messages)} refused the conversation: {error}") from error
             return dict(made)
-        return self._without_template(messages)
+        return self.without_template(messages)
 
-    def _without_template(self, messages: Sequence[Message]) -> dict[str, Tensor]:
+    def _template(self) -> dict[str, str]:
+        """The tokenizer's chat template, where the processor has none of its own: it would not look there."""
+        own = getattr(self.processor, "chat_template", None)
+        return {} if own else {"chat_template": self.tokenizer.get_chat_template()}
+
+    def _refusing(self, messages: Sequence[Message]) -> str:
+        """Which of the two it was: the template, or the processor that reads what the template wrote."""
+        try:
+            self.processor.apply_chat_template(list(messages), tokenize=False, **self._template())
+        except Exception:  # of any kind
+            return "the model's chat template"
+        return f"{self.settings} (processor_config.json)"
+
+    @property
+    def settings(self) -> str:
+        """The processor, and what it was told of how it writes pictures: `LlavaProcessor(patch_size=14, …)`."""
+        told = (f"{name}={value!r}" for name, value in settings_of(self.processor).items())
+        return f"{type(self.processor).__name__}({', '.join(told)})"
+
+    def without_template(self, messages: Sequence[Message]) -> dict[str, Tensor]:
+        """The processor's own ids for a conversation that no template writes.
+
+        Raises:
+            InputError: the processor refuses it.
+            ModelError: there is no token that stands for an image.
+        """
         parts = [part for message in messages for part in message["content"] if message["role"] != "assistant"]
         images = [part["image"] for part in parts if part["type"] == "image"]
         text = "".join(part["text"] for part in parts if part["type"] == "text")
@@ -279,6 +307,13 @@ class Prompter:
             spans = [(a + shift, b + shift) if a >= stop else (a, b) for a, b in spans]
             spans[n] = (start, start + len(ids))
         return Encoded(inputs, tuple(spans), encoded.segments, encoded.opening)
+
+
+def settings_of(processor: Any) -> dict[str, Any]:
+    """What a processor takes besides its parts, texts and numbers; None where its files do not say it."""
+    names = inspect.signature(type(processor).__init__).parameters
+    found = {name: getattr(processor, name) for name in names if not name.endswith(PARTS) and hasattr(processor, name)}
+    return {name: value for name, value in found.items() if isinstance(value, str | int | float | None)}
 
 
 def _about_videos(messages: Sequence[Message]) -> dict[str, Any]:

@@ -149,6 +149,8 @@ def _of_path(image: Any) -> Image.Image:
 
 @picture_of.register(str)
 def _of_text(image: str) -> Image.Image:
+    if not image.strip():
+        raise ImageError(f"an image was given as {image!r}, which names nothing: give a path or an address")
     scheme = _scheme(image)
     if scheme == "file":
         return _of_path(Path(urllib.request.url2pathname(urlsplit(image).path)))

@@ -381,10 +381,10 @@ class Preparing(Anatomy):
         return self._finished(x.with_answer(ids, tokens, answer.strip()))
 
     def stops(self) -> list[int]:
-        """Ids of the tokens that end a turn."""
+        """Ids of the tokens that end a turn: those of the config where its settings of generation name none."""
         stops = self.model.generation_config.eos_token_id
-        stops = self.model.config.get_text_config().eos_token_id if stops is None else stops
-        return list(stops) if isinstance(stops, (list, tuple)) else [0 if stops is None else stops]
+        stops = self.model.config.get_text_config().eos_token_id if stops in (None, []) else stops
+        return list(stops) if isinstance(stops, (list, tuple)) and stops else [stops or 0]
 
 
 def _shown(part: Mapping[str, Any]) -> Shown:

@@ -195,9 +195,11 @@ class HookedVLM(Preparing):
                 raise
             if any(text in str(error) for text in UNMATCHED.get(type(error), ())):
                 count = int(self.visual_in(model_inputs).sum())
+                own = "it" if self.processor is None else self.prompter.settings
                 raise InputError(
                     f"the prompt has {count} image tokens, and the image gives another number of features "
-                    f"({error}). Was the prompt cut, or made for another image? Prepare it with its own processor."
+                    f"({error}). Was the prompt cut, or made for another image? Prepare it with its own "
+                    f"processor. If that made it, {own} is not what belongs to this model: see processor_config.json."
                 ) from error
             if self.active_edits:  # what they gave may be at fault
                 raise

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from lvlm_interp.compat import READS_LAYER_ZERO
 from lvlm_interp.errors import ModelError
 from lvlm_interp.families.shared import registry
 
@@ -25,7 +26,7 @@ def need_sound(config: PretrainedConfig, where: str) -> None:
         ModelError: names the field, where it stands, and what it may be.
     """
     settings = config.to_dict()
-    wrong = (*_no_counts(settings), *_no_numbers(settings), *_no_tokens(config), *_no_layers(settings))
+    wrong = (*_no_numbers(settings), *_no_tokens(config), *_no_layers(settings))
     for field, value, right in wrong:
         raise ModelError(f"{where} has {field}: {value!r}; {right}. Put back the number that belongs to the weights")
 
@@ -34,22 +35,26 @@ Wrong = Iterator[tuple[str, Any, str]]
 """Fields, their values, and what they may be."""
 
 
-def _no_counts(settings: Mapping[Any, Any], at: str = "") -> Wrong:
+def _fields(settings: Mapping[Any, Any], at: str = "") -> Iterator[tuple[str, str, Any, Mapping[Any, Any]]]:
+    """Where each field stands, its name, its value, and the part that it is of."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _no_counts(value, f"{at}{name}.")
-        elif name in COUNTS and isinstance(value, int) and value < 1:
-            yield f"{at}{name}", value, "it is 1 or more"
+            yield from _fields(value, f"{at}{name}.")
+        else:
+            yield f"{at}{name}", str(name), value, settings
 
 
-def _no_numbers(settings: Mapping[Any, Any], at: str = "") -> Wrong:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _no_numbers(value, f"{at}{name}.")
-        elif any(
-            isinstance(one, float) and one != one for one in (value if isinstance(value, (list, tuple)) else [value])
-        ):
-            yield f"{at}{name}", value, "NaN is no number, and all that is computed with it is none"
+def _no_numbers(settings: Mapping[str, Any]) -> Wrong:
+    for field, name, value, part in _fields(settings):
+        some = value if isinstance(value, (list, tuple)) else [value]
+        if name in COUNTS and isinstance(value, int) and value < 1:
+            yield field, value, "it is 1 or more"
+        if any(isinstance(one, float) and one != one for one in some):
+            yield field, value, "NaN is no number, and all that is computed with it is none"
+        if name == "rope_theta" and isinstance(value, (int, float)) and value <= 0:
+            yield field, value, "it is above 0: its powers are what positions turn by"
+        if name == "sliding_window" and value is None and "sliding_attention" in (part.get("layer_types") or ()):
+            yield field, value, "layer_types has sliding_attention, whose layers see so many positions"
 
 
 def _no_tokens(config: PretrainedConfig) -> Wrong:
@@ -70,6 +75,8 @@ def _no_layers(settings: Mapping[str, Any]) -> Wrong:
     depth: Any = (settings.get("vision_config") or {}).get("num_hidden_layers")
     for name in LAYERS if isinstance(depth, int) else ():
         found = settings.get(name)
+        if found == 0 and not READS_LAYER_ZERO:
+            yield name, found, f"this transformers takes 0 for none: {-depth - 1} is the same layer"
         for layer in found if isinstance(found, Sequence) else [found]:
             if isinstance(layer, int) and not -depth - 1 <= layer <= depth:
                 right = f"a vision tower of {depth} layers has {-depth - 1} … {depth}, those before the first included"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -149,6 +150,11 @@ def check_at_load(vlm: HookedVLM) -> None:
     except Exception:  # some models answer no prompt without an image (InstructBLIP): they are checked with one
         return
     gap, rounding = difference(vlm, words, plain)
+    if math.isnan(gap):
+        raise ModelError(
+            f"{vlm.name!r} gives NaN or infinity for a few words, and all its weights are numbers: numbers of its "
+            f"config.json are not theirs, or {vlm.model.dtype} is too narrow for it; load(…, dtype=torch.float32)"
+        )
     if not gap <= rounding.limit:
         again = apart(plain, vlm.run(words))
         raise ModelError(

@@ -21,7 +21,10 @@ from PIL import Image
 from transformers import GenerationConfig
 from transformers.utils import is_peft_available, logging
 
+from lvlm_interp.families.shared.registry import family_of
 from lvlm_interp.fields import shown
+from lvlm_interp.inputs.chat import Message
+from lvlm_interp.inputs.prompt import Prompter, settings_of
 from lvlm_interp.opening.broken import kept_file
 from lvlm_interp.shown import gist
 
@@ -31,6 +34,7 @@ PROCESSING = (
     *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
+WORDS = ({"type": "text", "text": "a word"},)
 KINDS = ("_type", "_class", "_map")  # fields that say what reads the others: left out last, as something else may
 MOST = 200  # fields of an object in which one is looked for: more are entries, as of a vocabulary
 
@@ -58,8 +62,9 @@ def field_at_fault(path: str, revision: str | None, **options: Any) -> str | Non
         for read, names in _readers().items():
             failing = functools.partial(_error, read, scratch, options)
             if (error := failing()) is not None:
-                found = _field(Path(scratch), names, failing)
-                return found and f"{origin / found[0]} has {found[1]}, with which it cannot be used ({gist(error)})"
+                lost = _lost(Path(scratch), options) if read is _processor else None
+                found = lost or _field(Path(scratch), names, failing)
+                return found and f"{origin / found[0]} {found[1]} it cannot be used ({gist(error)})"
     return None
 
 
@@ -86,7 +91,11 @@ def _config(folder: str, **options: Any) -> Any:
 def _processor(folder: str, **options: Any) -> None:
     from transformers import AutoProcessor
 
-    need_processing(AutoProcessor.from_pretrained(folder, **options))
+    processor = AutoProcessor.from_pretrained(folder, **options)
+    pictures = any((Path(folder) / name).is_file() for name in PROCESSING[:2])
+    if pictures and not hasattr(processor, "image_processor"):  # a field was left out that says which one it is
+        raise ValueError(f"{type(processor).__name__} reads no pictures")
+    need_processing(processor, family_of(_config(folder, **options)).prompt)
 
 
 def _built(folder: str, **options: Any) -> Any:
@@ -113,33 +122,60 @@ def _generation(folder: str, **_: Any) -> None:
         need_ends(GenerationConfig.from_pretrained(folder))
 
 
-def need_processing(processor: Any) -> None:
-    """Raise where no picture and no word can be processed, whatever either is.
+def need_processing(processor: Any, prompt: str) -> None:
+    """Raise where no picture and no word can be processed, whatever either is, nor both together.
+
+    Args:
+        processor: the processor.
+        prompt: of the family, for a question without a chat template.
 
     Raises:
         Exception: of transformers' own; ValueError where it gives what is none.
     """
     if pixels := getattr(processor, "image_processor", None):
         made = pixels(images=[PICTURE], return_tensors="pt")
-        if any(isinstance(one, torch.Tensor) and not one.isfinite().all() for one in made.values()):
+        found = [one for one in made.values() if isinstance(one, torch.Tensor)]
+        if any(not one.numel() for one in found):
+            raise ValueError("no pixels are left of a picture")
+        if any(not one.isfinite().all() for one in found):
             raise ValueError("pixels become NaN or infinity")
     tokenizer = getattr(processor, "tokenizer", processor)
     tokenizer("a word")
     for one in (processor, tokenizer):
         if not isinstance(template := getattr(one, "chat_template", None), str | Mapping | None):
             raise ValueError(f"a chat template is a text, not {template!r}")
+    if pixels and tokenizer is not processor:
+        _need_question(processor, prompt)
+
+
+def _need_question(processor: Any, prompt: str) -> None:
+    """Raise where no question about a picture can be asked: templates may want more than one, and some write no image.
+
+    Raises:
+        Exception: of the processor, where no template is at fault.
+    """
+    words: list[Message] = [{"role": "user", "content": [{"type": "image", "image": PICTURE}, *WORDS]}]
+    begin = str(getattr(processor, "boi_token", None))  # which some take for an image, and not what they call its token
+    asked, begun = Prompter(processor, prompt), Prompter(processor, prompt.replace("{image}", begin))
+    errors = []
+    for ask in (asked.without_template, lambda _: asked.pixels([PICTURE]), begun.without_template):
+        if (error := _error(lambda _, ask=ask: ask(words), "", {})) is None:
+            return
+        errors.append(error)
+    raise errors[0]
 
 
 def need_ends(generation: GenerationConfig) -> None:
-    """Raise for ends of an answer that are no tokens.
+    """Raise for ends of an answer, and beginnings, that are no tokens.
 
     Raises:
         ValueError: says what they are.
     """
-    ends = generation.eos_token_id
-    for end in ends if isinstance(ends, (list, tuple)) else () if ends is None else (ends,):
-        if not isinstance(end, int) or isinstance(end, bool):
-            raise ValueError(f"eos_token_id is the id of a token, or a list of ids, not {ends!r}")
+    for name in ("eos_token_id", "bos_token_id", "decoder_start_token_id"):
+        ends = getattr(generation, name, None)
+        for end in ends if isinstance(ends, (list, tuple)) else () if ends is None else (ends,):
+            if not isinstance(end, int) or isinstance(end, bool):
+                raise ValueError(f"{name} is the id of a token, or a list of ids, not {ends!r}")
 
 
 def _error(read: Read, folder: str, options: Mapping[str, Any]) -> Exception | None:
@@ -150,15 +186,32 @@ def _error(read: Read, folder: str, options: Mapping[str, Any]) -> Exception | N
     return None
 
 
+def _lost(folder: Path, options: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The processor's file, and settings that it lacks and the config has, if with them all is read."""
+    from transformers import AutoProcessor
+
+    with contextlib.suppress(Exception):  # of any kind: then it is something else
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        processor = AutoProcessor.from_pretrained(folder, **options)
+        known = {**config, **(config.get("vision_config") or {})}
+        lost = {name for name, value in settings_of(processor).items() if value is None}
+        given = {name: value for name, value in known.items() if name in lost and value is not None}
+        for name, value in given.items():
+            setattr(processor, name, value)
+        need_processing(processor, family_of(_config(str(folder), **options)).prompt)
+        return "processor_config.json", f"lacks {given} (so says config.json: write it there), without which"
+    return None
+
+
 def _field(folder: Path, names: tuple[str, ...], failing: Failing) -> tuple[str, str] | None:
-    """The file, and in it the field with its value, without which all is read."""
+    """The file, and what it has: the field with its value, without which all is read."""
     for file in (folder / name for name in names if (folder / name).is_file()):
         text = file.read_text(encoding="utf-8")
         whole = json.loads(text)
         found = _without(file, whole, whole, failing)
         file.write_text(text, encoding="utf-8")
         if found:
-            return file.name, found
+            return file.name, f"has {found}, with which"
     return None
 
 

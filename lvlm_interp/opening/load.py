@@ -121,7 +121,7 @@ def load(
         )
     need_all_weights(shown, report, options.get("ignore_mismatched_sizes", False))
     need_read(shown, path, revision)
-    need_usable(*told, processor, getattr(model, "generation_config", None))
+    need_usable(*told, processor, model)
     if device is not None:
         model = moved(model, device, shown)
     with _explained_by_files(*told):

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import PreTrainedModel
 from transformers.utils import is_torchvision_available
 
 from lvlm_interp.errors import LvlmInterpWarning, ModelError
+from lvlm_interp.families.shared.registry import family_of
 from lvlm_interp.opening.broken import broken, remedy
 from lvlm_interp.opening.fault import field_at_fault, need_ends, need_processing
 from lvlm_interp.shown import gist
@@ -62,15 +64,15 @@ def as_told(name: str, error: Exception) -> str:
 
 
 def need_usable(
-    name: str, path: str, revision: str | None, trust_remote_code: bool, processor: Any, generation: Any
+    name: str, path: str, revision: str | None, trust_remote_code: bool, processor: Any, model: PreTrainedModel
 ) -> None:
     """Raise for a field of files with which a model opens, and cannot be asked anything.
 
     Where no field is at fault, whoever asks is told what fails.
     """
     try:
-        need_processing(processor)
-        if generation is not None:
+        need_processing(processor, family_of(model.config).prompt)
+        if (generation := getattr(model, "generation_config", None)) is not None:
             need_ends(generation)
     except Exception as error:  # of transformers, of any kind
         if told := why_not_used(name, path, revision, trust_remote_code):

@@ -168,6 +168,10 @@ def make_folds(task: Task, groups: Int[Tensor, " example"], count: int, seed: in
         InputError: too few examples, groups or members of a class.
     """
     alone = len(groups.unique())
+    if alone < 2:
+        raise InputError(
+            f"all {len(groups)} examples are of one group, and groups are held out whole: give two or more"
+        )
     if not 2 <= count <= alone:
         raise InputError(f"{count} folds of {len(groups)} examples in {alone} groups: give from 2 to {alone} folds")
     splitters = {
