@@ -12,6 +12,7 @@ from lvlm_interp.opening import checks
 from lvlm_interp.opening.conformance import check
 from tests.families import FAMILIES, tiny_example, tiny_model
 from tests.families.shared.tiny import ANSWER, ROUNDING
+from tests.tiny import tiny_inputs, tiny_llava
 
 SIZES = {
     "qwen2_vl": ({"pixel_values": (16, 3 * 2 * 14 * 14), "image_grid_thw": torch.tensor([[1, 4, 4]])}, 4),
@@ -227,3 +228,9 @@ def test_rows_that_depend_on_the_longest(kind):
     with torch.no_grad():
         found = checks.batch(vlm, long)
     assert found.ok and "one by one" in found.detail
+
+
+def test_an_iterator_of_examples_is_a_batch():
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    assert torch.equal(vlm.run(vlm.batch(iter([x, x]))), vlm.run(vlm.batch([x, x])))

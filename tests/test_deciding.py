@@ -34,7 +34,9 @@ def test_an_answer_stands_in_a_text_as_whole_words():
     assert stands_in("Red.", "Say “red”, please") and stands_in("a red cat", "Is the red cat here?")
     assert stands_in("红色", "请说红色。") and not stands_in("黄色", "请说红色。")
     spelt = {"Cafe\u0301": "Say Café.", "isn't": "It’s red, isn’t it?", "red": "Say ＲＥＤ", "Red": "Say re\u00add."}
+    spelt |= {"e-mail": "Say e\u2011mail.", "\u22125": "Say -5.", "it's": "Say it´s."}
     signs = {"RED": "Say color:red", "the": "Say the.", "The": "Say a or the.", "C#": "Say C#.", "-5": "Say -5."}
+    signs |= {"no": "Is it yes/no?"}
     for answer, text in (*spelt.items(), *signs.items()):
         assert stands_in(answer, text), (answer, text)
     for answer, text in (("C", "Say C#."), ("C", "Say C++."), ("5", "Say -5."), ("the", "Say a.")):

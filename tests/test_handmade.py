@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,8 +35,10 @@ def remade(vlm, x, **changed):
         ({"logits_to_keep": 2}, "logits_to_keep cannot be given.*at all positions"),
         ({"num_logits_to_keep": 2}, "num_logits_to_keep cannot be given"),
         ({"output_attentions": True}, "output_attentions cannot be given.*vlm.capture"),
+        ({"use_cache": True}, "use_cache= is set by what runs"),
         ({"past_key_values": ()}, "past_key_values cannot be given.*run whole"),
-        ({"attn_implementation": "eager"}, "set_attn_implementation"),
+        ({"attn_implementation": "eager"}, "attn_implementation= is a tensor.*an option that is a number"),
+        ({"attention_mask": np.ones((1, 17))}, "attention_mask= is a tensor.*torch.as_tensor.*got a ndarray"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -10,6 +10,7 @@ from lvlm_interp.inputs.words import by_unicode
 
 ARTICLES = {"a", "an", "the"}
 MEANT = frozenset("-%‰#&@/\\§")  # signs that Unicode counts as punctuation, and that make another word
+READ_AS = str.maketrans({**dict.fromkeys("’‘ʼ´`′", "'"), **dict.fromkeys("‐‑‒−", "-"), **dict.fromkeys(":/", " ")})
 GLUED = MEANT | {"+"}  # with these, a word is more than its letters
 
 
@@ -44,7 +45,7 @@ def stands_in(answer: str, text: str) -> bool:
 
 def _plain(text: str) -> str:
     """One spelling of what reads the same: composed, of usual width, one apostrophe, no signs that are not seen."""
-    composed = unicodedata.normalize("NFKC", text).replace("’", "'").replace(":", " ")
+    composed = unicodedata.normalize("NFKC", text.translate(READ_AS))
     return "".join(sign for sign in composed if unicodedata.category(sign) != "Cf")
 
 

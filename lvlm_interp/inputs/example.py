@@ -35,7 +35,6 @@ INSTEAD = {  # model inputs in whose place something else works
         "vlm.capture(x, sites) gives what is inside a model. Leave it out",
     ),
     "past_key_values": "an example is run whole, from its first token on. Leave it out",
-    "attn_implementation": "it is the model's: vlm.model.set_attn_implementation(…). Leave it out",
 }
 VIDEO_PIXELS = "pixel_values_videos"  # what models call the pixels of videos, where these have an input of their own
 

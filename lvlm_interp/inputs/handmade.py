@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ RAW = frozenset(
         *(TypeError, ValueError, ZeroDivisionError),
     }
 )
+OURS = ("use_cache", "return_dict")
 NO_ROOM = re.compile("memory|CUDA error", re.IGNORECASE)  # of a processor torch says so in a RuntimeError
 
 
@@ -60,6 +62,22 @@ def read_by_hand(model_inputs: Mapping[str, Any]) -> Iterator[None]:
         if not may_be_of_shapes(error) or not all(isinstance(value, Tensor) for value in model_inputs.values()):
             raise
         raise unfitting(model_inputs, "no example can be made", error) from error
+
+
+def need_kinds(model_inputs: Mapping[str, Any]) -> None:
+    """Raise for what is no tensor and no option of a model's numbers.
+
+    Raises:
+        InputError: names it.
+    """
+    for name, value in model_inputs.items():
+        if name in OURS:
+            raise InputError(f"{name}= is set by what runs the model: leave it out")
+        if isinstance(value, (str, np.ndarray)):
+            raise InputError(
+                f"{name}= is a tensor (torch.as_tensor(…) makes one of an array), or an option that is a number; got a "
+                f"{type(value).__name__}"
+            )
 
 
 def need_predicting(attention_mask: Any, start: int) -> None:

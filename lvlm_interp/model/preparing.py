@@ -24,7 +24,7 @@ from lvlm_interp.given import checked, explaining
 from lvlm_interp.inputs import chat, prompt
 from lvlm_interp.inputs.batch import Batch, batched
 from lvlm_interp.inputs.example import VIDEO_PIXELS, Answer, Inputs, Role, Written, need_by_position, pixels_of
-from lvlm_interp.inputs.handmade import need_predicting, need_usual, read_by_hand
+from lvlm_interp.inputs.handmade import need_kinds, need_predicting, need_usual, read_by_hand
 from lvlm_interp.inputs.media import VideoLike, open_images, open_video
 from lvlm_interp.inputs.roles import need_roles
 from lvlm_interp.inputs.sources import ImageLike
@@ -168,6 +168,7 @@ class Preparing(Anatomy):
             raise InputError(f"input_ids are whole numbers; got {input_ids.dtype}")
         start = input_ids.shape[-1] if answer_start is None else operator.index(answer_start)
         named = roles if roles is None or isinstance(roles, str) else tuple(roles)
+        need_kinds(model_inputs)
         given = {"input_ids": input_ids.long(), **{k: v for k, v in model_inputs.items() if v is not None}}
         with read_by_hand(given):
             x = self._by_hand(given, start, named)
@@ -308,13 +309,14 @@ class Preparing(Anatomy):
         blank = bool(tokens) and tokens[0][:1] == " " != text[:1]  # some drop it from a text's beginning
         return f" {text}" if blank else text
 
-    def batch(self, examples: Sequence[Inputs]) -> Batch:
+    def batch(self, examples: Iterable[Inputs]) -> Batch:
         """Examples side by side, padded on the left, for `run` and `capture`; each row computes what it does alone.
 
         Raises:
             InputError: no example, examples of which only some have an image, or a model in which a row would compute
                 something else than its example does alone.
         """
+        examples = tuple(examples)  # of an iterator too
         if len(examples) > 1 and (why := self.not_side_by_side([x.length for x in examples])):
             raise InputError(f"examples of this model cannot stand side by side: {why}. Run them one by one")
         padding = self.stops()[0] if self.uncounted is None else self.uncounted

@@ -104,7 +104,7 @@ def fit_probes(
     kept = _columns(metadata)
     design = designed(wanted, groups, types, folds, seed, l2)
     grouped, fold = design.groups, design.fold
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     targets = _targets(wanted, design.types, generator)
     plan = Plan(wanted, targets, fold, design.inner, design.l2, standardize, tolerance)
     orders = statistics.exchanges(fold, grouped, permutations, generator, wanted.truth)
