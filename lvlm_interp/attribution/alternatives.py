@@ -149,8 +149,8 @@ def _found(
 ) -> Rivals:
     """What some coalition that knows the question would rather say, by its beginning: that may be the part's own.
 
-    At most `count`, and none but the first that no such coalition gives a chance of `PLAUSIBLE`: what is left of the
-    vocabulary is never really in question, and would only dilute the mean. Words are spelt out to their end, other
+    At most `count` that such a coalition gives a chance of `PLAUSIBLE`: what is left of the vocabulary is never really
+    in question, and would only dilute the mean. If there is none, the likeliest that begins otherwise. Words are spelt out to their end, other
     parts to the length of the part.
     """
     own = x.answer_ids[part.start : part.stop].tolist()
@@ -162,6 +162,8 @@ def _found(
         found += [(value, [*own[:n], token]) for value, token in zip(*(t.tolist() for t in likely), strict=True)]
     found.sort(key=lambda one: -one[0])
     chosen = [ids for value, ids in found[: search.count] if value >= math.log(PLAUSIBLE)]
+    if not chosen:  # what begins as the part does is lost with it when the source of both is hidden
+        found.sort(key=lambda one: one[1][0] == own[0])
     likeliest = [ids for _, ids in found]
     count = max(1, len(chosen))
     ids, reserve = likeliest[:count], likeliest[count : count + search.count]
