@@ -17,7 +17,7 @@ import torch
 from capture import PLAIN, Way, reference, rounds, show, summary, wide, with_ours
 
 import lvlm_interp as li
-from lvlm_interp.model.identity import TURNS
+from lvlm_interp.model.known import TURNS
 
 CAPTURES = ("ours, all residuals", "ours, one layer's pattern")
 

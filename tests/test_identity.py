@@ -1,15 +1,21 @@
 """A fingerprint changes with all that decides what a model computes, and with nothing else."""
 
 import copy
+import functools
+import gc
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 import lvlm_interp as li
 from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.errors import InputError, ModelError
-from lvlm_interp.model.identity import TURNS, Known, fingerprint, sums
+from lvlm_interp.model.identity import fingerprint, sums
+from lvlm_interp.model.known import TURNS, Known
 from tests.tiny import tiny_inputs, tiny_llava
 
 
@@ -202,6 +208,105 @@ def test_an_opened_model_is_looked_at_again_each_time(model, change):
     before = vlm.identity
     change(model)
     assert vlm.identity == vlm.fingerprint != before
+
+
+def of_a_list(module):
+    module.scales.append(2.0)
+
+
+def of_a_list_in_a_tuple(module):
+    module.ratios[0].append(2)
+
+
+def of_a_namespace(module):
+    module.space.scale = 3.0
+
+
+def of_a_partial_function(module):
+    module.act.keywords["scale"] = 3.0
+
+
+def of_a_few_numbers(module):
+    module.few[1] = 5.0
+
+
+def of_another_class(module):
+    module.__class__ = type("Other", (Holding,), {})
+
+
+def of_another_name(module):
+    module.second = module.__dict__.pop("first")
+
+
+def of_nothing_more(module):
+    del module.first
+
+
+def of_a_configuration(module):
+    module.config = copy.deepcopy(module.config)
+    module.config.factor = 3.0
+
+
+class Holding(nn.Module):
+    """Settings of every sort."""
+
+    def __init__(self):
+        super().__init__()
+        self.scales, self.ratios, self.first = [1.0], ([1], 2), 1
+        self.space, self.config = SimpleNamespace(scale=1.0), PretrainedConfig(factor=1.0)
+        self.act, self.few = functools.partial(nn.functional.relu, scale=1.0), torch.zeros(3)
+
+    def forward(self, x):
+        return self.act(x) * self.few[0]
+
+
+HELD = (
+    *(of_a_list, of_a_list_in_a_tuple, of_a_namespace, of_a_partial_function, of_a_few_numbers, of_another_class),
+    *(of_another_name, of_nothing_more, of_a_configuration),
+)
+
+
+@pytest.mark.parametrize("change", HELD, ids=lambda change: change.__name__)
+def test_settings_are_read_again_where_they_may_have_changed(model, change):
+    model.extra, known = Holding(), Known()
+    before = [known.fingerprint(model), known.fingerprint(model), known.changes(model)]
+    assert known.changes(model) == before[-1]
+    change(model.extra)
+    assert known.changes(model) != before[-1]
+    assert before[0] == before[1] != known.fingerprint(model) == fingerprint(model)
+
+
+def test_a_list_taken_for_what_does_not_change_would_hide_its_change(model, monkeypatch):
+    """What the test above checks can fail."""
+    monkeypatch.setattr("lvlm_interp.model.known.is_settled", lambda *_: True)
+    model.extra, known = Holding(), Known()
+    before = known.fingerprint(model)
+    of_a_list(model.extra)
+    assert known.fingerprint(model) == before
+
+
+def test_a_configuration_that_is_no_longer_the_model_s_is_told_by_the_module_that_keeps_it(model):
+    known, kept = Known(), model.config.text_config
+    known.fingerprint(model)
+    for part in model.modules():
+        if getattr(part, "config", None) is kept and isinstance(part, PreTrainedModel):
+            part.config = copy.deepcopy(kept)
+    model.config.text_config = copy.deepcopy(kept)
+    assert known.fingerprint(model) == fingerprint(model)
+    kept.rms_norm_eps = 0.25
+    assert known.fingerprint(model) == fingerprint(model)
+
+
+def test_what_was_read_keeps_no_weights(model):
+    """Where they were is looked at only while a tensor says that it is there."""
+    model.big = nn.Linear(256, 256)
+    known, gone = Known(), weakref.ref(model.big.weight)
+    known.fingerprint(model)
+    known.changes(model)
+    model.big = nn.Linear(8, 8)
+    gc.collect()
+    assert gone() is None
+    assert known.fingerprint(model) == fingerprint(model)
 
 
 def test_a_number_written_behind_torch_s_back_is_seen_in_turn(model):

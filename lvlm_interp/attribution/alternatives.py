@@ -150,8 +150,8 @@ def _found(
     """What some coalition that knows the question would rather say, by its beginning: that may be the part's own.
 
     At most `count` that such a coalition gives a chance of `PLAUSIBLE`: what is left of the vocabulary is never really
-    in question, and would only dilute the mean. If there is none, the likeliest that begins otherwise. Words are spelt out to their end, other
-    parts to the length of the part.
+    in question, and would only dilute the mean. If there is none, the likeliest that begins otherwise. Words are spelt
+    out to their end, other parts to the length of the part.
     """
     own = x.answer_ids[part.start : part.stop].tolist()
     found: list[tuple[float, list[int]]] = []

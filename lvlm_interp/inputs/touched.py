@@ -7,6 +7,7 @@ of all numbers is seen in any few of them; looking at a few takes the hundredth 
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,10 +26,12 @@ def state_of(tensor: Tensor, stays: bool = True) -> State:
     A storage is the same when `share_memory()` moves its bytes. Of a tensor that does not `stay`, since each pass puts
     it anew, only bytes are looked at.
     """
-    counted = tensor._version if stays and not tensor.is_inference() else -1
-    start, near = tensor.data_ptr(), tensor.is_cpu and tensor.is_contiguous()
-    holder = (tensor.untyped_storage()._cdata, int(tensor.storage_offset())) if stays and start else NOWHERE
-    return holder, counted, _looked_at(start, tensor.nbytes) if near else b""
+    start = tensor.data_ptr()
+    looked_at = _looked_at(start, tensor.nbytes) if tensor.is_cpu and tensor.is_contiguous() else b""
+    if not stays:
+        return NOWHERE, -1, looked_at
+    holder = (tensor.untyped_storage()._cdata, int(tensor.storage_offset())) if start else NOWHERE
+    return holder, -1 if tensor.is_inference() else tensor._version, looked_at
 
 
 def states_of(model_inputs: Mapping[str, Any]) -> tuple[State, ...]:
@@ -42,5 +45,9 @@ def _looked_at(start: int, size: int) -> bytes:
         return b""
     if size <= WHOLE:
         return ctypes.string_at(start, size)
-    places = (start + at * (size - LOOK) // (PLACES - 1) for at in range(PLACES))
-    return b"".join([ctypes.string_at(place, LOOK) for place in places])
+    return b"".join([ctypes.string_at(start + place, LOOK) for place in _places(size)])
+
+
+@functools.lru_cache(maxsize=4096)
+def _places(size: int) -> tuple[int, ...]:
+    return tuple(at * (size - LOOK) // (PLACES - 1) for at in range(PLACES))

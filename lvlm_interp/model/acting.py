@@ -15,6 +15,7 @@ from lvlm_interp.model.compiled import original
 
 COPIES = ("modules_to_save", "ln_tuning_layers")  # where a wrapper keeps its copies, by adapter
 WRAPPED = ("original_module", "base_layer")  # and what it wraps
+OF_ONE = "parameter_name"  # what an adapter of a single parameter calls it
 PROMPTS = "adaption_prompt"  # of LLaMA-Adapter: the projections of attention are given it too
 
 
@@ -56,7 +57,7 @@ def rewritten(module: nn.Module) -> list[Tensor]:
 
     It is a parametrisation of peft's, of parameters that are no linear layer's (`target_parameters`).
     """
-    name = vars(module).get("parameter_name")
+    name = vars(module).get(OF_ONE)
     layer: Any = None if name is None else wrapped_by(module)  # few have a name; this is asked for each result
     while layer is not None and (inner := wrapped_by(layer)) is not None:
         layer = inner

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.model.compiled import original
-from lvlm_interp.model.identity import Known
+from lvlm_interp.model.known import Known
 
 M = TypeVar("M", bound=Callable[..., Any])
 # Hooks of these change nothing that a user did not ask for in a `with` of theirs or ours.
@@ -193,9 +193,10 @@ def put_by_others(modules: Iterable[tuple[str, nn.Module]], kinds: Iterable[str]
     found = [(EVERYWHERE, hook) for hooks in everywhere for hook in hooks.values() if _foreign(hook)]
     for name, module in modules:
         held = vars(module)
-        found += [(name, one.post_forward) for one in _of_accelerate(held.get("_hf_hook")) if _foreign(type(one))]
+        if "_hf_hook" in held:  # few have any of these, and this is done for each result
+            found += [(name, one.post_forward) for one in _of_accelerate(held["_hf_hook"]) if _foreign(type(one))]
         for kind in kinds:
-            if held[kind]:  # few have any, and this is done for each result
+            if held[kind]:
                 found += [(name, hook) for hook in held[kind].values() if _foreign(hook)]
         for kind in FORWARDS:
             if kind in held and _replaces(module, held[kind]):

@@ -18,6 +18,7 @@ from types import BuiltinFunctionType, FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -44,7 +45,8 @@ IDLE = re.compile(
 )
 PLAIN = frozenset({int, float, str, bool})
 SCALARS = (int, float, str, np.generic)
-UNCHANGING = PLAIN | {FunctionType, BuiltinFunctionType, functools.partial}
+# Types of what changes by being set anew.
+SETTLED = PLAIN | {FunctionType, BuiltinFunctionType, type(None), torch.dtype, torch.device, torch.Size}
 NAMESPACES = (SimpleNamespace, argparse.Namespace)
 DEEP = 4  # namespaces within each other that are looked at
 SHARDING = "torch.distributed."  # it makes a class of its own of each that it shards
@@ -77,21 +79,32 @@ def settings_of(module: nn.Module, stated: frozenset[int] = frozenset()) -> str:
     return f"{kind_of(module)}{held}{_of_model(module) if isinstance(module, PreTrainedModel) else ''}"
 
 
-def held_by(module: nn.Module, stated: frozenset[int] = frozenset()) -> list[Any]:
-    """The same to be compared with what it was before, and not to be told to anybody: three times as quick."""
+def held_for(module: nn.Module) -> tuple[Any, ...]:
+    """What `settings_of` follows from: the class of a module, and what it holds."""
     held = vars(module)
-    public, private = _names(tuple(held))
-    values = [(type(value), value) for value in map(held.__getitem__, public)]
-    plain = [v for t, v in values if t in UNCHANGING]
-    plain += [told for t, v in values if t not in UNCHANGING and _may_be(t) and (told := _compared(v, stated))]  # type: ignore[arg-type]
-    plain += [str(held[name]) for name in SWITCHES if held.get(name)]
-    if private:  # few have any
-        plain += [str(held[name]) for name in private if _has_a_point(held[name])]
-    return [type(module), plain, _of_model(module) if isinstance(module, PreTrainedModel) else None]
+    getter = _getter(tuple(held))
+    return (type(module), getter, *getter(held))
 
 
-def _compared(value: Any, stated: frozenset[int]) -> Any:
-    return _of_object(value, stated) if _is_object(type(value)) else str(value) if _is_plain(value) else None  # type: ignore[arg-type]
+@functools.lru_cache(maxsize=4096)
+def _getter(names: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    public, private = _names(names)
+    told = [*public, *private, *(name for name in SWITCHES if name in names)]
+    return itemgetter("training", "training", *told)  # of a single name it would give no tuple
+
+
+def is_settled(module: nn.Module, held: Iterable[Any], stated: frozenset[int]) -> bool:
+    """Whether settings stay as they are while each of what they follow from (`held_for`) is the same object."""
+    return not isinstance(module, PreTrainedModel) and all(_stays(value, stated) for value in held)
+
+
+def _stays(value: Any, stated: frozenset[int]) -> bool:
+    kind = type(value)
+    return (
+        kind in SETTLED
+        or (kind is tuple and all(type(one) in PLAIN for one in value))
+        or (isinstance(value, PretrainedConfig) and id(value) in stated)
+    )
 
 
 def configurations_of(modules: Iterable[nn.Module]) -> frozenset[int]:
@@ -130,11 +143,6 @@ def _has_a_point(value: Any) -> bool:
     return several or isinstance(value, (float, np.floating))
 
 
-@functools.lru_cache(maxsize=4096)
-def _is_object(kind: Any) -> bool:
-    return issubclass(kind, (*NAMESPACES, PretrainedConfig))
-
-
 def _of_object(value: Any, stated: frozenset[int]) -> Any:
     """What a namespace says, or a configuration that is not the model's own; None of anything else."""
     if isinstance(value, NAMESPACES):
@@ -147,12 +155,6 @@ def _told(value: Any, deep: int = DEEP) -> Any:
     if not isinstance(value, NAMESPACES):
         return str(value) if _is_plain(value) else None
     return sorted((k, told) for k, v in vars(value).items() if deep and (told := _told(v, deep - 1)) is not None)
-
-
-@functools.lru_cache(maxsize=4096)
-def _may_be(kind: Any) -> bool:
-    """Whether values of a type may be settings: asked of the type once, as the question is a slow one."""
-    return issubclass(kind, (*SCALARS, list, tuple, Mapping, *NAMESPACES, PretrainedConfig))
 
 
 def _is_plain(value: Any) -> bool:

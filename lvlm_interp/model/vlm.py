@@ -75,7 +75,7 @@ class HookedVLM(Preparing):
 
     @property
     def identity(self) -> str:
-        """The same, quickly: see `identity.Known` for what is looked at again."""
+        """The same, quickly: see `known.Known` for what is looked at again."""
         return self.held.identity(self.model)
 
     @property
@@ -311,19 +311,21 @@ class HookedVLM(Preparing):
             torch.set_grad_enabled(grad),
             recording(self.model, chosen, choice, changes) as found,
         ):
-            origin = self._origin(x, choice, [site.name for site in chosen])
             edited = self.active_edits
+            origin = self._origin(x, choice, [site.name for site in chosen], edited)
             logits = choice.of_logits(self.call(x.model_inputs))
             if self.active_edits != edited:
                 raise SiteError("an edit put on hooks, or took some off, during the pass: they are no part of a result")
         return Capture({**found, "logits": logits}, choice, origin)
 
-    def _origin(self, x: Inputs | Batch, choice: Choice, sites: list[str]) -> Callable[[], Provenance]:
+    def _origin(
+        self, x: Inputs | Batch, choice: Choice, sites: list[str], edited: tuple[str, ...]
+    ) -> Callable[[], Provenance]:
         """Where a capture comes from, looked up when it is asked for: of the model as it was before the pass."""
         kept: dict[str, Any] = {
             k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(choice).items() if v is not None
         }
-        before, edited = self.held.known.changes(self.model), self.active_edits
+        before = self.held.known.changes(self.model)
         written = states_of(x.model_inputs)
 
         def provenance() -> Provenance:
