@@ -93,6 +93,24 @@ def likeliest(vlm, x, count):
     return ids
 
 
+@pytest.mark.parametrize(("limit", "name"), [(0.001, "<7><12>"), (0.01, "<11>")])
+def test_where_none_is_plausible_the_likeliest_begins_otherwise(limit, name, vlm, monkeypatch):
+    """What begins as the answer does is lost with it, so that their odds would not tell who knew the beginning."""
+    x = tiny_inputs(vlm)
+    x = x.with_answer([7, 8], ["<7>", "<8>"], "")
+    chances = {7: (0.001, 11), 8: (0.002, 12)}
+
+    def likely(self, asked, token, count, before):
+        chance, other = chances[token]
+        return torch.tensor([chance]).log(), torch.tensor([other])
+
+    monkeypatch.setattr(alternatives.Beginnings, "likely", likely)
+    monkeypatch.setattr(alternatives, "_branches", lambda *_: [0, 1])
+    monkeypatch.setattr(alternatives, "PLAUSIBLE", limit)
+    (found,) = li.credit(vlm, x, unit="answer").alternatives[0]
+    assert found.startswith(name)
+
+
 def test_what_follows_a_shared_beginning_is_scored(sure):
     x = tiny_inputs(sure)
     x = x.with_answer(own := likeliest(sure, x, 3), [f"<{i}>" for i in own], "")
