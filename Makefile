@@ -57,6 +57,7 @@ $(STAMP): constraints.txt
 $(STAMP): EXTRAS := dev,docs,families
 $(OLDEST): constraints-oldest.txt
 $(OLDEST): EXTRAS := dev,docs
+$(STAMP) $(OLDEST): PACKAGES = --constraint $(filter constraints%,$^) --editable '.[$(EXTRAS)]'
 $(STAMP) $(OLDEST): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "lvlm_interp needs Python 3.11 or newer; $(PYTHON) is: $$($(PYTHON) --version 2>&1)"; \
@@ -65,5 +66,8 @@ $(STAMP) $(OLDEST): pyproject.toml
 	@rm -f $@
 	@echo "Installing into $(@D) (once; takes some minutes)"
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --constraint $(filter constraints%,$^) --editable '.[$(EXTRAS)]'
+	@$(@D)/bin/python -m pip install --quiet --constraint $(filter constraints%,$^) uv && \
+	$(@D)/bin/uv pip install --python $(@D)/bin/python $(PACKAGES) || { \
+	    echo "uv could not install these (it knows nothing of pip's settings); pip does it, which takes longer"; \
+	    $(@D)/bin/python -m pip install $(PACKAGES); }
 	@touch $@
