@@ -64,7 +64,7 @@ $(STAMP) $(OLDEST): pyproject.toml
 	    echo "Name another interpreter with: make PYTHON=/path/to/python3.11 ..."; \
 	    exit 1; }
 	@rm -f $@
-	@echo "Installing into $(@D) (once; takes some minutes)"
+	@echo "Installing into $(@D) (once; takes one or two minutes)"
 	$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --quiet --constraint $(filter constraints%,$^) uv && \
 	$(@D)/bin/uv pip install --python $(@D)/bin/python $(PACKAGES) || { \
