@@ -12,6 +12,9 @@ LIBRARIES_default := MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORET
 MACHINE := TEST_THREADS=$(THREADS) $(if $(ISA),ATEN_CPU_CAPABILITY=$(ISA) $(LIBRARIES_$(ISA)))
 $(if $(ISA),$(if $(filter $(ISA),$(ISAS)),,$(error ISA=$(ISA) is not one of: $(ISAS))))
 
+# uv leaves it to the first import to compile a module; where that is forbidden to keep it, each process does so again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Touched when an installation has finished; an interrupted one is done again.
 STAMP := .venv/.installed
 # The same with the lowest releases that pyproject.toml admits.
