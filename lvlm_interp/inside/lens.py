@@ -146,12 +146,22 @@ class Lens(Comparable):
 
 @text.register
 def _grid(result: Lens) -> str:
-    """The likeliest words of the last layers, the last on top, at the ends of the positions."""
+    """The likeliest words of the last layers, the last on top, at few positions, and which these are."""
     rows = [[words[0] for words in layer] for layer in result.top_words][::-1]
     frame = pd.DataFrame(rows, index=list(result.layers)[::-1], columns=list(result.tokens))
-    if len(result.tokens) > FEW_COLUMNS:
-        frame = frame.iloc[:, :FEW_COLUMNS]
-    return f"{heading(result)}\n{table(frame.map(repr), index=True)}"
+    few, which = _telling(result.roles)
+    told = f"\nshown: positions {result.positions[few].tolist()}, {which}" if len(result.tokens) > FEW_COLUMNS else ""
+    return f"{heading(result)}{told}\n{table(frame.iloc[:, few].map(repr), index=True)}"
+
+
+def _telling(roles: Sequence[str]) -> tuple[slice, str]:
+    """Few positions that a reader asks about: where the answer is read from and stands; else the last, where the
+    model speaks next."""
+    last = max(0, len(roles) - FEW_COLUMNS)
+    if "answer" not in roles:
+        return slice(last, None), "the last"
+    start = min(last, max(0, roles.index("answer") - 1))
+    return slice(start, start + FEW_COLUMNS), "where the answer is read from and stands"
 
 
 @explained
