@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import numbers
 import re
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -16,10 +18,19 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from jaxtyping import AbstractArray, jaxtyped
 
 from lvlm_interp.errors import InputError
-from lvlm_interp.storing import is_frame, is_tensor
+from lvlm_interp.storing import KINDS, is_frame, is_tensor
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 NUMBERS = {int: numbers.Integral, float: numbers.Real}
+Range = tuple[float, float]
+"""The least and the largest number that a field may hold; an end that is infinite may be held too."""
+MOST = sys.float_info.max
+FINITE: Range = (-MOST, MOST)
+ANY: Range = (-math.inf, math.inf)  # and NaN
+POSITIVE: Range = (0, MOST)  # and 0
+SHARE: Range = (0, 1)
+LOGPROB: Range = (-MOST, 0)
+ROUNDING = 1e-2  # by which a number may miss its range: a log-probability is a difference of logits
 
 
 def check_fields(value: Any, along: Mapping[str, str], among: Mapping[str, Iterable[str]]) -> None:
@@ -47,6 +58,85 @@ def check_fields(value: Any, along: Mapping[str, str], among: Mapping[str, Itera
     for name, allowed in among.items():
         if unknown := [member for member in getattr(value, name) if member not in allowed]:
             raise InputError(f"{kind}.{name} holds {unknown[0]!r}; it should hold {list(allowed)}")
+
+
+def check_numbers(value: Any) -> None:
+    """Raise for a number that cannot be: NaN or infinity, or one out of its field's range.
+
+    What a class allows stands in it: `ranges`, by field, of all that need not be finite or may not be any number; and
+    `blank`, the fields in which NaN says that there is no number. Fields that may hold anything are judged by a range
+    only. Results in it have been looked at when they were made.
+
+    Raises:
+        InputError: names the field, the number and what it may be.
+    """
+    kind: Any = type(value)
+    ranges, blank = getattr(kind, "ranges", {}), getattr(kind, "blank", ())
+    for name in _numeric(kind):
+        if (allowed := ranges.get(name, FINITE)) is not ANY:
+            need_within(getattr(value, name), f"{kind.__name__}.{name}", allowed, name in blank)
+
+
+@functools.cache
+def _numeric(kind: Any) -> tuple[str, ...]:
+    """Fields that hold numbers by their annotation, or have a range: texts, of which there are many, are not gone
+    through."""
+    unsaved, ranges = getattr(kind, "unsaved", ()), getattr(kind, "ranges", {})
+    counting = (name for name, hint in _annotations(kind).items() if name in ranges or _may_count(hint))
+    return tuple(name for name in counting if name not in unsaved)
+
+
+def _may_count(hint: Any) -> bool:
+    parts = get_args(hint)
+    if get_origin(hint) is Literal or hint in (Any, str, bool, type(None), ...):
+        return False
+    return any(map(_may_count, parts)) if parts else True
+
+
+def need_within(held: Any, where: str, allowed: Range, blank: bool = False) -> None:
+    """Raise for a number, in what is held, that is out of a range; NaN is in none, unless it may say that there is no
+    number."""
+    if KINDS.get(type(held).__name__) is type(held):
+        if not hasattr(held, "__post_init__"):
+            check_numbers(held)
+    elif isinstance(held, Mapping):
+        for one in held.values():
+            need_within(one, where, allowed, blank)
+    elif isinstance(held, (list, tuple)):
+        for one in held:
+            need_within(one, where, allowed, blank)
+    elif (wrong := next(_outside(held, allowed, blank), None)) is not None:
+        told = "NaN" if wrong != wrong else f"{wrong:g}"
+        raise InputError(f"{where} holds {told}; it should hold {_told(allowed)}")
+
+
+def _outside(held: Any, allowed: Range, blank: bool) -> Iterator[float]:
+    """The least and the largest number where they are out of a range, and NaN."""
+    low, high = allowed
+    for one in _ends(held, allowed, blank):
+        if one != one:
+            yield from () if blank else (one,)
+        elif one < low - ROUNDING or one > high + ROUNDING:
+            yield one
+
+
+def _ends(held: Any, allowed: Range, blank: bool) -> tuple[Any, ...]:
+    """The least and the largest number, which are NaN where one is."""
+    if not is_tensor(held):
+        return (held,) if isinstance(held, (int, float)) else ()
+    if held.is_complex() or not held.numel() or (allowed is FINITE and not held.is_floating_point()):
+        return ()
+    found = held.detach().float() if held.dtype.itemsize == 1 else held.detach()
+    if blank:
+        found = found[found == found]
+    return tuple(one.item() for one in found.aminmax()) if found.numel() else ()
+
+
+def _told(allowed: Range) -> str:
+    low, high = allowed
+    if abs(low) >= MOST:
+        return "finite numbers" if high >= MOST else f"numbers up to {high:g}"
+    return f"numbers from {low:g} on" if high >= MOST else f"numbers from {low:g} to {high:g}"
 
 
 def _hints(value: Any) -> dict[str, Any]:

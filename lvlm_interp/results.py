@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from lvlm_interp.errors import InputError, OutputError
-from lvlm_interp.fields import check_fields, equal
+from lvlm_interp.fields import ANY, Range, check_fields, check_numbers, equal
 from lvlm_interp.files import aside
 from lvlm_interp.given import explained, explaining
 from lvlm_interp.shown import printable
@@ -65,6 +65,7 @@ class Provenance:
         versions: of the packages that decide a number.
     """
 
+    ranges: ClassVar[Mapping[str, Range]] = {"parameters": ANY}
     model: str
     weights: str
     method: str
@@ -90,16 +91,21 @@ class Result:
         unsaved: fields that a file does not hold either.
         along: fields with a member for each place of an axis of the tensors, and the name of that axis.
         among: fields whose members are each one of some.
+        ranges: of the numbers of fields that need not be finite, or may not be any finite number.
+        blank: fields in which NaN says that there is no number.
     """
 
     too_large: ClassVar[frozenset[str]] = frozenset()
     unsaved: ClassVar[frozenset[str]] = frozenset()
     along: ClassVar[Mapping[str, str]] = {}
     among: ClassVar[Mapping[str, Collection[str]]] = {}
+    ranges: ClassVar[Mapping[str, Range]] = {}
+    blank: ClassVar[frozenset[str]] = frozenset()
     provenance: Provenance = field(kw_only=True)
 
     def __post_init__(self) -> None:
         check_fields(self, self.along, self.among)
+        check_numbers(self)
 
     def __eq__(self, other: object) -> bool:
         return equal(self, other) if type(other) is type(self) else NotImplemented

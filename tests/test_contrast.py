@@ -251,5 +251,5 @@ def test_noise_is_that_of_its_seed_whatever_is_made_by_default():
 def test_numbers_of_a_contrast_are_numbers(reference, purple_banana):
     found = li.contrast(reference, purple_banana)
     for name in ("delta", "with_logprob", "weights"):
-        with pytest.raises(InputError, match=f"{name} of a contrast is a number"):
+        with pytest.raises(InputError, match=f"Contrast.{name} holds NaN"):
             dataclasses.replace(found, **{name: getattr(found, name) * torch.nan})

@@ -68,7 +68,7 @@ WRONG = [
     ("Contrast", "classes", ("banana",) * 3, "classes"),
     ("Contrast", "tokens", (), "tokens"),
     ("Contrast", "tokens", (1, 2, 3), "tokens"),
-    ("Contrast", "hellinger", [7.0, 0.0, 0.0], "Hellinger"),
+    ("Contrast", "hellinger", [7.0, 0.0, 0.0], "hellinger"),
     ("Contrast", "delta", [[1.0]], "delta"),
     ("Contrast", "delta", [1.0], "delta"),
     ("CreditSplit", "value", "banana", "banana"),

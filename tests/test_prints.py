@@ -52,6 +52,31 @@ def test_prints_say_what_is_measured_and_against_what():
     assert "lost, in nats" in str(a_map())
 
 
+PROMPT, ANSWER = ("template",) * 4 + ("image",) * 90, ("answer",)
+
+
+@pytest.mark.parametrize(
+    ("roles", "told"),
+    [
+        (PROMPT, "positions [88, 89, 90, 91, 92, 93], the last"),
+        (PROMPT + ANSWER * 2, "positions [90, 91, 92, 93, 94, 95], where the answer is read from and stands"),
+        (PROMPT + ANSWER * 9, "positions [93, 94, 95, 96, 97, 98], where the answer is read from and stands"),
+        (ANSWER * 7, "positions [0, 1, 2, 3, 4, 5], where the answer is read from and stands"),
+    ],
+)
+def test_a_printed_lens_shows_where_the_answer_is_told(roles, told):
+    """Not the first positions, which are those of a template."""
+    one = a_lens(3, len(roles))
+    one = dataclasses.replace(one, roles=roles, tokens=tuple(f"t{i:02}" for i in range(len(roles))))
+    lines = str(one).splitlines()
+    shown = [int(token[1:]) for token in lines[2].split()]
+    assert lines[1] == f"shown: {told}" and str(shown) in told
+
+
+def test_a_printed_lens_of_few_positions_shows_all():
+    assert "shown" not in str(a_lens(3, 6)) and len(str(a_lens(3, 6)).splitlines()[1].split()) == 6
+
+
 def test_contrasts_print_their_table():
     assert "hidden" in str(several()) and "blank" in str(several()) and "Pur" in str(several())
 

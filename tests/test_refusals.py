@@ -310,49 +310,6 @@ def test_what_is_told_of_a_file_leaves_the_file_alone(folder):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def shards(folder):
-    li.load(folder).model.save_pretrained(folder / "cut", max_shard_size="100KB")
-    (folder / "model.safetensors").unlink()
-    for file in (folder / "cut").iterdir():
-        file.replace(folder / file.name)
-    return folder / "model.safetensors.index.json"
-
-
-def test_an_index_that_names_a_file_that_is_not_there(folder):
-    index = shards(folder)
-    lost = sorted(folder.glob("*.safetensors"))[1]
-    lost.unlink()
-    assert f"{index} names {lost.name!r} as the file of " in refused(folder)
-
-
-@pytest.mark.parametrize(
-    ("change", "wrong"),
-    [
-        (lambda weights: {}, "has no 'weight_map'"),
-        (lambda weights: {"weight_map": 5}, "has weight_map: 5"),
-        (lambda weights: {"weight_map": {**weights, "lm_head.weight": 5}}, "names 5 as the file of 'lm_head.weight'"),
-    ],
-)
-def test_an_index_of_another_kind(folder, change, wrong):
-    index = shards(folder)
-    index.write_text(json.dumps(change(json.loads(index.read_text())["weight_map"])))
-    assert f"{index} {wrong}" in refused(folder)
-
-
-def test_an_index_that_names_two_files_for_a_weight(folder):
-    index = shards(folder)
-    first, second = sorted(file.name for file in folder.glob("*.safetensors"))[:2]
-    text = index.read_text()
-    index.write_text(text.replace('"weight_map": {', f'"weight_map": {{ "w": "{first}", "w": "{second}",', 1))
-    assert f"{index} names two files for 'w': {first!r} and {second!r}" in refused(folder)
-
-
-def test_an_index_beside_one_file_of_all_weights_is_passed_over(folder):
-    """The control: transformers reads that file."""
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "none.safetensors"}}))
-    assert li.load(folder).processor is not None
-
-
 @pytest.mark.parametrize("token", ["t", "<pad>", "</s>"])
 def test_an_image_token_that_is_another_token(folder, token):
     """Of a model in memory too: the processor of another model."""

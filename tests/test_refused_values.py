@@ -71,7 +71,7 @@ def test_a_map_of_nan_is_none(field, number):
     lost = getattr(whole, field).clone()
     lost.view(-1)[0] = number
     changes = {name: getattr(whole, name) for name in ("tokens", "values", "image_total", "boxes", "size", "hide_from")}
-    with pytest.raises(InputError, match=rf"its {field} hold NaN or infinity"):
+    with pytest.raises(InputError, match=rf"PatchMap.{field} holds (NaN|-?inf); it should hold finite numbers"):
         li.PatchMap(**{**changes, field: lost}, provenance=whole.provenance)
 
 

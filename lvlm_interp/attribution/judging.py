@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,6 +27,7 @@ from lvlm_interp.attribution.definitions import DEFINITIONS, Definition, definit
 from lvlm_interp.attribution.swap import Swapped, SwapTest
 from lvlm_interp.bootstrap import bootstrap_weights, share_interval
 from lvlm_interp.errors import InputError
+from lvlm_interp.fields import POSITIVE, SHARE, Range
 from lvlm_interp.given import explained, need_seed
 from lvlm_interp.results import Provenance, Result, heading, html, table, text
 from lvlm_interp.shown import table_html
@@ -49,6 +50,7 @@ class Miss:
         first_value, second_value: what they have, in the unit of the definition's value; NaN where there is no second.
     """
 
+    blank: ClassVar[frozenset[str]] = frozenset({"second_value"})
     definition: str
     example: str
     kind: str
@@ -76,6 +78,11 @@ class Judgement(Result):
     """
 
     along: ClassVar[dict[str, str]] = {"definitions": "definition", "kinds": "kind"}
+    ranges: ClassVar[Mapping[str, Range]] = {
+        **dict.fromkeys(("right", "low", "high", "confidence"), SHARE),
+        **dict.fromkeys(("counts", "left_out"), POSITIVE),
+    }
+    blank = frozenset({"low", "high"})
     definitions: tuple[str, ...]
     kinds: tuple[str, ...]
     right: Float[Tensor, "definition kind"]

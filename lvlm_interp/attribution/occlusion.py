@@ -74,10 +74,6 @@ class PatchMap(Comparable):
             raise InputError(f"a map has patches and a picture; got {list(self.values.shape)} of a picture {self.size}")
         if len(self.alternatives) not in (0, len(self.tokens)):
             raise InputError(f"a map of {len(self.tokens)} parts has alternatives for {len(self.alternatives)}")
-        if lost := [n for n in ("values", "image_total", "boxes") if not bool(getattr(self, n).isfinite().all())]:
-            raise InputError(
-                f"a map holds numbers, which can be drawn and compared; its {lost[0]} hold NaN or infinity"
-            )
 
     @property
     def note(self) -> str:

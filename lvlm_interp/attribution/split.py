@@ -70,8 +70,6 @@ class CreditSplit(Comparable):
                 f"{count} players have 2^{count} coalitions, a role and a text each; got {coalitions} coalitions, "
                 f"{len(self.player_roles)} roles and {len(self.player_texts)} texts"
             )
-        if bool(self.numbers.isnan().any()):
-            raise InputError("numbers of a split are values under every coalition; some are NaN")
         if len(self.quoting) not in (0, len(self.tokens)):
             raise InputError(f"quoting is of each of {len(self.tokens)} parts, or empty; got {len(self.quoting)}")
 

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from lvlm_interp.attribution.split import CreditSplit
 from lvlm_interp.attribution.variants import SOURCES, Case, Variant, Version, cases_of, need_no_markers
 from lvlm_interp.engine.decoder import DecoderInputs, run_to_decoder
 from lvlm_interp.errors import ImageError, InputError, LvlmInterpError
+from lvlm_interp.fields import SHARE, Range
 from lvlm_interp.given import explained, explaining
 from lvlm_interp.inputs.example import DIGITS, Inputs
 from lvlm_interp.inputs.media import open_image
@@ -48,6 +49,7 @@ class Pointed:
         chance: the share of the patches that do: how often a patch at random would.
     """
 
+    ranges: ClassVar[Mapping[str, Range]] = {"chance": SHARE}
     inside: bool
     chance: float
 

@@ -21,7 +21,7 @@ from lvlm_interp.counterfactuals.counterfactual import Counterfactual, applied, 
 from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.engine.score import Scores, score
 from lvlm_interp.errors import InputError
-from lvlm_interp.fields import shown
+from lvlm_interp.fields import LOGPROB, SHARE, Range, shown
 from lvlm_interp.given import explained, need_seed
 from lvlm_interp.inputs.example import Inputs, named_by
 from lvlm_interp.model.holding import in_one_go
@@ -30,7 +30,6 @@ from lvlm_interp.pairs import Comparable
 from lvlm_interp.results import Provenance, Result, heading, shown_frame, table, text
 from lvlm_interp.shown import table_html
 
-ROUNDING = 1e-3  # by which a distance may miss its range
 TokenClass = Literal["correlated", "irrelevant", "contradictory"]
 Edge = Literal["answer", "row"]
 
@@ -52,6 +51,11 @@ class Contrast(Comparable):
     """
 
     along: ClassVar[Mapping[str, str]] = {"tokens": "answer", "classes": "answer"}
+    ranges: ClassVar[Mapping[str, Range]] = {
+        "with_logprob": LOGPROB,
+        "without_logprob": LOGPROB,
+        "hellinger": SHARE,
+    }
     keys = ("token",)
     agreeing = ("tokens",)
     tokens: tuple[str, ...]
@@ -65,16 +69,6 @@ class Contrast(Comparable):
     weights: Float[Tensor, " answer"]
     classes: tuple[TokenClass, ...]
     without: str = "hidden"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        numbers = ("with_logit", "without_logit", "delta", "with_logprob", "without_logprob", "delta_nats", "weights")
-        if wrong := [name for name in numbers if bool(getattr(self, name).isnan().any())]:
-            raise InputError(
-                f"{wrong[0]} of a contrast is a number for each token, got {getattr(self, wrong[0]).tolist()}"
-            )
-        if not bool(((self.hellinger > -ROUNDING) & (self.hellinger < 1 + ROUNDING)).all()):
-            raise InputError(f"Hellinger distances are from 0 to 1, got {self.hellinger.tolist()}")
 
     @property
     def note(self) -> str:

@@ -33,6 +33,7 @@ from lvlm_interp.engine.decoder import ROOM, DecoderInputs, hooked_in_front, mad
 from lvlm_interp.engine.packed import planned
 from lvlm_interp.engine.plan import sequences_of
 from lvlm_interp.errors import InputError, LvlmInterpWarning, VisibilityError
+from lvlm_interp.fields import LOGPROB, POSITIVE, Range
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.capture import Edit
@@ -69,6 +70,7 @@ class Scores(Result):
     too_large: ClassVar[frozenset[str]] = frozenset({"states"})
     unsaved: ClassVar[frozenset[str]] = frozenset({"readout"})
     along: ClassVar[Mapping[str, str]] = {"tokens": "answer"}
+    ranges: ClassVar[Mapping[str, Range]] = {"ids": POSITIVE, "logprob": LOGPROB, "rows": POSITIVE}
     tokens: tuple[str, ...]
     visible: Bool[Tensor, "coalition _"]
     states: Float[Tensor, "coalition answer width"]

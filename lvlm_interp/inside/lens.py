@@ -10,6 +10,7 @@ vocabulary is ever held: a few positions go through the unembedding at a time, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -21,6 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvlm_interp.errors import InputError, SiteError
+from lvlm_interp.fields import MOST, POSITIVE, Range
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import ROLES, Inputs
 from lvlm_interp.inside.ending import need_plain_end
@@ -34,6 +36,7 @@ from lvlm_interp.results import heading, table, text
 from lvlm_interp.shown import table_html
 
 FEW_COLUMNS = 6  # positions that are printed
+CAN_BE_NONE: Range = (-math.inf, 0)  # log-probabilities, of what a part of the vocabulary leaves out too
 Pieces = Literal["max", "first"]
 Vocabulary = Literal["all", "text", "image"]
 
@@ -65,6 +68,11 @@ class Lens(Comparable):
         "targets": "target",
     }
     among: ClassVar[Mapping[str, Collection[str]]] = {"roles": ROLES}
+    ranges: ClassVar[Mapping[str, Range]] = {
+        **dict.fromkeys(("layers", "positions", "top_ids", "entropy", "kl"), POSITIVE),
+        **dict.fromkeys(("top_logprobs", "target_logprob"), CAN_BE_NONE),
+        "target_rank": (1, MOST),
+    }
     keys = ("layer", "position", "token", "role")
     agreeing = ("layers", "positions", "tokens", "target_names")
     layers: tuple[int, ...]
@@ -138,12 +146,22 @@ class Lens(Comparable):
 
 @text.register
 def _grid(result: Lens) -> str:
-    """The likeliest words of the last layers, the last on top, at the ends of the positions."""
+    """The likeliest words of the last layers, the last on top, at few positions, and which these are."""
     rows = [[words[0] for words in layer] for layer in result.top_words][::-1]
     frame = pd.DataFrame(rows, index=list(result.layers)[::-1], columns=list(result.tokens))
-    if len(result.tokens) > FEW_COLUMNS:
-        frame = frame.iloc[:, :FEW_COLUMNS]
-    return f"{heading(result)}\n{table(frame.map(repr), index=True)}"
+    few, which = _telling(result.roles)
+    told = f"\nshown: positions {result.positions[few].tolist()}, {which}" if len(result.tokens) > FEW_COLUMNS else ""
+    return f"{heading(result)}{told}\n{table(frame.iloc[:, few].map(repr), index=True)}"
+
+
+def _telling(roles: Sequence[str]) -> tuple[slice, str]:
+    """Few positions that a reader asks about: where the answer is read from and stands; else the last, where the
+    model speaks next."""
+    last = max(0, len(roles) - FEW_COLUMNS)
+    if "answer" not in roles:
+        return slice(last, None), "the last"
+    start = min(last, max(0, roles.index("answer") - 1))
+    return slice(start, start + FEW_COLUMNS), "where the answer is read from and stands"
 
 
 @explained

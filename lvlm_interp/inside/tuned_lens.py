@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import pandas as pd
 import torch
@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from lvlm_interp.bootstrap import bootstrap_weights, interval
 from lvlm_interp.checkpoints import need_place, read_checkpoint, write_checkpoint
 from lvlm_interp.errors import InputError
+from lvlm_interp.fields import POSITIVE, Range
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs, digest
 from lvlm_interp.inside.ending import need_plain_end
@@ -56,6 +57,8 @@ class TunedLens(Result):
         steps: how many steps were taken.
     """
 
+    ranges: ClassVar[Mapping[str, Range]] = dict.fromkeys(("tuned_kl", "plain_kl", "steps"), POSITIVE)
+    blank = frozenset({"tuned_kl", "plain_kl", "gain_low", "gain_high"})
     weight: Float[Tensor, "kind layer width width"]
     bias: Float[Tensor, "kind layer width"]
     tuned_kl: Float[Tensor, "kind layer"]
@@ -63,10 +66,6 @@ class TunedLens(Result):
     gain_low: Float[Tensor, "kind layer"]
     gain_high: Float[Tensor, "kind layer"]
     steps: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _need_finite(self.weight, self.bias)
 
     def need_model(self, vlm: HookedVLM) -> None:
         """Raise unless this lens was fitted on the model.

@@ -10,13 +10,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lvlm_interp.errors import OutputError, SiteError
+from lvlm_interp.fields import ANY, Range
 from lvlm_interp.given import explaining
 from lvlm_interp.model.choice import Choice
 from lvlm_interp.model.hooks import Visit, passed, visiting
@@ -119,6 +120,7 @@ class Capture(Mapping[str, Tensor]):
 class Captured(Result, Mapping[str, Tensor]):
     """A capture that was saved: site name → tensor."""
 
+    ranges: ClassVar[Mapping[str, Range]] = {"activations": ANY}  # scores of what is hidden are infinite
     activations: Mapping[str, Tensor] = field(repr=False)
 
     def __getitem__(self, name: str) -> Tensor:

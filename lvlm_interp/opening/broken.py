@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lvlm_interp.errors import ModelError
+from lvlm_interp.opening.shards import wrong_shards
 from lvlm_interp.shown import gist
 
 OBJECTS: dict[str, tuple[str, ...]] = {  # files that hold an object of JSON, and keys without which it is not read
@@ -92,7 +93,8 @@ def _wrong_object(file: str) -> str | None:
 
 
 def _wrong_index(file: str) -> str | None:
-    """Of weights in several files: one that is not there, or two for one weight. One file of all goes before them."""
+    """Of weights in several files: one that is not there, or two for one weight, by the index or by the files. One file
+    of all goes before them."""
     if (Path(file).parent / "model.safetensors").is_file():
         return None
     with open(file, encoding="utf-8") as stream:
@@ -105,7 +107,7 @@ def _wrong_index(file: str) -> str | None:
             return f"names {part!r} as the file of {weight!r}, and it is not there"
         if last[weight] != part:
             return f"names two files for {weight!r}: {part!r} and {last[weight]!r}"
-    return None
+    return wrong_shards(Path(file).parent, last)
 
 
 class _Pairs(list[tuple[str, Any]]):

@@ -18,7 +18,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.engine.score import score
 from lvlm_interp.errors import SiteError
+from lvlm_interp.fields import Range
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.attention import implementation, implementations
 from lvlm_interp.model.capture import recording
@@ -56,6 +57,8 @@ class Checked:
         advice: what to do where it does not hold.
     """
 
+    ranges: ClassVar[Mapping[str, Range]] = {"measured": (0, math.inf), "limit": (0, math.inf)}
+    blank: ClassVar[frozenset[str]] = frozenset({"measured", "limit"})
     check: str
     ok: bool
     measured: float

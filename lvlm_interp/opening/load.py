@@ -23,6 +23,7 @@ from lvlm_interp.opening.broken import kept_file, need_read
 from lvlm_interp.opening.config import need_sound
 from lvlm_interp.opening.conformance import check, check_at_load
 from lvlm_interp.opening.image_token import need_image_token
+from lvlm_interp.opening.own import need_own_readers
 from lvlm_interp.opening.refusals import REFERENCE, as_told, need_all_weights, need_usable, why_not_opened
 
 PROCESSING = ("tokenizer", "apply_chat_template", "__call__")  # what processors and tokenizers have, one or another
@@ -122,6 +123,7 @@ def load(
     need_all_weights(shown, report, options.get("ignore_mismatched_sizes", False))
     need_read(shown, path, revision)
     need_usable(*told, processor, model)
+    need_own_readers(shown, path, revision, processor, model)
     if device is not None:
         model = moved(model, device, shown)
     with _explained_by_files(*told):

@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvlm_interp.errors import InputError
+from lvlm_interp.fields import FINITE, Range
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import DIGITS, Inputs, named_by
 from lvlm_interp.model.choice import Positions, indices
@@ -47,6 +48,7 @@ class Features(Result):
     """
 
     too_large: ClassVar[frozenset[str]] = frozenset({"values"})
+    ranges: ClassVar[Mapping[str, Range]] = {"values": FINITE}
     values: Any
     sites: tuple[str, ...]
     rows: pd.DataFrame

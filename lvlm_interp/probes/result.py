@@ -13,10 +13,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, SiteError
+from lvlm_interp.fields import ANY, FINITE, POSITIVE, SHARE, Range, need_within
 from lvlm_interp.probes.estimators import PointProbe, Probe
 from lvlm_interp.probes.task import Label, Task, TaskKind, given_features
 from lvlm_interp.results import Result
 
+OF_A_METRIC: dict[str, Range] = {
+    **dict.fromkeys(("accuracy", "balanced_accuracy", "auroc", "macro_f1"), SHARE),
+    "r2": (-math.inf, 1),
+    "pixel_error": (0, math.inf),
+}
 NAMED = 3  # sites that a message names before it says how many more there are
 
 
@@ -48,6 +54,12 @@ class ProbeResult(Result):
 
     too_large = frozenset({"coef", "intercept", "margins", "metadata"})
     along: ClassVar[Mapping[str, str]] = {"sites": "site", "metrics": "metric"}
+    ranges: ClassVar[Mapping[str, Range]] = {
+        **dict.fromkeys(("values", "low", "high", "baseline", "metadata"), ANY),  # see `OF_A_METRIC`
+        **dict.fromkeys(("p", "q", "alpha", "confidence"), SHARE),
+        **dict.fromkeys(("site_shape", "l2", "fold", "groups"), POSITIVE),
+    }
+    blank = frozenset({"control", "p", "q"})
     sites: tuple[str, ...]
     site_shape: tuple[int, ...]
     kind: TaskKind
@@ -82,6 +94,12 @@ class ProbeResult(Result):
             )
         if odd := [name for name, values in self.metadata.items() if len(values) != examples]:
             raise InputError(f"what came along as {odd[0]!r} has another length than {examples}, one an example")
+        if self.kind == "classify":
+            need_within(self.truth, "ProbeResult.truth", (0, len(self.classes) - 1))
+        for i, metric in enumerate(self.metrics):
+            for name in ("values", "low", "high", "baseline"):
+                where, allowed = f"ProbeResult.{name} of {metric}", OF_A_METRIC.get(metric, FINITE)
+                need_within(getattr(self, name)[i], where, allowed, blank=True)
 
     @property
     def significant(self) -> Tensor:

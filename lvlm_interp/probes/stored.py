@@ -9,14 +9,14 @@ import numpy as np
 import zarr
 
 from lvlm_interp.errors import OutputError
-from lvlm_interp.probes.damage import gone, spoilt
+from lvlm_interp.probes.damage import damaged, gone, spoilt
 
 
 class StoredArray(zarr.Array):  # generic in later releases only
     """Features on disk, `[row, site, dim]`, which are sliced as other arrays are.
 
     Every way of slicing raises OutputError where a file is damaged; or gone, for which zarr gives NaN: features never
-    are that.
+    are that, nor infinite.
     """
 
     def get_basic_selection(self, *asked: Any, **options: Any) -> Any:
@@ -48,8 +48,9 @@ class StoredArray(zarr.Array):  # generic in later releases only
         except (ValueError, RuntimeError):
             self._need_whole()
             raise  # of what was asked for
-        if np.isnan(found).any():
-            raise gone(self.folder, self.path)
+        if not np.isfinite(found).all():
+            held = damaged(self.folder, f"the features {self.path!r} hold infinity")
+            raise gone(self.folder, self.path) if np.isnan(found).any() else held
         return found
 
     def _need_whole(self) -> None:

@@ -20,6 +20,7 @@ from lvlm_interp.attribution.definitions import dominant
 from lvlm_interp.attribution.occlusion import PatchMap
 from lvlm_interp.counterfactuals.contrast import Contrast, TokenClass, token_classes
 from lvlm_interp.errors import InputError
+from lvlm_interp.fields import POSITIVE, need_within
 from lvlm_interp.inputs.view import Box
 from lvlm_interp.inputs.words import Word, split_words
 from lvlm_interp.report.function_words import is_function_word
@@ -153,10 +154,12 @@ class Diagnosis(Result):
             raise InputError(f"the map is of a picture of {self.patches.size} pixels, this one has {self.image.size}")
         if "image" not in self.credit.players:
             raise InputError(f"the credit of a diagnosis is shared with the image; here it has {self.credit.players}")
-        if self.patches and not bool(self.patches.values.isfinite().all()):
-            raise InputError("the map of a diagnosis holds NaN or infinity")
         if "threshold" not in self.contrast.provenance.parameters:
             raise InputError("the contrast does not say from how many nats on a word counts as correlated")
+        need_within(self.contrast.provenance.parameters["threshold"], "the contrast's threshold", POSITIVE)
+        count = len(self.contrast.tokens)
+        if odd := [span for span in self.spans if not 0 <= span[0] < span[1] <= count]:
+            raise InputError(f"Diagnosis.spans holds {odd[0]}; it should hold first and last of {count} tokens")
 
     @property
     def image(self) -> Image.Image:
