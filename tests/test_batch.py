@@ -8,6 +8,7 @@ import torch
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.inputs.batch import batched
+from lvlm_interp.model.choice import Choice
 from lvlm_interp.opening import checks
 from lvlm_interp.opening.conformance import check
 from tests.families import FAMILIES, tiny_example, tiny_model
@@ -121,20 +122,76 @@ def test_parts_of_a_batch_are_whole_or_refused():
         batch.pattern_of(0, rows)
 
 
-def test_padding_is_not_chosen_and_takes_no_part_in_a_mean():
+@pytest.mark.parametrize("reduce", ["mean", "last"])
+def test_padding_takes_no_part_in_a_reduction(family, reduce):
+    """Each row is reduced over its own positions, as its example is alone."""
+    vlm, examples = family
+    together = vlm.capture(vlm.batch(examples), SITES, reduce=reduce)
+    for number, x in enumerate(examples):
+        for name, value in vlm.capture(x, SITES, reduce=reduce).items():
+            if name != "logits":
+                assert torch.allclose(together[name][number], value[0], atol=ROUNDING), name
+
+
+def test_what_a_reduction_of_a_padded_row_leaves_out():
+    """Patterns keep their keys; padding of an example's own goes too; the tower has none."""
+    vlm = li.wrap(tiny_model("llava"))
+    short, long = short_and_long(vlm, "llava")
+    batch, sites = vlm.batch([padded(vlm, short, 2), long]), ["blocks.0.attn.hook_pattern", "blocks.0.mlp.hook_post"]
+    pattern, inner = (vlm.capture(batch, sites, reduce="mean")[name] for name in sites)
+    alone, value = (vlm.capture(short, sites, reduce="mean")[name] for name in sites)
+    assert pattern[0, :, : -short.length].abs().max() == 0
+    assert torch.allclose(pattern[:1, :, -short.length :], alone, atol=ROUNDING)
+    assert torch.allclose(inner[:1], value, atol=ROUNDING)
+    whole = vlm.capture(batch, sites[1])[sites[1]]
+    assert not torch.allclose(whole[:1].mean(1), value, atol=1e-2)  # the control
+    assert len(vlm.capture(batch, "vision.blocks.0.hook_resid_post", reduce="mean")) == 2
+    graph = vlm.capture(batch, sites[1], reduce="mean", grad=True)
+    assert torch.allclose(graph[sites[1]], inner, atol=1e-6) and graph[sites[1]].requires_grad
+
+
+def test_padding_of_an_example_in_a_batch_is_named():
+    vlm = li.wrap(tiny_model("llava"))
+    x = tiny_example(vlm, "llava")
+    hidden = dict(x.model_inputs, attention_mask=torch.ones_like(x.input_ids).index_fill(1, torch.tensor([1]), 0))
+    other = vlm.inputs(answer_start=x.answer_start, **hidden)
+    with pytest.raises(InputError, match="attention_mask of example 1 of this batch is 0 at all"):
+        vlm.capture(vlm.batch([x, other]), SITES, reduce="mean", positions=[1])
+
+
+def test_a_value_without_the_rows_of_its_batch_is_not_reduced():
+    seen = torch.tensor([[False, True, True], [True, True, True]])
+    choice = Choice(3, reduce="mean", attended=seen)
+    value = torch.arange(12.0).view(2, 3, 2)
+    assert choice.taken("blocks.0.hook_mlp_out", value)[0].tolist() == [[3.0, 4.0], [8.0, 9.0]]
+    with pytest.raises(SiteError, match=r"blocks.0.hook_mlp_out' is \(6, 2\) here, and not of 2 examples with 3 pos"):
+        choice.taken("blocks.0.hook_mlp_out", value.flatten(0, 1))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_batch_names_the_examples_that_have_what_others_lack(first):
+    vlm = li.wrap(tiny_model("llava"))
+    x = tiny_example(vlm, "llava")
+    places = torch.arange(x.length)[None]
+    own = vlm.inputs(answer_start=x.answer_start, **x.model_inputs, position_ids=places)
+    said = rf"'position_ids'\]; .*'position_ids': \[{0 if first else 1}\]. .* all without, .*position_ids="
+    with pytest.raises(InputError, match=said):
+        vlm.batch([own, x] if first else [x, own])
+    assert torch.allclose(vlm.run(vlm.batch([own, own]))[:1], vlm.run(x), atol=ROUNDING)  # as it says
+    words = vlm.inputs(torch.tensor([[1, 20, 21]]))
+    with pytest.raises(InputError, match=r"'pixel_values': \[0, 2\]. Put examples with an image"):
+        vlm.batch([x, words, x])
+
+
+def test_padding_is_not_chosen():
     vlm = li.wrap(tiny_model("llava"))
     examples, site = short_and_long(vlm, "llava"), "blocks.0.hook_resid_post"
     batch = vlm.batch(examples)
-    with pytest.raises(SiteError, match=f"{site} would take the padding into the mean"):
-        vlm.capture(batch, site, reduce="mean")
     with pytest.raises(InputError, match=r"\[0\] are padding in some examples"):
         vlm.capture(batch, site, positions=[0])
     last = vlm.capture(batch, site, positions=[-2, -1], reduce="mean")[site]
     alone = torch.cat([vlm.capture(x, site, positions=[-2, -1], reduce="mean")[site] for x in examples])
     assert torch.allclose(last, alone, atol=ROUNDING)
-    same = vlm.capture(vlm.batch([examples[0]] * 2), site, reduce="mean")[site]  # no padding, nothing to refuse
-    assert torch.allclose(same[1:], vlm.capture(examples[0], site, reduce="mean")[site], atol=ROUNDING)
-    assert len(vlm.capture(batch, "vision.blocks.0.hook_resid_post", reduce="mean")) == 2
 
 
 def test_roles_of_a_batch():

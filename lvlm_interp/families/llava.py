@@ -26,7 +26,8 @@ def _anyres(image: Processed) -> Layout:
     if several is not None and [int(n) for n in several for _ in range(int(n))][image.index] > 1:
         return _padded(image)
     columns, rows = _anyres_spans(image)
-    return Layout((whole(image), Block(rows, columns, row_end=1)), ((1,),))
+    detail = int(bool(rows and columns))  # of a very thin picture nothing is left of the tiles but the thumbnail
+    return Layout((whole(image), Block(rows, columns, row_end=1)), ((detail,),))
 
 
 def _padded(image: Processed) -> Layout:
@@ -52,11 +53,12 @@ def _anyres_spans(image: Processed) -> tuple[tuple[Span, ...], tuple[Span, ...]]
         )
         for whole, now, length in zip(canvas, laid, (height, width), strict=True)
     )
-    # transformers takes the padding off the grid of features, in whole tokens
-    numbered = torch.arange(len(rows) * len(columns)).view(1, len(rows), len(columns))
-    kept = unpad_image(numbered, (height, width))[0]
-    rows = tuple(rows[int(i) // len(columns)] for i in kept[:, 0])
-    columns = tuple(columns[int(i) % len(columns)] for i in kept[0])
+    # transformers takes the padding off the grid of features, in whole tokens, alike on both sides: all of it, at times
+    kept = unpad_image(torch.empty(1, len(rows), len(columns)), (height, width))[0]
+    rows, columns = (
+        some[(len(some) - count) // 2 : (len(some) + count) // 2]
+        for some, count in zip((rows, columns), kept.shape, strict=True)
+    )
     return _shrunk(rows, columns, image)[::-1]
 
 

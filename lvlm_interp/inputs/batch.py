@@ -123,18 +123,13 @@ def batched(
         indices: model inputs that tell patches by their numbers, counted over the first two axes of another one.
 
     Raises:
-        InputError: no example, or examples of which only some have an image.
+        InputError: no example, or examples of which only some have an image, or another model input.
     """
     if not examples:
         raise InputError("a batch needs at least one example")
     for x in examples:
         need_by_position(x.model_inputs)
-    names = [set(x.model_inputs) for x in examples]
-    if differing := names[0].union(*names) - names[0].intersection(*names):
-        raise InputError(
-            f"only some of these examples have {sorted(differing)}; put examples with an image and examples without "
-            "one in batches of their own"
-        )
+    _need_the_same(examples)
     length = max(x.length for x in examples)
     along = frozenset(examples[0].along).intersection(*(x.along for x in examples))
     made = {}
@@ -150,6 +145,30 @@ def batched(
         else:
             made[name] = _side_by_side(values)
     return Batch(made, tuple(examples))
+
+
+def _need_the_same(examples: Sequence[Inputs]) -> None:
+    """Raise where an example lacks a model input that another has.
+
+    Raises:
+        InputError: names the model inputs, and the examples that have them.
+    """
+    names = [set(x.model_inputs) for x in examples]
+    differing = sorted(names[0].union(*names) - names[0].intersection(*names))
+    if not differing:
+        return
+    having = {name: [n for n, some in enumerate(names) if name in some] for name in differing}
+    told = "; ".join(f"{name!r}: {numbers}" for name, numbers in having.items())
+    by_position = all(name in examples[numbers[0]].along for name, numbers in having.items())
+    raise InputError(
+        f"only some of these {len(examples)} examples have {differing}; those that do, counted from 0: {told}. "
+        + (
+            "These stand by position: make all examples of a batch with them, or all without, as "
+            f"vlm.inputs(input_ids=…, {differing[0]}=…)"
+            if by_position
+            else "Put examples with an image and examples without one in batches of their own"
+        )
+    )
 
 
 def _counted_on(values: Sequence[Tensor], patches: Sequence[Tensor]) -> list[Tensor]:

@@ -20,6 +20,7 @@ from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.inputs.chat import Message, Segment, conversation, need_whole, segments_of
 from lvlm_interp.inputs.example import Written, pixels_of
 from lvlm_interp.inputs.once import once
+from lvlm_interp.inputs.refused import need_pictures_taken
 from lvlm_interp.inputs.spelling import LOST, piece_text, pieces_of
 
 PLACEHOLDERS = ("X", "Q", "k", "7")
@@ -232,22 +233,25 @@ class Prompter:
 
     def _process(self, messages: Sequence[Message]) -> dict[str, Tensor]:
         """The processor's own ids for a conversation, with a generation prompt if it ends with the user."""
-        asks = messages[-1]["role"] != "assistant"
         if self._has_template:
             try:
-                made = self.processor.apply_chat_template(
-                    list(messages),
-                    tokenize=True,
-                    return_dict=True,
-                    return_tensors="pt",
-                    add_generation_prompt=asks,
-                    **self._template(),
-                    **({"processor_kwargs": told} if (told := _about_videos(messages)) else {}),
-                )
+                return self._templated(messages)
             except Exception as error:  # templates are programs of their own: jinja errors, type errors, …
+                need_pictures_taken(messages, self._templated, self.settings, error)
                 raise InputError(f"{self._refusing(messages)} refused the conversation: {error}") from error
-            return dict(made)
         return self.without_template(messages)
+
+    def _templated(self, messages: Sequence[Message]) -> dict[str, Tensor]:
+        made = self.processor.apply_chat_template(
+            list(messages),
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=messages[-1]["role"] != "assistant",
+            **self._template(),
+            **({"processor_kwargs": told} if (told := _about_videos(messages)) else {}),
+        )
+        return dict(made)
 
     def _template(self) -> dict[str, str]:
         """The tokenizer's chat template, where the processor has none of its own: it would not look there."""
@@ -275,6 +279,18 @@ class Prompter:
             InputError: the processor refuses it.
             ModelError: there is no token that stands for an image.
         """
+        try:
+            return self._written_by_hand(messages)
+        except ModelError:
+            raise
+        except Exception as error:  # what a processor asks for, such as an image, it says in its own way
+            need_pictures_taken(messages, self._written_by_hand, self.settings, error)
+            count = sum(part["type"] == "image" for message in messages for part in message["content"])
+            raise InputError(
+                f"{type(self.processor).__name__} refused the prompt with {count} images: {error}"
+            ) from error
+
+    def _written_by_hand(self, messages: Sequence[Message]) -> dict[str, Tensor]:
         parts = [part for message in messages for part in message["content"] if message["role"] != "assistant"]
         images = [part["image"] for part in parts if part["type"] == "image"]
         text = "".join(part["text"] for part in parts if part["type"] == "text")
@@ -288,12 +304,7 @@ class Prompter:
         if messages[-1]["role"] == "assistant":
             prompt += " " + messages[-1]["content"][0]["text"]
         told = {**videos, **_about_videos(messages)}
-        try:
-            return dict(self.processor(text=[prompt], images=images or None, return_tensors="pt", **told))
-        except Exception as error:  # what a processor asks for, such as an image, it says in its own way
-            raise InputError(
-                f"{type(self.processor).__name__} refused the prompt with {len(images)} images: {error}"
-            ) from error
+        return dict(self.processor(text=[prompt], images=images or None, return_tensors="pt", **told))
 
     def _spliced(self, encoded: Encoded) -> Encoded:
         """Put the ids of texts with markers in them where their placeholders stand."""

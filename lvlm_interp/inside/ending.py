@@ -12,6 +12,7 @@ from torch import nn
 
 from lvlm_interp.errors import ModelError
 from lvlm_interp.model.holding import hooks_of_others
+from lvlm_interp.model.sites import match
 from lvlm_interp.model.vlm import HookedVLM
 
 AFTER = ("_forward_hooks",)
@@ -22,9 +23,11 @@ def need_plain_end(vlm: HookedVLM, method: str) -> None:
 
     Raises:
         ModelError: names the site that is edited, or the module that is hooked.
+        SiteError: the final norm stands elsewhere too.
     """
     named = dict(vlm.model.named_modules())
-    inside, around = _ends(vlm), _around(named, (vlm.sites["ln_final.hook_out"].module, vlm.readout.unembed))
+    (last,) = match(vlm.sites, "ln_final.hook_out", vlm.missing)
+    inside, around = _ends(vlm), _around(named, (last.module, vlm.readout.unembed))
     inside -= {*around.values()}
     edited = [f"{site.name!r} is edited" for site, _ in vlm.held.edited if site.module in inside]
     own = ((name, module) for name, module in named.items() if module in inside)

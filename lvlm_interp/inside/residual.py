@@ -67,7 +67,8 @@ def stream_of(vlm: HookedVLM, x: Inputs, rows: Int[Tensor, " answer"]) -> list[B
         at_rows += [f"blocks.{n}.hook_{site}" for site in SITES]
         at_rows += [f"blocks.{n}.{kind}.hook_{site}" for site in ("z", "pattern") if kind]
         whole += [f"blocks.{n}.attn.hook_v"] if kind == "attn" else []
-    here = vlm.capture(x, [name for name in at_rows if name in vlm.sites], positions=rows)
+    there = [name for name in at_rows if name in vlm.sites or name in vlm.missing]  # of the missing, it says why
+    here = vlm.capture(x, there, positions=rows)
     need_finite(vlm, x, *(value for name, value in here.items() if "resid" in name or name == "logits"))
     _need_one_stream(vlm, here[f"blocks.{vlm.depth - 1}.hook_resid_post"].shape[-1])
     values = vlm.capture(x, whole)

@@ -29,9 +29,11 @@ from lvlm_interp.model.parts import (
     axis_of_streams,
     find_blocks,
     names_in_forward,
+    need_places,
     owner_of,
     part,
     recurrent_of,
+    repeated,
 )
 from lvlm_interp.model.readout import Behind, Mixing, Readout
 from lvlm_interp.model.sites import Site, find_sites, missing_sites
@@ -97,7 +99,9 @@ class Anatomy:
     @functools.cached_property
     def blocks(self) -> list[nn.Module]:
         """The decoder's transformer blocks, as they run."""
-        return find_blocks(self.decoder, self.vision)
+        found = find_blocks(self.decoder, self.vision)
+        need_places(found)
+        return found
 
     @functools.cached_property
     def depth(self) -> int:
@@ -155,11 +159,12 @@ class Anatomy:
 
     @functools.cached_property
     def _named(self) -> dict[str, Site]:
-        return find_sites(self.decoder, self.vision, self.projector)
+        return find_sites(self.blocks, self.decoder, self.vision, self.projector)
 
     @functools.cached_property
     def _missing(self) -> dict[str, str]:
-        return missing_sites(self._named, called_again(self.decoder))
+        towers = [self.decoder, *([] if self.vision is None else [self.vision])]
+        return missing_sites(self._named, called_again(self.decoder), repeated(towers))
 
     @functools.cached_property
     def _sites(self) -> dict[str, Site]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, SiteError
@@ -44,7 +44,8 @@ class Choice:
         dtype: what is kept is converted to this; a mean is computed in it.
         device: what is kept is moved there.
         grad: keep the graph, see `taken`.
-        attended: of the kept positions, those that attention sees, which a reduction is over; None where all are.
+        attended: which of the kept positions attention sees, in each row of a batch: a reduction is over these; None
+            where all are.
     """
 
     length: int
@@ -54,7 +55,7 @@ class Choice:
     dtype: torch.dtype | None = None
     device: torch.device | None = None
     grad: bool = False
-    attended: Int[Tensor, " attended"] | None = None
+    attended: Bool[Tensor, "batch kept"] | None = None
 
     def of_logits(self, logits: Float[Tensor, "batch position vocabulary"]) -> Float[Tensor, "batch kept vocabulary"]:
         """What is kept of the logits: the same positions, unreduced."""
@@ -103,13 +104,29 @@ class Choice:
 
     def _finished(self, name: str, part: Tensor) -> Tensor:
         axis = _AXES.get(name.rpartition(".")[2], (-2, 0))[0]
-        if self.reduce and self.attended is not None and not _off_the_prompt(name):
-            part = part.index_select(axis, self.attended.to(part.device))
-        if self.reduce == "mean":
-            part = part.mean(axis, dtype=self.dtype)
-        elif self.reduce == "last":
-            part = part.select(axis, -1)
+        if self.reduce:
+            part = self._reduced(part, axis) if _off_the_prompt(name) else self._reduced_by_row(name, part, axis)
         return part.to(device=self.device, dtype=self.dtype)
+
+    def _reduced(self, part: Tensor, axis: int) -> Tensor:
+        return part.mean(axis, dtype=self.dtype) if self.reduce == "mean" else part.select(axis, -1)
+
+    def _reduced_by_row(self, name: str, part: Tensor, axis: int) -> Tensor:
+        """Each row over its own positions: what stands in the padding may be no number, so it is left out, not zeroed.
+
+        Raises:
+            SiteError: a value in which rows and positions of the batch cannot be found.
+        """
+        if self.attended is None:
+            return self._reduced(part, axis)
+        if (len(part), part.shape[axis]) != self.attended.shape:
+            raise SiteError(
+                f"{name!r} is {tuple(part.shape)} here, and not of {len(self.attended)} examples with "
+                f"{self.attended.shape[1]} positions each: its padding cannot be left out. Capture it without reduce=, "
+                "or the examples one by one"
+            )
+        rows = zip(part.split(1), self.attended.to(part.device), strict=True)
+        return torch.cat([self._reduced(row.index_select(axis, seen.nonzero()[:, 0]), axis) for row, seen in rows])
 
 
 def _selected(value: Tensor, axes: Sequence[tuple[int, Tensor]]) -> Tensor:
@@ -154,8 +171,6 @@ def choose(
         )
     need_device(device)
     converted = None if dtype is None else floating(dtype, "None, which keeps the model's own")
-    if isinstance(x, Batch) and positions is None and reduce == "mean" and not x.real.all():
-        _refuse(sites, lambda name: not _off_the_prompt(name), "would take the padding into the mean")
     if positions is not None:
         _refuse(sites, _off_the_prompt, "have positions of their own, so positions= cannot choose among them")
     if heads is not None:
@@ -170,23 +185,27 @@ def choose(
         converted,
         None if device is None else torch.device(device),
         grad,
-        _attended(x, chosen) if reduce and isinstance(x, Inputs) else None,
+        _attended(x, chosen) if reduce else None,
     )
 
 
-def _attended(x: Inputs, chosen: Int[Tensor, " position"] | None) -> Int[Tensor, " kept"] | None:
-    """Which of the chosen positions of an example are not padding; None where all are.
+def _attended(x: Inputs | Batch, chosen: Int[Tensor, " position"] | None) -> Bool[Tensor, "batch kept"] | None:
+    """Which of the chosen positions of each example are not padding; None where all are.
 
     Raises:
         InputError: none of them.
     """
-    mask = x.model_inputs.get("attention_mask")
-    if mask is None or mask.shape != x.input_ids.shape or mask.all():
+    ids, mask = x.model_inputs["input_ids"], x.model_inputs.get("attention_mask")
+    seen = x.real if isinstance(x, Batch) else torch.ones(ids.shape, dtype=torch.bool)
+    if mask is not None and mask.shape == ids.shape:
+        seen = seen & mask.cpu().bool()
+    seen = seen if chosen is None else seen[:, chosen]
+    if seen.all():
         return None
-    seen = mask[0].cpu().bool() if chosen is None else mask[0].cpu().bool()[chosen]
-    if not seen.any():
-        raise InputError("the attention_mask of this example is 0 at all of the chosen positions: none is left")
-    return seen.nonzero().flatten()
+    if empty := (~seen.any(1)).nonzero().flatten().tolist():
+        which = f"example {empty[0]} of this batch" if isinstance(x, Batch) else "this example"
+        raise InputError(f"the attention_mask of {which} is 0 at all of the chosen positions: none is left")
+    return seen
 
 
 def _off_the_prompt(name: str) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -75,6 +76,42 @@ def _only_reads(layer: nn.Module) -> bool:
     return part(layer, NAMES.cross_attention) is not None and part(layer, NAMES.attention) is None
 
 
+def need_places(blocks: Sequence[nn.Module]) -> None:
+    """Raise unless each block leaves what later positions read (keys and values, a state) in a place of its own.
+
+    That place is its number, `layer_idx`: whatever goes on from what is kept would read another block's.
+
+    Raises:
+        ModelError: names the block.
+    """
+    held: dict[nn.Module, int] = {}
+    numbers: dict[int, Any] = {}
+    for n, block in enumerate(blocks):
+        for module in _keeping(block):
+            if held.setdefault(module, n) != n:
+                raise ModelError(
+                    f"blocks {held[module]} and {n} have one {type(module).__name__} between them, the same object, "
+                    "and what both keep for later positions would stand in one place. Give each its own, a "
+                    "copy.deepcopy of it, with a layer_idx of its own"
+                )
+            numbers[n] = getattr(module, "layer_idx", n)
+    if {*numbers.values()} in ({*numbers}, {*range(len(numbers))}):  # layers in a list of their own are not counted
+        return
+    n = next(n for n, number in numbers.items() if number != n)
+    name = next(name for name, module in blocks[n].named_modules() if acting(module) in _keeping(blocks[n]))
+    raise ModelError(
+        f"block {n} counts itself as {numbers[n]!r} ({name}.layer_idx), and these {len(blocks)} blocks do not count "
+        "from 0, each once: what they keep for later positions would be missing, or another's. Where blocks were taken "
+        f"out, repeated or put in, number them all anew, from 0 in their order: block.{name}.layer_idx = n"
+    )
+
+
+def _keeping(block: nn.Module) -> list[nn.Module]:
+    """What of a block keeps something for later positions."""
+    attention = attention_of(block)
+    return [*([] if attention is None else [attention]), *recurrent_of(block).values()]
+
+
 def attention_of(block: nn.Module, names: Iterable[str] = NAMES.attention) -> nn.Module | None:
     """The module of a block that calls the attention function; None where the block has no attention of these names.
 
@@ -110,6 +147,17 @@ def names_in_forward(module: nn.Module) -> set[str]:
 def owner_of(model: nn.Module, child: nn.Module) -> nn.Module:
     """The innermost module that a module, or what stands in its place, is a direct child of."""
     return [m for m in acting_modules(model) if any(c is child or acting(c) is child for c in m.children())][-1]
+
+
+def repeated(towers: Iterable[nn.Module]) -> dict[nn.Module, list[str]]:
+    """Modules that stand at several places of one tower, and so may run several times in a pass: by their paths."""
+    found: dict[nn.Module, list[str]] = {}
+    for tower in towers:
+        paths: dict[nn.Module, list[str]] = defaultdict(list)
+        for path, module in tower.named_modules(remove_duplicate=False):
+            paths[module].append(path)
+        found |= {module: some for module, some in paths.items() if len(some) > 1}
+    return found
 
 
 def norm_of(block: nn.Module, names: Iterable[str], other: nn.Module | None = None) -> nn.Module | None:

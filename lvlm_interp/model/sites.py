@@ -46,7 +46,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -143,9 +143,11 @@ def reads_z(site: Site) -> nn.Module | None:
     return site.module if site.read == "input" else output_of(site.module)
 
 
-def find_sites(decoder: nn.Module, vision: nn.Module | None, projector: nn.Module | None) -> dict[str, Site]:
+def find_sites(
+    blocks: Sequence[nn.Module], decoder: nn.Module, vision: nn.Module | None, projector: nn.Module | None
+) -> dict[str, Site]:
     """Every site of a model, by name, also those that cannot be read; see `missing_sites`."""
-    sites = [s for i, block in enumerate(find_blocks(decoder, vision)) for s in block_sites(f"blocks.{i}", block)]
+    sites = [s for i, block in enumerate(blocks) for s in block_sites(f"blocks.{i}", block)]
     embedded = next(site for site in sites if site.name.endswith("hook_resid_pre"))
     sites = [dataclasses.replace(embedded, name="hook_embed"), *sites]
     norm = part(decoder, NAMES.final_norm)
@@ -158,8 +160,13 @@ def find_sites(decoder: nn.Module, vision: nn.Module | None, projector: nn.Modul
     return {site.name: site for site in sites}
 
 
-def missing_sites(sites: dict[str, Site], again: Mapping[nn.Module, str]) -> dict[str, str]:
-    """The sites that cannot be read, with the reason; `again` are modules that an adapter calls by itself too."""
+def missing_sites(
+    sites: dict[str, Site], again: Mapping[nn.Module, str], shared: Mapping[nn.Module, Sequence[str]]
+) -> dict[str, str]:
+    """The sites that cannot be read, with the reason.
+
+    `again` are modules that an adapter calls by itself too; `shared` are those that stand at several places.
+    """
     reason = "{} computes attention by itself, not through transformers' AttentionInterface"
     unseen = {
         site.name: reason.format(type(site.module).__name__)
@@ -170,6 +177,12 @@ def missing_sites(sites: dict[str, Site], again: Mapping[nn.Module, str]) -> dic
         site.name: f"{again[site.module]} calls {type(site.module).__name__} again, with prompts of its own"
         for site in sites.values()
         if site.read in ("input", "output") and site.module in again
+    }
+    unseen |= {
+        site.name: f"one {type(site.module).__name__} stands at {' and at '.join(shared[site.module][:2])}, the same "
+        "object, and what it gives there is not told apart; give each place a copy.deepcopy of it"
+        for site in sites.values()
+        if site.module in shared
     }
     blocks = [name.removesuffix("z") for name in sites if name.endswith("attn.hook_z")]
     return unseen | {

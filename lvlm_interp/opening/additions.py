@@ -51,11 +51,18 @@ def _of_tower(vlm: HookedVLM, tower: str) -> Iterator[Written]:
     added: dict[str, list[str]] = {}
     for name, site in vlm.sites.items():
         if name.startswith(tower) and site.read == "added":
-            added.setdefault(tower + name[len(tower) :].split(".")[0], []).append(name)
+            added.setdefault(_block_of(tower, name), []).append(name)
+    unread = {_block_of(tower, name) for name in vlm.missing if name.startswith(tower) and name.endswith("_out")}
     for prefix, names in added.items():
+        if prefix in unread:  # the rest of what is added is no sum
+            continue
         middle, block = vlm.sites.get(f"{prefix}.hook_resid_mid"), vlm.sites[f"{prefix}.hook_resid_pre"].module
         first = int(middle is not None and middle.module is not block)
         yield Written(prefix, block, tuple(names[:first]), tuple(names[first:]))
+
+
+def _block_of(tower: str, name: str) -> str:
+    return tower + name[len(tower) :].split(".")[0]
 
 
 def gaps(vlm: HookedVLM, x: Inputs, found: Values) -> dict[str, float]:
