@@ -10,7 +10,7 @@ import typer
 
 import lvlm_interp as li
 from lvlm_interp.cli.options import Device, DType, Force, OutDir, Verbose, open_model
-from lvlm_interp.cli.terminal import say, show_diagnosis
+from lvlm_interp.cli.terminal import complain, say, show_diagnosis
 
 PLACE = 20
 app = typer.Typer()
@@ -49,9 +49,11 @@ def demo(
     from lvlm_interp.report import export
 
     export.check(out, force)
+    complain("opening the reference model; the first time it is fetched and built, which takes about a minute")
     vlm = open_model("reference", None, verbose, device, dtype)
     diagnoses = []
-    for case in DEMO:
+    for number, case in enumerate(DEMO, 1):
+        complain(f"question {number} of {len(DEMO)}: {' '.join(filter(None, (case.context, case.question)))}")
         picture = make_scene(case.seed, objects=case.objects, colors=case.colors).image
         told = {"answer": case.answer, "context": case.context, "progress": sys.stderr.isatty()}
         diagnoses.append(li.diagnose(vlm, picture, case.question, **told))
