@@ -139,13 +139,13 @@ def _same(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...] | None:
-    """Where the bytes of a tensor are, and what they are; None where that tells too little."""
+    """Where the bytes of a tensor are, and what they are; None where that tells too little, or there are none."""
     if not tensor.is_cpu or not tensor.is_contiguous() or tensor.is_inference():
         return None
-    return tensor.data_ptr(), tensor.nbytes, tensor.shape, tensor.dtype
+    return (start, tensor.nbytes, tensor.shape, tensor.dtype) if (start := tensor.data_ptr()) else None
 
 
 def _view(start: int, size: int, *_: Any) -> Any:
     """Of memory, without keeping it: a view of a tensor takes ten times as long, and would keep the tensor."""
-    memory: Any = (ctypes.c_char * size).from_address(start) if size else b""
+    memory: Any = (ctypes.c_char * size).from_address(start)
     return memory if size <= SMALL else np.ndarray((size // PAGE,), LOOK, memory, 0, (PAGE,))
