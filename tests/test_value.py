@@ -123,7 +123,8 @@ def test_difference_is_against_the_likeliest_where_none_is_given(vlm):
     split = li.credit(vlm, x, value="difference", alternatives=4)
     logprobs = naive(vlm, x, all_visible(x)).double().log_softmax(-1)
     for n, (token, names) in enumerate(zip(x.answer_ids.tolist(), split.alternatives, strict=True)):
-        first = int(names[0].strip("<>"))
+        (name,) = names  # no other takes part in the number
+        first = int(name.strip("<>"))
         assert torch.allclose(split.values[n], logprobs[:, n, token] - logprobs[:, n, first], atol=1e-4)
 
 

@@ -198,7 +198,7 @@ def target_of(
             what cuts a text into words.
         against: alternatives to one part, or to each (`attribution.against`), as text; the others' are found.
         place: which part that is, counted from 0; by token too, the number of the word.
-        count: how many alternatives are found at most.
+        count: how many alternatives are found at most; a difference has one.
 
     Raises:
         InputError: no answer, an unknown value or unit, a part that is not there, or alternatives that do not fit.
@@ -206,6 +206,7 @@ def target_of(
     x.need_answer()
     parts = parts_of(x, unit, vlm.decode)
     chosen = tuple(dict.fromkeys(map(named, values)))
+    count = min(count, 1) if VALUES["difference"] in chosen else count
     if against is not None and of_each(against):
         return Target(chosen, parts, Search(unit, by_part(against, parts), count, exact=unit == "token"))
     given = {} if against is None else {_number(vlm, x, parts, unit, place): listed(against)}
