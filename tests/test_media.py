@@ -137,6 +137,13 @@ def test_numbers_that_could_mean_anything():
             open_image(image)
 
 
+def test_an_array_with_masked_numbers_is_refused():
+    masked = np.ma.masked_greater(COLORS, 200)
+    with pytest.raises(ImageError, match=r"masked is no picture: .*filled"):
+        open_image(masked)
+    assert open_image(np.ma.array(COLORS)).size == open_image(COLORS).size
+
+
 def test_colors_stay_what_they_are():
     expected = COLORS.tolist()
     for image in (COLORS, COLORS.transpose(2, 0, 1), torch.tensor(COLORS), torch.tensor(COLORS / 255).permute(2, 0, 1)):

@@ -35,6 +35,7 @@ def test_an_index_that_names_a_file_that_is_not_there(folder):
     [
         (lambda weights: {}, "has no 'weight_map'"),
         (lambda weights: {"weight_map": 5}, "has weight_map: 5"),
+        (lambda weights: {"weight_map": {}}, "has weight_map: {}"),
         (lambda weights: {"weight_map": {**weights, "lm_head.weight": 5}}, "names 5 as the file of 'lm_head.weight'"),
     ],
 )

@@ -29,8 +29,11 @@ def from_array(array: Any) -> Image.Image:
     """A grey, RGB or RGBA image of an array or tensor: `[height, width]`, channels last, or channels first.
 
     Raises:
-        ImageError: a shape that can be read in two ways or in none, or numbers of which it is not clear what they mean.
+        ImageError: a shape that can be read in two ways or in none, numbers of which it is not clear what they mean, or
+            some that are masked.
     """
+    if np.ma.is_masked(array):
+        raise ImageError("an array of which some numbers are masked is no picture: say what they are, array.filled(0)")
     values = _on_cpu(array) if isinstance(array, Tensor) else np.asarray(array)
     return Image.fromarray(np.ascontiguousarray(eight_bits(_channels_last(values))))
 

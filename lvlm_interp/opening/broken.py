@@ -99,8 +99,8 @@ def _wrong_index(file: str) -> str | None:
         return None
     with open(file, encoding="utf-8") as stream:
         weights = dict(json.load(stream, object_pairs_hook=_Pairs))["weight_map"]
-    if not isinstance(weights, _Pairs):
-        return f"has weight_map: {weights!r}, where each weight should stand with the name of its file"
+    if not isinstance(weights, _Pairs) or not weights:
+        return f"has weight_map: {weights or {}!r}, where each weight should stand with the name of its file"
     last = dict(weights)
     for weight, part in weights:
         if not isinstance(part, str) or not (Path(file).parent / part).is_file():
