@@ -127,6 +127,7 @@ TOLD_BY_THE_TABLE = {
     "one class": (["--label", "same"], "a probe needs at least two classes"),
     "one group": (["--group", "same"], "of one group"),
     "points on a line": (["--label", "number", "--label", "equal"], "of output 1 are equal"),
+    "a point of one column": (["--label", "number", "--label", "number"], "names a column twice"),
     "points of texts": (["--label", "number", "--label", "letter"], "'letter' holds no numbers"),
     "too few for inner folds": (["--label", "few", "--group", "question", "--folds", "2"], "give one l2"),
     "an empty type": (["--label", "letter", "--type", "sparse"], "'sparse' is empty in row 2"),

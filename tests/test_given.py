@@ -10,6 +10,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 
 import lvlm_interp as li
 from lvlm_interp.attribution.shapley import dividends, shapley_weights, shares
@@ -106,6 +107,8 @@ MISTAKES = {
     "a misspelt option": (lambda vlm, x: li.load("reference", devise="cpu"), r"does not take \['devise'\]"),
     "no such user": (lambda vlm, x: li.load("~nouser/x"), "is not a model directory"),
     "no processor": (lambda vlm, x: li.wrap(vlm.model, "x"), "processor= is transformers"),
+    "a reader of pictures": (lambda vlm, x: li.wrap(vlm.model, CLIPImageProcessor()), "processor= is transformers"),
+    "a class": (lambda vlm, x: li.wrap(vlm.model, PreTrainedTokenizerFast), "processor= is transformers"),
     "no name": (lambda vlm, x: li.wrap(vlm.model, None, 3), "name= is a text|name=…"),
     "text to visit": (lambda vlm, x: vlm.visiting(SITE), r"visiting\(visits=…\)"),
     "a number to visit with": (lambda vlm, x: vlm.visiting({SITE: 3}), r"visiting\(visits=…\)"),

@@ -37,6 +37,12 @@ def test_everything_from_outside_is_escaped():
     assert not Page(hostile._repr_html_()).of("script")
 
 
+def test_characters_that_a_browser_drops_are_spelled_out():
+    text = explorer.page(made(tokens=("a\x1b[31mb", "c\x00d"), question="\x07What?"))
+    assert not set(text) & {chr(n) for n in range(32) if chr(n) not in "\t\n"}
+    assert "c\\x00d" in text and "\\x07What?" in text
+
+
 def test_the_page_needs_no_network_and_runs_one_script():
     page = explorer.page([made(), made(seed=1)])
     assert not re.search(

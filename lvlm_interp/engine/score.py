@@ -198,12 +198,10 @@ def score_answers(
         "rows": rows,
         "provenance": vlm.provenance("score", x, hide_from=hide_from),
     }
-    scores = [
-        Scores(tokens=vlm.token_strings(ids.tolist()), **about, **found)
-        for ids, found in zip(ends, _read(vlm.readout, by_answer, [ids.to(vlm.device) for ids in ends]), strict=True)
-    ]
-    need_finite(vlm, x, *(value for one in scores for value in (one.states, one.logit, one.logprob)))
-    return scores
+    read = _read(vlm.readout, by_answer, [ids.to(vlm.device) for ids in ends])
+    need_finite(vlm, x, *(one[name] for one in read for name in ("states", "logit", "logprob")))
+    names = [vlm.token_strings(ids.tolist()) for ids in ends]
+    return [Scores(tokens=tokens, **about, **one) for tokens, one in zip(names, read, strict=True)]
 
 
 def _inputs(

@@ -26,7 +26,7 @@ from lvlm_interp.opening.image_token import need_image_token
 from lvlm_interp.opening.own import need_own_readers
 from lvlm_interp.opening.refusals import REFERENCE, as_told, need_all_weights, need_usable, why_not_opened
 
-PROCESSING = ("tokenizer", "apply_chat_template", "__call__")  # what processors and tokenizers have, one or another
+PROCESSING = ("tokenizer", "apply_chat_template", "get_added_vocab")  # what processors and tokenizers have, one of them
 
 
 @explained
@@ -42,8 +42,10 @@ def wrap(model: nn.Module, processor: Any = None, name: str | None = None) -> Ho
         InputError: what is no processor, or a name that is no text.
     """
     model = original(model)
-    if processor is not None and not any(hasattr(processor, name) for name in PROCESSING):
-        raise InputError(f"processor= is transformers' processor, AutoProcessor.from_pretrained(…); got {processor!r}")
+    known = not isinstance(processor, type) and any(hasattr(processor, name) for name in PROCESSING)
+    if processor is not None and not known:
+        got = processor if isinstance(processor, type | str) else type(processor).__name__
+        raise InputError(f"processor= is transformers' processor, AutoProcessor.from_pretrained(…); got {got!r}")
     if not isinstance(name, str | None):
         raise InputError(f"name= is a text that results tell the model by; got {name!r}")
     if not isinstance(model, PreTrainedModel):

@@ -70,6 +70,8 @@ def probe(
     _need_apart(store, out)
     frame, labels = read_examples(table), label or ["label"]
     need_apart([out / name for name in ("probes.csv", "probes.png")], [table, *frame["image"]])
+    if len({*labels}) < len(labels):
+        raise InputError(f"--label names a column twice: {labels}; several labels are the axes of a point")
     _need_columns(frame, table, [*labels, group, *([kind] if kind else [])], numbers=labels if len(labels) > 1 else [])
     predicted = frame[labels[0]] if len(labels) == 1 else frame[labels].to_numpy(float)
     # what fails whatever the features are is found before they take time

@@ -8,9 +8,11 @@ from typing import Any
 
 import jinja2
 
+from lvlm_interp.shown import printable
+
 
 def render(name: str, **values: Any) -> str:
-    """A template with these values, all of them escaped."""
+    """A template with these values, all of them escaped; characters that a browser would drop are spelled out."""
     return _environment().get_template(name).render(**values)
 
 
@@ -22,5 +24,9 @@ def text(name: str) -> str:
 @functools.cache
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.FunctionLoader(text), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.FunctionLoader(text),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
