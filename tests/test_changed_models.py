@@ -121,3 +121,14 @@ def test_a_configuration_that_runs_fewer_layers_is_named(vlm):
     vlm.model.config.text_config.num_hidden_layers = 2
     with pytest.raises(SiteError, match=r"num_hidden_layers=2, and only so many of 3 layers"):
         vlm.capture(x, "blocks.2.hook_resid_post")
+
+
+def test_a_weight_made_in_inference_mode_is_told(vlm):
+    """torch counts none of its changes, and the parameter says that it is no tensor of that mode."""
+    norm, before = vlm.decoder.layers[0].input_layernorm, vlm.identity
+    with torch.inference_mode():
+        norm.weight = torch.nn.Parameter(norm.weight * 2, requires_grad=False)
+    assert vlm.identity == vlm.fingerprint != before
+    vlm.capture(tiny_inputs(vlm), SITE).provenance  # noqa: B018
+    norm.weight.data = norm.weight.data.clone()
+    assert vlm.identity == vlm.fingerprint != before

@@ -31,7 +31,18 @@ def state_of(tensor: Tensor, stays: bool = True) -> State:
     if not stays:
         return NOWHERE, -1, looked_at
     holder = (tensor.untyped_storage()._cdata, int(tensor.storage_offset())) if start else NOWHERE
-    return holder, -1 if tensor.is_inference() else tensor._version, looked_at
+    return holder, counted(tensor), looked_at
+
+
+def counted(tensor: Tensor) -> int:
+    """How often torch counted a change; -1 where it counts none.
+
+    It counts none of tensors of inference mode; parameters that are made of one say that they are no such tensors.
+    """
+    try:
+        return tensor._version
+    except RuntimeError:
+        return -1
 
 
 def states_of(model_inputs: Mapping[str, Any]) -> tuple[State, ...]:

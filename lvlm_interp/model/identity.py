@@ -216,7 +216,7 @@ def _scales(said: Said, name: str) -> Iterator[Tensor]:
 
 
 def _bytes(tensor: Tensor) -> UInt8[Tensor, " byte"]:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return tensor.data.contiguous().reshape(-1).view(torch.uint8)
 
 
 def sums(flat: UInt8[Tensor, " byte"]) -> list[int]:

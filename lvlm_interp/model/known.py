@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from xxhash import xxh3_128
 
-from lvlm_interp.inputs.touched import state_of
+from lvlm_interp.inputs.touched import counted, state_of
 from lvlm_interp.model.compiled import original
 from lvlm_interp.model.identity import (
     Said,
@@ -127,11 +127,11 @@ class Known:
         view = before.view if before is not None and same else _view(*place)
         if tensor.nbytes <= SMALL:
             return Read(place, 0, view, b"", xxh3_128(view).digest())
-        counted, seen = tensor._version, view.tobytes()
-        due = len(self._read) % TURNS == self._turn % TURNS
-        if before is not None and same and not due and before[1::2] == (counted, seen):
+        count, seen = counted(tensor), view.tobytes()
+        due = count < 0 or len(self._read) % TURNS == self._turn % TURNS
+        if before is not None and same and not due and before[1::2] == (count, seen):
             return before
-        return Read(place, counted, view, seen, content_of(tensor))
+        return Read(place, count, view, seen, content_of(tensor))
 
 
 def _same(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
@@ -140,7 +140,7 @@ def _same(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
 
 def _place(tensor: Tensor) -> tuple[Any, ...] | None:
     """Where the bytes of a tensor are, and what they are; None where that tells too little, or there are none."""
-    if not tensor.is_cpu or not tensor.is_contiguous() or tensor.is_inference():
+    if not tensor.is_cpu or not tensor.is_contiguous():
         return None
     return (start, tensor.nbytes, tensor.shape, tensor.dtype) if (start := tensor.data_ptr()) else None
 
