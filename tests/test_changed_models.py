@@ -132,3 +132,23 @@ def test_a_weight_made_in_inference_mode_is_told(vlm):
     vlm.capture(tiny_inputs(vlm), SITE).provenance  # noqa: B018
     norm.weight.data = norm.weight.data.clone()
     assert vlm.identity == vlm.fingerprint != before
+
+
+def test_another_weight_in_the_memory_of_one_is_read(vlm):
+    """As where an allocator gives a place again: alike in each page, and as often counted."""
+    vlm.model.big = torch.nn.Linear(256, 256)
+    for at in (3, 5):  # in one of them it may be its turn to be read
+        before, held = vlm.identity, vlm.model.big.weight.data
+        other = torch.nn.Parameter(held)
+        other.data.view(-1)[at] += 1
+        vlm.model.big.weight = other
+        assert vlm.identity == vlm.fingerprint != before
+
+
+def test_the_end_of_a_weight_is_looked_at(vlm):
+    """Though it fills no whole page."""
+    vlm.model.big = torch.nn.Linear(2, 10239, bias=False)  # 81,912 bytes: five pages less a number
+    for _ in range(2):
+        before = vlm.identity
+        vlm.model.big.weight.data.view(-1)[12290:] += 1
+        assert vlm.identity == vlm.fingerprint != before

@@ -9,6 +9,8 @@ at a part of all tensors, another one each time.
 from __future__ import annotations
 
 import ctypes
+import weakref
+from collections.abc import Callable
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -42,6 +44,7 @@ class Read(NamedTuple):
     """A tensor as it was read.
 
     Attributes:
+        tensor: which it was; another may stand where one was given back.
         place: where its bytes are, and what they are.
         counted: how often torch counted a change.
         view: of all its bytes, or of a few of each page: of memory that it does not keep, good while `place` is right.
@@ -49,6 +52,7 @@ class Read(NamedTuple):
         content: the digest of all.
     """
 
+    tensor: Callable[[], Tensor | None]
     place: Any
     counted: int
     view: Any
@@ -122,16 +126,16 @@ class Known:
         """The content of a tensor: as before, if it seems to be the same, and it is not its turn."""
         place = _place(tensor)
         if place is None:
-            return Read(None, 0, None, b"", content_of(tensor))
-        same = before is not None and before.place == place
+            return Read(weakref.ref(tensor), None, 0, None, b"", content_of(tensor))
+        same = before is not None and before.place == place and before.tensor() is tensor
         view = before.view if before is not None and same else _view(*place)
         if tensor.nbytes <= SMALL:
-            return Read(place, 0, view, b"", xxh3_128(view).digest())
+            return Read(weakref.ref(tensor), place, 0, view, b"", xxh3_128(view).digest())
         count, seen = counted(tensor), view.tobytes()
         due = count < 0 or len(self._read) % TURNS == self._turn % TURNS
-        if before is not None and same and not due and before[1::2] == (count, seen):
+        if before is not None and same and not due and (before.counted, before.seen) == (count, seen):
             return before
-        return Read(place, count, view, seen, content_of(tensor))
+        return Read(weakref.ref(tensor), place, count, view, seen, content_of(tensor))
 
 
 def _same(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
@@ -148,4 +152,4 @@ def _place(tensor: Tensor) -> tuple[Any, ...] | None:
 def _view(start: int, size: int, *_: Any) -> Any:
     """Of memory, without keeping it: a view of a tensor takes ten times as long, and would keep the tensor."""
     memory: Any = (ctypes.c_char * size).from_address(start)
-    return memory if size <= SMALL else np.ndarray((size // PAGE,), LOOK, memory, 0, (PAGE,))
+    return memory if size <= SMALL else np.ndarray(((size - LOOK.itemsize) // PAGE + 1,), LOOK, memory, 0, (PAGE,))
