@@ -152,3 +152,20 @@ def test_the_end_of_a_weight_is_looked_at(vlm):
         before = vlm.identity
         vlm.model.big.weight.data.view(-1)[12290:] += 1
         assert vlm.identity == vlm.fingerprint != before
+
+
+def test_a_storage_in_the_place_of_another_is_read(vlm):
+    """An allocator gives a place again; of what is set through `.data`, torch counts nothing."""
+    vlm.model.big = torch.nn.Linear(256, 256)
+    weight, memory = vlm.model.big.weight, bytearray(4 * 256 * 256)
+    places, seen = set(), set()
+    for number in range(1, 4):
+        held = torch.frombuffer(memory, dtype=torch.float32).view(256, 256)
+        held.numpy()[number] = 1  # no first number of a page, which sixteen rows fill
+        weight.data = held
+        del held
+        places.add(weight.data_ptr())
+        seen.add(vlm.identity)
+        assert vlm.identity == vlm.fingerprint
+        weight.data = torch.zeros(256, 256)  # not asked here
+    assert len(seen) == 3 and len(places) == 1

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 WHOLE = 1 << 12  # bytes of a tensor that is looked at whole
 PLACES, LOOK = 4, 8  # of a larger one: how many places, from its first byte to its last, and how many bytes there
-State = tuple[tuple[int, int], int, bytes]
-"""What holds a tensor, and from where; how often it was written to, as torch counts it; bytes that were looked at."""
-NOWHERE = (0, 0)
+Holder = tuple["weakref.ref[torch.UntypedStorage] | None", int]
+"""What holds a tensor, which it does not keep, and from where: a place in memory is given again, a storage is not."""
+State = tuple[Holder, int, bytes]
+"""What holds a tensor; how often it was written to, as torch counts it; bytes that were looked at."""
+NOWHERE: Holder = (None, 0)
 
 
 def state_of(tensor: Tensor, stays: bool = True) -> State:
@@ -30,8 +34,11 @@ def state_of(tensor: Tensor, stays: bool = True) -> State:
     looked_at = _looked_at(start, tensor.nbytes) if tensor.is_cpu and tensor.is_contiguous() else b""
     if not stays:
         return NOWHERE, -1, looked_at
-    holder = (tensor.untyped_storage()._cdata, int(tensor.storage_offset())) if start else NOWHERE
-    return holder, counted(tensor), looked_at
+    return holder_of(tensor) if start else NOWHERE, counted(tensor), looked_at
+
+
+def holder_of(tensor: Tensor) -> Holder:
+    return weakref.ref(tensor.untyped_storage()), int(tensor.storage_offset())
 
 
 def counted(tensor: Tensor) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from xxhash import xxh3_128
 
-from lvlm_interp.inputs.touched import counted, state_of
+from lvlm_interp.inputs.touched import counted, holder_of, state_of
 from lvlm_interp.model.compiled import original
 from lvlm_interp.model.identity import (
     Said,
@@ -64,8 +64,8 @@ class Known:
     """The settings and contents of one model, as they were read.
 
     Noticed at the next call: an attribute that was set, a change that torch counts, in a tensor up to `SMALL` bytes, or
-    that fills `PAGE` bytes. A single number of a larger tensor that was written behind torch's back: after `TURNS`
-    calls at the latest.
+    that fills `PAGE` bytes. What else was written behind torch's back in a larger tensor (a number, a column): after
+    `TURNS` calls at the latest.
     """
 
     def __init__(self) -> None:
@@ -143,10 +143,13 @@ def _same(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...] | None:
-    """Where the bytes of a tensor are, and what they are; None where that tells too little, or there are none."""
+    """Where the bytes of a tensor are, what holds them and what they are; None where that tells too little, or there
+    are none."""
     if not tensor.is_cpu or not tensor.is_contiguous():
         return None
-    return (start, tensor.nbytes, tensor.shape, tensor.dtype) if (start := tensor.data_ptr()) else None
+    if not (start := tensor.data_ptr()):
+        return None
+    return start, tensor.nbytes, tensor.shape, tensor.dtype, holder_of(tensor)
 
 
 def _view(start: int, size: int, *_: Any) -> Any:
