@@ -169,6 +169,18 @@ def test_markup_in_an_answer_is_text(run):
     assert "[link=a]Q[/link]" in (text := console.export_text()) and "bold" in text
 
 
+def test_a_terminal_too_narrow_for_a_table(monkeypatch, capsys):
+    from lvlm_interp.cli import terminal
+    from lvlm_interp.report.terminal import diagnosis_table
+
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "6")
+    console = terminal.output()
+    assert console.width == terminal.NARROW
+    console.print(diagnosis_table(made()))
+    assert "word" in capsys.readouterr().out
+
+
 def test_reference_where_and_clear(run, tmp_path, monkeypatch):
     monkeypatch.setenv("LVLM_INTERP_CACHE", str(tmp_path))
     (tmp_path / "sources").mkdir()

@@ -253,3 +253,12 @@ def test_numbers_of_a_contrast_are_numbers(reference, purple_banana):
     for name in ("delta", "with_logprob", "weights"):
         with pytest.raises(InputError, match=f"Contrast.{name} holds NaN"):
             dataclasses.replace(found, **{name: getattr(found, name) * torch.nan})
+
+
+@pytest.mark.parametrize("name", ["delta", "delta_nats"])
+def test_a_difference_that_is_none_is_refused(name):
+    """Of a file that somebody wrote."""
+    vlm = li.wrap(tiny_llava())
+    found = li.contrast(vlm, tiny_inputs(vlm))
+    with pytest.raises(InputError, match=rf"Contrast\.{name} is not what is with the image less what is without it"):
+        dataclasses.replace(found, **{name: getattr(found, name) + 0.1})

@@ -48,7 +48,41 @@ def coalitions(x):
     return torch.stack([x.everything, x.hidden("image"), x.hidden("context"), x.hidden("image", "question")])
 
 
+class AtPosition(torch.nn.Module):
+    """A user's own layer: position 9 gets nothing from it."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, states):
+        return self.inner(states).index_fill(1, torch.tensor([9]), 0.0)
+
+
+class Among(AtPosition):
+    """A row less the mean of all."""
+
+    def forward(self, states):
+        found = self.inner(states)
+        return found - found.mean(1, keepdim=True)
+
+
 # --- scores -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [AtPosition, Among])
+@pytest.mark.parametrize("opened", ["before", "after"])
+def test_rows_stand_where_they_are_in_layers_of_ones_own(kind, opened, monkeypatch):
+    model = tiny_llava()
+    block = model.model.language_model.layers[1]
+    vlm = li.wrap(model)
+    block.mlp = kind(block.mlp)
+    vlm = vlm if opened == "before" else li.wrap(model)
+    x = tiny_inputs(vlm)
+    visible = coalitions(x)
+    torch.testing.assert_close(li.score(vlm, x, visible).logit, plain(model, x, visible), rtol=0, atol=1e-5)
+    monkeypatch.setattr("lvlm_interp.engine.decoder.written_by_others", lambda *_: [])  # the control
+    assert (li.score(vlm, x, visible).logit - plain(model, x, visible)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("position", [-1, -2, -4, 9, 13])

@@ -200,6 +200,15 @@ def test_labels_that_their_number_type_would_round_are_refused():
         fit_probes(X, 1.7e9 + 300 * values, **QUICK)
 
 
+@pytest.mark.parametrize(
+    ("pair", "why"), [(("a", "a\0"), "ends with NUL"), ((2**53 + 1, 0.5), "is rounded beside fractions")]
+)
+def test_labels_that_numpy_would_change_are_refused(pair, why):
+    with pytest.raises(InputError, match=why):
+        probe.task_of([pair[n % 2] for n in range(20)])
+    assert probe.task_of([str(pair[n % 2]).strip("\0") + f"{n % 2}" for n in range(20)]).classes  # the control
+
+
 def test_columns_of_the_users_own_are_kept():
     frame = pd.DataFrame({"label": ["mine"] * len(X), "place": range(len(X))})
     found = fit_probes(X, Y, metadata=frame, **QUICK).examples(0)

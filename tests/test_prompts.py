@@ -19,6 +19,7 @@ from lvlm_interp.families.shared.registry import FAMILIES
 from lvlm_interp.inputs import chat
 from lvlm_interp.inputs.prompt import Prompter
 from lvlm_interp.model.limits import longest
+from tests import tokenizers
 from tests.families import tiny_example, tiny_model
 from tests.families.fuyu import PAPER, cutting_fuyu
 from tests.families.shared.saved import pil
@@ -180,6 +181,39 @@ def test_thoughts_that_a_template_writes_are_no_part_of_the_answer(thinking):
     plain = li.wrap(tiny_llava(), processor("llava")).prepare(ASKED, PICTURE, answer="A cat.")
     assert x.answer_start == plain.answer_start + len("<think></think>")  # the control: it has none
     assert x.length == len(x.roles) == x.model_inputs["attention_mask"].shape[1] and thinking.run(x).isfinite().all()
+
+
+def test_a_template_that_writes_something_else_each_time_is_refused():
+    own = processor("llava")
+    clock = {"fast": "{{ strftime_now('%f') }}", "slow": "{{ strftime_now('%Y') }}"}
+    for pace, written in clock.items():
+        own.chat_template = written + TEMPLATE.replace("MARKER", "<image>")
+        vlm = li.wrap(tiny_llava(), own)
+        if pace == "slow":  # the control
+            asked = _asked(vlm.prepare(ASKED, PICTURE))
+            assert "".join(asked) == ASKED
+        else:
+            with pytest.raises(InputError, match="writes something else each time"):
+                vlm.prepare(ASKED, PICTURE)
+
+
+def _asked(x):
+    return [token for token, role in zip(x.tokens, x.roles, strict=True) if role == "question"]
+
+
+@pytest.mark.parametrize("kind", ["words", "few merges"])
+def test_a_small_vocabulary_leaves_the_template_as_it_is(kind, monkeypatch):
+    """Letters that stand for a reply are one token there, all of them; or two, of which a blank is the first."""
+    vlm = tokenizers.chat(kind, monkeypatch)
+    said = "{% if message['role'] == 'assistant' %} {% endif %}"  # as LLaVA's: "ASSISTANT:" and then " purple"
+    template = TEMPLATE.replace(": ", ":").replace("MARKER", "<image>")
+    vlm.processor.chat_template = template.replace(":{% for part", f":{said}{{% for part")
+    x = vlm.prepare("what color is it ?", PICTURE, answer="purple")
+    turns = chat.conversation("what color is it ?", [PICTURE])
+    turns.append({"role": "assistant", "content": [{"type": "text", "text": "purple"}]})
+    whole = vlm.processor.apply_chat_template(turns, tokenize=True, return_dict=True, return_tensors="pt")["input_ids"]
+    assert whole[0, : x.length].tolist() == x.model_inputs["input_ids"][0].tolist()
+    assert "".join(x.answer_tokens).strip() == "purple"
 
 
 def test_the_same_answer_stands_in_the_same_prompt_however_it_is_given(thinking):

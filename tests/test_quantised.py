@@ -194,3 +194,12 @@ def test_what_quantize_dynamic_makes_is_refused():
     model = torch.ao.quantization.quantize_dynamic(tiny_llava(), {torch.nn.Linear}, dtype=torch.qint8)
     with pytest.raises(ModelError, match=r"quantize_dynamic.*cannot be read.*torchao"):
         li.wrap(model)
+
+
+def test_what_quantize_dynamic_makes_of_an_open_model_is_refused():
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    li.score(vlm, x, x.everything[None])
+    torch.ao.quantization.quantize_dynamic(vlm.model, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
+    with pytest.raises(ModelError, match=r"quantize_dynamic.*cannot be read.*torchao"):
+        li.score(vlm, x, x.everything[None])

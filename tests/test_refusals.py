@@ -310,6 +310,28 @@ def test_what_is_told_of_a_file_leaves_the_file_alone(folder):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_an_image_token_beyond_the_tokenizer(folder):
+    changed(folder, "", image_token_id=99999)
+    said = refused(folder)
+    assert "the image token 99999 (beyond its tokenizer)" in said and "150 ('<image>')" in said
+
+
+def test_an_image_token_that_is_the_mark_of_something_else(folder):
+    """It may be one of several, for all that the files say; with the first picture it is told."""
+    changed(folder, "", image_token_id=151)
+    with pytest.raises(InputError, match="0 image tokens in the prompt, by the model's config those of id 151"):
+        li.load(folder).prepare("What is it?", PICTURE)
+
+
+def test_a_tokenizer_that_knows_more_than_the_embedding(folder):
+    vlm = li.load(folder)
+    vlm.model.resize_token_embeddings(140)
+    with pytest.raises(
+        InputError, match=r"which knows the ids up to 139, .* input_ids: int64 \[1, \d+\] from \d+ to 150"
+    ):
+        vlm.generate(vlm.prepare("What is it?", PICTURE), 1)
+
+
 @pytest.mark.parametrize("token", ["t", "<pad>", "</s>"])
 def test_an_image_token_that_is_another_token(folder, token):
     """Of a model in memory too: the processor of another model."""

@@ -158,3 +158,9 @@ def test_the_texts_hold_what_they_are_for():
     """The control: letters of several bytes, marks, and characters that join."""
     assert any(unicodedata.category(c) == "Mn" for c in TEXTS["Thai"]) and "‍" in TEXTS["emoji"]
     assert all(len(text.encode()) > len(text) for text in TEXTS.values())
+
+
+@pytest.mark.parametrize("gives", [lambda text: [1, 2], lambda text: None, lambda text: [("it", "noun")]])
+def test_a_segmenter_gives_texts(gives):
+    with pytest.raises(InputError, match=r"the segmenter .* gives texts"):
+        split_words(["it", " is"], [5, 6], None, gives)

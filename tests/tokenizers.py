@@ -56,6 +56,27 @@ def sentencepiece(letters: str = "") -> PreTrainedTokenizerFast:
     return wrapped(made)
 
 
+@cache
+def words() -> PreTrainedTokenizerFast:
+    """As those of worlds with few words: what is none of them is `<unk>`."""
+    known = [*SPECIAL, *"what color is it ? purple yellow user assistant :".split()]
+    made = Tokenizer(models.WordLevel({token: n for n, token in enumerate(known)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    made.decoder = decoders.WordPiece()
+    return wrapped(made)
+
+
+@cache
+def few_merges() -> PreTrainedTokenizerFast:
+    """Bytes, and the words of a few sentences: a blank is one token with these words only."""
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=SPECIAL, initial_alphabet=alphabet)
+    made.train_from_iterator(["user: what color is it? assistant: purple yellow. a: purple"] * 20, trainer)
+    return wrapped(made)
+
+
 KINDS = {
     "bytes": lambda: byte_level(0),
     "byte-level": byte_level,
@@ -64,12 +85,16 @@ KINDS = {
 }
 
 
+SMALL = {"words": words, "few merges": few_merges}
+
+
 def chat(kind: str, monkeypatch, seed: int = 0):
     """A tiny LLaVA that speaks with one of these tokenizers."""
     import lvlm_interp as li
 
-    tokenizer = KINDS[kind]()
-    monkeypatch.setattr(saved, "tokenizer", KINDS[kind])
+    make = (KINDS | SMALL)[kind]
+    tokenizer = make()
+    monkeypatch.setattr(saved, "tokenizer", make)
     model = tiny_llava(seed=seed)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lvlm_interp.results import Result
 
 WIDE = 240  # columns
+NARROW = 72  # what a table of words needs: in less, rich leaves columns out
 
 
 def complain(line: str) -> None:
@@ -73,7 +74,8 @@ def _noted(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def output() -> Console:
     """Standard output; where it is no terminal, tables are as wide as they need to be."""
-    return Console(width=None if sys.stdout.isatty() else WIDE)
+    console = Console()
+    return Console(width=max(console.width, NARROW) if sys.stdout.isatty() else WIDE)
 
 
 def print_json(value: Any) -> None:

@@ -21,7 +21,7 @@ from lvlm_interp.counterfactuals.counterfactual import Counterfactual, applied, 
 from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.engine.score import Scores, score
 from lvlm_interp.errors import InputError
-from lvlm_interp.fields import LOGPROB, SHARE, Range, shown
+from lvlm_interp.fields import LOGPROB, ROUNDING, SHARE, Range, shown
 from lvlm_interp.given import explained, need_seed
 from lvlm_interp.inputs.example import Inputs, named_by
 from lvlm_interp.model.holding import in_one_go
@@ -69,6 +69,16 @@ class Contrast(Comparable):
     weights: Float[Tensor, " answer"]
     classes: tuple[TokenClass, ...]
     without: str = "hidden"
+
+    def __post_init__(self) -> None:
+        """Raise for a file whose differences are none of its numbers."""
+        super().__post_init__()
+        for name, here, there in (
+            ("delta", self.with_logit, self.without_logit),
+            ("delta_nats", self.with_logprob, self.without_logprob),
+        ):
+            if not torch.allclose(getattr(self, name), here - there, rtol=ROUNDING, atol=ROUNDING):
+                raise InputError(f"{type(self).__name__}.{name} is not what is with the image less what is without it")
 
     @property
     def note(self) -> str:

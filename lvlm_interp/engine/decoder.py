@@ -29,10 +29,12 @@ from lvlm_interp.model.holding import (
     hooks_of_others,
     in_one_go,
     put_by_others,
+    written_by_others,
 )
 from lvlm_interp.model.lengths import following, unmoved
 from lvlm_interp.model.training import need_evaluation
 from lvlm_interp.model.vlm import HookedVLM
+from lvlm_interp.model.weights import sizes_of
 
 MADE_ANEW = frozenset(  # arguments of a decoder that scoring gives itself
     {"attention_mask", "past_key_values", "use_cache", "output_hidden_states", "output_attentions", "return_dict"}
@@ -168,7 +170,7 @@ def _kind_in(module: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
 
 
 def standing(vlm: HookedVLM) -> list[str]:
-    """What is in the decoder that must find each row at its position: edits, and hooks of others.
+    """What is in the decoder that must find each row at its position: edits, hooks and classes of others.
 
     Raises:
         ModelError: hooks of others where scoring does not call what they hook, or not with all rows, or calls it with
@@ -185,7 +187,10 @@ def standing(vlm: HookedVLM) -> list[str]:
         )
     inside = set(vlm.decoder.modules())
     edited = [site.name for site, _ in vlm.held.edited if site.module in inside]
-    return edited + hooks_of_others(vlm.decoder.named_modules())
+    within = [*vlm.decoder.named_modules()]
+    # Linear maps are asked whether their rows depend on each other (`quantised.mixing`).
+    own = [name for name, module in written_by_others(vlm.model, within) if not sizes_of(module)]
+    return edited + hooks_of_others(within) + own
 
 
 def _need_once(vlm: HookedVLM, module: nn.Module) -> None:

@@ -46,7 +46,8 @@ def unfitting(model_inputs: Mapping[str, Any], asked: str, error: BaseException)
 
 def _shape(value: Any) -> str:
     on = " on meta" * (isinstance(value, Tensor) and value.is_meta)
-    return f"{shown(value)}{on}"
+    ids = isinstance(value, Tensor) and value.dtype == torch.long and value.numel() and not value.is_meta
+    return f"{shown(value)}{on}{f' from {value.min()} to {value.max()}' if ids else ''}"
 
 
 @contextlib.contextmanager

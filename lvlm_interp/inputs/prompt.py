@@ -25,6 +25,7 @@ from lvlm_interp.inputs.spelling import LOST, piece_text, pieces_of
 
 PLACEHOLDERS = ("X", "Q", "k", "7")
 SHOWING = ("image_token", "video_token", "audio_token", "boi_token", "eoi_token")  # what processors call such tokens
+TRIES = 3
 PARTS = ("processor", "extractor", "tokenizer", "template")  # how processors call their arguments that are no settings
 
 
@@ -72,9 +73,21 @@ class Prompter:
         """Ids of a conversation that ends where the answer begins.
 
         Raises:
-            InputError: a piece of text leaves no token behind, or the processor takes no video.
+            InputError: a piece of text leaves no token behind, the processor takes no video, or the chat template
+                writes something else each time.
         """
         self._need_readers(messages)
+        for _ in range(TRIES):  # a clock that writes minutes may go on meanwhile
+            encoded, again = self._encoded(messages), self._process(self._guarded(messages))
+            if torch.equal(encoded.model_inputs["input_ids"], again["input_ids"]):
+                return self._spliced(encoded)
+        raise InputError(
+            "the model's chat template writes something else each time, so that nobody can tell which words are "
+            "yours: give it a fixed time (a clock's fractions of a second?) or another template"
+        )
+
+    def _encoded(self, messages: Sequence[Message]) -> Encoded:
+        """The ids, in which placeholders stand for texts with markers; the spans are what changes with a text."""
         segments, guarded = segments_of(messages), self._guarded(messages)
         inputs = self._process(guarded)
         inputs.pop("labels", None)  # for training, which PaliGemma's makes
@@ -85,7 +98,7 @@ class Prompter:
             spans.append(_changed(ids, other["input_ids"][0].tolist()))
             if spans[-1][0] == spans[-1][1]:
                 raise InputError(f"the {segment.role} {segment.text!r} tokenises to nothing; give at least one word")
-        return self._spliced(Encoded(inputs, tuple(spans), tuple(segments), self._opening(guarded, ids)))
+        return Encoded(inputs, tuple(spans), tuple(segments), self._opening(guarded, ids))
 
     def _need_readers(self, messages: Sequence[Message]) -> None:
         """Raise unless the processor can take what is shown.
@@ -134,13 +147,21 @@ class Prompter:
             return self.answer_ids((), answer)
 
     def _opening(self, messages: Sequence[Message], prompt: Sequence[int]) -> tuple[int, ...]:
-        """What the template writes of its own before a reply, behind the prompt that generation begins with."""
+        """What the template writes of its own before a reply, behind the prompt that generation begins with.
+
+        A blank there is the reply's: it is one token with most words.
+        """
         try:
-            full, other = (self._with_reply(messages, text) for text in PLACEHOLDERS[:2])
+            full, *others = (self._with_reply(messages, text) for text in PLACEHOLDERS[:2])
+            if full == others[0]:  # a small vocabulary, whose tokens these letters are not
+                others = [self._with_reply(messages, text) for text in PLACEHOLDERS[2:]]
         except InputError:  # a template that takes no reply
             return ()
-        start, _ = _changed(full, other)
-        return tuple(full[len(prompt) : start]) if full[: len(prompt)] == list(prompt) else ()
+        other = next((one for one in others if one != full), None)
+        if other is None or full[: len(prompt)] != list(prompt):
+            return ()
+        opening = full[len(prompt) : _changed(full, other)[0]]
+        return tuple(opening) if self.text(opening).strip() else ()
 
     def word_ids(self, word: str, blank: bool | None = None) -> list[int]:
         """Ids of a word that stands alone, or behind a blank: by default as it is written.

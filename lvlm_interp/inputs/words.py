@@ -25,6 +25,7 @@ from uniseg.sentencebreak import sentences
 from uniseg.wordbreak import words
 
 from lvlm_interp.errors import InputError
+from lvlm_interp.fields import shown
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.spelling import LOST, Decode, Spelled, spelled
@@ -99,7 +100,7 @@ def unit_name(unit: Unit | str) -> str | tuple[int, int]:
 
 def _span(text: Spelled, unit: tuple[int, int]) -> Word:
     (start, stop), count = unit, len(text.starts)
-    if not 0 <= start < stop <= count:
+    if not 0 <= start < stop <= count or bool in (type(start), type(stop)):
         raise InputError(
             f"no span {unit} of answer tokens: the answer has {count}, and a span (start, stop) needs "
             f"0 ≤ start < stop ≤ {count}"
@@ -157,7 +158,10 @@ def first_word(
 
 def _edges(text: str, segmenter: Segmenter) -> set[int]:
     """Where in a text words begin."""
-    pieces = list(segmenter(text)) if text else []
+    given = segmenter(text) if text else []
+    pieces = list(given) if isinstance(given, Iterable) else [given]
+    if wrong := [piece for piece in pieces if not isinstance(piece, str)]:
+        raise InputError(f"the segmenter {unit_name(segmenter)} gives texts, one behind another; got {shown(wrong[0])}")
     if "".join(pieces) != text:
         raise InputError(f"the words {pieces[:5]} … of the segmenter {unit_name(segmenter)} are not the text {text!r}")
     return set(itertools.accumulate(map(len, pieces)))

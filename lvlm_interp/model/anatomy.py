@@ -35,6 +35,7 @@ from lvlm_interp.model.parts import (
     recurrent_of,
     repeated,
 )
+from lvlm_interp.model.quantised import need_weights_to_read
 from lvlm_interp.model.readout import Behind, Mixing, Readout
 from lvlm_interp.model.sites import Site, find_sites, missing_sites
 from lvlm_interp.model.walking import looked_up
@@ -183,11 +184,16 @@ class Anatomy:
         return self._sites
 
     def notice_modules(self) -> None:
-        """Forget what was found where other modules run than did: an adapter put in or switched, a part replaced."""
+        """Forget what was found where other modules run than did: an adapter put in or switched, a part replaced.
+
+        Raises:
+            ModelError: what stands there now cannot be read.
+        """
         modules, known = looked_up(_all_modules, self.model), vars(self).get("_modules")
         if known is not None and (len(known) != len(modules) or any(map(operator.is_not, known, modules))):
             for name in FOUND:
                 vars(self).pop(name, None)
+            need_weights_to_read(self.model)
         self._modules = modules
 
     @functools.cached_property

@@ -29,6 +29,7 @@ M = TypeVar("M", bound=Callable[..., Any])
 # Hooks of these change nothing that a user did not ask for in a `with` of theirs or ours.
 KNOWN = ("lvlm_interp.", "transformers.", "nnsight.", "accelerate.", "torch.")
 WRAPPING = ("torch.", "jaxtyping.", "beartype.")  # they make a function of one that they are given
+ROWS = (*KNOWN, "peft.", "bitsandbytes.", "torchao.", "optimum.", "gptqmodel.", "hqq.")  # layers that others make
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 FORWARDS = ("forward", "_old_forward")  # of an instance; accelerate keeps the one that it found
 Edits = tuple[tuple[Any, Callable[..., Any]], ...]
@@ -214,6 +215,17 @@ def patched(modules: Iterable[tuple[str, nn.Module]]) -> list[str]:
         if isinstance(put, (FunctionType, MethodType, functools.partial)) and method not in FORWARDS
         if hasattr(kind, method) and _foreign(put)
     ]
+
+
+def written_by_others(model: PreTrainedModel, modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    """Those of a class that is a user's own, and not of the package that the model is of."""
+    own = tuple(f"{kind.__module__.partition('.')[0]}." for kind in (type(model), type(model).__base__))
+    return [(name, module) for name, module in modules if not _has_known_rows(type(module), own)]  # type: ignore[arg-type]
+
+
+@functools.lru_cache(maxsize=4096)
+def _has_known_rows(kind: type[nn.Module], own: tuple[str, ...]) -> bool:
+    return f"{_home(_plain(kind.forward))}.".startswith((*ROWS, *own))
 
 
 def _of_accelerate(hook: Any) -> list[Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import CodeType
 from typing import Any, NamedTuple
 
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from xxhash import xxh3_128
 
+from lvlm_interp.errors import ModelError
 from lvlm_interp.model.acting import OF_ONE, rewritten
-from lvlm_interp.model.compiled import as_written
+from lvlm_interp.model.compiled import WRAPPED, as_written
 from lvlm_interp.model.settings import configurations_of, settings_of, telling
 from lvlm_interp.model.weights import fetched
 
@@ -27,6 +28,11 @@ LENGTHENED, ORIGINAL, FOLLOWING = "inv_freq", "original_inv_freq", ("dynamic", "
 FIRST = "num_positions"  # how many rows a table of sinusoids began with: a longer pass makes it anew, with more
 FEW = 128  # numbers of a tensor that a module holds as it is: more are taken for activations that somebody kept there
 ORDINARY, MARKS = frozenset({Tensor, nn.Parameter}), frozenset({"_is_hf_initialized"})
+# How sparse layouts name where their numbers stand.
+COMPRESSED = {
+    "crow_indices": ("col_indices", torch.sparse_csr, torch.sparse_bsr),
+    "ccol_indices": ("row_indices", torch.sparse_csc, torch.sparse_bsc),
+}
 WORDS = 1 << 22  # 32-bit words of a tensor on a device that are summed together
 MOST_FETCHED = 1 << 16
 _fetched: dict[tuple[int, ...], bytes] = {}  # digests of contents that were on a device, by their length and sums
@@ -99,7 +105,18 @@ def fingerprint(model: PreTrainedModel, said: Saying = said_by, content: Content
             plain = is_ordinary(tensor) and not own.moved
             for part in (tensor,) if plain else _each_once((*parts_of(tensor), *_scales(own, name))):
                 digest.update(content(part))
+    for place in _again(model, modules):
+        digest.update(place.encode())
     return digest.hexdigest()
+
+
+def _again(model: nn.Module, modules: Sequence[nn.Module]) -> list[str]:
+    """The other places of modules that stand at several, and where each was met first: a walk meets it once."""
+    if sum(len(module._modules) for module in modules) < len(modules):  # each but the first stands at one
+        return []
+    first: dict[nn.Module, str] = {}
+    walked = ((path.replace(f".{WRAPPED}", ""), module) for path, module in model.named_modules(remove_duplicate=False))
+    return [f"{path}={first[module]}" for path, module in walked if first.setdefault(module, path) != path]
 
 
 def put_back(modules: Iterable[nn.Module]) -> frozenset[int]:
@@ -163,8 +180,12 @@ def _names_in(held: Any) -> Iterator[str]:
 
 
 def is_ordinary(value: Any) -> bool:
-    """Whether it is a tensor and no more, as most are."""
-    return type(value) in ORDINARY and value.__dict__.keys() <= MARKS
+    """Whether it is a tensor and no more, all its numbers one behind another, as most are."""
+    return type(value) in ORDINARY and value.__dict__.keys() <= MARKS and _is_dense(value)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_nested
 
 
 def parts_of(value: Any) -> Iterator[Tensor]:
@@ -177,17 +198,35 @@ def parts_of(value: Any) -> Iterator[Tensor]:
     elif hasattr(value, "__tensor_flatten__"):
         yield from parts_of([getattr(value, name) for name in value.__tensor_flatten__()[0]])
     elif isinstance(value, Tensor):
-        yield value
+        yield from (value,) if _is_dense(value) else _pieces(value)
         yield from parts_of(list(getattr(value, "__dict__", {}).values()))
     elif hasattr(value, "absmax"):  # how bitsandbytes says what the bytes of a 4-bit weight stand for
         yield from parts_of(list(vars(value).values()))
+
+
+def _pieces(tensor: Tensor) -> list[Tensor]:
+    """What a sparse tensor is made of: its numbers, and where they stand.
+
+    Raises:
+        ModelError: its layout keeps them where nobody can look.
+    """
+    if tensor.layout is torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    for rows, columns in COMPRESSED.items():
+        if tensor.layout in columns[1:]:
+            return [getattr(tensor, rows)(), getattr(tensor, columns[0])(), tensor.values()]
+    kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+    raise ModelError(
+        f"a {kind} tensor of the model cannot be read: lay it out as most are (to_dense(), to_padded_tensor(0))"
+    )
 
 
 def _headed(name: str, tensor: Tensor) -> bytes:
     """What stands before the bytes of a tensor."""
     if is_ordinary(tensor):
         return _heading(name, tensor.shape, tensor.dtype)
-    return f"{name}{tuple(tensor.shape)}{tensor.dtype}{_scheme(tensor)}".encode()
+    shape = () if tensor.is_nested else tuple(tensor.shape)
+    return f"{name}{shape}{tensor.dtype}{_scheme(tensor)}".encode()
 
 
 @functools.lru_cache(maxsize=4096)
@@ -216,7 +255,7 @@ def _scales(said: Said, name: str) -> Iterator[Tensor]:
 
 
 def _bytes(tensor: Tensor) -> UInt8[Tensor, " byte"]:
-    return tensor.data.contiguous().reshape(-1).view(torch.uint8)
+    return tensor.data.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
 def sums(flat: UInt8[Tensor, " byte"]) -> list[int]:

@@ -36,6 +36,7 @@ from lvlm_interp.model.settings import configurations_of, held_for, is_settled
 from lvlm_interp.model.walking import looked_up, named_modules
 
 PAGE, TURNS = 1 << 14, 32
+STEP = 2039 * 8  # bytes from one look to the next, in each page: a prime number of words, so that it meets every column
 SMALL = 1 << 16  # bytes of a tensor that is read whole each time
 LOOK = np.dtype(np.int64)  # what is looked at of each page
 
@@ -64,8 +65,8 @@ class Known:
     """The settings and contents of one model, as they were read.
 
     Noticed at the next call: an attribute that was set, a change that torch counts, in a tensor up to `SMALL` bytes, or
-    that fills `PAGE` bytes. What else was written behind torch's back in a larger tensor (a number, a column): after
-    `TURNS` calls at the latest.
+    that fills `PAGE` bytes; columns of a head too, where a tensor has a page for each. What else was written behind
+    torch's back in a larger tensor (a number, a column): after `TURNS` calls at the latest.
     """
 
     def __init__(self) -> None:
@@ -145,7 +146,7 @@ def _same(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
 def _place(tensor: Tensor) -> tuple[Any, ...] | None:
     """Where the bytes of a tensor are, what holds them and what they are; None where that tells too little, or there
     are none."""
-    if not tensor.is_cpu or not tensor.is_contiguous():
+    if not tensor.is_cpu or not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
         return None
     if not (start := tensor.data_ptr()):
         return None
@@ -155,4 +156,4 @@ def _place(tensor: Tensor) -> tuple[Any, ...] | None:
 def _view(start: int, size: int, *_: Any) -> Any:
     """Of memory, without keeping it: a view of a tensor takes ten times as long, and would keep the tensor."""
     memory: Any = (ctypes.c_char * size).from_address(start)
-    return memory if size <= SMALL else np.ndarray(((size - LOOK.itemsize) // PAGE + 1,), LOOK, memory, 0, (PAGE,))
+    return memory if size <= SMALL else np.ndarray(((size - LOOK.itemsize) // STEP + 1,), LOOK, memory, 0, (STEP,))

@@ -275,10 +275,15 @@ class Preparing(Anatomy):
     @property
     def _tokens(self) -> int:
         """How many ids there are, of the embedding or of the tokenizer, whichever has more; 0 if unknown."""
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        return max(self._rows, len(tokenizer) if self._rows and hasattr(tokenizer, "__len__") else 0)
+
+    @property
+    def _rows(self) -> int:
+        """How many ids the embedding has; 0 if unknown."""
         rows = getattr(getattr(self.model.get_input_embeddings(), "weight", None), "shape", (0,))[0]
         more = getattr(self.model.config.get_text_config(), "additional_vocab_size", 0) or 0  # Idefics
-        tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        return max(rows + more, len(tokenizer) if rows and hasattr(tokenizer, "__len__") else 0)
+        return int(rows + more if rows else 0)
 
     def _need_video(self, model_inputs: Mapping[str, Any]) -> None:
         """Raise if there are pixels of a video, and the model takes none."""

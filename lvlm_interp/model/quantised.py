@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lvlm_interp.errors import ModelError
+from lvlm_interp.model.holding import written_by_others
 from lvlm_interp.model.weights import sizes_of
 
 MIXED = 1e-4  # of the largest number: what another row may change where rows are independent; in fact, nothing
@@ -32,6 +34,21 @@ def _packs(module: nn.Module) -> bool:
     return any(type(one.data) is not Tensor or not one.is_floating_point() for one in held)
 
 
+def need_weights_to_read(model: nn.Module) -> None:
+    """Raise where a layer keeps its weights where they are no tensors, and rounds each row by all rows of a pass.
+
+    Raises:
+        ModelError: names it.
+    """
+    for name, module in model.named_modules():
+        if hasattr(module, "_packed_params") and type(module).__module__.startswith("torch.ao."):
+            raise ModelError(
+                f"{name!r} is a {type(module).__name__} made by quantize_dynamic of torch.ao: its weights cannot be "
+                "read, and its rows depend on each other. Quantise with torchao's weight-only schemes, or with "
+                "bitsandbytes, which are read"
+            )
+
+
 @torch.no_grad()
 def settle(model: nn.Module, dtype: torch.dtype) -> None:
     """Let each such layer compute a row, so that what a model is does not change with its first picture."""
@@ -40,9 +57,9 @@ def settle(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 @torch.no_grad()
-def mixing(model: nn.Module, dtype: torch.dtype) -> str:
+def mixing(model: PreTrainedModel, dtype: torch.dtype) -> str:
     """Which layer computes a row by what stands beside it; empty if none does. One layer of each kind is asked."""
-    asked = (*_one_of_each(stored_otherwise(model)), *_one_of_each(_adapted(model)))
+    asked = (*_one_of_each(stored_otherwise(model)), *_one_of_each(_adapted(model)), *_one_of_each(_other(model)))
     return next((f"{name} ({type(m).__name__})" for name, m in asked if _mixes(m, dtype)), "")
 
 
@@ -84,6 +101,11 @@ def _one_of_each(layers: Iterable[tuple[str, nn.Module]]) -> Iterable[tuple[str,
 def _adapted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The linear maps that an adapter adds to: peft's Lily chooses its part by the mean over all rows."""
     return ((n, m) for n, m in model.named_modules() if isinstance(m._modules.get("base_layer"), nn.Linear))
+
+
+def _other(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+    """The linear maps of a user's own class, which may round by the largest number of all rows."""
+    return [(n, m) for n, m in written_by_others(model, model.named_modules()) if sizes_of(m)]
 
 
 def _mixes(module: nn.Module, dtype: torch.dtype) -> bool:

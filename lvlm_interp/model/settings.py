@@ -162,7 +162,7 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, SCALARS):
         return True
     if isinstance(value, (list, tuple)):
-        return bool(value) and all(map(_is_plain, value))
+        return any(map(_is_plain, value)) and all(one is None or _is_plain(one) for one in value)
     return isinstance(value, Mapping) and bool(value) and all(map(_is_plain, value.values()))
 
 

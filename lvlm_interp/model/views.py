@@ -63,6 +63,8 @@ def _views_of(
         if len(shown) or len(positions):
             marks = anatomy.family.image_mask
             hint = f": give {marks}=…, which is 1 where they stand" if marks and marks not in model_inputs else ""
+            if token := getattr(anatomy, f"{name}_token_id"):
+                hint = f", by the model's config those of id {token}: is the processor another model's?"
             raise InputError(f"{len(shown)} {name}s but {len(positions)} {name} tokens in the prompt{hint}")
         return ()
     views = pixels.image_views(anatomy.model.config, anatomy.processor, shown, model_inputs, positions)

@@ -203,7 +203,8 @@ class HookedVLM(Preparing):
                 ) from error
             if self.active_edits:  # what they gave may be at fault
                 raise
-            raise unfitting(model_inputs, f"{self.name!r} cannot be run", error) from error
+            rows = f", which knows the ids up to {self._rows - 1}," * (isinstance(error, IndexError) and self._rows > 0)
+            raise unfitting(model_inputs, f"{self.name!r}{rows} cannot be run", error) from error
 
     def _recounted(self, model_inputs: Mapping[str, Any]) -> dict[nn.Module, Tensor]:
         """What layers that count rows are told behind padding, which a row of a batch may begin with."""

@@ -30,9 +30,10 @@ def need_image_token(processor: Any, found: int | None, name: str) -> None:
     if found is None or not isinstance(tokenizer, PreTrainedTokenizerBase):
         return
     own = _own(processor, tokenizer)
-    if own is None or found == own or found >= len(tokenizer) or found in _marks(processor, tokenizer):
+    if own is None or found == own or found in _marks(processor, tokenizer):
         return
-    here, there = (f"{i} ({str(tokenizer.convert_ids_to_tokens(i))!r})" for i in (found, own))
+    there, known = f"{own} ({str(tokenizer.convert_ids_to_tokens(own))!r})", found < len(tokenizer)
+    here = f"{found} ({repr(str(tokenizer.convert_ids_to_tokens(found))) if known else 'beyond its tokenizer'})"
     raise ModelError(
         f"the config of {name!r} has the image token {here}, and its processor writes {there} for an image: put "
         "back the config, or the tokenizer, that belongs to the weights"

@@ -18,6 +18,7 @@ from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.compiled import original
 from lvlm_interp.model.place import floating, moved, need_device
+from lvlm_interp.model.quantised import need_weights_to_read
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.opening.broken import kept_file, need_read
 from lvlm_interp.opening.config import need_sound
@@ -50,20 +51,9 @@ def wrap(model: nn.Module, processor: Any = None, name: str | None = None) -> Ho
         raise InputError(f"name= is a text that results tell the model by; got {name!r}")
     if not isinstance(model, PreTrainedModel):
         raise ModelError(f"wrap() takes a transformers model, got {type(model).__name__}; {_how_to_wrap(model)}")
-    _need_weights_to_read(model)
+    need_weights_to_read(model)
     need_sound(model.config, "the config of this model")
     return _opened(model, processor, name or model.name_or_path or None)
-
-
-def _need_weights_to_read(model: nn.Module) -> None:
-    """Raise where a layer keeps its weights where they are no tensors, and rounds each row by all rows of a pass."""
-    for name, module in model.named_modules():
-        if hasattr(module, "_packed_params") and type(module).__module__.startswith("torch.ao."):
-            raise ModelError(
-                f"{name!r} is a {type(module).__name__} made by quantize_dynamic of torch.ao: its weights cannot be "
-                "read, and its rows depend on each other. Quantise with torchao's weight-only schemes, or with "
-                "bitsandbytes, which are read"
-            )
 
 
 def _how_to_wrap(model: object) -> str:

@@ -269,6 +269,7 @@ def _plain(given: Any, what: str) -> np.ndarray:
     if missing.any():
         raise InputError(f"{int(missing.sum())} {what} are NaN or infinite, or missing")
     _need_one_kind(as_given, what)
+    _need_kept(as_given, values, what)
     return values.astype(str) if values.dtype == object else values
 
 
@@ -280,6 +281,14 @@ def _need_one_kind(given: np.ndarray, what: str) -> None:
     if len(of_each) > 1:
         some = " and ".join(f"{value!r} ({kind})" for kind, value in sorted(of_each.items()))
         raise InputError(f"{what} are of several kinds, {some}: make them all of one")
+
+
+def _need_kept(given: np.ndarray, values: np.ndarray, what: str) -> None:
+    """Raise where NumPy makes another of one: it drops zeros behind a text, and counts to 2⁵³ beside fractions."""
+    pairs = zip(given.ravel().tolist(), values.ravel().tolist(), strict=True)
+    if values.dtype != object and (lost := next((one for one, kept in pairs if one != kept), None)) is not None:
+        why = "ends with NUL, which NumPy drops" if isinstance(lost, str) else "is rounded beside fractions"
+        raise InputError(f"{what} such as {lost!r} cannot be kept as they are: it {why}; number them, or name them")
 
 
 def _kind(value: Any) -> str:
