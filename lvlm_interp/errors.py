@@ -22,6 +22,10 @@ class InputError(LvlmInterpError, ValueError):
     """A question, context or answer cannot be made into model inputs."""
 
 
+class ArgumentError(InputError):
+    """An argument of the wrong kind."""
+
+
 class MisfitError(InputError):
     """Tensors that do not fit each other, or the model that is called with them."""
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
-from lvlm_interp.errors import InputError, LvlmInterpError
+from lvlm_interp.errors import ArgumentError, InputError, LvlmInterpError
 from lvlm_interp.fields import fits, named, shown
 
 P = ParamSpec("P")
@@ -41,11 +41,13 @@ def explained(function: Callable[P, T]) -> Callable[P, T]:
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
+        except ArgumentError as error:  # of what this function handed on, as its own argument
+            raise _misgiven(function, args, kwargs) or error from error.__cause__
         except LvlmInterpError:
             raise
         except RAW as error:
-            if told := next(_misfits(function, args, kwargs), None):
-                raise InputError(told) from error
+            if told := _misgiven(function, args, kwargs):
+                raise told from error
             raise
 
     return _marked(call)
@@ -56,8 +58,8 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        if told := next(_misfits(function, args, kwargs), None):
-            raise InputError(told)
+        if told := _misgiven(function, args, kwargs):
+            raise told
         return function(*args, **kwargs)
 
     return _marked(call)
@@ -79,6 +81,12 @@ def _marked(call: Callable[P, T]) -> Callable[P, T]:
 def is_explained(function: Callable[..., Any]) -> bool:
     """Whether a function is `explained`, or `checked`, whatever else is around it."""
     return bool(getattr(function, "explained", False))
+
+
+def _misgiven(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> ArgumentError | None:
+    """What is to be said of the first argument that is of the wrong kind."""
+    told = next(_misfits(function, args, kwargs), None)
+    return None if told is None else ArgumentError(told)
 
 
 def _misfits(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[str]:

@@ -296,7 +296,8 @@ def _told(value: Any) -> str:
 
 def _plain(value: Any) -> Any:
     if is_tensor(value):
-        return value.detach().float().cpu().tolist() if value.is_floating_point() else value.tolist()
+        half = value.is_floating_point() and value.dtype.itemsize < 4
+        return (value.detach().float() if half else value.detach()).cpu().tolist()
     if isinstance(value, Result):
         return value.to_dict()
     if is_frame(value):

@@ -59,7 +59,9 @@ def read_examples(path: str | Path) -> pd.DataFrame:
     file = Path(path)
     frame = _read(file, (*REQUIRED, *OPTIONAL))
     if missing := [name for name in REQUIRED if name not in frame]:
-        raise InputError(f"{file} has no column {' and no column '.join(map(repr, missing))}; it has {list(frame)}")
+        raise InputError(
+            f"{file} has no column {' and no column '.join(map(repr, missing))}; it has {list(frame)}{_parted(frame)}"
+        )
     if frame.empty:
         raise InputError(f"{file} holds no examples")
     for name in REQUIRED:
@@ -116,9 +118,19 @@ def _from(file: Path, name: str) -> str:
     return name if _is_address(name) else str(file.parent / name)
 
 
+TRUTHS = {id(True): "true", id(False): "false"}  # as JSON writes them
+"""By identity, since 1 equals True."""
+
+
 def _texts(column: pd.Series) -> list[str | None]:
     """The cells as texts, None where they are empty."""
-    return [None if pd.isna(value) else str(value) for value in column]
+    return [None if pd.isna(value) else TRUTHS.get(id(value), str(value)) for value in column]
+
+
+def _parted(frame: pd.DataFrame) -> str:
+    """A hint where the columns are parted by something else than commas."""
+    found = [mark for mark in (";", "\t", "|") if len(frame.columns) == 1 and mark in str(frame.columns[0])]
+    return f": its columns are parted by {found[0]!r}; save it with commas" if found else ""
 
 
 def _is_address(name: str) -> bool:
@@ -145,12 +157,12 @@ def _is_file(name: str) -> bool:
 
 
 def _read(file: Path, texts: Collection[str]) -> pd.DataFrame:
-    if file.suffix not in (".csv", ".jsonl"):
+    if file.suffix.lower() not in (".csv", ".jsonl"):
         raise InputError(f"a table of examples is a .csv or a .jsonl file, got {str(file)!r}")
     if not os.path.isfile(file):
         raise InputError(f"no table at {str(file)!r}")
     try:
-        return _csv(file, texts) if file.suffix == ".csv" else _jsonl(file, texts)
+        return _csv(file, texts) if file.suffix.lower() == ".csv" else _jsonl(file, texts)
     except (ValueError, OSError, csv.Error, RecursionError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
 

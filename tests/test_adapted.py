@@ -161,3 +161,14 @@ def test_projections_that_an_adapter_calls_again_are_no_sites():
     found = vlm.capture(tiny_inputs(vlm), "blocks.*.attn.hook_*")
     assert {value.shape[1] for name, value in found.items() if name.endswith(("_q", "_k", "_v", "_z"))} == {17}
     assert "blocks.0.attn.hook_q" in found and "blocks.1.attn.hook_rot_q" in found  # the control: an adapter is on 1, 2
+
+
+def test_an_adapted_unembedding_in_half_precision():
+    """peft's adapters are in float32 there, and what they adapt is not."""
+    base = tiny_llava(dtype=torch.bfloat16)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
+    vlm = li.wrap(peft.get_peft_model(base, config).eval().get_base_model())
+    x = tiny_inputs(vlm)
+    logits = vlm.run(x)[0, x.answer_positions - 1].gather(-1, x.answer_ids[:, None])[:, 0].float()
+    assert (li.direct(vlm, x).logit - logits).abs().max() < 0.05 * logits.abs().max()
+    assert li.lens(vlm, x).target_logprob.isfinite().all()

@@ -44,6 +44,8 @@ MISTAKES = {
     "threshold that is no number": ("contrast", [*ASK, "--threshold", "nan"], 2, "number of nats"),
     "threshold below nothing": ("contrast", [*ASK, "--threshold", "-1"], 2, "number of nats"),
     "threshold without end": ("contrast", [*ASK, "--threshold", "inf"], 2, "number of nats"),
+    "an option twice": ("contrast", [*ASK, "--threshold", "1", "--threshold", "2"], 2, "given 2 times"),
+    "a counterfactual twice": ("contrast", [*ASK, *["--without", "blank"] * 2], 1, "names one twice"),
     "dtype": ("contrast", [*ASK, "--dtype", "fp16"], 2, "float16"),
     "blank alternative": ("credit", [*ASK, "--against", ""], 1, "tokenises to nothing"),
     "keep what is no role": ("credit", [*ASK, "--keep", "banana"], 1, "no role 'banana'"),

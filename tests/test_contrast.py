@@ -168,7 +168,7 @@ def test_names_that_are_not_known(vlm):
 def test_side_by_side_none_takes_the_place_of_another(vlm):
     with pytest.raises(InputError, match="different names"):
         li.contrast(vlm, tiny_inputs(vlm), [counterfactuals.noise(10), counterfactuals.noise(900)])
-    with pytest.raises(InputError, match="different names"):
+    with pytest.raises(InputError, match=r"without=\[\] names no counterfactual"):
         li.contrast(vlm, tiny_inputs(vlm), [])
     named = [dataclasses.replace(counterfactuals.noise(n), name=f"noise {n}") for n in (10, 900)]
     assert list(li.contrast(vlm, tiny_inputs(vlm), named)) == ["noise 10", "noise 900"]

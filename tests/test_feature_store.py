@@ -117,8 +117,20 @@ def test_directories_of_other_things_are_left_alone(vlm, examples, tmp_path):
     for name in ("", "//", "examples", "examples/a", ".places/a"):
         with pytest.raises(InputError, match=f"cannot be called '{name}'"), on_disk(tmp_path, {"sites": {name: ["a"]}}):
             pass
+    for name in ("../a", "a//b", "a/", "a/./b", "zarr.json", ".lock", "a\0b"):
+        with pytest.raises(InputError, match="cannot be called"), on_disk(tmp_path, {"sites": {name: ["a"]}}):
+            pass
+    with pytest.raises(InputError, match="'a' and 'a/b': an array holds no other"):
+        on_disk(tmp_path, {"sites": {"a/b": ["a"], "c": ["a"], "a": ["a"]}}).__enter__()
     with pytest.raises(InputError, match="no features 'queries'"), on_disk(tmp_path / "new", {"sites": {}}) as kept:
         kept["queries"]
+
+
+def test_a_group_of_something_else_is_left_alone(tmp_path):
+    theirs = zarr.open_group(str(tmp_path), mode="w").create_array("rows", shape=(10, 3, 5), dtype="f4", fill_value=7)
+    with pytest.raises(InputError, match=r"is a zarr group of something else \('rows'\)"):
+        on_disk(tmp_path, {"sites": {"rows": ["a"]}}).__enter__()
+    assert zarr.open_group(str(tmp_path))["rows"].shape == theirs.shape and (theirs[:] == 7).all()
 
 
 # --- killed at any moment ---------------------------------------------------------------------------------------------

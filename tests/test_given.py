@@ -208,6 +208,16 @@ def test_an_adapted_model_says_how_it_is_opened():
         li.wrap(adapted)
 
 
+def test_what_a_function_hands_on_is_told_as_its_own_argument(vlm, x):
+    for call, said in (
+        (lambda: li.credit(vlm, x, against="b", word="abc"), r"credit\(word=…\) takes int"),
+        (lambda: li.credit(vlm, "what"), r"credit\(x=…\) takes an example"),
+        (lambda: li.credit(vlm, x, unit=(True, 2)), "no span"),
+    ):
+        with pytest.raises(InputError, match=said):
+            call()
+
+
 def test_an_error_of_an_edit_is_the_edits_own(vlm, x):
     """Not one of image tokens that do not match, though it says so in torch's words."""
 

@@ -337,3 +337,11 @@ def test_empty_parts_say_nothing():
     empty = {"type": "text", "text": ""}
     padded = vlm.prepare_chat([{"role": "user", "content": [empty, *parts, empty]}])
     assert torch.equal(padded.input_ids, plain.input_ids)
+
+
+def test_a_template_that_writes_the_question_twice_is_refused():
+    """What stands between is the template's, and would be hidden with the question."""
+    own = processor("llava")
+    own.chat_template = TEMPLATE.replace("MARKER", "<image>") + "Remember: {{ messages[-1]['content'][-1]['text'] }}\n"
+    with pytest.raises(InputError, match=r"writes the question twice, with words of its own between.*Remember"):
+        li.wrap(tiny_llava(), own).prepare(ASKED, PICTURE)

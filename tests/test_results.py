@@ -21,6 +21,7 @@ from lvlm_interp.counterfactuals.contrast import Contrasts
 from lvlm_interp.errors import InputError, ModelError, OutputError
 from lvlm_interp.inputs.example import digest, named_by
 from lvlm_interp.inputs.view import ImageView
+from lvlm_interp.model.capture import Captured
 from lvlm_interp.opening.checks import Checked
 from lvlm_interp.opening.conformance import Conformance
 from lvlm_interp.report.saved import KINDS, load_result
@@ -334,3 +335,10 @@ def test_columns_that_share_a_name_are_refused(tmp_path):
 def test_arrays_of_texts_keep_their_kind(array, tmp_path):
     read = saved({"a": array}, tmp_path)["a"]
     assert read.dtype.kind == array.dtype.kind and read.shape == array.shape and read.tolist() == array.tolist()
+
+
+def test_doubles_keep_their_digits():
+    numbers = torch.tensor([0.05, 16777217.0, 1700000001.0], dtype=torch.float64)
+    held = {"s": numbers, "h": numbers.to(torch.bfloat16), "n": torch.tensor([True])}
+    told = Captured(held, provenance=about("c")).to_dict()["activations"]
+    assert told["s"] == numbers.tolist() and told["h"][0] == pytest.approx(0.05, rel=1e-2) and told["n"] == [True]

@@ -18,6 +18,7 @@ from lvlm_interp.opening.checks import parity, positions
 from lvlm_interp.opening.conformance import check, check_at_load
 from lvlm_interp.opening.rounding import allowed, apart, float_error
 from tests.families import tiny_example, tiny_model
+from tests.tiny import tiny_inputs, tiny_llava
 
 LARGE = 1000.0
 
@@ -158,3 +159,13 @@ def test_what_may_pass_for_rounding_is_bounded():
 def test_half_precision_where_logits_are_float32_or_parts_keep_their_kernel(name, dtype):
     found = check(*example(name, dtype=dtype))
     assert found.ok, found.to_frame().to_string()
+
+
+def test_a_language_model_in_half_precision_behind_a_tower_in_single():
+    """Its rounding is that of the language model, whatever the first weight says."""
+    model = tiny_llava()
+    model.model.language_model.to(torch.bfloat16)
+    model.lm_head.to(torch.bfloat16)
+    vlm = li.wrap(model)
+    assert vlm.dtype is torch.bfloat16 and check(vlm, tiny_inputs(vlm)).ok
+    assert li.contrast(vlm, tiny_inputs(vlm)).provenance.dtype == "bfloat16"

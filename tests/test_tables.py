@@ -170,3 +170,17 @@ def test_every_field_is_a_text_of_its_own_column(folder):
     (folder / "t.csv").write_text('question,answer,image\nWhat?,"Yes, it is",a.png\n\n')
     frame = read_examples(folder / "t.csv")
     assert frame.to_dict("records") == [{"question": "What?", "answer": "Yes, it is", "image": str(folder / "a.png")}]
+
+
+def test_answers_of_a_jsonl_are_as_json_writes_them(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    lines = [{"image": "a.png", "question": "x", "answer": answer} for answer in (True, False, "True", 1, 1.50)]
+    (tmp_path / "t.JSONL").write_text("\n".join(map(json.dumps, lines)))
+    assert read_examples(tmp_path / "t.JSONL")["answer"].tolist() == ["true", "false", "True", "1", "1.5"]
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_columns_that_something_else_parts_are_told(tmp_path, mark):
+    (tmp_path / "t.csv").write_text(f"image{mark}question\na.png{mark}x\n")
+    with pytest.raises(InputError, match="save it with commas"):
+        read_examples(tmp_path / "t.csv")

@@ -14,6 +14,7 @@ import sys
 from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
 import lvlm_interp as li
 from lvlm_interp.cli import commands
@@ -21,6 +22,19 @@ from lvlm_interp.cli.terminal import complain
 from lvlm_interp.errors import LvlmInterpError
 
 INTERRUPTED = 130  # what shells report after Ctrl-C
+
+
+class Once(typer.core.TyperCommand):
+    """A command that refuses an option which is given twice, where one would be lost."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, _, given = self.make_parser(ctx).parse_args(args=[*args])
+        for one in given:
+            if given.count(one) > 1 and not getattr(one, "multiple", True) and not getattr(one, "is_flag", True):
+                told = f"it is given {given.count(one)} times, and takes one value"
+                raise typer.BadParameter(told, param_hint=f"'{one.opts[0]}'")
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     name="lvlm-interp",
@@ -31,6 +45,8 @@ app = typer.Typer(
 )
 _names = [f"{commands.__name__}.{file.name}" for file in pkgutil.iter_modules(commands.__path__)]
 for _command in sorted(map(importlib.import_module, _names), key=lambda file: file.PLACE):
+    for _registered in _command.app.registered_commands:
+        _registered.cls = Once
     app.add_typer(_command.app)
 
 

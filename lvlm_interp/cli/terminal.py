@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
-import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lvlm_interp.errors import LvlmInterpWarning
-from lvlm_interp.shown import printable, printable_json
+from lvlm_interp.shown import json_text, printable, printable_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,15 +78,7 @@ def output() -> Console:
 
 def print_json(value: Any) -> None:
     """A line of JSON; what is no number is null, since JSON has no NaN."""
-    print(printable_json(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(printable_json(json_text(value)))
 
 
 def show(result: Result, as_json: bool, title: str) -> None:

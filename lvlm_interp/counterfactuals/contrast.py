@@ -264,7 +264,9 @@ def contrast(
     names = [c.name for c in chosen]
     if edge not in ("answer", "row"):
         raise InputError(f"edge is 'answer' or 'row', got {edge!r}")
-    if not chosen or len(set(names)) < len(names):
+    if not chosen:
+        raise InputError("without=[] names no counterfactual; 'hidden' is CAL's")
+    if len(set(names)) < len(names):
         raise InputError(
             f"the counterfactuals side by side need different names, got {names}; dataclasses.replace(one, name=…) "
             "gives another"

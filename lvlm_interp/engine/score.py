@@ -167,7 +167,7 @@ def score_answers(
     _check(x, visible, hide_from)
     if decoder_inputs is not None:
         decoder_inputs.need(vlm, x)
-    placed, mixed = hooked_in_front(vlm), mixing(vlm.decoder, vlm.model.dtype)
+    placed, mixed = hooked_in_front(vlm), mixing(vlm.decoder, vlm.dtype)
     edited = standing(vlm) + ([mixed] if mixed else [])
     within = None if placed and len(answers) > 1 else _inputs(vlm, x, answers, decoder_inputs, placed)
     if within is None or (within.last is not None and len({*map(len, answers)}) > 1):

@@ -184,3 +184,19 @@ def _shown_part(part: Mapping[str, Any], kind: str, where: str) -> dict[str, Any
     given = {"base64": part[key]} if key == "base64" else part[key]
     rest = {name: value for name, value in part.items() if name not in sources}
     return {**rest, kind: SHOWN[kind](given)}
+
+
+def about_videos(messages: Sequence[Message]) -> dict[str, Any]:
+    """What processors are told of videos: all frames are to be shown, and how far they are apart."""
+    parts = [part for message in messages for part in message["content"] if part["type"] == "video"]
+    counts = [len(part["video"]) for part in parts]
+    told = [
+        {
+            "total_num_frames": count,
+            "frames_indices": list(range(count)),
+            "fps": fps,
+            "duration": None if fps is None else count / fps,
+        }
+        for count, fps in zip(counts, (part.get("fps") for part in parts), strict=True)
+    ]
+    return {"do_sample_frames": False, "video_metadata": told} if told else {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, ModelError
-from lvlm_interp.inputs.chat import Message, Segment, conversation, need_whole, segments_of
+from lvlm_interp.inputs.chat import Message, Segment, about_videos, conversation, need_whole, segments_of
 from lvlm_interp.inputs.example import Written, pixels_of
 from lvlm_interp.inputs.once import once
 from lvlm_interp.inputs.refused import need_pictures_taken
@@ -94,11 +95,23 @@ class Prompter:
         ids, spans = inputs["input_ids"][0].tolist(), []
         for segment in segments:
             now = guarded[segment.message]["content"][segment.part]["text"]
-            other = self._process(_replaced(guarded, segment, _placeholder(now, segment.text)))
-            spans.append(_changed(ids, other["input_ids"][0].tolist()))
+            word = _placeholder(now, segment.text)
+            other = self._process(_replaced(guarded, segment, word))["input_ids"][0].tolist()
+            spans.append(_changed(ids, other))
             if spans[-1][0] == spans[-1][1]:
                 raise InputError(f"the {segment.role} {segment.text!r} tokenises to nothing; give at least one word")
+            start, stop = _changed(other, ids)
+            self._need_one_place(segment, self.text(other[start:stop]), word)
         return Encoded(inputs, tuple(spans), tuple(segments), self._opening(guarded, ids))
+
+    def _need_one_place(self, segment: Segment, written: str, word: str) -> None:
+        """Raise where a template writes a text at several places: what stands between them is no user's."""
+        if written.lower().count(word.lower()) > 1 and re.search(r"\w", written.lower().replace(word.lower(), "")):
+            between = written.replace(word, "…")
+            raise InputError(
+                f"the model's chat template writes the {segment.role} twice, with words of its own between: "
+                f"{between!r}. They would be hidden with it: open the model with a template that writes it once"
+            )
 
     def _need_readers(self, messages: Sequence[Message]) -> None:
         """Raise unless the processor can take what is shown.
@@ -270,7 +283,7 @@ class Prompter:
             return_tensors="pt",
             add_generation_prompt=messages[-1]["role"] != "assistant",
             **self._template(),
-            **({"processor_kwargs": told} if (told := _about_videos(messages)) else {}),
+            **({"processor_kwargs": told} if (told := about_videos(messages)) else {}),
         )
         return dict(made)
 
@@ -324,7 +337,7 @@ class Prompter:
         prompt = self.template.format(image=shown, question=text)
         if messages[-1]["role"] == "assistant":
             prompt += " " + messages[-1]["content"][0]["text"]
-        told = {**videos, **_about_videos(messages)}
+        told = {**videos, **about_videos(messages)}
         return dict(self.processor(text=[prompt], images=images or None, return_tensors="pt", **told))
 
     def _spliced(self, encoded: Encoded) -> Encoded:
@@ -346,22 +359,6 @@ def settings_of(processor: Any) -> dict[str, Any]:
     names = inspect.signature(type(processor).__init__).parameters
     found = {name: getattr(processor, name) for name in names if not name.endswith(PARTS) and hasattr(processor, name)}
     return {name: value for name, value in found.items() if isinstance(value, str | int | float | None)}
-
-
-def _about_videos(messages: Sequence[Message]) -> dict[str, Any]:
-    """What processors are told of videos: all frames are to be shown, and how far they are apart."""
-    parts = [part for message in messages for part in message["content"] if part["type"] == "video"]
-    counts = [len(part["video"]) for part in parts]
-    told = [
-        {
-            "total_num_frames": count,
-            "frames_indices": list(range(count)),
-            "fps": fps,
-            "duration": None if fps is None else count / fps,
-        }
-        for count, fps in zip(counts, (part.get("fps") for part in parts), strict=True)
-    ]
-    return {"do_sample_frames": False, "video_metadata": told} if told else {}
 
 
 def _placeholder(*texts: str) -> str:

@@ -196,6 +196,11 @@ class Anatomy:
             need_weights_to_read(self.model)
         self._modules = modules
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the numbers that the language model computes in; a vision tower may have a wider one."""
+        return self.decoder.dtype
+
     @functools.cached_property
     def vision(self) -> nn.Module | None:
         """The vision tower."""

@@ -337,7 +337,7 @@ class Preparing(Anatomy):
         """Why examples of these lengths cannot stand in one batch; empty if they can."""
         if self.family.alone:
             return self.family.alone
-        if mixed := mixing(self.model, self.model.dtype):
+        if mixed := mixing(self.model, self.dtype):
             return f"{mixed} computes a row by what stands beside it. {ADVICE}"
         most = max(lengths, default=0)
         if min(lengths, default=0) < most and (limit := counts_rows(self.model.config.get_text_config())) < most:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from lvlm_interp.errors import ModelError
 from lvlm_interp.given import explaining
-from lvlm_interp.model.acting import acting
+from lvlm_interp.model.acting import acting, wrapped_by
 from lvlm_interp.model.weights import fetched, map_of, sizes_of
 
 LOGITS_AT_ONCE = 1 << 24  # elements of logits held at once
@@ -148,7 +148,7 @@ class Readout:
         """The linear map; in float32, a part of the vocabulary at a time, where its weights are in half precision."""
         weight = self.weight if type(self.unembed) is nn.Linear and not _hooked(self.unembed) else None
         if weight is None or weight.dtype not in HALF:
-            logits: Tensor = self.unembed(normalized)
+            logits: Tensor = self.unembed(normalized.to(_read_in(self.unembed, normalized.dtype)))
             return logits
         states = normalized.to(weight.device, torch.float32)
         parts = weight.split(max(1, WEIGHTS_AT_ONCE // weight.shape[-1]))
@@ -171,6 +171,14 @@ class Readout:
         for start in range(0, len(normalized), self.rows_at_once):
             rows = slice(start, start + self.rows_at_once)
             yield rows, self.logits(normalized[rows])
+
+
+def _read_in(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:
+    """The half precision in which the layer within an adapter reads; adapters alone are in float32."""
+    while (inner := wrapped_by(module)) is not None:
+        module = inner
+    weight = getattr(module, "weight", None)
+    return weight.dtype if isinstance(weight, Tensor) and weight.dtype in HALF else otherwise
 
 
 def _hooked(module: nn.Module) -> bool:

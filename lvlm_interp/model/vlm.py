@@ -97,14 +97,14 @@ class HookedVLM(Preparing):
         self, method: str, *examples: Inputs | Batch, seed: int | None = None, **parameters: Any
     ) -> Provenance:
         """Where a result of this model comes from, and of which example (or examples) it is."""
-        dtype = str(self.model.dtype).removeprefix("torch.")
+        dtype = str(self.dtype).removeprefix("torch.")
         of = named_by(*examples) if examples else None
         about = (method, parameters, self.revision, seed, dtype, of, self.active_edits)
         return Provenance(self.name, self.identity, *about)
 
     def __repr__(self) -> str:
         kind = type(self.model).__name__
-        return f"HookedVLM({self.name!r}: {kind}, {self.depth} blocks, {self.model.dtype}, {self.device})"
+        return f"HookedVLM({self.name!r}: {kind}, {self.depth} blocks, {self.dtype}, {self.device})"
 
     def _accepted(self, x: Inputs) -> Inputs:
         """The first image that a model of an unknown family is asked about is what it is checked with.
@@ -305,7 +305,7 @@ class HookedVLM(Preparing):
         choice = choose(x, chosen, positions, heads, reduce, dtype, device, grad)
         changes = self._edits(edits or {})
         if grad:
-            need_gradients(self.model, self.model.dtype)
+            need_gradients(self.model, self.dtype)
         with (
             self.held.editing(changes),
             torch.inference_mode(False),

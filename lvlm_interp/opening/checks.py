@@ -37,7 +37,7 @@ from lvlm_interp.model.sites import Site, reads_z
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.opening.additions import gaps
 from lvlm_interp.opening.masked import masked
-from lvlm_interp.opening.rounding import HALF, MOST, Allowed, allowed, apart, coarse, float_error, kept, size, visited
+from lvlm_interp.opening.rounding import MOST, Allowed, allowed, apart, coarse, float_error, halves, kept, size, visited
 from lvlm_interp.storing import storable
 
 VISIBLE_CHANGE = 1e-3  # logits by which other pixels must change an answer that sees them
@@ -84,7 +84,7 @@ def parity(vlm: HookedVLM, x: Inputs) -> Checked:
     plain = vlm.run(x)
     gap, rounding = difference(vlm, x, plain)
     # The eager formulas of some towers round elsewhere than ours, which shows in half precision only.
-    ok = exact <= (rounding.limit if vlm.model.dtype in HALF else 0) and gap <= rounding.limit
+    ok = exact <= (rounding.limit if halves(vlm) else 0) and gap <= rounding.limit
     under = f"{exact:.1e} under eager (0 expected), {gap:.1e} under its own kernel"
     detail = f"captured against plain logits: {under}{rounding.note}"
     advice = "Captures would not show what the model does. Is attention or its mask built outside AttentionInterface?"
@@ -118,7 +118,7 @@ def leak(vlm: HookedVLM, x: Inputs) -> Checked:
         [_scored(vlm, y, visible) for visible in (y.hidden("image"), y.everything)] for y in (x, other)
     )
     gap, control = apart(hidden, hidden_other), apart(seen, seen_other)
-    ok, mixed = gap == 0 and control > VISIBLE_CHANGE, mixing(vlm.decoder, vlm.model.dtype)
+    ok, mixed = gap == 0 and control > VISIBLE_CHANGE, mixing(vlm.decoder, vlm.dtype)
     detail = f"other pixels change the answer's logits by {gap:.1e} hidden (0 expected) and by {control:.1e} seen"
     advice = (
         (mixed and f"{mixed} computes a row by what stands beside it, hidden or not. {ADVICE}.")

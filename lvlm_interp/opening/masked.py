@@ -27,11 +27,11 @@ def masked_pass(vlm: HookedVLM, x: Inputs, visible: Bool[Tensor, " position"]) -
 def masked(vlm: HookedVLM, x: Inputs, visible: Bool[Tensor, " position"]) -> Callable[[], Tensor]:
     """The slow way, ready to be run: the masks are those of the model's own kernel, under whichever one it runs."""
     sight, own = run_to_decoder(vlm, x, room=0).sight, torch.eye(x.length, dtype=torch.bool)
-    lowest = torch.finfo(vlm.model.dtype).min
+    lowest = torch.finfo(vlm.dtype).min
     masks = {}
     for kind in sight.kinds:
         see = kind.see & visible | own
-        mask = torch.zeros(1, 1, *see.shape, dtype=vlm.model.dtype).masked_fill_(~see, lowest).to(vlm.device)
+        mask = torch.zeros(1, 1, *see.shape, dtype=vlm.dtype).masked_fill_(~see, lowest).to(vlm.device)
         masks.update(dict.fromkeys(kind.modules, mask))
     family = vlm.family if not (visible & x.where("image")).any() else Family()
     left = {k: v for k, v in x.model_inputs.items() if k not in family.image_inputs}

@@ -63,13 +63,18 @@ def size(logits: Tensor) -> float:
 
 def coarse(vlm: HookedVLM) -> bool:
     """Whether much may be rounding: numbers of half precision, or layers that may round what they read to 8 bits."""
-    return vlm.model.dtype in HALF or any(stored_otherwise(vlm.model))
+    return bool(halves(vlm)) or any(stored_otherwise(vlm.model))
+
+
+def halves(vlm: HookedVLM) -> list[torch.dtype]:
+    """The half precisions of the language model and of what is in front of it: either may be in another."""
+    return [dtype for dtype in (vlm.dtype, vlm.model.dtype) if dtype in HALF]
 
 
 def float_error(vlm: HookedVLM, logits: Tensor) -> float:
     """Float error that is to be expected of logits of this size, in the type that the model computes in."""
-    dtype = vlm.model.dtype  # some turn their logits into float32 at last
-    return (8 * torch.finfo(dtype).eps if dtype in HALF else SINGLE) * size(logits)
+    # Some turn their logits into float32 at last.
+    return max((8 * torch.finfo(dtype).eps for dtype in halves(vlm)), default=SINGLE) * size(logits)
 
 
 def allowed(vlm: HookedVLM, run: Callable[[], Tensor], logits: Tensor, found: float) -> Allowed:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from lvlm_interp.probes.places import PLACES, forget, misplaced, names_of, place
 ROWS_AT_ONCE = 256  # of one chunk
 DIGESTS = "examples"
 LOCK = ".lock"
+TAKEN = (DIGESTS, PLACES, LOCK, "zarr.json")
 
 
 Stacked = tuple[Float[Tensor, "row site dim"], tuple[str, ...]]
@@ -131,6 +133,8 @@ class OnDisk:
     def _need_same(self, about: Mapping[str, Any]) -> None:
         """Raise where features of something else are kept; one that does not say (of an older release) knew nothing."""
         new = DIGESTS not in self.group
+        if new and (others := sorted(self.group)):
+            raise InputError(f"{self.path} is a zarr group of something else ({others[0]!r}); give another directory")
         for what, value in about.items():
             if (found := self.group.attrs.setdefault(what, value if new else type(value)())) != value:
                 raise InputError(f"{self.path} holds features of other {what}: {_short(found)}, not {_short(value)}")
@@ -252,10 +256,16 @@ def need_store(path: str | os.PathLike[str]) -> Path:
 
 def _need_names(names: Iterable[str]) -> None:
     """Raise for a name that says no place in a store, or one that is taken."""
-    for name in names:
-        if (first := name.strip("/").partition("/")[0]) in ("", DIGESTS, PLACES):
+    places = {name: tuple(name.split("/")) for name in names}
+    for name, parts in places.items():
+        if (first := name.strip("/").partition("/")[0]) in ("", *TAKEN):
             why = f"a store keeps what it knows of its rows under {first!r}" if first else "an array needs a name"
             raise InputError(f"features in a store cannot be called {name!r}: {why}")
+        if {"", ".", ".."} & {*parts} or "\0" in name:
+            raise InputError(f"features in a store cannot be called {name!r}: give a path such as 'a' or 'a/b'")
+    for one, other in itertools.permutations(places, 2):
+        if places[other][: len(places[one])] == places[one]:
+            raise InputError(f"features in a store cannot be called {one!r} and {other!r}: an array holds no other")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
@@ -29,6 +28,7 @@ from lvlm_interp.probes.result import ProbeResult
 from lvlm_interp.report import explorer, figures
 from lvlm_interp.report.diagnosis import Diagnosis
 from lvlm_interp.report.figures import drawing
+from lvlm_interp.report.frames import csv_of
 from lvlm_interp.report.placing import Writer, check, check_file, placed
 from lvlm_interp.report.sheet import drawn, sheet
 from lvlm_interp.results import Result
@@ -91,7 +91,7 @@ def _several(diagnoses: Sequence[Diagnosis]) -> dict[str, Writer]:
 def _single(diagnosis: Diagnosis) -> dict[str, Writer]:
     files: dict[str, Writer] = {
         "diagnosis.json": lambda: json.dumps(diagnosis.to_dict(), indent=1, ensure_ascii=False).encode(),
-        "tokens.csv": lambda: _csv(diagnosis.to_frame()),
+        "tokens.csv": lambda: csv_of(diagnosis.to_frame()),
         "heatmaps.npz": lambda: _arrays(diagnosis),
     }
     if diagnosis.patches is not None and (ranked := diagnosis.ranked):
@@ -186,7 +186,7 @@ def write_probes(found: ProbeResult, out_dir: str | Path, force: bool = False) -
     folder = check(out_dir, force)
     writers: dict[str, Writer] = {
         "probes.safetensors": lambda: _saved(found),
-        "probes.csv": lambda: _csv(found.to_frame()),
+        "probes.csv": lambda: csv_of(found.to_frame()),
         "probes.png": lambda: _probe_png(found),
     }
     return placed(folder, writers)
@@ -206,14 +206,10 @@ def write_swap(test: SwapTest, found: Judgement | None, out_dir: str | Path, for
         OutputError: the directory holds something, or cannot be written.
     """
     folder = check(out_dir, force)
-    writers: list[Writer] = [lambda: _saved(test), lambda: _csv(test.to_frame()), lambda: _csv(test.answers())]
+    writers: list[Writer] = [lambda: _saved(test), lambda: csv_of(test.to_frame()), lambda: csv_of(test.answers())]
     if found is not None:
-        writers += [lambda: _csv(found.to_frame()), lambda: _csv(found.missed()), lambda: _judged_png(found)]
+        writers += [lambda: csv_of(found.to_frame()), lambda: csv_of(found.missed()), lambda: _judged_png(found)]
     return placed(folder, dict(zip(SWAPPED, writers, strict=False)))
-
-
-def _csv(frame: pd.DataFrame) -> bytes:
-    return frame.to_csv(index=False).encode()
 
 
 def _judged_png(found: Judgement) -> bytes:

@@ -6,18 +6,32 @@ import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from lvlm_interp.errors import OutputError
 from lvlm_interp.files import aside, told
+from lvlm_interp.shown import json_text
+from lvlm_interp.storing import scalar
 
 KINDS: dict[str, Callable[[pd.DataFrame, Path], object]] = {
-    ".csv": lambda frame, path: frame.to_csv(path, index=False),
-    ".json": lambda frame, path: frame.to_json(path, orient="records", force_ascii=False, indent=1),
-    ".jsonl": lambda frame, path: frame.to_json(path, orient="records", force_ascii=False, lines=True),
+    ".csv": lambda frame, path: path.write_bytes(csv_of(frame)),
+    ".json": lambda frame, path: path.write_text(json_text(_rows(frame), indent=1) + "\n", "utf-8"),
+    ".jsonl": lambda frame, path: path.write_text("".join(json_text(row) + "\n" for row in _rows(frame)), "utf-8"),
     ".parquet": lambda frame, path: frame.to_parquet(path, index=False),
 }
+
+
+def csv_of(frame: pd.DataFrame) -> bytes:
+    """A frame as CSV; where a text has a carriage return, rows end as RFC 4180 says, so that it stands in quotes."""
+    text = frame.to_csv(index=False)
+    return (frame.to_csv(index=False, lineterminator="\r\n") if "\r" in text else text).encode()
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """One object for each row, its numbers with all their digits."""
+    return [{str(name): scalar(value) for name, value in row.items()} for row in frame.to_dict("records")]
 
 
 def frame_kind(path: str | Path) -> str:
