@@ -29,7 +29,8 @@ M = TypeVar("M", bound=Callable[..., Any])
 # Hooks of these change nothing that a user did not ask for in a `with` of theirs or ours.
 KNOWN = ("lvlm_interp.", "transformers.", "nnsight.", "accelerate.", "torch.")
 WRAPPING = ("torch.", "jaxtyping.", "beartype.")  # they make a function of one that they are given
-ROWS = (*KNOWN, "peft.", "bitsandbytes.", "torchao.", "optimum.", "gptqmodel.", "hqq.")  # layers that others make
+# Who makes layers that compute each row by itself, or are asked whether they do.
+ROWS = (*KNOWN, "peft.", "bitsandbytes.", "torchao.", "optimum.", "gptqmodel.", "hqq.", "liger_kernel.", "apex.")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 FORWARDS = ("forward", "_old_forward")  # of an instance; accelerate keeps the one that it found
 Edits = tuple[tuple[Any, Callable[..., Any]], ...]

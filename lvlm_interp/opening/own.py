@@ -14,7 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import IMAGE_PROCESSOR_MAPPING, VIDEO_PROCESSOR_MAPPING, PreTrainedModel
+from transformers import PreTrainedModel
+
+# Under the top of the package, older releases have something else in their place where torchvision is missing.
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
 
 from lvlm_interp.errors import ModelError
 from lvlm_interp.opening.broken import kept_file
