@@ -113,6 +113,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors, header = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} is no checkpoint that can be read ({error}); choose another file") from error
+    if STEP not in header:
+        raise InputError(f"{path} is no checkpoint: it says nothing of steps; choose another file")
     if header.get(DIGEST) not in (None, _digest(tensors)):  # older ones have none
         raise InputError(f"{path} is damaged: its numbers are not those that were written; choose another file")
     return tensors, header

@@ -148,7 +148,7 @@ def test_where_all_read_as_the_part_the_next_likely_takes_their_place(vlm, monke
     x = tiny_inputs(vlm)
     first = li.credit(vlm, x, unit="answer", alternatives=1).alternatives[0]
     same = {tuple(ids_of(first[0])), (7, 8, 9)}
-    monkeypatch.setattr(rivals, "_reading", lambda vlm, ids: "same" if tuple(ids) in same else str(ids))
+    monkeypatch.setattr(rivals, "_reading", lambda vlm, ids, exact: "same" if tuple(ids) in same else str(ids))
     other = li.credit(vlm, x, unit="answer", alternatives=1).alternatives[0]
     assert len(other) == 1 and other != first and other[0] != "<7><8><9>"
 

@@ -73,6 +73,13 @@ def test_a_damaged_checkpoint_is_noticed_and_repaired(cache, run, name, damage, 
     assert sorted(p.name for p in cache.iterdir() if p.is_dir()) == [folder.name]
 
 
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "desktop.ini", ".nfs0001"])
+def test_what_systems_put_into_folders_is_no_damage(cache, name):
+    folder = assemble.build()
+    (folder / name).write_bytes(b"theirs")
+    assert assemble.ready() == folder and assemble.damage(folder) is None
+
+
 def test_a_checkpoint_that_is_whole_needs_no_room(cache, monkeypatch):
     """It is opened from a cache that cannot be written to."""
     folder = assemble.build()

@@ -234,3 +234,12 @@ def test_other_kinds_of_models_are_refused():
         li.wrap(LlamaForCausalLM(config))
     with pytest.raises(ModelError, match="takes a transformers model"):
         li.wrap(torch.nn.Linear(2, 2))
+
+
+def test_captures_of_the_same_pass_are_equal():
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    one, same = (vlm.capture(x, "blocks.0.*") for _ in range(2))
+    assert one == same and one != vlm.capture(x, "blocks.1.*") and one != "capture"
+    same["blocks.0.hook_resid_post"].mul_(2)
+    assert one != same

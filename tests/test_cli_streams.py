@@ -1,5 +1,6 @@
 """Standard streams that a shell closed, and figures that cannot be written: found at the beginning, if at all."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -143,3 +144,14 @@ def test_a_missing_tex_is_found_first(tmp_path, monkeypatch):
 def test_all_others_are_written(kind):
     """The control."""
     assert export.figure_kind(f"a.{kind}") == kind
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1"])
+def test_a_minus_is_not_lost_where_an_output_lacks_it(encoding):
+    code = "from lvlm_interp import cli; cli.commands.check.app; print('−0.3 … 猫')"
+    shown = "import io, sys; sys.stdout.reconfigure(errors=cli.NEAREST);"
+    code = code.replace("print(", f"{shown} print(")
+    told = [sys.executable, "-c", code]
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    out = subprocess.run(told, capture_output=True, env=env, check=True).stdout.decode(encoding)
+    assert out.startswith("-0.3 ") and out.rstrip().endswith("?")

@@ -126,6 +126,17 @@ def test_directories_of_other_things_are_left_alone(vlm, examples, tmp_path):
         kept["queries"]
 
 
+def test_an_array_of_something_else_is_left_alone(tmp_path):
+    zarr.create_array(str(tmp_path / "mine"), shape=(3,), dtype="f4")
+    with pytest.raises(InputError, match="is a zarr array of something else"):
+        on_disk(tmp_path / "mine", {"sites": {"rows": ["a"]}}).__enter__()
+
+
+def test_a_new_store_is_silent(tmp_path, recwarn):
+    with on_disk(tmp_path, {"sites": {"rows": ["a"]}}):
+        assert not recwarn.list
+
+
 def test_a_group_of_something_else_is_left_alone(tmp_path):
     theirs = zarr.open_group(str(tmp_path), mode="w").create_array("rows", shape=(10, 3, 5), dtype="f4", fill_value=7)
     with pytest.raises(InputError, match=r"is a zarr group of something else \('rows'\)"):

@@ -293,3 +293,24 @@ def test_weights_of_twelve_players_share_everything():
     credits = shapley_weights(12) @ values
     assert torch.allclose(credits.sum(), values[-1] - values[0])
     assert module.MOST == 12
+
+
+@pytest.mark.parametrize("mask", [[1.5], None, 5, [None], [True, 1.5], object(), torch.tensor([11.7]), ["11"]])
+def test_what_is_no_mask_is_refused(mask):
+    with pytest.raises(VisibilityError, match="the player 'a' is a mask or positions"):
+        module._numbers("a", mask)
+
+
+def test_a_mask_of_0_and_1_is_no_list_of_positions():
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    with pytest.raises(VisibilityError, match="a position twice; a mask is of True and False"):
+        li.credit(vlm, x, players={"a": x.where("question").long()})
+
+
+def test_masks_and_positions_may_be_lists_and_arrays():
+    mask = torch.tensor([False, False, True, True])
+    for given in (mask, mask.numpy(), mask.tolist(), tuple(mask.tolist())):
+        assert torch.equal(module._numbers("a", given), mask)
+    for given in ([2, 3], (2, 3), range(2, 4), torch.tensor([2, 3]).numpy(), {2, 3}):
+        assert module._numbers("a", given).tolist() == [2, 3]

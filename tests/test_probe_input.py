@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lvlm_interp.errors import InputError, LvlmInterpError
-from lvlm_interp.probes import probe
+from lvlm_interp.probes import probe, statistics
 from lvlm_interp.probes.probe import fit_probes
 from tests.probing import QUICK, drawn, labelled
 
@@ -253,3 +253,28 @@ def test_arrays_in_any_layout_are_features_and_labels(change):
 def test_features_by_name_are_told_how_to_be_given():
     with pytest.raises(InputError, match=r"found\[name\]\.values"):
         fit_probes({"resid": X}, Y)
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype"), [(1e160, "float64"), (1e-200, "float64"), (1e25, "float32"), (1e-25, "float32")]
+)
+def test_features_whose_squares_no_number_holds_are_refused(scale, dtype):
+    features = X[:, :1].double().numpy() * scale
+    with pytest.raises(InputError, match=f"squares are 0 or infinite in {dtype}"):
+        fit_probes(features.astype(dtype), X[:, 0, 0] > 0, **QUICK)
+    assert fit_probes(X[:, :1].double().numpy() * 1e-12, X[:, 0, 0] > 0, **QUICK).of("accuracy").max() > 0.8
+
+
+def test_sure_answers_of_any_class_keep_their_order():
+    """Probabilities of 1 tie, log-odds do not: which class is named second decides nothing."""
+    margins = torch.linspace(70, 77, 40)[None, :, None]
+    truth = (torch.arange(40) >= 20).long()
+    ones, fold = torch.ones(1, 40, dtype=torch.float64), torch.zeros(40, dtype=torch.long)
+    two, swapped = (probe.task_of(names) for names in (truth.tolist(), (1 - truth).tolist()))
+    area = two.scores(margins, truth, ones, fold)["auroc"]
+    assert torch.allclose(area, swapped.scores(-margins, 1 - truth, ones, fold)["auroc"])
+    ties = statistics.class_scores(truth, two.predicted(margins), two.probabilities(margins.double()), ones, fold)
+    assert area != ties["auroc"]  # the control
+    three = probe.task_of([0, 1, 2] * 4)
+    drawn = torch.randn(2, 5, 3, dtype=torch.float64)
+    torch.testing.assert_close(three.surer(drawn).sigmoid(), drawn.softmax(-1))

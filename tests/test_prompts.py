@@ -345,3 +345,14 @@ def test_a_template_that_writes_the_question_twice_is_refused():
     own.chat_template = TEMPLATE.replace("MARKER", "<image>") + "Remember: {{ messages[-1]['content'][-1]['text'] }}\n"
     with pytest.raises(InputError, match=r"writes the question twice, with words of its own between.*Remember"):
         li.wrap(tiny_llava(), own).prepare(ASKED, PICTURE)
+
+
+def test_an_answer_of_which_a_template_leaves_a_part_out_is_scored_as_it_is():
+    """As templates do with thoughts of earlier turns."""
+    own = processor("llava")
+    told = "{{ part['text'].split('|')[-1] if message['role'] == 'assistant' else part['text'] }}"
+    own.chat_template = TEMPLATE.replace("MARKER", "<image>").replace("{{ part['text'] }}", told)
+    vlm = li.wrap(tiny_llava(), own)
+    x = vlm.prepare(ASKED, PICTURE, answer="It is red.|Red.")
+    assert "".join(x.answer_tokens) == "It is red.|Red."
+    assert "".join(vlm.prepare(ASKED, PICTURE, answer="Red.").answer_tokens) == "Red."

@@ -54,6 +54,7 @@ def test_a_broken_file_is_named(folder, name, text, wrong):
         ("generation_config.json", b"version https://git-lfs.github.com/spec/v1", "cannot be read as JSON"),
         ("generation_config.json", b"<!DOCTYPE html>", "cannot be read as JSON"),
         ("tokenizer.json", b"{}", "has no 'added_tokens'"),
+        ("chat_template.jinja", b" ", "is empty"),
         ("chat_template.json", b"{}", "has no 'chat_template'"),
         ("chat_template.jinja", "{{ 'é' }}".encode("latin-1"), "cannot be read as text in UTF-8"),
     ],

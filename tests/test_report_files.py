@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lvlm_interp.errors import OutputError
-from lvlm_interp.report import export, placing
+from lvlm_interp.report import explorer, export, placing
 from tests.made import made, made_map
 from tests.pages import Page
 
@@ -159,3 +159,23 @@ def test_file_names_are_plain():
         "cafe",
         "a" * 40,
     ]
+
+
+def test_what_another_process_wrote_meanwhile_is_kept(tmp_path, monkeypatch):
+    page = explorer.page
+
+    def slow(*args):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "report.html").write_text("theirs")
+        return page(*args)
+
+    monkeypatch.setattr(explorer, "page", slow)
+    with pytest.raises(OutputError, match="is not empty"):
+        export.write(made(), tmp_path / "out")
+    assert (tmp_path / "out" / "report.html").read_text() == "theirs"
+    export.write(made(), tmp_path / "out", force=True)  # the control
+    assert (tmp_path / "out" / "report.html").read_text() != "theirs"
+
+
+def test_diagnoses_may_come_one_by_one(tmp_path):
+    assert export.write((one for one in (made(), made())), tmp_path / "out").is_file()

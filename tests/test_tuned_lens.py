@@ -11,6 +11,7 @@ import lvlm_interp as li
 from lvlm_interp.errors import InputError, OutputError
 from lvlm_interp.inside import tuned_lens as module
 from tests.families import tiny_example, tiny_model
+from tests.made import made
 
 HOW = li.Fitting(steps=60, positions=24, rate=2e-2, from_each=4)
 
@@ -90,6 +91,9 @@ def test_it_resumes_where_it_was_cut(vlm, examples, tmp_path, monkeypatch):
         li.fit_tuned_lens(vlm, examples, dataclasses.replace(short, rate=1.0), checkpoint=path)
     with pytest.raises(InputError, match=r"another fitting: \['examples'\]"):
         li.fit_tuned_lens(vlm, examples[::-1], short, checkpoint=path)
+    made().save(path)
+    with pytest.raises(InputError, match=r"lens.safetensors is no checkpoint: it says nothing of steps"):
+        li.fit_tuned_lens(vlm, examples, short, checkpoint=path)
     path.write_bytes(b"cut")
     with pytest.raises(InputError, match=r"lens.safetensors is no checkpoint"):
         li.fit_tuned_lens(vlm, examples, short, checkpoint=path)
@@ -209,7 +213,7 @@ def doubled(tensors, header):
         (lambda tensors, header: (tensors, {**header, "step": "-1"}), "says '-1' for its steps"),
         (
             lambda tensors, header: (tensors, {k: v for k, v in header.items() if k != "step"}),
-            "says None for its steps",
+            "says nothing of steps",
         ),
     ],
     ids=["shape", "word", "negative", "none"],

@@ -218,8 +218,8 @@ def _tokeniser(vlm: HookedVLM, x: Inputs, part: Word, own: list[int]) -> Callabl
     """
     read, blank = vlm.prompter, vlm.token_strings(own)[0].startswith(" ")
     answer = x.texts.get("answer", "").strip()
-    if part.start == 0 and answer and read.reply_ids(answer)[: part.stop] == own:
-        return read.reply_ids
+    if part.start == 0 and answer and read.any_reply(answer)[0][: part.stop] == own:
+        return lambda text: read.any_reply(text)[0]
     return lambda text: read.word_ids(text, blank)
 
 

@@ -149,7 +149,7 @@ def _table_in_a_cell(result: Judgement) -> str:
 @explained
 def judged(
     test: SwapTest,
-    definitions: Sequence[str | Definition] | None = None,
+    definitions: str | Sequence[str | Definition] | None = None,
     *,
     unclear: bool = False,
     confidence: float = 0.95,
@@ -198,13 +198,13 @@ def judged(
     )
 
 
-def _chosen(test: SwapTest, definitions: Sequence[str | Definition] | None) -> list[Definition]:
+def _chosen(test: SwapTest, definitions: str | Sequence[str | Definition] | None) -> list[Definition]:
     """The definitions to judge, of parts that there is credit for."""
     each = [set(example.splits) for example in test.examples if example.splits]
     there = set.intersection(*each) if each else set()
     if definitions is None:
         return [one for one in DEFINITIONS.values() if one.part in there or not each]
-    chosen = [definition_of(one) for one in definitions]
+    chosen = [definition_of(one) for one in ([definitions] if isinstance(definitions, str) else definitions)]
     if each and (lost := [one for one in chosen if one.part not in there]):
         raise InputError(
             f"{lost[0].name!r} is of the {lost[0].part}, and this test has credit of {sorted(there)}: ask swap_test "

@@ -9,12 +9,15 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, VisibilityError
+from lvlm_interp.fields import shown
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import CREDITED, ROLES, Inputs, Role, Written
 from lvlm_interp.inputs.spelling import Decode, spelled
@@ -23,7 +26,13 @@ from lvlm_interp.inputs.words import split_sentences
 MOST = 12  # players; all their 2^12 coalitions are scored
 SHOWN = 4  # positions or names that a message lists
 
-Mask = Bool[Tensor, " position"] | Sequence[int]
+Mask = (
+    Bool[Tensor, " position"]
+    | Int[Tensor, " some"]
+    | Bool[np.ndarray, " position"]
+    | Int[np.ndarray, " some"]
+    | Sequence[int]
+)
 Split = str | Mapping[str, Mask]
 Players = Split | Sequence[Split]
 """`roles`, `images`, `turns`, `sentences`; masks or positions by name; or several of these."""
@@ -202,17 +211,32 @@ def _where(x: Inputs, name: str, mask: Mask) -> list[int]:
     """The positions of a mask."""
     if isinstance(mask, str):
         raise VisibilityError(f"the player {name!r} is a mask or positions; got the text {mask!r}, x.where({mask!r})?")
-    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+    mask = _numbers(name, mask)
+    if mask.dtype == torch.bool:
         if mask.shape not in ((x.length,), (x.answer_start,)):
             raise VisibilityError(f"the mask of {name!r} is {tuple(mask.shape)}; the example has {x.length} positions")
         positions = mask.nonzero().flatten().tolist()
     else:
-        positions = sorted({int(p) for p in mask})
+        positions = sorted(mask.flatten().tolist())
+        if len({*positions}) < len(positions):
+            raise VisibilityError(f"the player {name!r} has a position twice; a mask is of True and False, not 0 and 1")
     if outside := [p for p in positions if not 0 <= p < x.length]:
         raise VisibilityError(f"{name!r} has no position {outside[0]}: the example has {x.length}, counted from 0")
     if not positions:
         raise VisibilityError(f"the player {name!r} covers no position")
     return positions
+
+
+def _numbers(name: str, given: Any) -> Bool[Tensor, ...] | Int[Tensor, ...]:
+    """Truth values or whole numbers, in whatever they are given."""
+    try:
+        listed = given if hasattr(given, "__array__") or isinstance(given, Tensor) else list(given)
+        found = torch.as_tensor(listed)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise VisibilityError(f"the player {name!r} is a mask or positions; got {shown(given)}") from error
+    if found.numel() and (found.is_floating_point() or found.is_complex()):
+        raise VisibilityError(f"the player {name!r} is a mask or positions, whole numbers; got {shown(given)}")
+    return found.cpu()
 
 
 # --- what must hold -------------------------------------------------------------------------------

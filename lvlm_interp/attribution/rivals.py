@@ -135,16 +135,18 @@ def _each_once(vlm: HookedVLM, x: Inputs, rivals: Sequence[Rivals], spelt: Mappi
 
 
 def _distinct(vlm: HookedVLM, x: Inputs, rival: Rivals, spelt: Mapping[Key, list[int]]) -> Rivals:
-    """Those of whole characters; of words and longer parts, each reading once."""
+    """Those of whole characters, each reading once; of what is no word, each that is written alike."""
     found = [spelt[rival.part.start, tuple(begun)] for begun in rival.ids]
     own = x.answer_ids[rival.part.start : rival.part.stop].tolist()
-    read = [_reading(vlm, ids) for ids in (own, *found)]
-    once = [rival.longest == 1 or read[n] not in read[:n] for n in range(1, len(read))]
+    read = [_reading(vlm, ids, exact=rival.longest == 1) for ids in (own, *found)]
+    once = [read[n] not in read[:n] for n in range(1, len(read))]
     kept = [ids for ids, text, new in zip(found, read[1:], once, strict=True) if new and LOST not in text]
     return dataclasses.replace(rival, ids=kept)
 
 
-def _reading(vlm: HookedVLM, ids: Sequence[int]) -> str:
+def _reading(vlm: HookedVLM, ids: Sequence[int], exact: bool) -> str:
     """A text without what makes no other answer of it."""
     text = spelled(vlm.token_strings(ids), ids, vlm.decode).text
+    if exact:
+        return text
     return text.casefold().rstrip(ENDS).strip() or text.strip()

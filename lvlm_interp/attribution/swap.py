@@ -183,7 +183,7 @@ def swap_test(
     table: pd.DataFrame,
     by: By = "changed",
     *,
-    parts: Sequence[Part] = PARTS,
+    parts: Part | Sequence[Part] = PARTS,
     maps: bool = True,
     max_new_tokens: int = 64,
     progress: bool = False,
@@ -213,21 +213,21 @@ def swap_test(
         InputError: a table that does not fit, before anything is asked; or not one original that could be answered.
         ImageError: a picture that cannot be read.
     """
-    parts = tuple(parts)
-    if not parts or not set(parts) <= set(PARTS):
-        raise InputError(f"parts are some of {list(PARTS)}, got {list(parts)}")
+    chosen: tuple[Part, ...] = (parts,) if isinstance(parts, str) else tuple(parts)
+    if not chosen or not set(chosen) <= set(PARTS):
+        raise InputError(f"parts are some of {list(PARTS)}, got {list(chosen)}")
     if by not in get_args(By):
         raise InputError(f"by is one of {list(get_args(By))}, got {by!r}")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens is 1 or more, got {max_new_tokens}")
     cases = cases_of(table)
     need_no_markers(cases, vlm.prompter.special)
-    asking = _Asking(vlm, parts, maps, max_new_tokens)
+    asking = _Asking(vlm, chosen, maps, max_new_tokens)
     with tqdm(total=sum(len(case.versions) for case in cases), disable=not progress, leave=False) as bar:
         found = tuple(asking.swapped(case, bar.update) for case in cases)
     if all(example.variants[0].failed for example in found):
         raise InputError(f"no original could be answered; the first failed with: {found[0].variants[0].failed}")
-    about = vlm.provenance("swap test", parts=list(parts), maps=maps, max_new_tokens=max_new_tokens)
+    about = vlm.provenance("swap test", parts=list(chosen), maps=maps, max_new_tokens=max_new_tokens)
     return SwapTest(found, by, provenance=dataclasses.replace(about, example=_digest(cases)))
 
 

@@ -5,6 +5,7 @@ Heavy imports stand inside the commands, so that `--help` is quick.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import importlib
 import io
@@ -21,6 +22,8 @@ from lvlm_interp.cli import commands
 from lvlm_interp.cli.terminal import complain
 from lvlm_interp.errors import LvlmInterpError
 
+NEAREST = "lvlm_interp.nearest"
+NEAR = str.maketrans({"−": "-", "–": "-", "—": "-", "…": "...", "→": "->", "×": "x", "⏎": "\\n", "Δ": "D", "·": "."})
 INTERRUPTED = 130  # what shells report after Ctrl-C
 
 
@@ -50,13 +53,24 @@ for _command in sorted(map(importlib.import_module, _names), key=lambda file: fi
     app.add_typer(_command.app)
 
 
+def _nearest(error: UnicodeError) -> tuple[str, int]:
+    """What is printed of letters that an output lacks: a minus must not be lost."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lost = error.object[error.start : error.end].translate(NEAR)
+    return "".join(letter if letter.isascii() else "?" for letter in lost), error.end
+
+
+codecs.register_error(NEAREST, _nearest)
+
+
 def main() -> NoReturn:
     """Run the command line: 0 done, 1 an error of the user's or the world's, 2 wrong usage, 130 interrupted."""
     _open_streams()
     _open_log()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a letter of an answer shows "?"
+            stream.reconfigure(errors=NEAREST)  # a terminal that lacks a letter of an answer shows "?"
     try:
         code: Any = _run()
     except KeyboardInterrupt:

@@ -96,7 +96,7 @@ class Told:
         An error says which row of a table it is about: results of those before it are written all the same.
         """
         table = getattr(self, "table", None)
-        shown = Showing(as_json, self.frame, several=table is not None)
+        shown = Showing(as_json, self.frame, table is not None, self.force)
         with kept(shown.write):
             try:
                 yield shown

@@ -107,10 +107,11 @@ class Showing:
         as_json: print JSON.
         file: where frames go.
         several: results are of several examples, which the frame tells apart by a column `table_row`, from 1.
+        force: replace a file that is there.
     """
 
-    def __init__(self, as_json: bool, file: Path | None, several: bool) -> None:
-        self.as_json, self.file, self.several = as_json, file, several
+    def __init__(self, as_json: bool, file: Path | None, several: bool, force: bool) -> None:
+        self.as_json, self.file, self.several, self.force = as_json, file, several, force
         self.frames: list[pd.DataFrame] = []
         self.count = 0
 
@@ -133,7 +134,9 @@ class Showing:
             import pandas as pd
 
             from lvlm_interp.report.frames import save_frame
+            from lvlm_interp.report.placing import check_file
 
+            check_file(self.file, self.force)  # another process may have written it meanwhile
             save_frame(pd.concat(self.frames, ignore_index=True), self.file)
 
 

@@ -8,7 +8,6 @@ template, a processor or a tokenizer treats the text.
 from __future__ import annotations
 
 import copy
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +20,12 @@ from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.inputs.chat import Message, Segment, about_videos, conversation, need_whole, segments_of
 from lvlm_interp.inputs.example import Written, pixels_of
 from lvlm_interp.inputs.once import once
-from lvlm_interp.inputs.refused import need_pictures_taken
+from lvlm_interp.inputs.refused import need_pictures_taken, settings_of
 from lvlm_interp.inputs.spelling import LOST, piece_text, pieces_of
 
 PLACEHOLDERS = ("X", "Q", "k", "7")
 SHOWING = ("image_token", "video_token", "audio_token", "boi_token", "eoi_token")  # what processors call such tokens
 TRIES = 3
-PARTS = ("processor", "extractor", "tokenizer", "template")  # how processors call their arguments that are no settings
 
 
 @dataclass(frozen=True)
@@ -130,40 +128,48 @@ class Prompter:
             raise InputError(f"{name.__name__} takes pictures or a video, not both in one prompt")
 
     def answer_ids(self, messages: Sequence[Message], answer: str) -> list[int]:
+        """The ids of a `reply`."""
+        return self.reply(messages, answer)[0]
+
+    def reply(self, messages: Sequence[Message], answer: str) -> tuple[list[int], bool]:
         """Ids of an answer as they follow this conversation, without an end-of-turn token.
 
         An answer is what a model wrote, so special tokens in it (`<loc0012>`) are these tokens; but those that stand
-        for pictures are letters, as all of them are in what a user wrote.
+        for pictures are letters, as all of them are in what a user wrote. Where a template leaves a part of it out (the
+        thoughts of earlier turns), it is taken as it is.
+
+        Returns:
+            The ids, and whether what the template writes before a reply stands before them: a blank that is a token of
+            its own with most words may be one with this.
 
         Raises:
             InputError: the answer tokenises to nothing.
         """
         if not answer.strip():
             raise InputError(f"the answer {answer!r} tokenises to nothing; give at least one word")
+        alone = self._alone(answer)
         if any(marker in answer for marker in self.showing) or not messages:
-            return self._alone(answer)
+            return alone, True
         guarded = self._guarded(messages)
         prompt = self._process(guarded)["input_ids"][0].tolist()
-        prompt += self._opening(guarded, prompt)
+        opened = [*prompt, *self._opening(guarded, prompt)]
         full, other = (self._with_reply(guarded, text) for text in (answer, _placeholder(answer)))
-        _, stop = _changed(full, other)
+        stands = full[: len(opened)] == opened
         # Templates may render a reply with other words around it than the generation prompt has.
-        if full[: len(prompt)] == prompt and stop > len(prompt):
-            return full[len(prompt) : stop]
-        return self._alone(answer)
+        follows = full[: len(prompt)] == prompt
+        found = full[len(opened if stands else prompt) : _changed(full, other)[1]] if follows else []
+        whole = self.text(found).strip() == self.text(alone).strip()
+        return (found, stands) if found and whole else (alone, stands or not follows)
 
-    def reply_ids(self, answer: str) -> list[int]:
-        """As `answer_ids`, where the conversation is not known: templates write a reply alike behind any."""
+    def any_reply(self, answer: str) -> tuple[list[int], bool]:
+        """As `reply`, where the conversation is not known: templates write one alike behind any."""
         try:
-            return self.answer_ids(conversation(PLACEHOLDERS[0], ()), answer)
+            return self.reply(conversation(PLACEHOLDERS[0], ()), answer)
         except Exception:  # processors that take no prompt without a picture raise errors of many kinds
-            return self.answer_ids((), answer)
+            return self.reply((), answer)
 
     def _opening(self, messages: Sequence[Message], prompt: Sequence[int]) -> tuple[int, ...]:
-        """What the template writes of its own before a reply, behind the prompt that generation begins with.
-
-        A blank there is the reply's: it is one token with most words.
-        """
+        """What the template writes of its own before a reply, behind the prompt that generation begins with."""
         try:
             full, *others = (self._with_reply(messages, text) for text in PLACEHOLDERS[:2])
             if full == others[0]:  # a small vocabulary, whose tokens these letters are not
@@ -173,8 +179,7 @@ class Prompter:
         other = next((one for one in others if one != full), None)
         if other is None or full[: len(prompt)] != list(prompt):
             return ()
-        opening = full[len(prompt) : _changed(full, other)[0]]
-        return tuple(opening) if self.text(opening).strip() else ()
+        return tuple(full[len(prompt) : _changed(full, other)[0]])
 
     def word_ids(self, word: str, blank: bool | None = None) -> list[int]:
         """Ids of a word that stands alone, or behind a blank: by default as it is written.
@@ -352,13 +357,6 @@ class Prompter:
             spans = [(a + shift, b + shift) if a >= stop else (a, b) for a, b in spans]
             spans[n] = (start, start + len(ids))
         return Encoded(inputs, tuple(spans), encoded.segments, encoded.opening)
-
-
-def settings_of(processor: Any) -> dict[str, Any]:
-    """What a processor takes besides its parts, texts and numbers; None where its files do not say it."""
-    names = inspect.signature(type(processor).__init__).parameters
-    found = {name: getattr(processor, name) for name in names if not name.endswith(PARTS) and hasattr(processor, name)}
-    return {name: value for name, value in found.items() if isinstance(value, str | int | float | None)}
 
 
 def _placeholder(*texts: str) -> str:

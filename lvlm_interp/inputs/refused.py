@@ -1,7 +1,8 @@
-"""Which picture it is that a processor does not take: the one without which it takes the prompt."""
+"""What a processor is told, and which picture it does not take: the one without which it takes the prompt."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from lvlm_interp.errors import ImageError
 from lvlm_interp.inputs.chat import SHOWN, Message
 
 SMALLEST, LARGEST = 64, 1024  # sides of the squares that are tried in the place of pictures
+PARTS = ("processor", "extractor", "tokenizer", "template")  # how processors call their arguments that are no settings
 
 
 def need_pictures_taken(
@@ -73,3 +75,10 @@ def _taken(make: Callable[[Sequence[Message]], Any], messages: Sequence[Message]
     except Exception:  # of any kind, as that which is explained
         return False
     return True
+
+
+def settings_of(processor: Any) -> dict[str, Any]:
+    """What a processor takes besides its parts, texts and numbers; None where its files do not say it."""
+    names = inspect.signature(type(processor).__init__).parameters
+    found = {name: getattr(processor, name) for name in names if not name.endswith(PARTS) and hasattr(processor, name)}
+    return {name: value for name, value in found.items() if isinstance(value, str | int | float | None)}

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lvlm_interp.errors import OutputError, SiteError
-from lvlm_interp.fields import ANY, Range
+from lvlm_interp.fields import ANY, Range, equal
 from lvlm_interp.given import explaining
 from lvlm_interp.model.choice import Choice
 from lvlm_interp.model.hooks import Visit, passed, visiting
@@ -91,6 +91,12 @@ class Capture(Mapping[str, Tensor]):
         made = self.__copy__()
         made._values = copy.deepcopy(self._values, memo)
         return made
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the same was recorded at the same sites; what it is of is in `provenance`."""
+        return equal(self._values, other._values) if isinstance(other, Capture) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._values:

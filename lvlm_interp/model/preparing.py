@@ -134,7 +134,7 @@ class Preparing(Anatomy):
         x = self._accepted(x)
         if answer is None:
             return self._finished(x)
-        return self._answered(x, answer, functools.partial(prompter.answer_ids, messages))
+        return self._answered(x, answer, functools.partial(prompter.reply, messages))
 
     def inputs(
         self,
@@ -367,16 +367,16 @@ class Preparing(Anatomy):
         before a reply (`Inputs.opening`).
         """
         chat.need_texts("", None, answer=answer)
-        return self._answered(x, answer, self.prompter.reply_ids)
+        return self._answered(x, answer, self.prompter.any_reply)
 
-    def _answered(self, x: Inputs, answer: str, ids_of: Callable[[str], list[int]]) -> Inputs:
+    def _answered(self, x: Inputs, answer: str, reply: Callable[[str], tuple[list[int], bool]]) -> Inputs:
         """An answer as a model writes it: blanks around it are not what follows a prompt, and are left out."""
         if isinstance(answer, Answer):
             self._need_tokens(torch.tensor(answer.ids), "the answer")
             return self._finished(x.with_answer(answer.ids, self.token_strings(answer.ids), str(answer)))
-        if x.opening:
+        ids, opened = reply(answer.strip() or answer)
+        if x.opening and opened:
             x = x.with_opening(self.token_strings(x.opening))
-        ids = ids_of(answer.strip() or answer)
         tokens = self.token_strings(ids)
         if answer != answer.strip() and "".join(tokens) != answer:
             warnings.warn(

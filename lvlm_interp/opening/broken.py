@@ -49,7 +49,8 @@ def need_read(name: str, path: str, revision: str | None) -> None:
     """Raise for a file that transformers could not read, and did without, and for weights of which it took one."""
     if found := next(_wrong(path, revision, PASSED_OVER, _wrong_object), None):
         raise ModelError(f"could not open {name!r}: {found}. {remedy(path)}; or remove that file, if you mean to")
-    if found := next(_wrong(path, revision, (INDEX,), _wrong_index), None):
+    others = ((INDEX, _wrong_index), (TEMPLATE, _wrong_text))
+    if found := next((wrong for name, look in others for wrong in _wrong(path, revision, (name,), look)), None):
         raise ModelError(f"could not open {name!r}: {found}. {remedy(path)}")
 
 
@@ -116,10 +117,10 @@ class _Pairs(list[tuple[str, Any]]):
 
 def _wrong_text(file: str) -> str | None:
     try:
-        Path(file).read_text(encoding="utf-8")
+        written = Path(file).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         return f"cannot be read as text in UTF-8 ({gist(error)})"
-    return None
+    return None if written.strip() else "is empty"
 
 
 def _wrong_weights(file: str) -> str | None:

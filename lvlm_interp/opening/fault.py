@@ -24,7 +24,8 @@ from transformers.utils import is_peft_available, logging
 from lvlm_interp.families.shared.registry import family_of
 from lvlm_interp.fields import shown
 from lvlm_interp.inputs.chat import Message
-from lvlm_interp.inputs.prompt import Prompter, settings_of
+from lvlm_interp.inputs.prompt import Prompter
+from lvlm_interp.inputs.refused import settings_of
 from lvlm_interp.opening.broken import kept_file
 from lvlm_interp.shown import gist
 

@@ -197,11 +197,24 @@ def _blocks(features: Any, shape: tuple[int, ...], names: tuple[str, ...]) -> It
                     f"features have NaN or infinite values at {listed(bad)}, first in example "
                     f"{int(broken.any(0).nonzero()[0])}"
                 )
+            _need_squares(x, names[start * inside :])
             return x
 
         return read
 
     return (reader(start) for start in range(0, shape[1], several))
+
+
+def _need_squares(x: Float[Tensor, "site example dim"], names: Sequence[str]) -> None:
+    """Raise for features of which no spread can be computed in their type of numbers."""
+    largest, numbers = x.abs().amax((1, 2)), torch.finfo(x.dtype)
+    lost = (largest > 0) & ((largest < numbers.tiny**0.5) | (largest > (numbers.max / x.shape[1]) ** 0.5))
+    if lost.any():
+        site = int(lost.int().argmax())
+        raise InputError(
+            f"features reach {float(largest[site]):.0e} at {names[site]!r}, and their squares are 0 or infinite in "
+            f"{str(x.dtype).removeprefix('torch.')}: give them in another unit"
+        )
 
 
 def _targets(

@@ -27,7 +27,7 @@ intervals hold the score on new examples; Nadeau & Bengio's (2003) factor for fi
 def class_scores(
     truth: Int[Tensor, " example"],
     predicted: Int[Tensor, "site example"],
-    probabilities: Float[Tensor, "site example class"],
+    surer: Float[Tensor, "site example class"],
     weights: Samples,
     fold: Int[Tensor, " example"],
 ) -> dict[str, Scores]:
@@ -36,7 +36,7 @@ def class_scores(
     AUROC of more than two classes is the mean over classes of one against the rest; only examples of the same fold are
     compared, as the probes of two folds need not share a zero. Classes that a sample lacks are left out of its means.
     """
-    classes = range(probabilities.shape[-1])
+    classes = range(surer.shape[-1])
     correct = (predicted == truth).to(weights.dtype)
     recalls, f1s, areas = [], [], []
     for c in classes:
@@ -46,7 +46,7 @@ def class_scores(
         recalls.append(found / there)
         f1s.append(2 * found / (there + named))
         if c or len(classes) > 2:  # of two classes, one tells all
-            areas.append(_auroc(truth == c, probabilities[..., c], weights, fold))
+            areas.append(_auroc(truth == c, surer[..., c], weights, fold))
     return {
         "accuracy": correct @ weights.T / weights.sum(1),
         "balanced_accuracy": torch.stack(recalls).nanmean(0),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -133,7 +134,8 @@ class OnDisk:
     def _need_same(self, about: Mapping[str, Any]) -> None:
         """Raise where features of something else are kept; one that does not say (of an older release) knew nothing."""
         new = DIGESTS not in self.group
-        if new and (others := sorted(self.group)):
+        own = {"zarr.json", LOCK}
+        if new and (others := sorted(one.name for one in Path(self.path).iterdir() if one.name not in own)):
             raise InputError(f"{self.path} is a zarr group of something else ({others[0]!r}); give another directory")
         for what, value in about.items():
             if (found := self.group.attrs.setdefault(what, value if new else type(value)())) != value:
@@ -251,7 +253,15 @@ def need_store(path: str | os.PathLike[str]) -> Path:
         inside = folder.iterdir() if folder.is_dir() and not (folder / "zarr.json").exists() else ()
         if any(one.name != LOCK for one in inside):
             raise InputError(f"{folder} is not empty and holds no features; give another directory")
+        if _is_array(folder / "zarr.json"):
+            raise InputError(f"{folder} is a zarr array of something else; give another directory")
     return folder
+
+
+def _is_array(about: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return bool(json.loads(about.read_text("utf-8")).get("node_type") == "array")
+    return False
 
 
 def _need_names(names: Iterable[str]) -> None:

@@ -79,6 +79,13 @@ class Task:
         means = self.likelihood.mean(margins)
         return torch.cat([1 - means, means], -1) if len(self.classes) == 2 else means
 
+    def surer(self, margins: Float[Tensor, "*example output"]) -> Float[Tensor, "*example class"]:
+        """Log-odds of each class, which order examples as its probability does, and never tie where that is 1."""
+        if len(self.classes) == 2:
+            return torch.cat([-margins, margins], -1)
+        rest = ~torch.eye(len(self.classes), dtype=torch.bool)
+        return torch.stack([margins[..., c] - margins[..., rest[c]].logsumexp(-1) for c in range(len(rest))], -1)
+
     def predicted(self, margins: Float[Tensor, "*example output"]) -> Tensor:
         """Class numbers `[…]`, or values `[…, output]`."""
         if self.kind == "regress":
@@ -94,8 +101,7 @@ class Task:
     ) -> dict[str, Scores]:
         if self.kind == "regress":
             return statistics.point_scores(truth, margins.to(weights.dtype), weights)
-        probabilities = self.probabilities(margins.double())  # of two that are sure, one is surer
-        return statistics.class_scores(truth, self.predicted(margins), probabilities, weights, fold)
+        return statistics.class_scores(truth, self.predicted(margins), self.surer(margins.double()), weights, fold)
 
 
 def task_of(labels: Any, kind: TaskKind | Literal["auto"] = "auto") -> Task:

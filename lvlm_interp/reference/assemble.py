@@ -43,6 +43,7 @@ from lvlm_interp.reference.sources import cache_directory, lock, reason
 MANIFEST = "manifest.json"
 """In the checkpoint's directory: the SHA-256 of every file that was built."""
 BUILDING = ".building-"
+OF_SYSTEMS = ("Thumbs.db", "desktop.ini")  # what systems put into folders by themselves
 WEIGHTS = "model.safetensors"
 TEMPLATE = """\
 {%- for message in messages -%}
@@ -107,7 +108,8 @@ def damage(folder: Path) -> str | None:
         expected = {str(name): str(digest) for name, digest in listed.items()}
         if WEIGHTS not in expected:
             return f"{MANIFEST} does not name {WEIGHTS}"
-        if strange := set(os.listdir(folder)) - {*expected, MANIFEST}:
+        there = {name for name in os.listdir(folder) if not name.startswith(".") and name not in OF_SYSTEMS}
+        if strange := there - {*expected, MANIFEST}:
             return f"{min(strange)} was not built"
         for name, digest in expected.items():
             if not (folder / name).is_file():

@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ LONGEST_NAME = 40
 
 @checked
 def write(
-    diagnoses: Diagnosis | Sequence[Diagnosis], out_dir: str | Path, force: bool = False, title: str | None = None
+    diagnoses: Diagnosis | Iterable[Diagnosis], out_dir: str | Path, force: bool = False, title: str | None = None
 ) -> Path:
     """Write `report.html`, `diagnosis.json`, `tokens.csv`, `heatmaps.npz` and `heatmaps.png`.
 
@@ -75,9 +75,10 @@ def write(
         OutputError: the directory holds something, or cannot be written; nothing is left half-written.
     """
     folder = check(out_dir, force)
+    diagnoses = diagnoses if isinstance(diagnoses, Diagnosis) else [*diagnoses]
     files = _single(diagnoses) if isinstance(diagnoses, Diagnosis) else _several(diagnoses)
     files[PAGE] = lambda: explorer.page(diagnoses, title).encode()
-    return placed(folder, files) / PAGE
+    return placed(folder, files, force) / PAGE
 
 
 # --- which files ----------------------------------------------------------------------------------
@@ -189,7 +190,7 @@ def write_probes(found: ProbeResult, out_dir: str | Path, force: bool = False) -
         "probes.csv": lambda: csv_of(found.to_frame()),
         "probes.png": lambda: _probe_png(found),
     }
-    return placed(folder, writers)
+    return placed(folder, writers, force)
 
 
 SWAPPED = ("swap.safetensors", "examples.csv", "answers.csv", "judged.csv", "missed.csv", "judged.png")
@@ -209,7 +210,7 @@ def write_swap(test: SwapTest, found: Judgement | None, out_dir: str | Path, for
     writers: list[Writer] = [lambda: _saved(test), lambda: csv_of(test.to_frame()), lambda: csv_of(test.answers())]
     if found is not None:
         writers += [lambda: csv_of(found.to_frame()), lambda: csv_of(found.missed()), lambda: _judged_png(found)]
-    return placed(folder, dict(zip(SWAPPED, writers, strict=False)))
+    return placed(folder, dict(zip(SWAPPED, writers, strict=False)), force)
 
 
 def _judged_png(found: Judgement) -> bytes:

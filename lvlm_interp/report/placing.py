@@ -61,11 +61,12 @@ def _try(path: Path) -> None:
         trial.write(b"0")
 
 
-def placed(folder: Path, files: Mapping[str, Writer]) -> Path:
+def placed(folder: Path, files: Mapping[str, Writer], force: bool = False) -> Path:
     """All files or, if one cannot be made, none; nothing that is not ours is touched.
 
     Raises:
-        OutputError: something of the user's stands in the way, or the folder cannot be written to.
+        OutputError: something of the user's stands in the way, also what another process wrote there meanwhile; or the
+            folder cannot be written to.
     """
     with told("write to", folder):
         _not_blocked(folder, files)
@@ -74,6 +75,7 @@ def placed(folder: Path, files: Mapping[str, Writer]) -> Path:
                 path = partial / name
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(made())
+            check(folder, force)
             _move(partial, folder, files)
     return folder
 

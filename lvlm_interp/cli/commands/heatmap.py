@@ -37,6 +37,7 @@ def heatmap(
     need_texts("--against", [against])
     vlm, x = asked.open()
     patches, drawn = _mapped(vlm, x, word, against, {"hide_from": hide_from, "progress": sys.stderr.isatty()})
+    export.check_file(out, asked.force)  # another process may have written it meanwhile
     export.save_heatmap(patches, x.images[0].picture, out, drawn, x.question)
     with asked.showing(as_json) as shown:
         shown.keep(patches.to_frame())
