@@ -145,7 +145,8 @@ MISTAKES = {
 def test_mistakes_are_found_before_the_model_is_opened(run, folder, monkeypatch, case):
     given, status, said = MISTAKES[case]
     monkeypatch.setitem(vars(li), "load", lambda name, **options: pytest.fail("the model was opened"))
-    told = ["--out", folder / "out", *(option.format(folder) for option in given)]
+    out_dir = [] if "--out" in given else ["--out", folder / "out"]
+    told = [*out_dir, *(option.format(folder) for option in given)]
     found, out, err = run("swap", folder / "t.csv", *told)
     assert (found, out) == (status, "") and said in " ".join(err.replace("│", " ").split()), err
 

@@ -224,7 +224,7 @@ class Words:
     def get_added_vocab(self):
         return {}
 
-    def decode(self, ids):
+    def decode(self, ids, **options):
         return str(ids)
 
     def apply_chat_template(self, messages, **options):

@@ -135,7 +135,11 @@ class OnDisk:
         """Raise where features of something else are kept; one that does not say (of an older release) knew nothing."""
         new = DIGESTS not in self.group
         own = {"zarr.json", LOCK}
-        if new and (others := sorted(one.name for one in Path(self.path).iterdir() if one.name not in own)):
+        if (
+            new
+            and not {*about} & {*self.group.attrs}
+            and (others := sorted(one.name for one in Path(self.path).iterdir() if one.name not in own))
+        ):
             raise InputError(f"{self.path} is a zarr group of something else ({others[0]!r}); give another directory")
         for what, value in about.items():
             if (found := self.group.attrs.setdefault(what, value if new else type(value)())) != value:

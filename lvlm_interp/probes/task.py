@@ -292,7 +292,8 @@ def _need_one_kind(given: np.ndarray, what: str) -> None:
 def _need_kept(given: np.ndarray, values: np.ndarray, what: str) -> None:
     """Raise where NumPy makes another of one: it drops zeros behind a text, and counts to 2⁵³ beside fractions."""
     pairs = zip(given.ravel().tolist(), values.ravel().tolist(), strict=True)
-    if values.dtype != object and (lost := next((one for one, kept in pairs if one != kept), None)) is not None:
+    told = ((one, kept) for one, kept in pairs if isinstance(one, str | int | float))  # dates become numbers
+    if values.dtype != object and (lost := next((one for one, kept in told if one != kept), None)) is not None:
         why = "ends with NUL, which NumPy drops" if isinstance(lost, str) else "is rounded beside fractions"
         raise InputError(f"{what} such as {lost!r} cannot be kept as they are: it {why}; number them, or name them")
 
