@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import lvlm_interp as li
+from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.prompt import Prompter
 from tests import saved
 from tests.test_words import Processor
@@ -39,6 +40,14 @@ def test_an_answer_with_its_tokens_keeps_them(monkeypatch):
         warnings.simplefilter("error")
         x = vlm.answered(vlm.prepare("what?", PICTURE), li.Answer(" a cat ", ids))
     assert x.answer_ids.tolist() == ids and len(ids) == 7
+
+
+def test_an_answer_with_a_token_of_pictures_is_refused(monkeypatch):
+    """A model may write one; called with it, it would look for a picture that is not there."""
+    vlm = chat("bytes", monkeypatch)
+    ids = vlm.prompter.answer_ids((), "cat")
+    with pytest.raises(InputError, match="for which the model looks for a picture"):
+        vlm.answered(vlm.prepare("what?", PICTURE), li.Answer("cat", [*ids, vlm.image_token_id]))
 
 
 def test_an_answer_follows_the_template_wherever_it_is_given(monkeypatch):

@@ -372,6 +372,8 @@ def test_positions_may_differ_between_examples(vlm, examples):
     assert last["position"].tolist() == [x.length - 1 for x in examples]
     with pytest.raises(InputError, match="no position"):
         li.collect_features(vlm, examples, SITES, positions=lambda x: [])
+    with pytest.raises(InputError, match="of example 0 twice"):
+        li.collect_features(vlm, examples, SITES, positions=lambda x: [-1, x.length - 1])
 
 
 def test_rows_say_what_they_are_of(vlm, examples):

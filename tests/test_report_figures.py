@@ -48,6 +48,9 @@ def test_what_speaks_against_is_purple_and_scales_are_symmetric():
     assert blue > red > green
     assert axes.collections[0].get_clim() == (-2.0, 2.0)
     assert "nats" in axes.child_axes[0].get_ylabel()
+    figures.heatmap(patches, picture=Image.new("RGB", (60, 40), "white"), ax=axes, limit=5.0)
+    (bar,) = axes.child_axes  # of the map that was drawn last
+    assert bar.get_ylim() == (-5.0, 5.0)
 
 
 def test_heatmap_is_over_the_picture_and_checks_it():

@@ -256,6 +256,20 @@ class Anatomy:
         """The ids that stand for a piece of an image or of a video."""
         return tuple(i for i in (self.image_token_id, self.video_token_id) if i is not None)
 
+    @property
+    def embedding_rows(self) -> int:
+        """How many ids the embedding has; 0 if unknown."""
+        rows = getattr(getattr(self.model.get_input_embeddings(), "weight", None), "shape", (0,))[0]
+        more = getattr(self.model.config.get_text_config(), "additional_vocab_size", 0) or 0  # Idefics
+        return int(rows + more if rows else 0)
+
+    @property
+    def token_count(self) -> int:
+        """How many ids there are, of the embedding or of the tokenizer, whichever has more; 0 if unknown."""
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        rows = self.embedding_rows
+        return max(rows, len(tokenizer) if rows and hasattr(tokenizer, "__len__") else 0)
+
     def visual_in(self, model_inputs: Mapping[str, Any]) -> Bool[Tensor, "batch position"]:
         """Which positions of a prompt stand for a piece of an image or of a video.
 

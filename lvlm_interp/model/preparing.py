@@ -268,22 +268,19 @@ class Preparing(Anatomy):
             raise InputError("attention_mask is 0 everywhere: there is no position to read; 1 marks those that count")
 
     def _need_tokens(self, ids: Int[Tensor, " position"], where: str) -> None:
-        count = max(self._tokens, 1 + max(self._special_ids() | {*self.visual_token_ids}, default=-1))
-        if self._tokens and (wrong := ids[(ids < 0) | (ids >= count)].tolist()):
+        count = max(self.token_count, 1 + max(self._special_ids() | {*self.visual_token_ids}, default=-1))
+        if self.token_count and (wrong := ids[(ids < 0) | (ids >= count)].tolist()):
             raise InputError(f"{where} holds {wrong[0]}, and the tokens of this model are 0 to {count - 1}")
 
-    @property
-    def _tokens(self) -> int:
-        """How many ids there are, of the embedding or of the tokenizer, whichever has more; 0 if unknown."""
-        tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        return max(self._rows, len(tokenizer) if self._rows and hasattr(tokenizer, "__len__") else 0)
-
-    @property
-    def _rows(self) -> int:
-        """How many ids the embedding has; 0 if unknown."""
-        rows = getattr(getattr(self.model.get_input_embeddings(), "weight", None), "shape", (0,))[0]
-        more = getattr(self.model.config.get_text_config(), "additional_vocab_size", 0) or 0  # Idefics
-        return int(rows + more if rows else 0)
+    def _need_words(self, answer: Answer) -> None:
+        """Raise where a token of an answer is none of this model, or stands for a piece of a picture."""
+        self._need_tokens(torch.tensor(answer.ids), "the answer")
+        if showing := [i for i in answer.ids if i in self.visual_token_ids]:
+            token = self.token_strings(showing)[0]
+            raise InputError(
+                f"the answer {str(answer)!r} holds the token {showing[0]} ({token!r}), for which the model looks for a "
+                "picture: an answer has none. Answer(text, ids) without it can be scored"
+            )
 
     def _need_video(self, model_inputs: Mapping[str, Any]) -> None:
         """Raise if there are pixels of a video, and the model takes none."""
@@ -372,7 +369,7 @@ class Preparing(Anatomy):
     def _answered(self, x: Inputs, answer: str, reply: Callable[[str], tuple[list[int], bool]]) -> Inputs:
         """An answer as a model writes it: blanks around it are not what follows a prompt, and are left out."""
         if isinstance(answer, Answer):
-            self._need_tokens(torch.tensor(answer.ids), "the answer")
+            self._need_words(answer)
             return self._finished(x.with_answer(answer.ids, self.token_strings(answer.ids), str(answer)))
         ids, opened = reply(answer.strip() or answer)
         if x.opening and opened:

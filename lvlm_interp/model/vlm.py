@@ -203,8 +203,9 @@ class HookedVLM(Preparing):
                 ) from error
             if self.active_edits:  # what they gave may be at fault
                 raise
-            rows = f", which knows the ids up to {self._rows - 1}," * (isinstance(error, IndexError) and self._rows > 0)
-            raise unfitting(model_inputs, f"{self.name!r}{rows} cannot be run", error) from error
+            beyond = isinstance(error, IndexError) and self.embedding_rows > 0
+            known = f", which knows the ids up to {self.embedding_rows - 1}," if beyond else ""
+            raise unfitting(model_inputs, f"{self.name!r}{known} cannot be run", error) from error
 
     def _recounted(self, model_inputs: Mapping[str, Any]) -> dict[nn.Module, Tensor]:
         """What layers that count rows are told behind padding, which a row of a batch may begin with."""

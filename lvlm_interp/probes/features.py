@@ -125,9 +125,9 @@ def collect_features(
         The features by name.
 
     Raises:
-        InputError: no examples, or sites of different widths under one name; an example without any of the positions;
-            weights, edits or hooks that change meanwhile; a store of another model, of other edits, sites, positions or
-            examples, or one that another process is writing to; a batch below 1.
+        InputError: no examples, or sites of different widths under one name; an example without any of the positions,
+            or with one of them twice; weights, edits or hooks that change meanwhile; a store of another model, of other
+            edits, sites, positions or examples, or one that another process is writing to; a batch below 1.
         OutputError: a store that cannot be written to, or is damaged.
         SiteError: a glob that matches nothing.
         ModelError: the model gives NaN or infinity.
@@ -229,7 +229,13 @@ class _Rows:
                 f"positions=… says which positions of an example are read, as roles, indices or a mask: of example "
                 f"{self.examples}, counted from 0, it says {asked!r}"
             )
-        return tuple(indices(x, asked).tolist())
+        found = tuple(indices(x, asked).tolist())
+        if len(set(found)) < len(found):
+            twice = next(place for place in found if found.count(place) > 1)
+            raise InputError(
+                f"positions={asked!r} name position {twice} of example {self.examples} twice: once will do"
+            )
+        return found
 
     def _note(self, x: Inputs, at: tuple[int, ...]) -> None:
         tokens, named = x.tokens or [""] * x.length, named_by(x)

@@ -35,6 +35,7 @@ from lvlm_interp.report.palette import OPACITY, OPPOSES, SUPPORTS, Mode
 from lvlm_interp.report.pictures import faded
 from lvlm_interp.results import number_of as number_of
 
+COLOR_BAR = "lvlm_interp color bar"  # what its Axes are called
 MARK = "#222222"  # on a pale picture, whatever the style
 SEQUENTIAL = "YlGnBu"
 MOST_LIGHT = 0.45  # luminance of a cell; what is written on darker ones is white
@@ -337,10 +338,16 @@ def colors(cmap: str | Colormap | None) -> Colormap:
 
 
 def color_bar(ax: Axes, scale: ScalarMappable, label: str) -> None:
-    """The scale beside the Axes, as tall as they are whatever a layout or the shape of a picture makes of them."""
+    """The scale beside the Axes, as tall as they are whatever a layout or the shape of a picture makes of them.
+
+    There is one at a time: of a second figure on the same Axes it takes the place of the first.
+    """
+    for before in [one for one in ax.child_axes if one.get_label() == COLOR_BAR]:
+        before.remove()
     inches = ax.figure.dpi_scale_trans + ScaledTranslation(1, 0, cast(Any, ax.transAxes))
+    beside = blended_transform_factory(inches, ax.transAxes)
     grown = lettering.em() / USUAL
-    place = ax.inset_axes((0.08 * grown, 0, 0.12 * grown, 1), transform=blended_transform_factory(inches, ax.transAxes))
+    place = ax.inset_axes((0.08 * grown, 0, 0.12 * grown, 1), transform=beside, label=COLOR_BAR)
     bar = ax.figure.colorbar(scale, cax=place)
     place.set_facecolor("white")
     # The same numbers whatever height a layout tries, since it leaves room for these.
