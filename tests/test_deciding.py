@@ -68,6 +68,17 @@ def test_what_a_source_is_to_an_answer(rows, state):
     assert bool(found.why) is not found.clear
 
 
+def test_pictures_that_show_the_answer_tell_nothing():
+    """Of a wrong answer, every other picture may show just what was answered."""
+    same = [variant("image", answer, image=f"{answer}.png", says="Red.") for answer in ("Red.", "Blue.")]
+    gone = [variant("image", "Red.", image=""), variant("image", "I cannot see.", image="")]
+    for without in gone:
+        found = verdict_of([RED, *same, without])
+        assert not found.clear and "says the answer too" in found.why
+    other = variant("image", "Red.", image="b.png", says="Blue.")
+    assert verdict_of([RED, *same, other, gone[0]]).clear
+
+
 def test_two_that_decide_are_several():
     original = variant("original", "Red.", **HINT)
     moved = [variant("image", "Blue.", image="b.png", **HINT), variant("context", "Green.", context="It is green.")]

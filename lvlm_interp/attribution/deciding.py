@@ -17,6 +17,9 @@ stands in it: no other source decides, the answer is among its words, and in at 
 goes along, to words of the other question. What no source decides, and what stays when picture, context and system
 message are all gone, is knowledge. Where two sources decide, or only their change together moves the answer, it is
 several.
+
+An answer is unclear where a source would overrule it or is missed; and where all that was put in the place of a source
+says what was answered, as of a wrong answer it may: then only taking it away tells, which alone misleads.
 """
 
 from __future__ import annotations
@@ -85,6 +88,9 @@ def _verdict(original: Variant, others: Sequence[Variant], states: dict[str, Sta
     deciding = tuple(source for source, state in here.items() if state == "decides")
     source = deciding[0] if deciding else KNOWLEDGE
     doubts = [f"the {name} {_DOUBTS[state]}" for name, state in here.items() if state in _DOUBTS]
+    doubts += [
+        f"whatever stands in place of the {name} says the answer too" for name in here if _alike(name, original, others)
+    ]
     if len(deciding) > 1:
         source = SEVERAL
     elif not deciding and (together := _together(original, others, here, by)):
@@ -124,6 +130,12 @@ _STATES: dict[tuple[bool, bool], State] = {
     (False, True): "missed",
     (False, False): "idle",
 }
+
+
+def _alike(source: str, original: Variant, others: Sequence[Variant]) -> bool:
+    """Whether all that was put in the place of a source says what was answered, so that none of it can move that."""
+    replaced = [other for other in others if other.source == source and not other.removes]
+    return bool(replaced) and not any(_tells(original, other) for other in replaced)
 
 
 def _tells(original: Variant, other: Variant) -> bool:
