@@ -3,13 +3,18 @@
 The oracle is the plain transformers model with ordinary hooks: one forward pass a coalition, under a 4-D mask.
 """
 
+import contextlib
+
 import pytest
 import torch
 
 import lvlm_interp as li
+from lvlm_interp.attribution import alternatives
+from lvlm_interp.attribution.rivals import Rivals
 from lvlm_interp.engine.score import score_answers
 from lvlm_interp.errors import ModelError
 from lvlm_interp.inside.tuned_lens import Fitting
+from lvlm_interp.probes import features
 from tests.families import tiny_example, tiny_model
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -109,6 +114,45 @@ def test_each_of_several_answers_has_its_own_last_row(vlm):
         for one, ids in zip(found, answers, strict=True):
             y = tiny_inputs(vlm, tuple(ids.tolist()))
             assert torch.allclose(one.logit, plain(vlm.model, y, y.everything[None]), atol=1e-4)
+
+
+@pytest.mark.parametrize("position", [5, -2, -4, -6])
+@pytest.mark.parametrize("value", ["difference", "odds"])
+def test_an_alternative_of_another_length_has_rows_of_its_own(vlm, position, value, monkeypatch):
+    """From its first token on, which is read where the answer's is as long as nothing counts from the end."""
+    x, change = tiny_inputs(vlm, (7, 8, 9)), without(position)
+    monkeypatch.setattr(alternatives, "_given", lambda _, __, part, *___: Rivals(part, [[5, 6]]))
+
+    def logprob(y):
+        logits = vlm.model(**y.model_inputs, use_cache=False).logits[0, y.answer_positions - 1]
+        return logits.log_softmax(-1).gather(-1, y.answer_ids[:, None]).sum()
+
+    with hooked(vlm.decoder.layers[1], change), torch.no_grad():
+        expected = logprob(x) - logprob(tiny_inputs(vlm, (5, 6)))
+    with vlm.visiting({SITE: change}):
+        found = li.credit(vlm, x, unit="answer", value=value, against=["any"]).total[0]
+        monkeypatch.setattr(alternatives, "standing", lambda _: [])  # the control
+        monkeypatch.setattr(type(vlm), "active_edits", ())
+        mixed = li.credit(vlm, x, unit="answer", value=value, against=["any"]).total[0]
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=1e-4)
+    assert (abs(mixed - expected) > 1e-3) == (position in (-4, -6))
+
+
+@pytest.mark.parametrize("way", ["edit", "hook", "layer"])
+def test_features_of_each_example_are_those_alone(vlm, way, monkeypatch):
+    """Side by side, padding would shift the position."""
+    examples = [tiny_inputs(vlm, ids) for ids in ((7, 8, 9), (7,), (5, 6, 7, 8))]
+    block, change = vlm.decoder.layers[1], without(9)
+    put = {"edit": lambda: vlm.visiting({SITE: change}), "hook": lambda: hooked(block, change)}
+    block.mlp = AtPosition(block.mlp) if way == "layer" else block.mlp
+    sites = {"stream": "blocks.2.hook_resid_post"}
+    with put.get(way, contextlib.nullcontext)():
+        found = li.collect_features(vlm, examples, sites)["stream"].values
+        alone = [li.collect_features(vlm, [x], sites)["stream"].values for x in examples]
+        monkeypatch.setattr(features, "_by_position", lambda _: False)  # the control
+        shifted = li.collect_features(vlm, examples, sites)["stream"].values
+    torch.testing.assert_close(found, torch.cat(alone), rtol=0, atol=1e-5)
+    assert (shifted - found).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("position", [3, 9, 13, 15, -2, -4])

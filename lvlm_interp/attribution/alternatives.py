@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lvlm_interp.attribution.rivals import Rivals, Search, spelt_out
-from lvlm_interp.engine.decoder import DecoderInputs
+from lvlm_interp.engine.decoder import DecoderInputs, standing
 from lvlm_interp.engine.score import HideFrom, Scores, score_answers
 from lvlm_interp.errors import InputError, LvlmInterpWarning
 from lvlm_interp.given import explained
@@ -80,8 +80,14 @@ def others_of(
     hide_from: HideFrom,
     decoder_inputs: DecoderInputs,
 ) -> list[Float[Tensor, "coalition rival"]]:
-    """Log-probability of every alternative under every coalition: its first token, and what follows."""
-    rest = _rest(vlm, x, visible, rivals, hide_from, decoder_inputs)
+    """Log-probability of every alternative under every coalition: its first token, and what follows.
+
+    The first is read where the answer's own is. Not under an edit, and not in layers of a user's own: these may count
+    positions from the end, where an alternative of another length has other rows, so that it is scored whole.
+    """
+    if vlm.active_edits or standing(vlm):
+        return _scored(vlm, x, visible, rivals, hide_from, decoder_inputs, begun=0)
+    rest = _scored(vlm, x, visible, rivals, hide_from, decoder_inputs, begun=1)
     begun = [torch.stack([rival.begun[ids[0]] for ids in rival.ids], 1) for rival in rivals]
     return [first + following for first, following in zip(begun, rest, strict=True)]
 
@@ -233,22 +239,23 @@ def _need_letters(vlm: HookedVLM, against: Sequence[str], others: Sequence[Seque
             )
 
 
-def _rest(
+def _scored(
     vlm: HookedVLM,
     x: Inputs,
     visible: Bool[Tensor, "coalition position"],
     rivals: Sequence[Rivals],
     hide_from: HideFrom,
     decoder_inputs: DecoderInputs,
+    begun: int,
 ) -> list[Float[Tensor, "coalition rival"]]:
-    """Log-probability of what follows the first token of every alternative; 0 where nothing does."""
+    """Log-probability of every alternative behind so many of its tokens; 0 where nothing follows."""
     rest = [torch.zeros(len(visible), len(rival.ids), dtype=torch.float64) for rival in rivals]
-    longer = [(p, n, ids) for p, rival in enumerate(rivals) for n, ids in enumerate(rival.ids) if len(ids) > 1]
+    longer = [(p, n, ids) for p, rival in enumerate(rivals) for n, ids in enumerate(rival.ids) if len(ids) > begun]
     if not longer:
         return rest
     so_far = [x.answer_ids[: rival.part.start].cpu() for rival in rivals]
     answers = [torch.cat([so_far[p], torch.tensor(ids)]) for p, _, ids in longer]
-    reads = [len(ids) - 1 for _, _, ids in longer]
+    reads = [len(ids) - begun for _, _, ids in longer]
     scored = score_answers(vlm, x, visible, answers, hide_from, decoder_inputs=decoder_inputs, reads=reads)
     for (p, n, _), scores in zip(longer, scored, strict=True):
         rest[p][:, n] = scores.logprob.double().sum(1)

@@ -26,6 +26,7 @@ from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import DIGITS, Inputs, named_by
 from lvlm_interp.model.choice import Positions, indices
 from lvlm_interp.model.finite import need_finite
+from lvlm_interp.model.holding import written_by_others
 from lvlm_interp.model.sites import match
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.probes.store import Digests, InMemory, Stacked, Store, on_disk, row_digests
@@ -162,10 +163,21 @@ def _run(vlm: HookedVLM) -> dict[str, Any]:
 
 
 def _captured(vlm: HookedVLM, some: Sequence[_Asked], sites: Mapping[str, str], last: bool) -> dict[str, Tensor]:
-    """Of each site, the chosen positions of all examples one below the other; one by one where rows are not alike."""
-    apart = len(some) > 1 and vlm.not_side_by_side([one.x.length for one in some])
+    """Of each site, the chosen positions of all examples one below the other.
+
+    One by one where rows are not alike, and where something may go by position, which padding would shift: an edit, a
+    hook, a layer of a user's own.
+    """
+    lengths = [one.x.length for one in some]
+    shifted = len(set(lengths)) > 1 and _by_position(vlm)
+    apart = len(some) > 1 and (shifted or vlm.not_side_by_side(lengths))
     parts = [_together(vlm, group, sites, last) for group in ([[one] for one in some] if apart else [some])]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _by_position(vlm: HookedVLM) -> bool:
+    """Whether something that is not the model's own may go by position."""
+    return bool(vlm.active_edits or written_by_others(vlm.model, vlm.decoder.named_modules()))
 
 
 def _together(vlm: HookedVLM, some: Sequence[_Asked], sites: Mapping[str, str], last: bool) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from lvlm_interp.attribution.occlusion import PatchMap
 from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.report import figures
 from lvlm_interp.report.diagnosis import Diagnosis, WordReport
-from lvlm_interp.report.figures import drawing, lettering
+from lvlm_interp.report.figures import coloring, drawing, lettering
 from lvlm_interp.report.scales import shared_limit
 from lvlm_interp.report.sentences import signed
 
@@ -55,7 +55,7 @@ def sheet(diagnosis: Diagnosis, reports: Sequence[WordReport], kind: str = "png"
         _map(ax, patches, report, diagnosis.image, limit)
     for ax in others[len(shown) :]:
         ax.set_axis_off()
-    scale = ScalarMappable(Normalize(-limit, limit), drawing.diverging())
+    scale = ScalarMappable(Normalize(-limit, limit), coloring.diverging())
     bar = figure.colorbar(scale, ax=panels, aspect=30, shrink=0.9, pad=0.02)
     bar.set_label("log-odds lost, nats")
     _ask(figure, diagnosis.question)

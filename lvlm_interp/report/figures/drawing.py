@@ -16,14 +16,11 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap, Normalize, to_hex, to_rgb, to_rgba
+from matplotlib.colors import to_hex, to_rgb, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 from PIL import Image
 
 from lvlm_interp.errors import InputError
@@ -31,17 +28,14 @@ from lvlm_interp.given import explained
 from lvlm_interp.inputs.media import open_image
 from lvlm_interp.report.figures import lettering
 from lvlm_interp.report.figures.lettering import literal, token_text
-from lvlm_interp.report.palette import OPACITY, OPPOSES, SUPPORTS, Mode
+from lvlm_interp.report.palette import Mode
 from lvlm_interp.report.pictures import faded
 from lvlm_interp.results import number_of as number_of
 
-COLOR_BAR = "lvlm_interp color bar"  # what its Axes are called
 MARK = "#222222"  # on a pale picture, whatever the style
-SEQUENTIAL = "YlGnBu"
 MOST_LIGHT = 0.45  # luminance of a cell; what is written on darker ones is white
 EMBEDDED: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}  # letters stay letters
 SMALL = 16  # letters beside each other, up to which a picture has no numbers at its sides
-USUAL = 10.0  # points of letters for which sizes of figures are given
 SMALLEST = 7.0  # of those that figures shrink with
 LOWEST = 0.9  # of cells in a figure of their own, however few rows they are
 CORNER = 0.35  # ems between numbers and their side
@@ -114,7 +108,7 @@ def own(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[O
     Sizes of figures are in inches where letters have 10 points, and grow with the largest kind of them in force: what
     is drawn has the same room. What stands around letters does not shrink with them.
     """
-    grown = max(SMALLEST, lettering.largest()) / USUAL
+    grown = max(SMALLEST, lettering.largest()) / lettering.USUAL
     made = OwnFigure(figsize=(width * grown, height * grown), layout=Layout())
     return made, made.subplots(rows, columns, squeeze=False, subplot_kw={"axes_class": OwnAxes})
 
@@ -306,67 +300,7 @@ def is_small(ax: Axes) -> bool:
     return lettering.points(ax, "width") < SMALL * lettering.size("xtick.labelsize")
 
 
-# --- scales and legends -----------------------------------------------------------------------------------------------
-
-
-def diverging(cmap: str | Colormap | None = None) -> Colormap:
-    """Purple over nothing to orange; what is 0 is transparent, so that the picture shows. Or another, let through."""
-    if cmap is not None:
-        whole = colors(cmap)
-        return ListedColormap([(*color[:3], OPACITY) for color in whole(np.linspace(0, 1, 256))], name=whole.name)
-    stops = [
-        (0.0, to_rgba(OPPOSES, OPACITY)),
-        (0.5, to_rgba(OPPOSES, 0.0)),
-        (0.5, to_rgba(SUPPORTS, 0.0)),
-        (1.0, to_rgba(SUPPORTS, OPACITY)),
-    ]
-    return LinearSegmentedColormap.from_list("opposes_supports", stops, N=512)
-
-
-def colors(cmap: str | Colormap | None) -> Colormap:
-    """A colour map by its name.
-
-    Raises:
-        InputError: matplotlib has none of that name.
-    """
-    if isinstance(cmap, Colormap):
-        return cmap
-    try:
-        return mpl.colormaps[cmap or SEQUENTIAL]
-    except KeyError:
-        raise InputError(f"matplotlib has no colour map {cmap!r}; 'viridis' is one, 'RdBu_r' another") from None
-
-
-def color_bar(ax: Axes, scale: ScalarMappable, label: str) -> None:
-    """The scale beside the Axes, as tall as they are whatever a layout or the shape of a picture makes of them.
-
-    There is one at a time: of a second figure on the same Axes it takes the place of the first.
-    """
-    for before in [one for one in ax.child_axes if one.get_label() == COLOR_BAR]:
-        before.remove()
-    inches = ax.figure.dpi_scale_trans + ScaledTranslation(1, 0, cast(Any, ax.transAxes))
-    beside = blended_transform_factory(inches, ax.transAxes)
-    grown = lettering.em() / USUAL
-    place = ax.inset_axes((0.08 * grown, 0, 0.12 * grown, 1), transform=beside, label=COLOR_BAR)
-    bar = ax.figure.colorbar(scale, cax=place)
-    place.set_facecolor("white")
-    # The same numbers whatever height a layout tries, since it leaves room for these.
-    if type(scale.norm) is Normalize:
-        low, high = scale.get_clim()
-        ticks = MaxNLocator(_numbers(ax), steps=[1, 2, 2.5, 5, 10], min_n_ticks=1).tick_values(low, high)
-        shown = [float(tick) for tick in ticks if low <= tick <= high]
-        bar.set_ticks(shown, labels=[f"{tick:g}".replace("-", "−") for tick in shown])
-    bar.set_label(literal(label))
-    lettering.wrap(place.yaxis.label, ax, "height")
-    cast(Any, bar.outline).set_visible(False)
-
-
-def _numbers(ax: Axes) -> int:
-    """How many steps there are between numbers beside the Axes, as tall as they will be."""
-    tall = lettering.points(ax, "height")
-    if ax.get_aspect() != "auto":
-        tall = min(tall, 0.75 * lettering.points(ax, "width") * ax.get_data_ratio())
-    return int(np.clip(tall / (2.2 * lettering.size("ytick.labelsize")), 1, 7))
+# --- legends ----------------------------------------------------------------------------------------------------------
 
 
 def legend_above(ax: Axes, labels: Mapping[str, str], diamond: str | None = None) -> float:

@@ -11,7 +11,7 @@ from matplotlib.colors import Colormap, Normalize
 
 from lvlm_interp.errors import InputError
 from lvlm_interp.inside.direct import DirectAttribution
-from lvlm_interp.report.figures import drawing, lettering
+from lvlm_interp.report.figures import coloring, drawing, lettering
 from lvlm_interp.report.figures.drawing import figure
 from lvlm_interp.report.figures.labels import token_title
 
@@ -93,9 +93,9 @@ def _by_layer(
         raise InputError(f"limit is a number of logits above 0; got {limit!r}")
     largest = limit or max(1e-6, float(np.abs(values).max()))
     scale = Normalize(-largest, largest)
-    image = ax.imshow(values, cmap=drawing.diverging(cmap), norm=scale, aspect="auto", origin="lower")
+    image = ax.imshow(values, cmap=coloring.diverging(cmap), norm=scale, aspect="auto", origin="lower")
     ax.set_facecolor("white")
     drawing.layer_ticks(ax, range(len(values)), "block")
     drawing.quiet(ax)
-    drawing.color_bar(ax, image, "raw logits")
+    coloring.color_bar(ax, image, "raw logits")
     return ax

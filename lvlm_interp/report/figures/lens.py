@@ -8,7 +8,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap
 
 from lvlm_interp.inside.lens import Lens
-from lvlm_interp.report.figures import drawing, lettering
+from lvlm_interp.report.figures import coloring, drawing, lettering
 from lvlm_interp.report.figures.drawing import figure
 from lvlm_interp.report.figures.lettering import token_text
 
@@ -44,14 +44,14 @@ def lens_grid(
     width = max(NARROWEST, 0.55 * positions if written else min(WIDEST, 0.08 * positions))
     given, ax = ax is not None, drawing.axes(ax, 1.6 + width, 1.2 + drawing.high(layers, 0.24))
     chance = found.top_logprobs[..., 0].exp().numpy()
-    image = ax.imshow(chance, cmap=drawing.colors(cmap), vmin=0, vmax=1, aspect="auto", origin="lower")
+    image = ax.imshow(chance, cmap=coloring.colors(cmap), vmin=0, vmax=1, aspect="auto", origin="lower")
     if words or (written and (not given or _fits(ax, layers, positions))):
         _write(ax, found, image, chance)
     drawing.position_ticks(ax, found.tokens)
     drawing.layer_ticks(ax, found.layers)
     drawing.title(ax, title or "Likeliest next word after each layer")
     drawing.quiet(ax)
-    drawing.color_bar(ax, image, "probability")
+    coloring.color_bar(ax, image, "probability")
     return ax
 
 

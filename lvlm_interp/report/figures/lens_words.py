@@ -14,7 +14,7 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.inputs.view import Box, ImageView
 from lvlm_interp.inside.lens import Lens
-from lvlm_interp.report.figures import drawing, lettering
+from lvlm_interp.report.figures import coloring, drawing, lettering
 from lvlm_interp.report.figures.drawing import figure
 from lvlm_interp.report.figures.lettering import quoted, token_text
 
@@ -70,7 +70,7 @@ def word_map(
         _write(ax, [found.top_words[layer][row][0] for row in rows], boxes, colors)
     what = f"probability of {quoted(target)}" if target else "likeliest word of each patch"
     drawing.title(ax, title or f"{what}, after {found.layers[layer]} blocks", "center")
-    drawing.color_bar(ax, scale, label)
+    coloring.color_bar(ax, scale, label)
     return ax
 
 
@@ -84,9 +84,9 @@ def _inches(size: tuple[int, int], columns: int | None) -> tuple[float, float]:
 def _scale(chance: np.ndarray, cmap: str | Colormap | None) -> tuple[ScalarMappable, str]:
     top = float(chance.max())
     if top >= LEAST or top <= 0:
-        return ScalarMappable(Normalize(0, max(LEAST, top)), drawing.colors(cmap)), "probability"
+        return ScalarMappable(Normalize(0, max(LEAST, top)), coloring.colors(cmap)), "probability"
     low = min(max(float(chance.min()), top / 10**DECADES), top / 2)
-    return ScalarMappable(LogNorm(low, top), drawing.colors(cmap)), "probability, log scale"
+    return ScalarMappable(LogNorm(low, top), coloring.colors(cmap)), "probability, log scale"
 
 
 def _known(view: ImageView, picture: ImageLike | None) -> tuple[Tensor, list[Box], Image.Image]:

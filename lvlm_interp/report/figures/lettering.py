@@ -16,6 +16,7 @@ from matplotlib.text import Text
 BLANK, BREAK, TAB, LOST = "␣", "⏎", "⇥", "�"
 SIGNS = {"\n": BREAK, "\r": BREAK, "\x0b": BREAK, "\x0c": BREAK, "\x85": BREAK, "\u2028": BREAK, "\t": TAB}
 CUT = "…"
+USUAL = 10.0  # points of letters for which sizes of figures are given
 # Where several installed fonts have a letter, these come first; they look well beside Latin ones.
 PREFERRED = (
     "Noto Sans CJK SC",

@@ -17,7 +17,7 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.inside.lens import Lens
 from lvlm_interp.pairs import Pair
-from lvlm_interp.report.figures import drawing
+from lvlm_interp.report.figures import coloring, drawing
 from lvlm_interp.report.figures.drawing import figure
 from lvlm_interp.report.figures.lettering import quoted, shorter
 from lvlm_interp.report.figures.patches import heatmap
@@ -126,14 +126,14 @@ def pair_lens(pair: Pair, target: str | None = None, ax: Axes | None = None, *, 
     ax = drawing.axes(ax, 1.6 + min(12.0, max(3.0, 0.3 * positions)), 1.2 + drawing.high(layers, 0.24))
     largest = max(1e-6, float(np.abs(values).max()))
     norm = Normalize(-largest, largest)
-    scale = ax.imshow(values, cmap=drawing.diverging(), norm=norm, aspect="auto", origin="lower")
+    scale = ax.imshow(values, cmap=coloring.diverging(), norm=norm, aspect="auto", origin="lower")
     ax.set_facecolor("white")
     drawing.position_ticks(ax, first.tokens)
     drawing.layer_ticks(ax, first.layers)
     names = " − ".join(shorter(name, 24) for name in pair.names)
     drawing.title(ax, title or f"log-probability of {quoted(target)}: {names}")
     drawing.quiet(ax)
-    drawing.color_bar(ax, scale, "nats")
+    coloring.color_bar(ax, scale, "nats")
     return ax
 
 

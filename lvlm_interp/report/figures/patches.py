@@ -17,7 +17,7 @@ from matplotlib.patheffects import Normal, Stroke
 from lvlm_interp.attribution.occlusion import PatchMap
 from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.sources import ImageLike
-from lvlm_interp.report.figures import drawing
+from lvlm_interp.report.figures import coloring, drawing
 from lvlm_interp.report.figures.drawing import MARK, figure
 from lvlm_interp.report.figures.lettering import quoted
 from lvlm_interp.report.scales import own_limit, shared_limit
@@ -67,7 +67,7 @@ def heatmap(
     drawing.picture_axis(ax, patch_map.size, under, fade)
     values, boxes = patch_map.values[token].double().numpy().ravel(), patch_map.boxes.numpy().reshape(-1, 4)
     largest = _largest(patch_map, token, limit)
-    scale = ScalarMappable(Normalize(-largest, largest), drawing.diverging(cmap))
+    scale = ScalarMappable(Normalize(-largest, largest), coloring.diverging(cmap))
     ax.add_collection(_tiles(boxes, values, scale))
     if mark_peak and values.max() > 0:
         ax.add_patch(_outline(boxes[int(values.argmax())]))
@@ -77,7 +77,7 @@ def heatmap(
     if colorbar:
         lost = {"logodds": "log-odds"}.get(patch_map.value, patch_map.value)
         what = lost if drawing.is_small(ax) else f"{lost} lost"
-        drawing.color_bar(ax, scale, f"{what}, {patch_map.unit}")
+        coloring.color_bar(ax, scale, f"{what}, {patch_map.unit}")
     return ax
 
 

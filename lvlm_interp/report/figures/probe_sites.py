@@ -8,7 +8,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 
 from lvlm_interp.probes.result import ProbeResult
-from lvlm_interp.report.figures import drawing, lettering
+from lvlm_interp.report.figures import coloring, drawing, lettering
 from lvlm_interp.report.figures.drawing import figure
 from lvlm_interp.report.figures.labels import need_types, plain, row_numbers, with_unit
 
@@ -38,14 +38,14 @@ def probe_map(
     values, floor = _scores(found, name)
     ax = drawing.axes(ax, 2.2 + 0.36 * values.shape[1], 1.4 + drawing.high(len(values), 0.16))
     scale = Normalize(min(floor, float(np.nanmin(values))), max(floor + 1e-6, float(np.nanmax(values))))
-    image = ax.imshow(values, cmap=drawing.colors(cmap), norm=scale, aspect="auto", origin="lower")
+    image = ax.imshow(values, cmap=coloring.colors(cmap), norm=scale, aspect="auto", origin="lower")
     _mark(ax, found, name, image, values)
     ax.set_xticks(range(0, values.shape[1], lettering.step(values.shape[1], ax, "width", ems=2.0)))
     drawing.layer_ticks(ax, *row_numbers(found, len(values)))
     ax.set_xlabel("head" if values.shape[1] > 1 else "")
     drawing.title(ax, title or f"{plain(name)} of held-out probes (• above chance, q ≤ {found.alpha:g})", "center")
     drawing.quiet(ax)
-    drawing.color_bar(ax, image, with_unit(name))
+    coloring.color_bar(ax, image, with_unit(name))
     return ax
 
 
