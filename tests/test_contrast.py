@@ -237,17 +237,6 @@ def test_several_side_by_side(reference, purple_banana):
     assert several["hidden"].classes[0] == "correlated"
 
 
-def test_noise_is_that_of_its_seed_whatever_is_made_by_default():
-    vlm = li.wrap(tiny_llava())
-    x = tiny_inputs(vlm)
-    expected = li.contrast(vlm, x, "noise", seed=3).delta
-    torch.set_default_dtype(torch.float64)
-    try:
-        assert torch.allclose(li.contrast(vlm, x, "noise", seed=3).delta.float(), expected, atol=1e-4)
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 def test_numbers_of_a_contrast_are_numbers(reference, purple_banana):
     found = li.contrast(reference, purple_banana)
     for name in ("delta", "with_logprob", "weights"):

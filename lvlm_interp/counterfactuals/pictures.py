@@ -82,7 +82,7 @@ def noise(step: int = 500) -> Counterfactual:
     """
     if not 0 <= step < 1000:
         raise InputError(f"the noise step is between 0 and 999, got {step}")
-    beta = torch.sigmoid(torch.linspace(-6, 6, 1000)) * (5e-3 - 1e-5) + 1e-5
+    beta = torch.sigmoid(torch.linspace(-6, 6, 1000, dtype=torch.float32)) * (5e-3 - 1e-5) + 1e-5
     kept = float(torch.cumprod(1 - beta, 0)[step])
 
     def change(vlm: HookedVLM, x: Inputs, generator: torch.Generator) -> Inputs:
@@ -174,7 +174,7 @@ def _on_pictures(one: Callable[[Picture, torch.Generator], Picture]) -> Change:
 
 
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:
-    return low + (high - low) * float(torch.rand((), generator=generator))
+    return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float32))
 
 
 def _random_box(

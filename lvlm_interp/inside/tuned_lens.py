@@ -37,6 +37,7 @@ from lvlm_interp.shown import table_html
 
 Modality = Literal["text", "image"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
+F32 = torch.float32
 CHECKPOINT_EVERY = 25
 RESAMPLES = 1000
 FASTEST = 1e30  # that Adam can reckon with in single precision
@@ -220,7 +221,7 @@ def _gathered(vlm: HookedVLM, examples: Sequence[Inputs], how: Fitting, progress
 
 
 def _together(parts: Sequence[tuple[Tensor, int]]) -> _Gathered:
-    numbers = [torch.full((states.shape[1],), float(number)) for states, number in parts]
+    numbers = [torch.full((states.shape[1],), float(number), dtype=F32) for states, number in parts]
     return _Gathered(torch.cat([states for states, _ in parts], 1), torch.cat(numbers))
 
 
@@ -238,8 +239,8 @@ def _fitted(
     """Weights and biases after all steps; `described` is what a checkpoint must be of."""
     layers, width = data["text"].states.shape[0] - 1, data["text"].states.shape[2]
     device = data["text"].states.device
-    weight = nn.Parameter(torch.zeros(len(MODALITIES), layers, width, width, device=device))
-    bias = nn.Parameter(torch.zeros(len(MODALITIES), layers, width, device=device))
+    weight = nn.Parameter(torch.zeros(len(MODALITIES), layers, width, width, dtype=F32, device=device))
+    bias = nn.Parameter(torch.zeros(len(MODALITIES), layers, width, dtype=F32, device=device))
     learnt, optimizer = {"weight": weight, "bias": bias}, torch.optim.Adam([weight, bias], lr=how.rate)
     done = 0 if path is None else read_checkpoint(path, learnt, optimizer, described)
     with tqdm(total=how.steps, initial=done, desc="tuned lens", disable=not progress, leave=False) as bar:
@@ -287,7 +288,7 @@ def _kl(
 @torch.no_grad()
 def _measured(vlm: HookedVLM, held: _Gathered, weight: Tensor, bias: Tensor, how: Fitting) -> dict[str, Tensor]:
     """Held-out KL with and without translators, and the interval of what is gained."""
-    none = torch.full((len(weight),), torch.nan)
+    none = torch.full((len(weight),), torch.nan, dtype=F32)
     if not held.states.shape[1]:
         return dict.fromkeys(("tuned_kl", "plain_kl", "gain_low", "gain_high"), none)
     tuned, plain = (
@@ -308,5 +309,5 @@ def _interval(
     """
     groups = example.unique(return_inverse=True)[1]
     count = RESAMPLES if int(groups.max()) else 0
-    weights = bootstrap_weights(groups, count, torch.Generator().manual_seed(seed))
+    weights = bootstrap_weights(groups, count, torch.Generator().manual_seed(seed)).to(gain)
     return interval(gain @ weights.T / weights.sum(1), 0.95, int(groups.max()) + 1)

@@ -144,7 +144,7 @@ def positions(vlm: HookedVLM, x: Inputs) -> Checked:
         expected = slowly()
         gaps.append(apart(score(vlm, y, visible[None], decoder_inputs=decoder_inputs).logits(0), expected))
         roundings.append(allowed(vlm, slowly, expected, gaps[-1]))
-    gap = float(torch.tensor(gaps).max())  # NaN, if one is
+    gap = float(torch.tensor(gaps, dtype=torch.float64).max())  # NaN, if one is
     limit = max(rounding.limit for rounding in roundings)
     note = max(roundings, key=lambda rounding: (rounding.note != "", rounding.limit)).note
     ok = gap <= limit
@@ -167,7 +167,7 @@ def sites(vlm: HookedVLM, x: Inputs) -> Checked:
     last = max(filter(_ends_block, vlm.sites), key=_number)
     lens = apart(vlm.readout(found[last]), found["logits"])
     measured, limit = [lens, *recombined, *read, *sums.values()], float_error(vlm, found["logits"])
-    gap = float(torch.tensor(measured).max())
+    gap = float(torch.tensor(measured, dtype=torch.float64).max())
     missing = f"; {len(vlm.missing)} sites cannot be read ({next(iter(vlm.missing.values()))})" if vlm.missing else ""
     heads = f"heads recombine in {len(recombined)} layers, values give them in {len(read)}"
     missed = [name for name, one in sums.items() if not one <= limit]

@@ -143,7 +143,7 @@ def exchanges(
     blocks = _blocks(fold.numpy(), groups.numpy())
     for row in found[1:]:
         for block in blocks:
-            within = torch.rand(block.shape, generator=generator).argsort(1)
+            within = torch.rand(block.shape, generator=generator, dtype=torch.float32).argsort(1)
             among = torch.randperm(len(block), generator=generator)
             row[block.flatten()] = block.gather(1, within)[among].flatten()
     return found

@@ -58,7 +58,7 @@ class Task:
         Values are fitted in this unit: a fit must not depend on whether they are in metres or miles, from which zero.
         """
         if self.kind == "classify":
-            return torch.tensor(0.0), torch.tensor(1.0)
+            return torch.tensor(0.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
         deviation, mean = torch.std_mean(self.truth.double(), 0, correction=0)
         return mean, torch.where(deviation > 0, deviation, 1.0)
 

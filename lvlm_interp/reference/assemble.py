@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -142,7 +144,23 @@ def clear() -> list[Path]:
 
 
 def assemble(adapter: dict[str, Tensor]) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """The model and processor, from the base weights and an adapter's tensors."""
+    """The model and processor, from the base weights and an adapter's tensors, in single precision."""
+    with _made_in(torch.float32):
+        return _assembled(adapter)
+
+
+@contextlib.contextmanager
+def _made_in(dtype: torch.dtype) -> Iterator[None]:
+    """Within the `with` torch makes modules of this type, whatever type the user has made the default."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _assembled(adapter: dict[str, Tensor]) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     language, tokenizer = load_language_model(), load_tokenizer()
     _merge(language, adapter)
     tokenizer = _with_image_token(tokenizer)

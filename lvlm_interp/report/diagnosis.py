@@ -192,7 +192,7 @@ class Diagnosis(Result):
             without_logprob=summed("without_logprob"),
             delta=summed("delta"),
             delta_nats=delta_nats,
-            kind=token_classes(torch.tensor([delta_nats]), threshold)[0],
+            kind=token_classes(torch.tensor([delta_nats], dtype=torch.float64), threshold)[0],
             peak=self._peak(index),
         )
 
