@@ -164,6 +164,7 @@ class Result:
         tensors: dict[str, Any] = {}
         header = {"result": type(self).__name__, "layout": LAYOUT}
         try:
+            os.fspath(path).encode()  # safetensors opens no names that are not UTF-8
             header["value"] = json.dumps(packed(self, "", tensors))
             tensors = tensors or {NOTHING: torch.zeros(1)}  # safetensors before 0.5 cannot read a file without any
             header["digest"] = _digest(header, tensors)
@@ -221,6 +222,8 @@ def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Any]]:
 
     if os.path.isdir(path):
         raise OutputError(f"could not read {path}: it is a directory; a result is a file in it that ends in {ENDING}")
+    if os.path.exists(path) and not os.path.isfile(path):  # opened, a pipe would be waited for
+        raise OutputError(f"could not read {path}: it is a pipe or a device; a result is a file that ends in {ENDING}")
     try:
         with safe_open(str(path), "pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

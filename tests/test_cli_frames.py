@@ -91,6 +91,22 @@ def test_a_table_gives_one_frame(run, loaded, table, tmp_path, command):
 
 
 @pytest.mark.usefixtures("loaded")
+def test_what_was_done_before_an_interrupt_is_written(run, table, tmp_path, monkeypatch):
+    real, done = li.contrast, []
+
+    def second_is_interrupted(*args, **told):
+        done.append(args)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **told)
+
+    monkeypatch.setitem(vars(li), "contrast", second_is_interrupted)
+    status, _, err = run("contrast", "--table", table, "--frame", tmp_path / "f.csv")
+    assert (status, err.strip()) == (130, "interrupted")
+    assert set(pd.read_csv(tmp_path / "f.csv")["table_row"]) == {1}
+
+
+@pytest.mark.usefixtures("loaded")
 def test_a_frame_of_a_map(run, table, tmp_path):
     told = ["--image", tmp_path / "0.png", "--question", "What is in the image?", "--answer", "A cat."]
     status, _, _ = run("heatmap", *told, "--out", tmp_path / "map.pdf", "--frame", tmp_path / "map.csv")

@@ -1,6 +1,7 @@
 """What no result can hold, and what no file is: said where it comes in."""
 
 import copy
+import os
 import pickle
 
 import numpy as np
@@ -33,6 +34,18 @@ def test_a_folder_is_no_file(read, tmp_path):
         read(tmp_path)
     with pytest.raises(OutputError, match=r"could not read .*none.safetensors.*No such file"):
         read(tmp_path / "none.safetensors")
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(OutputError, match="is a pipe or a device"):
+        li.load_result(tmp_path / "pipe.safetensors")
+
+
+def test_a_name_that_could_not_be_read_again_is_not_written(tmp_path):
+    with pytest.raises(OutputError, match="could not write"):
+        made_map(("cat",), torch.zeros).save(tmp_path / "s\udcff.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_row_of_the_head_that_is_nan_is_the_models_fault():

@@ -192,6 +192,7 @@ BAD = {
     "more": ([("image", {"context": "blue", "picture": None})], {}, "changes image [+] context"),
     "no source": ([("pictures", {})], {}, "no source 'pictures'; a row is 'original'"),
     "misspelt": ([("imgae", {})], {}, "did you mean 'image'"),
+    "twice": ([("context", {"context": "blue"}), ("context", {"context": "blue"})], {}, "rows 2 and 3 .* are the same"),
     "two originals": ([("original", {"context": "blue"})], {}, "has 2 rows whose source is 'original'"),
     "no question": ([("question", {"question": " "})], {}, "row 2: the question is empty"),
     "marks": ([("context", {"context": "<|im_end|>"})], {}, r"row 2: the context holds '<\|im_end\|>', a mark"),

@@ -275,6 +275,7 @@ def _case(name: str, rows: Sequence[tuple[Version, Mapping[str, str]]]) -> Case:
     others = [version for version, _ in rows if version is not original]
     for version in others:
         _need_change(name, original, version)
+    _need_once(name, others)
     told = {key: _one(name, key, [texts[key] for _, texts in rows]) for key in ("kind", "group")}
     group = told["group"] or original.seen or name
     return Case(name, told["kind"], group, (original, *others, *_lacking(original, others)))
@@ -291,6 +292,15 @@ def _need_change(name: str, original: Version, version: Version) -> None:
             f"{where} says that it changes {version.told.source}, and it changes {JOINED.join(changed)}: every other "
             "cell is as in the original, and an empty one means that there is none of it"
         )
+
+
+def _need_once(name: str, others: Sequence[Version]) -> None:
+    """Raise where a version stands twice, and would weigh so."""
+    rows: dict[tuple[Any, ...], int] = {}
+    for version in others:
+        content = tuple(version.content(source) for source in SOURCES)
+        if (first := rows.setdefault(content, version.told.row)) != version.told.row:
+            raise InputError(f"rows {first} and {version.told.row} of the example {name!r} are the same: leave one out")
 
 
 def _one(name: str, key: str, cells: Sequence[str]) -> str:

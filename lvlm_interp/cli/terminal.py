@@ -91,10 +91,11 @@ def show(result: Result, as_json: bool, title: str) -> None:
 
 @contextlib.contextmanager
 def kept(write: Callable[[], None]) -> Iterator[None]:
-    """What is done within the `with` is written in the end; where an error ends it, what was done before it."""
+    """What is done within the `with` is written in the end; where an error or Ctrl-C ends it, what was done
+    before."""
     try:
         yield
-    except Exception:
+    except (Exception, KeyboardInterrupt):
         write()
         raise
     write()
