@@ -207,6 +207,18 @@ def test_roles_of_a_batch():
     assert last.shape[:2] == (2, 1)
 
 
+def test_videos_of_other_lengths_are_refused():
+    """Side by side, the shorter one would be filled up with frames that no token stands for."""
+    vlm = li.wrap(tiny_llava())
+    one, two = (
+        dataclasses.replace(x, model_inputs={**x.model_inputs, "pixel_values_videos": torch.zeros(1, frames, 3, 4, 4)})
+        for x, frames in ((tiny_inputs(vlm), 4), (tiny_inputs(vlm), 6))
+    )
+    with pytest.raises(InputError, match=r"videos of \[4, 6\] frames"):
+        vlm.batch([one, two])
+    assert vlm.batch([one, one]).model_inputs["pixel_values_videos"].shape[:2] == (2, 4)
+
+
 def test_what_cannot_be_batched():
     vlm = li.wrap(tiny_model("llava"))
     x = tiny_example(vlm, "llava")

@@ -44,6 +44,7 @@ X, Y = labelled()
         (X, Y, {"groups": ["a", "b", None, "c", "d", "e"] * 20}, "20 groups are"),
         (X, Y, {"types": ["a", "b", "c", None] * 30}, "30 types are"),
         (X, ["a", "b"] * 60, {"task": "regress"}, "'a' are no numbers"),
+        (X, np.array([["a"], ["b"]] * 60), {}, r"of shape \(120, 1\), they are rows"),
         (X, drawn(120, 2), {"task": "classify"}, "one for each example"),
         (X, [[1.0], [1.0, 2.0]] * 60, {}, "not all of one shape"),
         (X, Y, {"confidence": 95}, "a share between 0 and 1, got 95"),

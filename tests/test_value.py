@@ -145,6 +145,12 @@ def test_longer_parts_are_compared_with_as_many_tokens(vlm):
     assert torch.allclose(split.odds[0], own - torch.stack(others).exp().mean(0).log(), atol=1e-4)
 
 
+def test_a_value_of_ones_own_has_a_name_of_its_own(vlm):
+    """By its name it would be taken for the other one."""
+    with pytest.raises(InputError, match="give a Value of your own another name"):
+        li.credit(vlm, tiny_inputs(vlm), value=Value("full", "nats", lambda found: found.logprob[:, 0]))
+
+
 def test_a_value_of_ones_own(vlm):
     """A value is an object: nothing else has to know of it."""
     first = Value("first token", "nats", lambda found: found.logprob[:, 0])

@@ -117,9 +117,11 @@ def named(value: str | Value) -> Value:
     """A value by its name.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is none of that name, or one of the user's own has it too.
     """
     if isinstance(value, Value):
+        if VALUES.get(value.name, value) != value:
+            raise InputError(f"there is a value {value.name!r} already: give a Value of your own another name")
         return value
     if value not in VALUES:
         raise InputError(f"value is {', '.join(map(repr, VALUES))} or a Value, got {value!r}")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import explaining
-from lvlm_interp.inputs.example import ROLES, Inputs, Role, need_by_position
+from lvlm_interp.inputs.example import ROLES, VIDEO_PIXELS, Inputs, Role, need_by_position
 
 NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -123,13 +123,15 @@ def batched(
         indices: model inputs that tell patches by their numbers, counted over the first two axes of another one.
 
     Raises:
-        InputError: no example, or examples of which only some have an image, or another model input.
+        InputError: no example, or examples of which only some have an image, or another model input; videos of other
+            numbers of frames.
     """
     if not examples:
         raise InputError("a batch needs at least one example")
     for x in examples:
         need_by_position(x.model_inputs)
     _need_the_same(examples)
+    _need_as_many_frames(examples)
     length = max(x.length for x in examples)
     along = frozenset(examples[0].along).intersection(*(x.along for x in examples))
     made = {}
@@ -169,6 +171,21 @@ def _need_the_same(examples: Sequence[Inputs]) -> None:
             else "Put examples with an image and examples without one in batches of their own"
         )
     )
+
+
+def _need_as_many_frames(examples: Sequence[Inputs]) -> None:
+    """Raise where videos, one after the other, would be filled up with frames that no token stands for.
+
+    Raises:
+        InputError: says how many each has.
+    """
+    videos = [x.model_inputs[VIDEO_PIXELS] for x in examples if VIDEO_PIXELS in x.model_inputs]
+    frames = [video.shape[1] for video in videos if video.ndim == 5]
+    if len({*frames}) > 1:
+        raise InputError(
+            f"videos of {frames} frames cannot stand side by side in this model: give them as many, or run the "
+            "examples one by one (of collect_features, batch=1)"
+        )
 
 
 def _counted_on(values: Sequence[Tensor], patches: Sequence[Tensor]) -> list[Tensor]:

@@ -118,7 +118,11 @@ def task_of(labels: Any, kind: TaskKind | Literal["auto"] = "auto") -> Task:
     points = values.ndim == 2 or (kind == "auto" and type_of_target(values).startswith("continuous"))
     if kind == "regress" or (kind == "auto" and points):
         if values.dtype.kind not in "biuf":
-            raise InputError(f"labels such as {str(values.flat[0])!r} are no numbers, which a regression needs")
+            rows = f" (of shape {values.shape}, they are rows: labels of classes are one for each example)"
+            raise InputError(
+                f"labels such as {str(values.flat[0])!r} are no numbers, which a regression needs"
+                + rows * (values.ndim == 2)
+            )
         numbers = values.reshape(len(values), -1)
         if (same := (numbers == numbers[:1]).all(0)).any():
             raise InputError(f"all labels{_output(same)} are equal: there is nothing to predict")
