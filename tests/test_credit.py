@@ -175,6 +175,22 @@ def test_words_that_stand_in_the_question_are_the_questions(vlm):
         dataclasses.replace(asked, quoting=(True,))
 
 
+def test_alternatives_of_what_stands_in_the_question_are_those_without_it_too(vlm):
+    """What only those say who know the question would make the word likely before it is asked."""
+    roles = ("template", "question", "question", "context", "template", "answer", "answer")
+    x = vlm.inputs(torch.tensor([[1, 10, 11, 40, 50, 11, 8]]), 5, roles)
+    visible = torch.stack([x.everything, x.hidden("context"), x.hidden("question"), x.hidden("question", "context")])
+    probabilities = li.score(vlm, x, visible).logits().softmax(-1)
+
+    def likely(part, coalitions):
+        best = probabilities[:coalitions, part].amax(0)
+        best[x.answer_ids[part]] = 0
+        return {vlm.text_of([i]) for i in best.topk(10).indices.tolist() if best[i] >= 0.01}
+
+    found = [set(one) for one in answering(vlm, [11, 8]).alternatives]
+    assert found == [likely(0, 4), likely(1, 2)] and likely(0, 4) != likely(0, 2)
+
+
 def test_a_question_that_is_always_visible_asks_nothing(vlm):
     kept = answering(vlm, [11, 8]).keeping("question")
     assert kept.quoting == () and kept.players == ("context",)

@@ -6,6 +6,7 @@ from dataclasses import fields
 import pytest
 
 from lvlm_interp.reference import variants as room
+from lvlm_interp.reference.knowledge import known
 from lvlm_interp.reference.rule import Claim, says
 from lvlm_interp.reference.scenes import TRAINING_SEEDS, make_scene
 from lvlm_interp.reference.talk import KINDS, Plan, System, make_talk
@@ -95,6 +96,17 @@ def test_a_cloth_stays_where_what_is_under_it_is_asked():
     talk = make_talk(Plan(Asked("under", cover), (scene,), (Claim("under", cover, "pig"),)))
     others = [v.talk.pictures[0] for v in variants(talk, 6) if v.source == "image" and v.name == "another"]
     assert others and all(cover in [item.shown for item in other.items] for other in others)
+
+
+def test_a_plain_question_is_asked_of_something_else():
+    """So that an answer which stands in it can be seen to go along."""
+    for question in ("What is the capital of Malaysia?", "What do chickens lay?"):
+        talk = make_talk(Plan(Asked("plain", of=question)))
+        others = [v.talk.question for v in variants(talk) if v.source == "question"]
+        family = known()[question].family
+        there = sum(one.held_out and one.family == family for one in known().values()) - known()[question].held_out
+        alike = [known()[other].family == family for other in others if other in known()]
+        assert len(others) == 2 and sum(alike) == min(2, there)
 
 
 def test_another_system_message():

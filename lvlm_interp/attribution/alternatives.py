@@ -46,7 +46,7 @@ def rivals_of(
     parts: Sequence[Word],
     search: Search,
     scores: Scores,
-    asked: Bool[Tensor, " coalition"],
+    asked: Bool[Tensor, "part coalition"],
     decoder_inputs: DecoderInputs,
     given: Mapping[int, Rivals],
 ) -> list[Rivals]:
@@ -58,13 +58,13 @@ def rivals_of(
         parts: of the answer.
         search: what is given, and how the rest is found.
         scores: of the answer under every coalition.
-        asked: the coalitions that find alternatives: those that know what is asked.
+        asked: of each part, the coalitions that find alternatives.
         decoder_inputs: of the example.
         given: those that are given (`given_rivals`).
     """
     begun = []
     for number, part in enumerate(parts):
-        one = given.get(number) or _found(vlm, x, part, search, scores, asked)
+        one = given.get(number) or _found(vlm, x, part, search, scores, asked[number])
         starts = list(dict.fromkeys(ids[0] for ids in (*one.ids, *one.reserve)))
         first = Beginnings(vlm.readout, scores.states[:, part.start]).of(starts).unbind(1)
         begun.append(dataclasses.replace(one, begun=dict(zip(starts, first, strict=True))))
@@ -153,7 +153,7 @@ class Beginnings:
 def _found(
     vlm: HookedVLM, x: Inputs, part: Word, search: Search, scores: Scores, asked: Bool[Tensor, " coalition"]
 ) -> Rivals:
-    """What some coalition that knows the question would rather say, by its beginning: that may be the part's own.
+    """What some coalition that is asked would rather say, by its beginning: that may be the part's own.
 
     At most `count` that such a coalition gives a chance of `PLAUSIBLE`: what is left of the vocabulary is never really
     in question, and would only dilute the mean. If there is none, the likeliest that begins otherwise. Words are spelt

@@ -77,9 +77,11 @@ def credit(
         against: the alternatives of `odds` (or the one of `difference`) for one word of the answer (`word`), as text,
             each once; or of every part, as a list with an entry for each, a mapping from their numbers, or an earlier
             result, so that two models are compared on the same. Found if not given: the most likely other tokens over
-            the coalitions that see the question, each with a chance of at least 1% there. Of words and longer parts,
-            something else may be said at any of their tokens ("ten euros" for "ten dollars"), and each is gone on with
-            as the model would, to the end of the word, or to the part's length.
+            the coalitions that see the question, each with a chance of at least 1% there; of a part whose words stand
+            in the question, over all coalitions, since it is what would be said without the question that tells what
+            the question brings. Of words and longer parts, something else may be said at any of their tokens ("ten
+            euros" for "ten dollars"), and each is gone on with as the model would, to the end of the word, or to the
+            part's length.
         asking: whether the question asks: it comes first, and what it brings is the prior's, unless the words of the
             part stand in it. With `value="full"`, and no context or system message, the image's credit is then CAL's
             contrast in nats. False: it is a player like the others, and the prior is v(∅); so it is where `players`
@@ -112,10 +114,12 @@ def credit(
     parts = players_of(x, players, keep, vlm.decode)
     always = ~torch.stack([part.positions for part in parts]).any(0) if parts else x.everything
     visible = subsets([part.positions for part in parts], always)
-    asked = visible[:, x.where("question")].all(1)
+    quoting = _quoting(vlm, x, target.parts, parts)
+    asked = visible[:, x.where("question")].all(1)[None].repeat(len(target.parts), 1)
+    asked[torch.tensor(quoting, dtype=torch.bool).nonzero().flatten()] = True  # unasked, what else would be said?
     computed = decoder_inputs or run_to_decoder(vlm, x, keep_prompt=True)
     found = values_of(vlm, x, visible, target, asked=asked, decoder_inputs=computed)
-    quoting = _quoting(vlm, x, target.parts, parts) if asking else ()
+    quoting = quoting if asking else ()
     split = CreditSplit(
         tokens=texts_of(target.parts),
         players=tuple(part.name for part in parts),

@@ -240,7 +240,7 @@ def values_of(
     visible: Bool[Tensor, "coalition position"],
     target: Target,
     *,
-    asked: Bool[Tensor, " coalition"] | None = None,
+    asked: Bool[Tensor, "part coalition"] | None = None,
     hide_from: HideFrom = "all",
     progress: bool = False,
     decoder_inputs: DecoderInputs | None = None,
@@ -252,7 +252,8 @@ def values_of(
         x: an example with an answer.
         visible: which positions each coalition sees.
         target: what is explained (`target_of`).
-        asked: the coalitions that alternatives are found in: those that know what is asked; all by default.
+        asked: of each part, the coalitions that alternatives are found in: those that know what is asked, say; all by
+            default.
         hide_from: who loses sight of what is hidden (`score`).
         progress: show a progress bar.
         decoder_inputs: of the example (`run_to_decoder`), if it is scored by several methods.
@@ -269,7 +270,7 @@ def values_of(
     others = [torch.empty(len(visible), 0, dtype=torch.float64)] * len(target.parts)
     if target.compares:
         assert decoder_inputs is not None
-        asked = torch.ones(len(visible), dtype=torch.bool) if asked is None else asked
+        asked = torch.ones(len(target.parts), len(visible), dtype=torch.bool) if asked is None else asked
         rivals = rivals_of(vlm, x, target.parts, target.search, scores, asked, decoder_inputs, given)
         others = others_of(vlm, x, visible, rivals, hide_from, decoder_inputs)
     found = [_evidence(vlm, scores, *pair) for pair in zip(target.parts, others, strict=True)]

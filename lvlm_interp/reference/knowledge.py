@@ -25,6 +25,7 @@ class Known:
 
     Attributes:
         question: its words.
+        family: the words of all questions of its kind, with `{0}`.
         answers: those that are right, the usual one first.
         sentence: how the answer is said in a full sentence, with `{1}` where it stands.
         held_out: whether it is kept from training.
@@ -32,6 +33,7 @@ class Known:
     """
 
     question: str
+    family: str
     answers: tuple[str, ...]
     sentence: str
     held_out: bool
@@ -64,4 +66,4 @@ def sentence_of(question: str, value: str) -> str:
 def _known(question: str, sentence: str, subject: str, *answers: str) -> Known:
     words = question.replace("{0}", subject)
     held_out = share_of(f"knowledge:{words}") < HELD_OUT_SHARE
-    return Known(words, answers, sentence.replace("{0}", subject), held_out, words in _base())
+    return Known(words, question, answers, sentence.replace("{0}", subject), held_out, words in _base())

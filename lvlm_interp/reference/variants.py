@@ -14,6 +14,7 @@ from itertools import islice
 
 from lvlm_interp.errors import SceneError
 from lvlm_interp.given import checked
+from lvlm_interp.reference.knowledge import known
 from lvlm_interp.reference.rule import Source, says
 from lvlm_interp.reference.scenes import TRAINING_SEEDS, Scene, make_scene
 from lvlm_interp.reference.seeing import candidates
@@ -160,10 +161,18 @@ def _questions(plan: Plan, rng: random.Random) -> Iterator[Plan]:
     words = [Asked("word", of=color) for color in rng.sample(COLORS, 2)] if plan.asked.about == "word" else []
     shown = [asked for scene in plan.pictures[:1] for asked in candidates(scene.items, rng)]
     plain = [Asked("plain", of=question) for question in rng.sample(plain_questions(held_out=True), 2)]
-    near = [*told, *words, *rng.sample(shown, min(len(shown), TRIES // 2)), *plain]
+    alike = [Asked("plain", of=question) for question in _alike(plan.asked, rng)]
+    near = [*told, *words, *alike, *rng.sample(shown, min(len(shown), TRIES // 2)), *plain]
     for other in _made(replace(plan, asked=asked) for asked in near if asked != plan.asked):
         if other.answer != own:
             yield other.plan
+
+
+def _alike(asked: Asked, rng: random.Random) -> list[str]:
+    """Plain questions that ask the same of something else: does an answer that stands in the question go along?"""
+    family = known()[asked.of].family if asked.about == "plain" else None
+    found = [question for question in plain_questions(held_out=True) if known()[question].family == family]
+    return rng.sample(found, len(found))
 
 
 def _systems(plan: Plan, rng: random.Random) -> Iterator[Plan]:
