@@ -1,10 +1,12 @@
 """Captures and models open in transformer_lens and nnsight, and the model stays as it was."""
 
+import warnings
+
 import pytest
 import torch
 
 import lvlm_interp as li
-from lvlm_interp.errors import InputError, ModelError, SiteError
+from lvlm_interp.errors import InputError, LvlmInterpWarning, ModelError, SiteError
 from tests.families import tiny_example, tiny_model
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -152,6 +154,17 @@ def test_the_bridge_is_the_same_model_on_a_copy(lens, vlm, x):
     before = state_of(other)
     lens.build_bridge_from_module(other, type(other).__name__, hf_config=other.config)
     assert state_of(other)[0] != before[0]
+
+
+def test_a_bridge_of_a_model_with_an_adapter_says_what_its_weights_lack(lens):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["o_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(tiny_llava(), config).eval()
+    with pytest.warns(LvlmInterpWarning, match=r"such as '.*o_proj', this bridge has weights that are a part"):
+        lens.as_bridge(li.wrap(adapted.get_base_model()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LvlmInterpWarning)
+        lens.as_bridge(li.wrap(adapted.merge_and_unload()))
 
 
 def test_a_family_without_a_bridge_is_refused(lens):

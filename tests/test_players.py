@@ -285,7 +285,9 @@ def test_players_are_told_in_the_provenance(vlm):
     x = tiny_inputs(vlm)
     assert "players" not in li.credit(vlm, x).provenance.parameters
     told = li.credit(vlm, x, players=("images", {"a": [1]})).provenance.parameters["players"]
-    assert told == ["images", ["a"]]
+    assert told == ["images", {"a": "1"}]
+    told = [li.credit(vlm, x, players={"a": some}).provenance for some in ([3, 4, 6], [3, 4, 5])]
+    assert told[0].parameters["players"] == [{"a": "3-4, 6"}] and told[0] != told[1]
 
 
 def test_weights_of_twelve_players_share_everything():

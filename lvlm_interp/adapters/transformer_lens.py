@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,13 +20,13 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from lvlm_interp.errors import InputError, ModelError, SiteError
+from lvlm_interp.errors import InputError, LvlmInterpWarning, ModelError, SiteError
 from lvlm_interp.given import explained
 from lvlm_interp.model.capture import Capture
 from lvlm_interp.model.norms import centres, gain_of, scale_of
 from lvlm_interp.model.parts import attention_of, find_blocks, head_width, output_of
 from lvlm_interp.model.vlm import HookedVLM
-from lvlm_interp.model.weights import map_of, sizes_of
+from lvlm_interp.model.weights import is_stored, map_of, sizes_of
 
 FIRST = "blocks.0.hook_resid_pre"
 MADE_FROM = {"hook_embed": FIRST, "ln_final.hook_scale": "blocks.*.hook_resid_post"}
@@ -40,7 +41,8 @@ def as_bridge(vlm: HookedVLM) -> TransformerBridge:
         output, cache = bridge.run_with_cache(inputs.pop("input_ids"), **inputs)
 
     A bridge replaces modules of the model that it is built on and makes it compute attention eagerly, so it is built on
-    a copy, weights included. It has no tokenizer: give it prepared inputs.
+    a copy, weights included. It has no tokenizer: give it prepared inputs. Its runs are the model's; its weights
+    (`bridge.blocks[0].attn.W_O`) are those that are stored, without an adapter that is not merged, which is warned of.
 
     Raises:
         ModelError: TransformerLens does not know this kind of model, lacks a package that it wants for it, or
@@ -52,6 +54,14 @@ def as_bridge(vlm: HookedVLM) -> TransformerBridge:
         raise ModelError(
             f"TransformerLens has no bridge for {kind}; it has one for {known}. "
             "vlm.capture and vlm.nnsight work without, and as_activation_cache takes captures of any model"
+        )
+    if partly := [n for n, module in vlm.decoder.named_modules() if sizes_of(module) and not is_stored(module)]:
+        warnings.warn(
+            f"of {len(partly)} maps, such as {partly[0]!r}, this bridge has weights that are a part only, or packed: "
+            "an adapter, or quantisation, makes the rest. Runs of the bridge are right; as_activation_cache has the "
+            "whole maps, and so has a bridge of the model with the adapter merged",
+            LvlmInterpWarning,
+            stacklevel=3,
         )
     own = copy.deepcopy(vlm.model)
     try:

@@ -24,6 +24,7 @@ Harsanyi 1963.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -139,7 +140,7 @@ def credit(
             asking=bool(quoting),
             unit=unit_name(unit),
             **described(target, against, word),
-            **_asked(players),
+            **_asked(players, parts),
         ),
     )
     return _closing(split)
@@ -164,11 +165,21 @@ def _values(chosen: Value, against: Against | None) -> list[str | Value]:
     return [*(("odds",) if compares else ()), *FREE, chosen]
 
 
-def _asked(players: Players) -> dict[str, Any]:
-    """The players in a result's provenance; masks by their names, since the result has what stands there."""
+def _asked(players: Players, parts: Sequence[Player]) -> dict[str, Any]:
+    """The players in a result's provenance; masks with their positions, of which a text may tell nothing."""
     splits = [players] if not isinstance(players, Sequence) or isinstance(players, str) else list(players)
-    told = [split if isinstance(split, str) else list(split) for split in splits]
+    where = {part.name: part.positions.nonzero().flatten().tolist() for part in parts}
+    told = [
+        split if isinstance(split, str) else {name: _runs(where.get(name, ())) for name in split} for split in splits
+    ]
     return {} if told == ["roles"] else {"players": told}
+
+
+def _runs(positions: Sequence[int]) -> str:
+    """Positions as a short text: "3-17, 20"."""
+    steps = itertools.groupby(enumerate(positions), key=lambda pair: pair[1] - pair[0])
+    runs = [[position for _, position in run] for _, run in steps]
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _closing(split: CreditSplit) -> CreditSplit:

@@ -47,7 +47,7 @@ def sizes_of(module: nn.Module | None) -> tuple[int, int] | None:
     return None if (wrapped := wrapped_by(module)) is None else sizes_of(wrapped)
 
 
-def _is_plain(module: nn.Module) -> bool:
+def is_stored(module: nn.Module) -> bool:
     """Whether the weight of a linear map is the map: torch's own layer, with numbers of a floating type."""
     return type(module) is nn.Linear and type(module.weight.data) is Tensor and module.weight.is_floating_point()
 
@@ -58,7 +58,7 @@ def map_of(module: nn.Module) -> tuple[Float[Tensor, "out in"], Float[Tensor, " 
     Raises:
         ModelError: the module computes no linear map.
     """
-    if _is_plain(module):
+    if is_stored(module):
         return fetched(module, "weight"), None if module.bias is None else fetched(module, "bias")
     if (sizes := sizes_of(module)) is None:
         raise ModelError(f"{type(module).__name__} is no linear map: it names no in_features and out_features")
