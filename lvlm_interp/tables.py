@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 import math
 import os
 import re
 import sys
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -18,12 +20,13 @@ import pandas as pd
 
 from lvlm_interp.attribution import variants
 from lvlm_interp.attribution.variants import cases_of
-from lvlm_interp.errors import InputError, LvlmInterpError
+from lvlm_interp.errors import InputError, LvlmInterpError, LvlmInterpWarning
 from lvlm_interp.given import explained
 
 REQUIRED = ("image", "question")
 OPTIONAL = ("answer", "context", "system")  # of the example itself; empty where a cell is
 VARIANTS = (*variants.REQUIRED, *variants.OPTIONAL)
+MISSPELT = 0.8  # likeness of a column's name to one of ours, from which on it may be meant
 SHOWN = 3  # missing pictures that a message names
 NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")  # as JSON writes them: 007 is a text
 LARGEST = int(sys.float_info.max)  # of a number with a point
@@ -53,8 +56,8 @@ def read_examples(path: str | Path) -> pd.DataFrame:
 
     Raises:
         InputError: the file is missing, empty or broken, has a row of more or fewer fields than its head or of a key
-            twice, lacks a column or a value, or names pictures that are not there. Rows are counted from 1, without the
-            head; lines of a JSONL from 1.
+            twice, lacks a column or a value, names pictures that are not there, or has a column that is one of ours
+            but for blanks and capitals. Rows are counted from 1, without the head; lines of a JSONL from 1.
     """
     file = Path(path)
     frame = _read(file, (*REQUIRED, *OPTIONAL))
@@ -62,6 +65,7 @@ def read_examples(path: str | Path) -> pd.DataFrame:
         raise InputError(
             f"{file} has no column {' and no column '.join(map(repr, missing))}; it has {list(frame)}{_parted(frame)}"
         )
+    _need_own_names(file, [*frame])
     if frame.empty:
         raise InputError(f"{file} holds no examples")
     for name in REQUIRED:
@@ -76,6 +80,17 @@ def read_examples(path: str | Path) -> pd.DataFrame:
     frame["image"] = [_from(file, name) for name in frame["image"]]
     _need_pictures(file, [(name, row) for row, name in enumerate(frame["image"], 1)])
     return frame
+
+
+def _need_own_names(file: Path, names: Sequence[str]) -> None:
+    """Raise for a column that is one of ours but for blanks and capitals; warn of one that nearly is, and of no use."""
+    for name in names:
+        (near,) = difflib.get_close_matches(name.strip().casefold(), OPTIONAL, 1, MISSPELT) or ("",)
+        if near and near not in names:
+            told = f"{file}: the column {name!r} is not read as {near!r}"
+            if name.strip().casefold() == near:
+                raise InputError(f"{told}, which is written so, in small letters without blanks: rename it")
+            warnings.warn(f"{told}; rename it if that is what it holds", LvlmInterpWarning, stacklevel=3)
 
 
 @explained

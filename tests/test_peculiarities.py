@@ -270,3 +270,18 @@ def test_pixels_and_image_tokens_belong_together(name):
         vlm.inputs(x.input_ids, x.answer_start)
     with pytest.raises(InputError, match="0 image tokens"):
         changed(vlm, x, [i for i in ids if i != IMAGE])
+
+
+@pytest.mark.skipif(not has_transformers("5.0"), reason="experts are computed otherwise before")
+def test_experts_in_double_precision_are_refused():
+    """By torch's kernel; transformers' own loop computes them."""
+    need_read("qwen3_vl_moe")
+    model = tiny_model("qwen3_vl_moe", dtype=torch.float64)
+    if getattr(model.config.get_text_config(), "_experts_implementation", None) != "grouped_mm":
+        pytest.skip("this transformers computes experts one by one")
+    with pytest.raises(ModelError, match="mixtures of experts in float64"):
+        li.wrap(model)
+    model.config.get_text_config()._experts_implementation = "eager"
+    vlm = li.wrap(model)
+    x = tiny_example(vlm, "qwen3_vl_moe")
+    assert li.score(vlm, x, x.everything).logprob.isfinite().all()

@@ -1,12 +1,13 @@
 """A table of examples is read whole, or refused with what is wrong."""
 
 import json
+import warnings
 
 import pandas as pd
 import pytest
 from PIL import Image
 
-from lvlm_interp.errors import InputError
+from lvlm_interp.errors import InputError, LvlmInterpWarning
 from lvlm_interp.tables import read_examples
 
 
@@ -45,6 +46,17 @@ def test_numbers_of_json_are_texts_where_texts_belong(folder):
     assert frame["answer"].tolist() == ["3", None] and frame["question"].tolist() == ["1", "2"]
 
 
+def test_a_column_that_is_nearly_one_of_ours_is_told(tmp_path):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "t.csv").write_text("image,question,anwser\na.png,What?,A cat.\n")
+    with pytest.warns(LvlmInterpWarning, match="'anwser' is not read as 'answer'"):
+        assert "answer" not in read_examples(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("image,question,answer,answers\na.png,What?,A,B\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(read_examples(tmp_path / "t.csv")) == ["image", "question", "answer", "answers"]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -57,6 +69,8 @@ def test_numbers_of_json_are_texts_where_texts_belong(folder):
         ("t.jsonl", "\n\n{", "cannot be read: line 3 is no JSON"),
         ("t.csv", "image,label\na.png,yes\n", "no column 'question'; it has .*label"),
         ("t.csv", "image,question\n", "holds no examples"),
+        ("t.csv", "image,question, answer\na.png,What?,A\n", "' answer' is not read as 'answer', which is written so"),
+        ("t.csv", "image,question,Context\na.png,What?,A\n", "'Context' is not read as 'context'"),
         ("t.csv", "image,question\na.png,What?\na.png,\n", "'question' is empty in row 2"),
         ("t.csv", "image,question\na.png,What?\nb.png,What?\n", r"not there: .*b.png \(row 2\)"),
         ("t.csv", "question,answer,image\nWhat?,Yes,it is,a.png\n", "row 1 has 4 fields, but there are 3 columns"),

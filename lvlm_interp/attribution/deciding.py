@@ -18,7 +18,9 @@ goes along, to words of the other question. What no source decides, and what sta
 message are all gone, is knowledge. Where two sources decide, or only their change together moves the answer, it is
 several.
 
-An answer is unclear where a source would overrule it or is missed; and where all that was put in the place of a source
+An answer that stands in the question, and that other questions are given too, is knowledge. Where those are given
+others, which do not stand in them ("What do hens lay?", "Hens."; "What do bees make?", "Honey."), it may be either: it
+is unclear. So it is where a source would overrule it or is missed; and where all that was put in the place of a source
 says what was answered, as of a wrong answer it may: then only taking it away tells, which alone misleads.
 """
 
@@ -200,4 +202,7 @@ def _of_question(original: Variant, others: Sequence[Variant]) -> tuple[str, tup
     along = [moves(original, other) and stands_in(other.answer, other.question) for other in asked]
     if not asked:
         return KNOWLEDGE, (), ["the question holds the answer, and no row changes it"]
-    return ("question", ("question",), []) if 2 * sum(along) >= len(along) else (KNOWLEDGE, (), [])
+    if 2 * sum(along) >= len(along):
+        return "question", ("question",), []
+    doubt = "the question holds the answer, and others are answered in words that they do not hold"
+    return KNOWLEDGE, (), [doubt] * _half(original, asked, "changed")

@@ -31,6 +31,24 @@ def floating(dtype: torch.dtype | str, or_else: str) -> torch.dtype:
     return named
 
 
+GROUPED = "grouped_mm"  # torch's kernel for mixtures of experts, and what transformers calls it
+
+
+def need_kernels(model: PreTrainedModel) -> None:
+    """Raise where torch cannot compute a model in its numbers: mixtures of experts in double precision.
+
+    Raises:
+        ModelError: says what would work.
+    """
+    grouped = getattr(model.config.get_text_config(), "_experts_implementation", None) == GROUPED
+    experts = (module for module in model.modules() if grouped and type(module).__name__.endswith("Experts"))
+    if any(weight.dtype == torch.float64 for module in experts for weight in module.parameters()):
+        raise ModelError(
+            f"{type(model).__name__} has mixtures of experts in float64, which torch's kernel ({GROUPED}) does not "
+            "compute: open it in float32, or with experts_implementation='eager'"
+        )
+
+
 def need_device(device: str | torch.device | None) -> None:
     """Raise unless something can be put on a device.
 

@@ -17,7 +17,7 @@ from lvlm_interp.errors import InputError, LvlmInterpError, ModelError
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.compiled import original
-from lvlm_interp.model.place import floating, moved, need_device
+from lvlm_interp.model.place import floating, moved, need_device, need_kernels
 from lvlm_interp.model.quantised import need_weights_to_read
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.opening.broken import kept_file, need_read
@@ -52,6 +52,7 @@ def wrap(model: nn.Module, processor: Any = None, name: str | None = None) -> Ho
     if not isinstance(model, PreTrainedModel):
         raise ModelError(f"wrap() takes a transformers model, got {type(model).__name__}; {_how_to_wrap(model)}")
     need_weights_to_read(model)
+    need_kernels(model)
     need_sound(model.config, "the config of this model")
     return _opened(model, processor, name or model.name_or_path or None)
 
