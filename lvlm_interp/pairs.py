@@ -22,10 +22,12 @@ class Comparable(Result):
     Attributes:
         keys: columns of its frame that say what a row is about.
         agreeing: attributes that two results must have alike: numbers of different things have no difference.
+        settings: the same of parameters that they were computed with.
     """
 
     keys: ClassVar[tuple[str, ...]] = ()
     agreeing: ClassVar[tuple[str, ...]] = ()
+    settings: ClassVar[tuple[str, ...]] = ()
 
     def __sub__(self, other: object) -> Pair:
         """Both side by side.
@@ -73,6 +75,10 @@ def paired(first: Comparable, second: object) -> Pair:
     for name in first.agreeing:
         one, two = getattr(first, name), getattr(second, name)
         if not _alike(one, two):
+            raise InputError(_unlike(type(first).__name__, name, one, two))
+    for name in first.settings:
+        one, two = (result.provenance.parameters.get(name) for result in (first, second))
+        if one != two:
             raise InputError(_unlike(type(first).__name__, name, one, two))
     names = _names(first.provenance, second.provenance)
     return Pair(first, second, names, provenance=_both(first.provenance, second.provenance))

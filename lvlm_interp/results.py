@@ -140,6 +140,10 @@ class Result:
     def __repr__(self) -> str:
         return printable(text(self))
 
+    def __sub__(self, other: object) -> Any:
+        """Of kinds that have a difference (`lvlm_interp.pairs`), both results side by side."""
+        raise InputError(f"a {type(self).__name__} has no difference to another; to_frame() has its numbers")
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         # What a dataclass would have of itself compares tensors as truths. These it leaves, as they are there first.

@@ -1,5 +1,6 @@
 """What a part of an answer is compared with: found, given, of each part, of an earlier result."""
 
+import dataclasses
 import math
 
 import pytest
@@ -204,6 +205,21 @@ def test_the_alternatives_of_an_earlier_result(kind, unit, monkeypatch):
     other = chat(kind, monkeypatch, seed=1)
     compared = li.credit(other, other.prepare("what?", PICTURE, answer="a red cat"), unit=unit, against=first)
     assert compared.alternatives == first.alternatives and not torch.equal(compared.odds, first.odds)
+
+
+def test_an_alternative_has_a_blank_before_it_where_it_would(said):
+    """Of an earlier result, where it had one; of the user, where writing has one, whatever stands there now."""
+    vlm, x = said
+    x = vlm.answered(x, "a red, cat")
+    found = (("the",), (" blue", ","), (";", " it"), (" dog", "!"))
+    earlier = dataclasses.replace(li.credit(vlm, x, unit="word"), alternatives=found)
+    assert earlier.tokens == ("a", "red", ",", "cat")
+    assert li.credit(vlm, x, unit="word", against=earlier).alternatives == found
+    glued = (("the",), ("blue", " ,"), (" ;", "it"), ("dog", " !"))
+    again = dataclasses.replace(earlier, alternatives=glued)
+    assert li.credit(vlm, x, unit="word", against=again).alternatives == glued
+    given = [["the"], ["blue", ","], [";", "it"], ["dog", "!"]]
+    assert li.credit(vlm, x, unit="word", against=given).alternatives == found
 
 
 def test_results_that_do_not_fit_are_refused(said):

@@ -10,7 +10,7 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.pairs import Pair
 from lvlm_interp.report import figures
 from tests.made import made, made_map
-from tests.test_report_looks import a_lens, a_map
+from tests.test_report_looks import a_lens, a_map, heads
 
 
 def test_the_difference_is_first_minus_second():
@@ -65,6 +65,18 @@ def test_other_alternatives_are_another_zero():
     with pytest.raises(InputError, match="give both the same with against="):
         one - two
     assert (one.with_value("full") - two.with_value("full")).names == ("first", "second")
+
+
+def test_lenses_of_other_settings_have_no_difference():
+    one = a_lens()
+    other = dataclasses.replace(one.provenance, parameters={**one.provenance.parameters, "norm": False})
+    with pytest.raises(InputError, match="their norm are not the same"):
+        one - dataclasses.replace(one, provenance=other)
+
+
+def test_results_without_a_difference_say_so():
+    with pytest.raises(InputError, match="a DirectAttribution has no difference"):
+        heads() - heads()
 
 
 def test_a_pair_is_kept(tmp_path):

@@ -24,6 +24,7 @@ from lvlm_interp.model.readout import Readout
 from lvlm_interp.model.vlm import HookedVLM
 
 LONGEST_ALTERNATIVE = 6  # tokens that a found alternative word is spelt out to
+CLOSING = ".,;:!?…)]}%'’”。，、；：！？"
 PLAUSIBLE = 0.01  # chance from which a found alternative counts
 
 
@@ -194,8 +195,8 @@ def _branches(part: Word, search: Search, scores: Scores, asked: Bool[Tensor, " 
 def _given(vlm: HookedVLM, x: Inputs, part: Word, against: Sequence[str], search: Search) -> Rivals:
     """Given words, each once; where the unit is the token, their first tokens decide."""
     own = x.answer_ids[part.start : part.stop].tolist()
-    read, ids_of = vlm.prompter, _tokeniser(vlm, x, part, own)
-    others = [[read.token_id(text)] if search.exact or not text.strip() else ids_of(text.strip()) for text in against]
+    read, ids_of = vlm.prompter, _tokeniser(vlm, x, part, own, search.written)
+    others = [[read.token_id(text)] if search.exact or not text.strip() else ids_of(text) for text in against]
     if search.unit == "token":
         _need_letters(vlm, against, others)
         others = [ids[:1] for ids in others]
@@ -217,7 +218,7 @@ def _given(vlm: HookedVLM, x: Inputs, part: Word, against: Sequence[str], search
     return Rivals(part, different)
 
 
-def _tokeniser(vlm: HookedVLM, x: Inputs, part: Word, own: list[int]) -> Callable[[str], list[int]]:
+def _tokeniser(vlm: HookedVLM, x: Inputs, part: Word, own: list[int], written: bool) -> Callable[[str], list[int]]:
     """What makes tokens of an alternative: where the answer begins, as an answer; else as a word behind what it is.
 
     An answer may begin without the blank that a word begins with (a special token, a Chinese letter).
@@ -225,8 +226,21 @@ def _tokeniser(vlm: HookedVLM, x: Inputs, part: Word, own: list[int]) -> Callabl
     read, blank = vlm.prompter, vlm.token_strings(own)[0].startswith(" ")
     answer = x.texts.get("answer", "").strip()
     if part.start == 0 and answer and read.any_reply(answer)[0][: part.stop] == own:
-        return lambda text: read.any_reply(text)[0]
-    return lambda text: read.word_ids(text, blank)
+        return lambda text: read.any_reply(text.strip())[0]
+    if written:
+        return read.word_ids
+    parted = any(token.startswith(" ") for token in x.answer_tokens)
+
+    def ids_of(text: str) -> list[int]:
+        usual = blank if _closes(text) == _closes(part.text) else parted and not _closes(text)
+        return read.word_ids(text.strip(), usual or text[:1].isspace())
+
+    return ids_of
+
+
+def _closes(text: str) -> bool:
+    """Whether it stands right behind a word, where words have blanks between them: a comma, the end of "it's"."""
+    return text.strip().startswith(tuple(CLOSING))
 
 
 def _need_letters(vlm: HookedVLM, against: Sequence[str], others: Sequence[Sequence[int]]) -> None:

@@ -32,12 +32,15 @@ class Search:
         given: alternatives as text, by the number of the part; others are found.
         count: how many are found at most.
         exact: whether what is given are tokens as they read, blank included, rather than words.
+        written: whether words that are given stand as they are written, a blank before them or none: an earlier result
+            found them so.
     """
 
     unit: Unit | str = "token"
     given: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     count: int = 10
     exact: bool = False
+    written: bool = False
 
     @property
     def by_word(self) -> bool:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -210,7 +210,9 @@ def target_of(
     chosen = tuple(dict.fromkeys(map(named, values)))
     count = min(count, 1) if VALUES["difference"] in chosen else count
     if against is not None and of_each(against):
-        return Target(chosen, parts, Search(unit, by_part(against, parts), count, exact=unit == "token"))
+        found = not isinstance(against, Sequence | Mapping)
+        search = Search(unit, by_part(against, parts), count, exact=unit == "token", written=found)
+        return Target(chosen, parts, search)
     given = {} if against is None else {_number(vlm, x, parts, unit, place): listed(against)}
     return Target(chosen, parts, Search(unit, given, count))
 

@@ -75,6 +75,7 @@ class Lens(Comparable):
     }
     keys = ("layer", "position", "token", "role")
     agreeing = ("layers", "positions", "tokens", "target_names")
+    settings = ("norm", "pieces")
     layers: tuple[int, ...]
     positions: Int[Tensor, " position"]
     tokens: tuple[str, ...]

@@ -174,6 +174,7 @@ def fit_tuned_lens(
     path = None if checkpoint is None else need_place(Path(checkpoint))
     with torch.inference_mode(False):
         described = {"weights": vlm.fingerprint, "examples": digest(*examples[:split])}
+        described["edits"] = ", ".join(vlm.active_edits)
         train = _gathered(vlm, examples[:split], how, progress)
         described |= {k: str(v) for k, v in dataclasses.asdict(how).items()}
         weight, bias = _fitted(vlm, train, how, path, described, progress)
