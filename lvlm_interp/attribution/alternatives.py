@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -223,12 +224,12 @@ def _tokeniser(vlm: HookedVLM, x: Inputs, part: Word, own: list[int], written: b
 
     An answer may begin without the blank that a word begins with (a special token, a Chinese letter).
     """
+    if written:
+        return lambda text: _as_written(vlm, text, part.start == 0)
     read, blank = vlm.prompter, vlm.token_strings(own)[0].startswith(" ")
     answer = x.texts.get("answer", "").strip()
     if part.start == 0 and answer and read.any_reply(answer)[0][: part.stop] == own:
         return lambda text: read.any_reply(text.strip())[0]
-    if written:
-        return read.word_ids
     parted = any(token.startswith(" ") for token in x.answer_tokens)
 
     def ids_of(text: str) -> list[int]:
@@ -236,6 +237,22 @@ def _tokeniser(vlm: HookedVLM, x: Inputs, part: Word, own: list[int], written: b
         return read.word_ids(text.strip(), usual or text[:1].isspace())
 
     return ids_of
+
+
+def _as_written(vlm: HookedVLM, text: str, first: bool) -> list[int]:
+    """The tokens that read so, of which an earlier result has the text: one token, a word, or with special tokens."""
+    read = vlm.prompter
+    ways = (
+        *((lambda: read.any_reply(text)[0],) if first else ()),
+        lambda: [read.token_id(text)],
+        lambda: read.word_ids(text),
+        lambda: read.tokenizer(text, add_special_tokens=False).input_ids,
+    )
+    for way in ways:
+        with contextlib.suppress(InputError):
+            if vlm.text_of(ids := way()) == text:
+                return list(ids)
+    return read.word_ids(text)
 
 
 def _closes(text: str) -> bool:
