@@ -248,7 +248,7 @@ def number_of(tokens: Sequence[str], token: int | str, holder: str) -> int:
                 f"{len(found) or 'no'} tokens read {token!r}: {holder} has {list(enumerate(tokens))}; give a number"
             )
         return found[0]
-    if not isinstance(token, numbers.Integral) or not -len(tokens) <= token < len(tokens):
+    if isinstance(token, bool) or not isinstance(token, numbers.Integral) or not -len(tokens) <= token < len(tokens):
         raise InputError(f"no token {token!r}: {holder} has {len(tokens)}, counted from 0")
     return int(token) % len(tokens)
 

@@ -62,6 +62,7 @@ MISTAKES = {
     "text to capture": (lambda vlm, x: vlm.capture(Q, SITE), "an example"),
     "text to go on with": (lambda vlm, x: vlm.generate(Q), "an example"),
     "no tokens to make": (lambda vlm, x: vlm.generate(x, 0), "max_new_tokens is 1 or more"),
+    "half a token to make": (lambda vlm, x: vlm.generate(x, 2.5), "max_new_tokens"),
     "keep one text": (lambda vlm, x: li.credit(vlm, x, keep="question"), r"give \('question',\)"),
     "threshold nan": (lambda vlm, x: li.contrast(vlm, x, threshold=float("nan")), "number of nats"),
     "threshold below 0": (lambda vlm, x: li.contrast(vlm, x, threshold=-1.0), "number of nats"),

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -124,8 +125,8 @@ class HookedVLM(Preparing):
         Under edits, and hooks of others, every token is computed from all positions anew, since an edit by position
         would not find it among the few that a cache leaves to compute.
         """
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is 1 or more, got {max_new_tokens}")
+        if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is 1 or more, a whole number; got {max_new_tokens}")
         need_evaluation(self.model)
         given = x.prompt_inputs()
         with self._called_with(given), passing(self.model, self.model, self.decoder), self._greedily():
