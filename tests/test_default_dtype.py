@@ -1,7 +1,5 @@
 """The type that torch makes numbers of by default, which scripts change to open models, decides no result."""
 
-import contextlib
-
 import pytest
 import torch
 from PIL import Image
@@ -9,21 +7,12 @@ from PIL import Image
 import lvlm_interp as li
 from lvlm_interp.probes.statistics import exchanges
 from lvlm_interp.reference import assemble
+from lvlm_interp.reference.assemble import _made_in as default
 from tests.families import tiny_model
 from tests.saved import processor
 
 TYPES = (torch.float64, torch.bfloat16, torch.float16)
 HOW = li.Fitting(steps=4, positions=8, from_each=4)
-
-
-@contextlib.contextmanager
-def default(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @pytest.fixture(scope="module")
