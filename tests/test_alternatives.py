@@ -207,6 +207,33 @@ def test_the_alternatives_of_an_earlier_result(kind, unit, monkeypatch):
     assert compared.alternatives == first.alternatives and not torch.equal(compared.odds, first.odds)
 
 
+@pytest.mark.parametrize("unit", ["word", "answer"])
+def test_alternatives_that_no_text_is_read_back_as(said, unit):
+    """"blue" in pieces is another answer than the token: an earlier result has both, as the tokens that they are."""
+    vlm, x = said
+    first = li.credit(vlm, x, unit=unit)
+    letters = [vlm.prompter.tokenizer.convert_tokens_to_ids(letter) for letter in "blue"]
+    odd = tuple((*ids, tuple(letters)) for ids in first.alternative_ids)
+    texts = tuple(tuple(map(vlm.text_of, ids)) for ids in odd)
+    earlier = dataclasses.replace(first, alternatives=texts, alternative_ids=odd)
+    assert li.credit(vlm, x, unit=unit, against=earlier).alternative_ids == odd
+    assert li.attribute(vlm, x, unit=unit, value="odds", against=earlier).alternative_ids == odd
+    by_text = li.credit(vlm, x, unit=unit, against=dataclasses.replace(earlier, alternative_ids=()))
+    assert by_text.alternatives == earlier.alternatives and by_text.alternative_ids != odd
+
+
+def test_tokens_of_another_model_are_none_of_this_ones(said):
+    """Where they read as something else here, or there are none of their number, the texts decide."""
+    vlm, x = said
+    first = li.credit(vlm, x)
+    for shift in (1, 10**6, -(10**6)):
+        ids = tuple(tuple((token + shift,) for (token,) in some) for some in first.alternative_ids)
+        again = li.credit(vlm, x, against=dataclasses.replace(first, alternative_ids=ids))
+        assert again.alternative_ids == first.alternative_ids and torch.equal(again.numbers, first.numbers)
+    with pytest.raises(InputError, match="alternative_ids is of each of"):
+        dataclasses.replace(first, alternative_ids=((),))
+
+
 def test_an_alternative_has_a_blank_before_it_where_it_would(said):
     """Of an earlier result, where it had one; of the user, where writing has one, whatever stands there now."""
     vlm, x = said

@@ -18,17 +18,24 @@ from tests.test_cli import one_line
 
 ASK = ["--question", "What color is the banana?"]
 COMMAND = f"exec {sys.executable} -m lvlm_interp"
+# A command that fails as any does, but at once.
+FAILING = (
+    "-c 'from lvlm_interp import cli; from lvlm_interp.errors import InputError\n"
+    'def command(): raise InputError("no table")\n'
+    "cli.app = command; cli.main()'"
+)
 
 
 def closed(arguments, streams):
     """A command as a shell runs it; its status, and what came out of what is open."""
-    told = ["sh", "-c", f"{COMMAND} {arguments} {streams}"]
+    command = f"exec {sys.executable} {arguments}" if arguments == FAILING else f"{COMMAND} {arguments}"
+    told = ["sh", "-c", f"{command} {streams}"]
     done = subprocess.run(told, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("streams", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
-@pytest.mark.parametrize(("arguments", "status"), [("--version", 0), ("--help", 0), ("probe no.csv --out o", 1)])
+@pytest.mark.parametrize(("arguments", "status"), [("--version", 0), ("--help", 0), (FAILING, 1)])
 def test_streams_that_are_closed(streams, arguments, status):
     found, out, err = closed(arguments, streams)
     assert found == status and "Traceback" not in out + err
@@ -53,7 +60,7 @@ FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that
 
 
 @FULL
-@pytest.mark.parametrize(("arguments", "status"), [("--version", 0), ("--nope", 2), ("probe no.csv --out o", 1)])
+@pytest.mark.parametrize(("arguments", "status"), [("--version", 0), ("--nope", 2), (FAILING, 1)])
 def test_a_log_that_is_full_changes_no_status(arguments, status):
     found, out, _ = closed(arguments, "2>/dev/full")
     assert found == status and bool(out) == (not status)

@@ -86,6 +86,12 @@ def _earlier(result: Any, parts: Sequence[Word]) -> dict[int, tuple[str, ...]]:
     return by_part(found.alternatives, parts)
 
 
+def ids_by_part(against: Against) -> dict[int, tuple[tuple[int, ...], ...]]:
+    """The token ids of the alternatives of an earlier result, by the number of the part, where it has them."""
+    found = getattr(getattr(against, "credit", against), "alternative_ids", ())
+    return dict(enumerate(found))
+
+
 def _texts(parts: Sequence[Word]) -> list[str]:
     return [part.text.strip() for part in parts[:SHOWN]]
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lvlm_interp.attribution.rivals import Rivals, Search, spelt_out
+from lvlm_interp.attribution.rivals import Rivals, Search, Spellings, spelt_out
 from lvlm_interp.engine.decoder import DecoderInputs, standing
 from lvlm_interp.engine.score import HideFrom, Scores, score_answers
 from lvlm_interp.errors import InputError, LvlmInterpWarning
@@ -38,7 +38,7 @@ def given_rivals(vlm: HookedVLM, x: Inputs, parts: Sequence[Word], search: Searc
     """
     if not 1 <= search.count < vlm.readout.vocabulary:
         raise InputError(f"alternatives is between 1 and {vlm.readout.vocabulary - 1}, got {search.count}")
-    return {n: _given(vlm, x, parts[n], against, search) for n, against in search.given.items()}
+    return {n: _given(vlm, x, parts[n], against, search, search.ids.get(n, ())) for n, against in search.given.items()}
 
 
 @explained
@@ -193,11 +193,16 @@ def _branches(part: Word, search: Search, scores: Scores, asked: Bool[Tensor, " 
     return [n for n in range(part.stop - part.start) if not n or other[n] >= math.log(PLAUSIBLE)]
 
 
-def _given(vlm: HookedVLM, x: Inputs, part: Word, against: Sequence[str], search: Search) -> Rivals:
-    """Given words, each once; where the unit is the token, their first tokens decide."""
+def _given(
+    vlm: HookedVLM, x: Inputs, part: Word, against: Sequence[str], search: Search, known: Spellings = ()
+) -> Rivals:
+    """Given words, each once; where the unit is the token, their first tokens decide. `known` are their tokens, unless
+    this model reads them as something else: those of another are not its own."""
     own = x.answer_ids[part.start : part.stop].tolist()
-    read, ids_of = vlm.prompter, _tokeniser(vlm, x, part, own, search.written)
-    others = [[read.token_id(text)] if search.exact or not text.strip() else ids_of(text) for text in against]
+    others = [list(ids) for ids in known]
+    if not known or [_read(vlm, ids) for ids in others] != list(against):
+        read, ids_of = vlm.prompter, _tokeniser(vlm, x, part, own, search.written)
+        others = [[read.token_id(text)] if search.exact or not text.strip() else ids_of(text) for text in against]
     if search.unit == "token":
         _need_letters(vlm, against, others)
         others = [ids[:1] for ids in others]
@@ -237,6 +242,11 @@ def _tokeniser(vlm: HookedVLM, x: Inputs, part: Word, own: list[int], written: b
         return read.word_ids(text.strip(), usual or text[:1].isspace())
 
     return ids_of
+
+
+def _read(vlm: HookedVLM, ids: Sequence[int]) -> str | None:
+    """What token ids read as; None where this model has no such tokens."""
+    return vlm.text_of(ids) if all(0 <= token < vlm.readout.vocabulary for token in ids) else None
 
 
 def _as_written(vlm: HookedVLM, text: str, first: bool) -> list[int]:

@@ -133,6 +133,7 @@ def credit(
         alternatives=found.alternatives,
         kept=kept_always(keep),
         quoting=quoting,
+        alternative_ids=found.alternative_ids,
         provenance=vlm.provenance(
             "credit",
             x,

@@ -53,6 +53,7 @@ class PatchMap(Comparable):
         value: which value.
         unit: nats or logits.
         alternatives: for each token, what the value compares it with; nothing for those that compare with none.
+        alternative_ids: their token ids.
     """
 
     along: ClassVar[Mapping[str, str]] = {"tokens": "answer"}
@@ -67,13 +68,15 @@ class PatchMap(Comparable):
     value: str = "logodds"
     unit: str = "nats"
     alternatives: tuple[tuple[str, ...], ...] = ()
+    alternative_ids: tuple[tuple[tuple[int, ...], ...], ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(*self.size, self.values.shape[1], self.values.shape[2]) < 1:
             raise InputError(f"a map has patches and a picture; got {list(self.values.shape)} of a picture {self.size}")
-        if len(self.alternatives) not in (0, len(self.tokens)):
-            raise InputError(f"a map of {len(self.tokens)} parts has alternatives for {len(self.alternatives)}")
+        for some in (self.alternatives, self.alternative_ids):
+            if len(some) not in (0, len(self.tokens)):
+                raise InputError(f"a map of {len(self.tokens)} parts has alternatives for {len(some)}")
 
     @property
     def note(self) -> str:
@@ -99,7 +102,8 @@ class PatchMap(Comparable):
     def words(self, words: Sequence[Word]) -> PatchMap:
         """The same map by word: what its tokens lose, added up; `attribute(unit="word")` takes words as wholes."""
         values, total = by_word(self.values, words), by_word(self.image_total, words)
-        return dataclasses.replace(self, tokens=texts_of(words), values=values, image_total=total, alternatives=())
+        none: dict[str, Any] = {"alternatives": (), "alternative_ids": ()}
+        return dataclasses.replace(self, tokens=texts_of(words), values=values, image_total=total, **none)
 
     def peaks(self) -> pd.DataFrame:
         """One row for each token: what hiding its strongest patch takes from it, where that is, and the whole image."""
@@ -210,6 +214,7 @@ def attribute(
         value=chosen.name,
         unit=chosen.unit,
         alternatives=valued.alternatives if explained.compares else (),
+        alternative_ids=valued.alternative_ids if explained.compares else (),
         provenance=vlm.provenance("occlusion", x, hide_from=hide_from, image=image, frame=frame, **told),
     )
 

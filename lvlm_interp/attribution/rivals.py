@@ -22,6 +22,10 @@ HALF = 3  # tokens beyond its length that an alternative gets to end in a whole 
 ENDS = ".,;:!?… \n。、，；：！？"  # at the end of an alternative, these make no other answer of it
 
 
+Spellings = tuple[tuple[int, ...], ...]
+"""Token ids of each alternative."""
+
+
 @dataclass(frozen=True)
 class Search:
     """How alternatives are come by.
@@ -34,6 +38,7 @@ class Search:
         exact: whether what is given are tokens as they read, blank included, rather than words.
         written: whether words that are given stand as they are written, a blank before them or none: an earlier result
             found them so.
+        ids: their token ids, by the number of the part, where that result has them.
     """
 
     unit: Unit | str = "token"
@@ -41,6 +46,7 @@ class Search:
     count: int = 10
     exact: bool = False
     written: bool = False
+    ids: Mapping[int, Spellings] = field(default_factory=dict)
 
     @property
     def by_word(self) -> bool:

@@ -35,6 +35,7 @@ class CreditSplit(Comparable):
         numbers: each value under every coalition, `[value, answer, 2^k]`; coalition number S has bit i set where player
             i may be seen.
         alternatives: for each part, the words that `odds` and `difference` compare it with.
+        alternative_ids: their token ids; several readings may have one text.
         kept: the roles and players that are always visible.
         quoting: for each part, whether its words stand in the question, where the question asks; empty where it is a
             player like the others.
@@ -60,6 +61,7 @@ class CreditSplit(Comparable):
     alternatives: tuple[tuple[str, ...], ...]
     kept: tuple[str, ...]
     quoting: tuple[bool, ...] = ()
+    alternative_ids: tuple[tuple[tuple[int, ...], ...], ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,8 +72,10 @@ class CreditSplit(Comparable):
                 f"{count} players have 2^{count} coalitions, a role and a text each; got {coalitions} coalitions, "
                 f"{len(self.player_roles)} roles and {len(self.player_texts)} texts"
             )
-        if len(self.quoting) not in (0, len(self.tokens)):
-            raise InputError(f"quoting is of each of {len(self.tokens)} parts, or empty; got {len(self.quoting)}")
+        for name in ("quoting", "alternative_ids"):
+            if len(getattr(self, name)) not in (0, len(self.tokens)):
+                count = len(getattr(self, name))
+                raise InputError(f"{name} is of each of {len(self.tokens)} parts, or empty; got {count}")
 
     # --- values under every coalition -------------------------------------------------------------
 

@@ -28,9 +28,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lvlm_interp.attribution.against import Against, by_part, listed, of_each, plain
+from lvlm_interp.attribution.against import Against, by_part, ids_by_part, listed, of_each, plain
 from lvlm_interp.attribution.alternatives import given_rivals, names_of, others_of, rivals_of
-from lvlm_interp.attribution.rivals import Rivals, Search
+from lvlm_interp.attribution.rivals import Rivals, Search, Spellings
 from lvlm_interp.engine.decoder import DecoderInputs, run_to_decoder
 from lvlm_interp.engine.score import HideFrom, Scores, score_answers
 from lvlm_interp.errors import InputError
@@ -164,7 +164,9 @@ class Target:
         number = self._number(place)
         own = self.search.given.get(number) if against is None else listed(against)
         given = {} if own is None else {0: own}
-        return Target(self.values, self.parts[number : number + 1], dataclasses.replace(self.search, given=given))
+        ids = {0: self.search.ids.get(number, ())} if against is None else {}
+        search = dataclasses.replace(self.search, given=given, ids=ids)
+        return Target(self.values, self.parts[number : number + 1], search)
 
     def _number(self, place: int | str) -> int:
         texts = [part.text.strip() for part in self.parts]
@@ -211,7 +213,8 @@ def target_of(
     count = min(count, 1) if VALUES["difference"] in chosen else count
     if against is not None and of_each(against):
         found = not isinstance(against, Sequence | Mapping)
-        search = Search(unit, by_part(against, parts), count, exact=unit == "token", written=found)
+        given, ids = by_part(against, parts), ids_by_part(against)
+        search = Search(unit, given, count, exact=unit == "token", written=found, ids=ids)
         return Target(chosen, parts, search)
     given = {} if against is None else {_number(vlm, x, parts, unit, place): listed(against)}
     return Target(chosen, parts, Search(unit, given, count))
@@ -228,10 +231,11 @@ def _number(vlm: HookedVLM, x: Inputs, parts: Sequence[Word], unit: Unit | str, 
 
 @dataclass(frozen=True)
 class Valued:
-    """The values of every part under every coalition, float64, and what each part was compared with."""
+    """The values of every part under every coalition, float64, and what each was compared with, and its tokens."""
 
     numbers: Float[Tensor, "value part coalition"]
     alternatives: tuple[tuple[str, ...], ...]
+    alternative_ids: tuple[Spellings, ...]
 
 
 @explained
@@ -277,7 +281,10 @@ def values_of(
         others = others_of(vlm, x, visible, rivals, hide_from, decoder_inputs)
     found = [_evidence(vlm, scores, *pair) for pair in zip(target.parts, others, strict=True)]
     numbers = torch.stack([torch.stack([value.of(one) for one in found]) for value in target.values])
-    return Valued(numbers, tuple(names_of(vlm, rival) for rival in rivals) or ((),) * len(target.parts))
+    if not rivals:
+        return Valued(numbers, ((),) * len(target.parts), ((),) * len(target.parts))
+    ids = tuple(tuple(map(tuple, rival.ids)) for rival in rivals)
+    return Valued(numbers, tuple(names_of(vlm, rival) for rival in rivals), ids)
 
 
 def _evidence(vlm: HookedVLM, scores: Scores, part: Word, others: Float[Tensor, "coalition rival"]) -> Evidence:
