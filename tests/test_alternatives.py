@@ -209,7 +209,7 @@ def test_the_alternatives_of_an_earlier_result(kind, unit, monkeypatch):
 
 @pytest.mark.parametrize("unit", ["word", "answer"])
 def test_alternatives_that_no_text_is_read_back_as(said, unit):
-    """"blue" in pieces is another answer than the token: an earlier result has both, as the tokens that they are."""
+    """Pieces of "blue" are another answer than the token: an earlier result has both, as the tokens that they are."""
     vlm, x = said
     first = li.credit(vlm, x, unit=unit)
     letters = [vlm.prompter.tokenizer.convert_tokens_to_ids(letter) for letter in "blue"]
