@@ -339,8 +339,14 @@ def test_swapped_and_wrong_arguments(picture, tmp_path):
             prepare(vlm, **told)
     with pytest.raises(InputError, match="answer= is one text, got list"):
         unchecked(li.HookedVLM.answered)(vlm, vlm.prepare("What?", picture), ["a"])
-    for messages in ("What?", {"role": "user"}, [{"content": "a"}], ["a"]):
-        with pytest.raises(InputError, match="a conversation is a list of messages"):
+    good = {"role": "user", "content": "a"}
+    for messages, named in (
+        ("What?", "'What"),
+        ({"role": "user"}, "{'role"),
+        ([good, {"content": "a"}], "message 1, {'content': 'a'}"),
+        (["a"], "message 0, 'a'"),
+    ):
+        with pytest.raises(InputError, match=f"a conversation is a list of messages.*got {named}"):
             chat(vlm, messages)
 
 

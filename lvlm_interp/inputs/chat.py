@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lvlm_interp.errors import ImageError, InputError
+from lvlm_interp.fields import shown
 from lvlm_interp.inputs.example import Role
 from lvlm_interp.inputs.media import open_image, open_video
 from lvlm_interp.inputs.sources import looks_like_picture
@@ -134,12 +135,20 @@ def opened(messages: Any) -> list[Message]:
         ImageError: a picture or a video that cannot be opened.
     """
     messages = messages if isinstance(messages, (str, Mapping)) else list(messages)  # an iterator is read once
-    if isinstance(messages, (str, Mapping)) or not all(isinstance(m, Mapping) and "role" in m for m in messages):
+    if given := _no_messages(messages):
         raise InputError(
-            'a conversation is a list of messages, each {"role": "user", "content": …}; got '
-            f"{type(messages).__name__}; vlm.prepare(question, image) asks one question"
+            f'a conversation is a list of messages, each {{"role": "user", "content": …}}; got {given}; '
+            "vlm.prepare(question, image) asks one question"
         )
     return [{**m, "content": _parts(m.get("content"), f"message {n}")} for n, m in enumerate(messages)]
+
+
+def _no_messages(messages: Any) -> str:
+    """What stands in the place of messages, or of the first that is none; empty where all are."""
+    if isinstance(messages, (str, Mapping)):
+        return shown(messages)
+    kinds = (isinstance(message, Mapping) and "role" in message for message in messages)
+    return next((f"message {n}, {shown(messages[n])}" for n, fits in enumerate(kinds) if not fits), "")
 
 
 def _parts(content: Any, where: str) -> list[dict[str, Any]]:
