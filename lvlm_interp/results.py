@@ -19,7 +19,7 @@ from lvlm_interp.fields import ANY, Range, check_fields, check_numbers, equal
 from lvlm_interp.files import aside
 from lvlm_interp.given import explained, explaining
 from lvlm_interp.shown import printable
-from lvlm_interp.storing import KINDS, is_frame, is_tensor, packed, scalar, storable, unpacked
+from lvlm_interp.storing import KINDS, is_frame, is_tensor, need_numbers, packed, scalar, storable, unpacked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -170,6 +170,7 @@ class Result:
         try:
             os.fspath(path).encode()  # safetensors opens no names that are not UTF-8
             header["value"] = json.dumps(packed(self, "", tensors))
+            need_numbers(tensors)
             tensors = tensors or {NOTHING: torch.zeros(1)}  # safetensors before 0.5 cannot read a file without any
             header["digest"] = _digest(header, tensors)
             place = path.resolve()  # behind a link
@@ -201,10 +202,11 @@ class Result:
         if header.get("digest") != _digest(header, tensors):
             raise OutputError(f"{path} is damaged: it does not hold what was written")
         try:
+            need_numbers(tensors)
             result = unpacked(json.loads(header["value"]), tensors)
             if type(result) is not kind:
                 raise TypeError(f"holds a {type(result).__name__}")
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
             raise OutputError(f"{path} is damaged: {type(error).__name__} {error}") from error
         return result
 

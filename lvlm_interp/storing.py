@@ -9,6 +9,10 @@ from typing import Any, TypeVar
 K = TypeVar("K", bound=type)
 MISSING = ("NAType", "NaTType")  # pandas' own, beside the number that is none
 EXACT = 2**53  # up to here every whole number has a number with a point
+MOST_LETTERS = 1 << 28  # of an array of texts, which is as wide as its longest
+# Types of numbers that a file may hold: torch computes little with others.
+NUMBERS = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
+WHOLE_NUMBERS = ("bool", "uint8", "int8", "int16", "int32", "int64")
 KINDS: dict[str, type] = {}
 """Name → the dataclass that a file may hold under it."""
 
@@ -31,6 +35,17 @@ def is_array(value: Any) -> bool:
 
 def is_frame(value: Any) -> bool:
     return hasattr(value, "itertuples")
+
+
+def need_numbers(tensors: Mapping[str, Any]) -> None:
+    """Raise for a type of numbers that no result holds.
+
+    Raises:
+        ValueError: names the tensor.
+    """
+    known = {f"torch.{kind}" for kind in (*NUMBERS, *WHOLE_NUMBERS)}
+    if foreign := [f"{name!r} is {tensor.dtype}" for name, tensor in tensors.items() if str(tensor.dtype) not in known]:
+        raise ValueError(f"{foreign[0]}, numbers that no result holds")
 
 
 def packed(value: Any, path: str, tensors: dict[str, Any]) -> Any:
@@ -146,6 +161,8 @@ def unpacked(value: Any, tensors: Mapping[str, Any]) -> Any:
         case {"texts": each, "shape": shape, "kind": kind}:
             import numpy as np
 
+            if kind != "O" and (size := len(each) * max(map(len, each), default=0)) > MOST_LETTERS:
+                raise ValueError(f"{len(each)} texts, padded to the longest, have {size} letters")
             texts = np.empty(len(each), dtype=object)
             texts[:] = each
             return (texts if kind == "O" else texts.astype(str)).reshape(shape)

@@ -254,6 +254,8 @@ def test_results_that_do_not_fit_are_refused(said):
     words, tokens = li.credit(vlm, x, unit="word"), li.attribute(vlm, x)
     with pytest.raises(InputError, match="fit the same answer, by the same unit"):
         li.credit(vlm, x, unit="answer", against=words)
+    with pytest.raises(InputError, match=r"\(3\), and here .* \(2\); they differ from number 1 on"):
+        li.credit(vlm, vlm.answered(x, "a cat"), unit="word", against=words)
     with pytest.raises(InputError, match="compared with nothing"):
         li.credit(vlm, x, against=tokens)
 

@@ -1,6 +1,7 @@
 """How results show themselves in a notebook, how they are kept in files, and that they say what they are of."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -205,6 +206,43 @@ def test_a_damaged_file_says_so(changes, tmp_path):
     path = Deep(torch.ones(2), provenance=about("deep")).save(tmp_path / "r.safetensors")
     damaged(path, **changes)
     with pytest.raises(OutputError, match=r"r\.safetensors"):
+        load_result(path)
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.uint16])
+def test_numbers_that_torch_can_do_little_with_are_no_results(kind, tmp_path):
+    """Neither written nor read: `min` and `print` of some fail."""
+    with pytest.raises(OutputError, match=f"could not write.*'number' is {kind}"):
+        Deep(torch.ones(2).to(kind), provenance=about("deep")).save(tmp_path / "r.safetensors")
+    path = Deep(torch.ones(2), provenance=about("deep")).save(tmp_path / "r.safetensors")
+    with safe_open(str(path), "pt") as file:
+        header = file.metadata()
+    kept = {"number": torch.ones(2).to(kind)}
+    save_file(kept, path, {**header, "digest": results._digest(header, kept)})
+    with pytest.raises(OutputError, match=f"damaged.*'number' is {kind}"):
+        load_result(path)
+
+
+def test_parts_of_other_types_of_numbers_are_damaged(tmp_path):
+    """What their class computes of them fails with an error of torch's own."""
+    path = made().contrast.save(tmp_path / "r.safetensors")
+    with safe_open(str(path), "pt") as file:
+        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors["delta"] = tensors["delta"].double()
+    save_file(tensors, path, {**header, "digest": results._digest(header, tensors)})
+    with pytest.raises(OutputError, match="damaged"):
+        load_result(path)
+
+
+def test_texts_that_would_fill_the_memory_are_refused(tmp_path):
+    """One long text makes all of an array of numpy as wide."""
+    path = Deep(np.array(["a", "b"]), provenance=about("deep")).save(tmp_path / "r.safetensors")
+    with safe_open(str(path), "pt") as file:
+        value = json.loads(file.metadata()["value"])
+    texts = value["fields"]["number"]
+    texts |= {"texts": ["a" * 10**6, *["b"] * 10**4], "shape": [10**4 + 1]}
+    damaged(path, value=json.dumps(value))
+    with pytest.raises(OutputError, match="padded to the longest"):
         load_result(path)
 
 

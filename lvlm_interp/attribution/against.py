@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -76,10 +77,12 @@ def _earlier(result: Any, parts: Sequence[Word]) -> dict[int, tuple[str, ...]]:
     found = getattr(result, "credit", result)
     if not isinstance(found, Compared):
         raise InputError(f"against is texts or a result with alternatives, got {type(result).__name__}")
-    if [t.strip() for t in found.tokens] != [part.text.strip() for part in parts]:
+    own, its = [part.text.strip() for part in parts], [token.strip() for token in found.tokens]
+    if its != own:
+        alike = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(its, own, strict=False)))
         raise InputError(
-            f"the alternatives of a result fit the same answer, by the same unit: it is of {list(found.tokens)[:SHOWN]}"
-            f", and here the parts are {_texts(parts)}"
+            f"the alternatives of a result fit the same answer, by the same unit: it is of {its[:SHOWN]} ({len(its)})"
+            f", and here the parts are {own[:SHOWN]} ({len(own)}); they differ from number {alike} on"
         )
     if not any(found.alternatives):
         raise InputError("this result was compared with nothing: its value needs no alternatives; value='odds' does")
