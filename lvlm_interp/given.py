@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from types import SimpleNamespace
@@ -21,24 +22,32 @@ MADE = {  # how what is asked for is made, by its type
     "Inputs": "an example: vlm.prepare(question, image, answer=…)",
     "Batch": "examples side by side: vlm.batch(examples)",
     "Module": "a transformers model (load(name) opens one by its name)",
-    "os.PathLike[str]": "a path (wrap(model, processor) opens a model that is in memory)",
+    "os.PathLike[str]": "a path",
     "Image": "a PIL image",
     "dtype": "a torch dtype such as torch.float16",
     "device": "a torch device",
 }
+HINTS = {"load": "; wrap(model, processor) opens a model that is in memory"}
 
 
 def explained(function: Callable[P, T]) -> Callable[P, T]:
     """The function, which says which argument is of the wrong kind where that made it fail.
 
     What works is left alone: nothing is looked at before there is an error. Only where what is returned begins later
-    (a generator, the start of a `with`) is it looked at in the call, so that the error stands there.
+    (a generator, the start of a `with`) is it looked at in the call, so that the error stands there; and what is True
+    or False always, since anything passes for one: `"no"` is true, and `trust_remote_code="False"` would trust.
     """
-    if inspect.isgeneratorfunction(inspect.unwrap(function)):
+    plain = inspect.unwrap(function)
+    if inspect.isgeneratorfunction(plain):
         return checked(function)
+    truths = _truths_of(plain)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        for name, place in truths.items():
+            given = kwargs[name] if name in kwargs else args[place] if place < len(args) else None
+            if not _is_truth(given):
+                raise ArgumentError(f"{_called(plain)}({name}=…) takes True or False; got {_got(given)}")
         try:
             return function(*args, **kwargs)
         except ArgumentError as error:  # of what this function handed on, as its own argument
@@ -53,6 +62,18 @@ def explained(function: Callable[P, T]) -> Callable[P, T]:
     return _marked(call)
 
 
+def _truths_of(plain: Callable[..., Any]) -> dict[str, int]:
+    """The arguments that are True or False, and their places; those that are only named have none."""
+    names = plain.__code__.co_varnames[: plain.__code__.co_argcount]
+    truths = (name for name, hint in plain.__annotations__.items() if hint in (bool, "bool") and name != "return")
+    return {name: names.index(name) if name in names else sys.maxsize for name in truths}
+
+
+def _is_truth(value: Any) -> bool:
+    """Whether a value says yes or no: a truth, or a number that stands for one, of any package; None says no."""
+    return value is None or isinstance(value, (bool, int)) or not getattr(value, "ndim", 1)
+
+
 def checked(function: Callable[P, T]) -> Callable[P, T]:
     """The same, and its arguments are looked at first: for what is only used later, or too late."""
 
@@ -62,7 +83,7 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
             raise told
         return function(*args, **kwargs)
 
-    return _marked(call)
+    return _marked(call, "beforehand")
 
 
 def explaining(kind: K) -> K:
@@ -73,8 +94,8 @@ def explaining(kind: K) -> K:
     return kind
 
 
-def _marked(call: Callable[P, T]) -> Callable[P, T]:
-    vars(call)["explained"] = True
+def _marked(call: Callable[P, T], when: str = "afterwards") -> Callable[P, T]:
+    vars(call)["explained"] = when
     return call
 
 
@@ -98,7 +119,7 @@ def _misfits(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
         return
     for name, value, hint in _each(plain, bound):
         if not _fits(value, hint):
-            yield f"{_called(plain)}({name}=…) takes {_wanted(hint)}; got {_got(value)}"
+            yield f"{_called(plain)}({name}=…) takes {_wanted(hint)}; got {_got(value)}{HINTS.get(_called(plain), '')}"
 
 
 def _called(plain: Callable[..., Any]) -> str:

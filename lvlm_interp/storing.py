@@ -87,6 +87,8 @@ def _framed(frame: Any) -> dict[str, Any]:
     Raises:
         ValueError: two columns, or a column and a part of the index, share a name.
     """
+    if len(frame) and not len(frame.columns):
+        raise ValueError(f"a table of {len(frame)} rows has no columns, which are what is kept")
     names = list(frame.index.names)
     numbered = names == [None] and frame.index.dtype.kind in "iu" and list(frame.index) == list(range(len(frame)))
     _need_names(frame, [] if numbered else names)

@@ -101,8 +101,8 @@ def test_where_none_is_plausible_the_likeliest_begins_otherwise(limit, name, vlm
     x = x.with_answer([7, 8], ["<7>", "<8>"], "")
     chances = {7: (0.001, 11), 8: (0.002, 12)}
 
-    def likely(self, asked, token, count, before):
-        chance, other = chances[token]
+    def likely(self, asked, without, count, before):
+        chance, other = chances[without[0]]
         return torch.tensor([chance]).log(), torch.tensor([other])
 
     monkeypatch.setattr(alternatives.Beginnings, "likely", likely)
@@ -208,18 +208,19 @@ def test_the_alternatives_of_an_earlier_result(kind, unit, monkeypatch):
 
 
 @pytest.mark.parametrize("unit", ["word", "answer"])
-def test_alternatives_that_no_text_is_read_back_as(said, unit):
-    """Pieces of "blue" are another answer than the token: an earlier result has both, as the tokens that they are."""
-    vlm, x = said
+def test_alternatives_that_no_text_is_read_back_as(unit, monkeypatch):
+    """Pieces of "and" are another answer than the token: an earlier result has them as the tokens that they are."""
+    vlm = chat("byte-level", monkeypatch)
+    x = vlm.prepare("what?", PICTURE, answer="a red cat")
     first = li.credit(vlm, x, unit=unit)
-    letters = [vlm.prompter.tokenizer.convert_tokens_to_ids(letter) for letter in "blue"]
+    letters = [vlm.prompter.tokenizer.convert_tokens_to_ids(letter) for letter in "and"]
     odd = tuple((*ids, tuple(letters)) for ids in first.alternative_ids)
     texts = tuple(tuple(map(vlm.text_of, ids)) for ids in odd)
     earlier = dataclasses.replace(first, alternatives=texts, alternative_ids=odd)
     assert li.credit(vlm, x, unit=unit, against=earlier).alternative_ids == odd
     assert li.attribute(vlm, x, unit=unit, value="odds", against=earlier).alternative_ids == odd
     by_text = li.credit(vlm, x, unit=unit, against=dataclasses.replace(earlier, alternative_ids=()))
-    assert by_text.alternatives == earlier.alternatives and by_text.alternative_ids != odd
+    assert by_text.alternative_ids != odd  # the control
 
 
 def test_tokens_of_another_model_are_none_of_this_ones(said):
@@ -232,6 +233,21 @@ def test_tokens_of_another_model_are_none_of_this_ones(said):
         assert again.alternative_ids == first.alternative_ids and torch.equal(again.numbers, first.numbers)
     with pytest.raises(InputError, match="alternative_ids is of each of"):
         dataclasses.replace(first, alternative_ids=((),))
+
+
+def test_no_piece_of_a_picture_is_an_alternative():
+    """However likely its token is; a model would look for pixels to it."""
+    model = tiny_llava()
+    vlm, token = li.wrap(model), model.config.image_token_id
+    x = tiny_inputs(vlm)
+    states = li.score(vlm, x, x.everything[None]).states[:, 0]
+    with torch.no_grad():
+        model.lm_head.weight[token] = 50 * states[0] / states[0].square().sum()
+    best = alternatives.Beginnings(vlm.readout, states).likely(torch.ones(1).bool(), [], 1)
+    assert best[1].tolist() == [token]  # the control
+    for unit in ("token", "answer"):
+        found = li.credit(vlm, x, unit=unit).alternative_ids
+        assert found and not any(token in ids for some in found for ids in some)
 
 
 def test_an_alternative_has_a_blank_before_it_where_it_would(said):

@@ -1,6 +1,7 @@
 """An answer is tokenised as the model would write it: blanks around it, special tokens in it, words as targets."""
 
 import copy
+import inspect
 import pickle
 import warnings
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import explained
 from lvlm_interp.inputs.prompt import Prompter
 from tests import saved
 from tests.test_words import Processor
@@ -92,6 +94,17 @@ def test_the_token_of_a_word_has_letters(word, letters, monkeypatch):
     assert li.direct(vlm, x, target=word).target == vlm.token_strings([token]) * len(x.answer_ids)
     blank = li.lens(vlm, x, target=tokenizer.convert_tokens_to_ids("▁")).target_logprob
     assert (blank[0] > followed[0]).any()  # the control: the blank would be taken where it is likelier
+
+
+@pytest.mark.parametrize("given", [(None, [5]), ("x", [5.7]), ("x", ["5"]), ("x", 5)])
+def test_an_answer_is_a_text_and_its_tokens(given):
+    with pytest.raises(InputError, match=r"whole numbers; got|Answer\(ids=…\) takes"):
+        explained(inspect.unwrap(li.Answer.__new__))(li.Answer, *given)
+
+
+@pytest.mark.parametrize("ids", [[5, 6], (5, 6), torch.tensor([5, 6]), torch.tensor([5, 6]).numpy(), iter([5, 6])])
+def test_tokens_of_an_answer_come_as_they_do(ids):
+    assert li.Answer("x", ids).ids == (5, 6) and type(li.Answer("x", torch.tensor([5])).ids[0]) is int
 
 
 def test_answers_are_copied_with_their_ids():

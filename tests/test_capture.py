@@ -243,3 +243,15 @@ def test_captures_of_the_same_pass_are_equal():
     assert one == same and one != vlm.capture(x, "blocks.1.*") and one != "capture"
     same["blocks.0.hook_resid_post"].mul_(2)
     assert one != same
+
+
+def test_an_edit_takes_a_value_alone(vlm):
+    """Hooks of TransformerLens are given the hook as well: that is told before a pass."""
+    x, site = tiny_inputs(vlm), "blocks.0.hook_resid_post"
+    for wrong in (lambda value, hook: value, lambda: None, lambda *, value: value):
+        with pytest.raises(SiteError, match=r"its value alone.*TransformerLens"):
+            vlm.capture(x, site, edits={site: wrong})
+        with pytest.raises(SiteError, match="its value alone"), vlm.visiting({site: wrong}):
+            pass
+    for right in (lambda value, hook=None: value, torch.relu, torch.nn.Identity(), lambda *all: all[0]):
+        vlm.capture(x, site, edits={site: right})

@@ -26,12 +26,20 @@ def compiled(model, how):
     if how == "attention in place":
         for block in language.layers:
             block.self_attn.compile(backend=count)
+    if how == "forward":
+        model.forward = torch.compile(model.forward, backend=count)
+    if how == "forwards of MLPs":
+        for block in language.layers:
+            block.mlp.forward = torch.compile(block.mlp.forward, backend=count)
     if how == "head":
         model.lm_head = torch.compile(model.lm_head, backend=count)
     return model
 
 
-@pytest.fixture(params=["model", "in place", "decoder", "blocks", "attention in place", "head"])
+HOW = ["model", "in place", "decoder", "blocks", "attention in place", "forward", "forwards of MLPs", "head"]
+
+
+@pytest.fixture(params=HOW)
 def pair(request):
     """A compiled model, which has run before it is opened, and the same one as it is written."""
     model = compiled(tiny_llava(), request.param)

@@ -284,6 +284,16 @@ def test_every_public_function_is_explained():
     assert [name for name, function in functions().items() if not is_explained(function)] == []
 
 
+def test_truths_of_other_packages_are_truths():
+    @explained
+    def told(value: int, yes: bool = False) -> bool:
+        return bool(yes)
+
+    assert [told(1, yes) for yes in (torch.tensor(True), torch.tensor(True).numpy()[()], 1, None, 0)] == [1, 1, 1, 0, 0]
+    with pytest.raises(InputError, match=r"told\(yes=…\)"):
+        told(1, "yes")
+
+
 def test_wrong_arguments_are_told_of_every_public_function():
     """In a process whose calls nobody checks, as those of users."""
     done = subprocess.run([sys.executable, "-m", "tests.wrong"], capture_output=True, text=True, check=True)

@@ -217,7 +217,7 @@ def test_only_coalitions_that_know_the_question_find_alternatives(vlm):
     asked = torch.tensor([True, False, True, False])
     best = vlm.readout.logits(states[asked]).double().log_softmax(-1).amax(0)
     best[7] = -math.inf
-    assert set(found.likely(asked, 7, 3)[1].tolist()) == set(best.topk(3).indices.tolist())
+    assert set(found.likely(asked, [7], 3)[1].tolist()) == set(best.topk(3).indices.tolist())
 
 
 # --- heatmaps ---------------------------------------------------------------------------------------

@@ -97,6 +97,26 @@ def raw():
                 yield f"{name}({', '.join(given)}): {said}"
 
 
+def taken_for_true():
+    """Texts that were taken for True, or asked about too late: what is trusted, opened or written by then is."""
+    for name, function in functions().items():
+        plain = inspect.unwrap(function)
+        truths = [key for key, hint in plain.__annotations__.items() if hint in (bool, "bool") and key != "return"]
+        for key in () if function.explained == "beforehand" else truths:  # these look at all arguments
+            for wrong in ("no", [], (1, 2)):
+                said = _refusal(function, {key: wrong})
+                if f"({key}=…) takes " not in said:
+                    yield f"{name}({key}={wrong!r}): {said}"
+
+
+def _refusal(function, kwargs):
+    try:
+        function(**kwargs)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
 def _raw(function, args, kwargs):
     try:
         made = function(*args, **kwargs)
@@ -112,4 +132,4 @@ def _raw(function, args, kwargs):
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     os.chdir(tempfile.mkdtemp())
-    print(*raw(), sep="\n")
+    print(*raw(), *taken_for_true(), sep="\n")

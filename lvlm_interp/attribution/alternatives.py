@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lvlm_interp.attribution.rivals import Rivals, Search, Spellings, spelt_out
+from lvlm_interp.attribution.rivals import Rivals, Search, Spellings, showing_of, spelt_out
 from lvlm_interp.engine.decoder import DecoderInputs, standing
 from lvlm_interp.engine.score import HideFrom, Scores, score_answers
 from lvlm_interp.errors import InputError, LvlmInterpWarning
@@ -129,15 +129,15 @@ class Beginnings:
     def likely(
         self,
         asked: Bool[Tensor, " coalition"],
-        token: int,
+        without: Sequence[int],
         count: int,
         before: Float[Tensor, " coalition"] | None = None,
     ) -> tuple[Float[Tensor, " alternative"], Int[Tensor, " alternative"]]:
-        """The tokens, other than this one, that some coalition that knows the question finds most likely.
+        """The tokens, other than these, that some coalition that knows the question finds most likely.
 
         Args:
             asked: these coalitions.
-            token: the other token.
+            without: these tokens.
             count: how many.
             before: log-probability of what they follow, 0 by default.
 
@@ -147,7 +147,7 @@ class Beginnings:
         added = torch.zeros(len(self.states), dtype=torch.float64) if before is None else before
         bests = [(ps[asked[n]] + added[n][asked[n]][:, None]).amax(0) for n, ps in self if asked[n].any()]
         best = torch.stack(bests).amax(0)
-        best[token] = -math.inf
+        best[list(without)] = -math.inf
         values, indices = best.topk(count)
         return values, indices
 
@@ -163,10 +163,11 @@ def _found(
     """
     own = x.answer_ids[part.start : part.stop].tolist()
     found: list[tuple[float, list[int]]] = []
+    showing = showing_of(vlm)
     for n in _branches(part, search, scores, asked):
         at = part.start + n
         before = scores.logprob[:, part.start : at].double().sum(1)
-        likely = Beginnings(vlm.readout, scores.states[:, at]).likely(asked, own[n], search.count, before)
+        likely = Beginnings(vlm.readout, scores.states[:, at]).likely(asked, [own[n], *showing], search.count, before)
         found += [(value, [*own[:n], token]) for value, token in zip(*(t.tolist() for t in likely), strict=True)]
     found.sort(key=lambda one: -one[0])
     chosen = [ids for value, ids in found[: search.count] if value >= math.log(PLAUSIBLE)]

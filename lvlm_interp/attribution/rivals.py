@@ -79,6 +79,11 @@ class Rivals:
     begun: Mapping[int, Float[Tensor, " coalition"]] = field(default_factory=dict)
 
 
+def showing_of(vlm: HookedVLM) -> list[int]:
+    """Tokens that stand for pieces of a picture, which no answer is made of."""
+    return [token for token in vlm.visual_token_ids if 0 <= token < vlm.readout.vocabulary]
+
+
 Key = tuple[int, tuple[int, ...]]  # where in the answer an alternative begins, and with which tokens
 
 
@@ -125,7 +130,9 @@ def _following(
     asked = [torch.cat([x.answer_ids[:start].cpu(), torch.tensor([*ids, 0])]) for start, ids in begun]
     last = [1] * len(asked)
     scored = score_answers(vlm, x, x.everything[None], asked, decoder_inputs=decoder_inputs, reads=last)
-    likeliest: list[int] = vlm.readout.logits(torch.stack([s.states[0, 0] for s in scored])).argmax(-1).tolist()
+    logits = vlm.readout.logits(torch.stack([s.states[0, 0] for s in scored]))
+    logits[:, showing_of(vlm)] = -torch.inf
+    likeliest: list[int] = logits.argmax(-1).tolist()
     return likeliest
 
 

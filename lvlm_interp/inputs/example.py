@@ -8,13 +8,16 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, VisibilityError
+from lvlm_interp.fields import shown
 from lvlm_interp.given import explained, explaining
 from lvlm_interp.inputs.view import ImageView
 from lvlm_interp.shown import printable
@@ -349,9 +352,14 @@ class Answer(str):
     finished: bool
 
     @explained
-    def __new__(cls, text: str, ids: Iterable[int], finished: bool = True) -> Answer:
+    def __new__(
+        cls, text: str, ids: Iterable[int] | Int[Tensor, " token"] | Int[np.ndarray, " token"], finished: bool = True
+    ) -> Answer:
+        kept = ids.tolist() if isinstance(ids, (Tensor, np.ndarray)) else list(ids)
+        if not isinstance(text, str) or not all(isinstance(one, Integral) for one in kept):
+            raise InputError(f"an answer is a text and its token ids, whole numbers; got {shown(text)}, {shown(kept)}")
         answer = super().__new__(cls, text)
-        answer.ids, answer.finished = tuple(ids), finished
+        answer.ids, answer.finished = tuple(map(int, kept)), finished
         return answer
 
     def __getnewargs__(self) -> tuple[str, tuple[int, ...], bool]:  # type: ignore[override]

@@ -165,7 +165,9 @@ def _of_text(image: str) -> Image.Image:
 @picture_of.register(Mapping)
 def _of_row(image: Mapping[str, Any]) -> Image.Image:
     if (key := next((key for key in KEYS if image.get(key) is not None), None)) is None:
-        raise ImageError(f"a picture in a dictionary stands under one of {list(KEYS)}; this one has {sorted(image)}")
+        raise ImageError(
+            f"a picture in a dictionary stands under one of {list(KEYS)}; this one has {sorted(map(str, image))}"
+        )
     if key != "base64":
         return picture_of(image[key])
     if data := _from_base64(str(image[key]).rpartition(",")[2], 0):

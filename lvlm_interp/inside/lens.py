@@ -232,6 +232,9 @@ def lens(
                 found[n].append(_read(here, final, asked, k))
                 bar.update(len(some))
     used: dict[str, Any] = {
+        "layers": [*map(int, chosen)],
+        "positions": at.tolist(),
+        "target": [[*map(int, ids)] for ids in asked],
         "k": k,
         "norm": norm,
         "pieces": pieces,

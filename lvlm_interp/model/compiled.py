@@ -12,6 +12,7 @@ from torch import nn
 from lvlm_interp.model.walking import looked_up, named_modules
 
 WRAPPED = "_orig_mod"  # where `torch.compile(module)` keeps the module
+FROM = "_torchdynamo_orig_callable"  # where `torch.compile(function)` keeps the function
 
 
 def original(module: nn.Module) -> Any:
@@ -20,8 +21,10 @@ def original(module: nn.Module) -> Any:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether `torch.compile(module)` made it, or `module.compile()` was called."""
-    return WRAPPED in module._modules or getattr(module, "_compiled_call_impl", None) is not None
+    """Whether `torch.compile(module)` made it, `module.compile()` was called, or its forward alone was compiled."""
+    held = vars(module)
+    made = WRAPPED in module._modules or held.get("_compiled_call_impl") is not None
+    return made or hasattr(held.get("forward"), FROM)
 
 
 def as_written(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

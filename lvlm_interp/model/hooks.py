@@ -104,6 +104,17 @@ def passed(name: str, visit: Visit, value: Tensor) -> Tensor:
     return seen
 
 
+def takes_one(edit: Callable[..., Any]) -> bool:
+    """Whether a function can be called with a value alone; of one that does not tell, that is believed."""
+    try:
+        inspect.signature(edit).bind(None)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
 def _kind(value: object) -> str:
     """What of a value the layers behind it count on."""
     if not isinstance(value, Tensor):

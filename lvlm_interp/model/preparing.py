@@ -262,6 +262,8 @@ class Preparing(Anatomy):
 
     def _need_known(self, given: Mapping[str, Any]) -> None:
         """Raise where a position has no token of this model, or none is to be read."""
+        if not given["input_ids"].numel():
+            raise InputError("input_ids holds no token: a prompt has at least one")
         self._need_tokens(given["input_ids"][0], "input_ids")
         mask = given["attention_mask"]
         if isinstance(mask, Tensor) and not mask.any():

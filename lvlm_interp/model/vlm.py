@@ -26,7 +26,7 @@ from lvlm_interp.model.capture import Capture, Edit, recording
 from lvlm_interp.model.choice import Choice, Positions, Reduction, choose, depths_of, in_layers
 from lvlm_interp.model.compiled import uncompiled
 from lvlm_interp.model.holding import Held, held, hooks_of_others, patched, within_hook_of_others
-from lvlm_interp.model.hooks import passing, rescaling, visiting
+from lvlm_interp.model.hooks import passing, rescaling, takes_one, visiting
 from lvlm_interp.model.identity import fingerprint
 from lvlm_interp.model.lengths import following, forget, recounted
 from lvlm_interp.model.preparing import Preparing
@@ -247,6 +247,11 @@ class HookedVLM(Preparing):
         for name, edit in edits.items():
             if not callable(edit):
                 raise SiteError(f"an edit of {name!r} is a function of its whole value; got {edit!r}")
+            if not takes_one(edit):
+                raise SiteError(
+                    f"an edit of {name!r} is called with its value alone, and {edit!r} takes something else: a hook of "
+                    "TransformerLens is given as lambda value: hook(value, None)"
+                )
             changed = [name] if isinstance(name, Site) else match(self.sites, name, self.missing)
             if twice := [site.name for site in changed if site in found]:
                 raise SiteError(f"{name!r} means {twice[0]!r}, which another edit means too; give it one")

@@ -85,7 +85,8 @@ def fit_probes(
         alpha: false discovery rate over sites.
         tolerance: share of their length that coefficients may be off by at the end of a fit, between 0 and 1.
         seed: decides folds, control labels, permutations and samples.
-        metadata: a frame with a row for each example, kept in the result.
+        metadata: a frame with a row for each example, kept in the result; what is no number, text or truth (a date)
+            comes back from a file as its text.
         vlm: the model that features come from, for the result's provenance.
         progress: show a progress bar over blocks of sites.
 
