@@ -123,7 +123,7 @@ def test_values_are_those_of_masked_forward_passes(vlm):
         full = logprobs[:, j, token] + math.log(200)
         assert torch.allclose(split.full[j], full, atol=1e-5)
         best = logprobs[asked, j].max(0).values
-        best[token] = -math.inf
+        best[[token, *vlm.visual_token_ids]] = -math.inf
         others = best.topk(5).indices
         others = others[best[others] >= math.log(alternatives.PLAUSIBLE)]
         assert set(split.alternatives[j]) == {f"<{i}>" for i in others.tolist()}
