@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import lvlm_interp as li
-from lvlm_interp.errors import InputError, ModelError, OutputError
+from lvlm_interp.errors import ImageError, InputError, ModelError, OutputError
+from lvlm_interp.inputs.media import open_image
 from lvlm_interp.storing import packed
 from tests.made import made_map
 from tests.tiny import tiny_inputs, tiny_llava
@@ -103,3 +104,15 @@ def test_a_capture_is_copied(vlm):
         assert one.provenance == capture.provenance and list(one) == list(capture)
         assert all(np.array_equal(one[name].numpy(), capture[name].numpy()) for name in capture)
     assert copy.deepcopy(capture)["logits"].data_ptr() != capture["logits"].data_ptr()
+
+
+def test_a_picture_in_a_closed_folder_is_not_said_to_be_missing(monkeypatch, tmp_path):
+    def closed(path, **_):
+        raise PermissionError(13, "Permission denied", os.fspath(path))
+
+    monkeypatch.setattr(os, "stat", closed)
+    with pytest.raises(ImageError, match=r"a\.png' is in a folder that may not be entered"):
+        open_image("closed/a.png")
+    monkeypatch.undo()
+    with pytest.raises(ImageError, match="no image file at"):
+        open_image(tmp_path / "a.png")

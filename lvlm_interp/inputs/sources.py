@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import http.client
 import io
 import os
@@ -135,15 +134,26 @@ def _of_bytes(image: Any) -> Image.Image:
     return decoded(bytes(image), "the image")
 
 
+def _why_none(path: Path, name: str) -> str:
+    """Why there is no picture at a path."""
+    if os.path.isdir(path):
+        return f"{name} is a folder: give one picture in it"
+    try:
+        os.stat(path)
+    except PermissionError:
+        return f"{name} is in a folder that may not be entered"
+    except (OSError, ValueError):  # what else is wrong with it is that there is none
+        pass
+    return f"no image file at {name}"
+
+
 @picture_of.register(os.PathLike)
 def _of_path(image: Any) -> Image.Image:
     path, name = Path(image), named(image)
     if address := SHORTENED.match(os.fspath(path)):
         return _of_text(f"{address[1]}://{path.as_posix()[address.end() :]}")
     if not os.path.isfile(path):  # Path.is_file raises where a name is too long
-        raise ImageError(
-            f"{name} is a folder: give one picture in it" if os.path.isdir(path) else f"no image file at {name}"
-        )
+        raise ImageError(_why_none(path, name))
     return decoded(path.read_bytes(), name)
 
 
