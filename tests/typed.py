@@ -3,13 +3,10 @@
 jaxtyping's import hook decorates them all. What it makes of a function binds the arguments three times over, each time
 that it is called, and compiles checks anew whenever a function inside another is made: three quarters of the suite's
 time. That is needed for shapes only, whose axes are to agree with each other; where no shape is named, beartype alone
-checks the same. A function inside another is checked the first `OFTEN` times that it is made, and each the first
-`ENOUGH` times that it is called in a process: a few small ones are called a hundred thousand times.
+checks the same. A function inside another is checked the first `OFTEN` times that it is made.
 """
 
-import functools
 import inspect
-import itertools
 import types
 from collections import Counter
 from typing import Any, get_args, get_type_hints
@@ -19,7 +16,6 @@ from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray, TypeCheckError, install_import_hook
 
 OFTEN = 10
-ENOUGH = 300
 # With the "tower" an int passes for a float, as it does for a type checker.
 plainly = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=TypeCheckError))
 with_shapes = jaxtyping.jaxtyped
@@ -39,20 +35,9 @@ def typed(function: Any = None, **hook: Any) -> Any:
         return function
     hints = {name: _evaluated(hint, function.__globals__) for name, hint in function.__annotations__.items()}
     if any(map(_is_shaped, hints.values())):
-        return _at_first(with_shapes(function, typechecker=plainly), function)
+        return with_shapes(function, typechecker=plainly)
     function.__annotations__ = hints
-    return _at_first(plainly(function), function)
-
-
-def _at_first(checked: Any, function: Any) -> Any:
-    """Checked the first `ENOUGH` times that it is called."""
-    calls = itertools.count()
-
-    @functools.wraps(function)
-    def called(*args: Any, **kwargs: Any) -> Any:
-        return (checked if next(calls) < ENOUGH else function)(*args, **kwargs)
-
-    return called
+    return plainly(function)
 
 
 def _evaluated(hint: Any, names: dict[str, Any]) -> Any:
