@@ -14,6 +14,7 @@ import lvlm_interp as li
 from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.errors import InputError, ModelError, SiteError, VisibilityError
 from tests.families import tiny_example, tiny_model
+from tests.test_score import naive, random_coalitions
 from tests.tiny import tiny_inputs, tiny_llava
 
 SITE = "blocks.1.hook_resid_post"
@@ -96,6 +97,18 @@ def test_image_rows_that_are_hidden_from_all_are_hidden_from_image_rows(vlm):
     by_text = li.score(vlm, x, visible, hide_from="text", edits={SITE: lambda value: value})
     assert torch.allclose(by_text.logprob, li.score(vlm, x, visible, hide_from="text").logprob, atol=1e-5)
     assert not torch.allclose(by_text.logprob, kept.logprob, atol=1e-4)
+
+
+@pytest.mark.parametrize("hide_from", ["all", "text"])
+def test_hidden_text_is_seen_by_nobody_where_rows_stand(vlm, hide_from):
+    """Image rows go on seeing images, and no text in front of them that is hidden."""
+    x = tiny_inputs(vlm)
+    visible = torch.cat([torch.stack([x.hidden("system"), x.hidden("context", "image")]), random_coalitions(x, 6)])
+    found = li.score(vlm, x, visible, hide_from, edits={SITE: lambda value: value})
+    expected = naive(vlm, x, visible, hide_from).log_softmax(-1)[:, range(len(x.answer_ids)), x.answer_ids]
+    assert torch.allclose(found.logprob, expected, atol=1e-5)
+    other = "text" if hide_from == "all" else "all"
+    assert not torch.allclose(found.logprob, li.score(vlm, x, visible, other).logprob, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "paligemma", "mllama", "gemma4"])

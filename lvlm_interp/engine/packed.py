@@ -211,10 +211,13 @@ class Runner:
         return steady and rows == tuple(range(len(rows)))
 
     def _hide(self, block: Tensor, sequence: Run, done: int) -> None:
-        """Take hidden keys out of the sight of all rows but the image's (rows still see themselves)."""
-        hidden = ~torch.tensor(sequence.seen)
-        sighted = torch.tensor([row in self.sighted for row in sequence.rows[done:]])
-        block &= ~hidden | sighted[:, None]
+        """Take hidden keys out of the sight of all rows; where image rows go on seeing, they see hidden image rows.
+
+        Rows still see themselves. Hidden text, which stands among the rows under an edit, is seen by nobody.
+        """
+        seen = torch.tensor(sequence.seen)
+        sighted = torch.tensor([row in self.sighted for row in sequence.rows])
+        block &= seen | (sighted[done:, None] & sighted)
         own = torch.arange(len(block))
         block[own, done + own] = True
 
