@@ -34,11 +34,15 @@ class ModelError(LvlmInterpError, ValueError):
     """A model cannot be found, opened or read."""
 
 
-class SiteError(LvlmInterpError, KeyError):
-    """A site name matches nothing, or a site did not fire."""
+class MissingError(LvlmInterpError, KeyError):
+    """A name under which there is nothing."""
 
     def __str__(self) -> str:  # KeyError would show the repr
         return printable(self.args[0]) if self.args else ""
+
+
+class SiteError(MissingError):
+    """A site name matches nothing, or a site did not fire."""
 
 
 class VisibilityError(LvlmInterpError, ValueError):

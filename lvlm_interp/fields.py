@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from jaxtyping import AbstractArray, jaxtyped
 
 from lvlm_interp.errors import InputError
-from lvlm_interp.storing import KINDS, is_frame, is_tensor
+from lvlm_interp.storing import KINDS, is_array, is_frame, is_tensor
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 NUMBERS = {int: numbers.Integral, float: numbers.Real}
@@ -242,13 +242,29 @@ def named(hint: Any) -> str:
     return str(hint.__name__ if plain else hint).replace("typing.", "").replace("collections.abc.", "")
 
 
+def _read(value: Any) -> Any:
+    """An array of numbers, zarr's or numpy's, as a tensor; anything else as it is."""
+    if not is_array(value):
+        return value
+    import torch
+
+    return torch.as_tensor(value[:])
+
+
 def equal(one: Any, other: Any) -> bool:
-    """Whether two values hold the same, tensors number by number; what is no number is like itself."""
+    """Whether two values hold the same, tensors number by number; what is no number is like itself.
+
+    Numbers in a store are read; they are those of a tensor.
+    """
+    if hasattr(one, "nchunks") or hasattr(other, "nchunks"):
+        return equal(_read(one), _read(other))
     if is_tensor(one) and is_tensor(other):
         if one.shape != other.shape or one.dtype != other.dtype:
             return False
         other = other.to(one.device)
         return bool(((one == other) | ((one != one) & (other != other))).all())
+    if is_tensor(one) or is_tensor(other):
+        return False
     if is_frame(one) and is_frame(other):
         return bool(one.equals(other)) and list(one.index.names) == list(other.index.names)
     if getattr(one, "ndim", 0) and not is_tensor(one) and hasattr(one, "tolist"):  # numpy's

@@ -51,6 +51,11 @@ class Pair(Result):
     second: Result
     names: tuple[str, str] = NAMES
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len({*self.names, "difference"}) < 3:
+            raise InputError(f"the two results, and their difference, have names of their own; got {self.names}")
+
     def to_frame(self) -> pd.DataFrame:
         """A row as in the frame of either; every number of both, and their difference."""
         one, two = self.first.to_frame(), self.second.to_frame()

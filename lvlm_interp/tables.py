@@ -239,6 +239,8 @@ def _lost(values: Mapping[str, int | float], whole: Collection[str]) -> bool:
     """Whether numbers are not what was written: too large, rounded whole ones, or one for what differs."""
     if any(abs(value) > LARGEST for value in values.values()) or any(int(text) != values[text] for text in whole):
         return True
+    if any(value == 0 and Decimal(text) for text, value in values.items()):  # too small
+        return True
     different = len({*values.values()})
     all_whole = all(float(value).is_integer() for value in values.values())  # 7 and 7.0 are two classes
     return different < (len(values) if all_whole else len({*map(Decimal, values)}))

@@ -54,6 +54,10 @@ def same(found, expected):
 def test_disk_and_memory_agree(vlm, examples, expected, tmp_path):
     found = li.collect_features(vlm, examples, SITES, batch=2, store=tmp_path / "features")
     assert isinstance(found["heads"].values, zarr.Array) and same(found, expected)
+    again = li.collect_features(vlm, examples, SITES, batch=2, store=tmp_path / "features")
+    saved = li.load_result(found["heads"].save(tmp_path / "heads.safetensors"))
+    assert found["heads"] == again["heads"] == saved == found["heads"] != found["stream"]
+    assert found["heads"] != dataclasses.replace(again["heads"], values=again["heads"].values[:] + 1)
     by_head, whole = found["heads"].by_head, expected["heads"].by_head
     assert by_head.shape == tuple(whole.shape) and (by_head[:, 1:3] == whole[:, 1:3].numpy()).all()
     assert (by_head[2:4, :2] == whole[2:4, :2].numpy()).all()

@@ -101,3 +101,11 @@ def test_paired_figures():
         figures.pair_maps(one.credit - two.credit)
     with pytest.raises(InputError, match="no number 'hellinger' of two Contrast"):
         figures.pair_bars(one.contrast - two.contrast, "hellinger")
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("difference", "b")])
+def test_results_of_a_pair_have_names_of_their_own(names):
+    """Columns of one name would be one."""
+    one = made().contrast - made().contrast
+    with pytest.raises(InputError, match="names of their own"):
+        dataclasses.replace(one, names=names)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 import lvlm_interp as li
 from lvlm_interp import results
 from lvlm_interp.counterfactuals.contrast import Contrasts
-from lvlm_interp.errors import InputError, ModelError, OutputError
+from lvlm_interp.errors import InputError, MissingError, ModelError, OutputError
 from lvlm_interp.inputs.example import digest, named_by
 from lvlm_interp.inputs.view import ImageView
 from lvlm_interp.model.capture import Captured
@@ -176,6 +176,9 @@ def test_several_contrasts_are_one_result(tmp_path):
     each = {name: made().contrast for name in ("hidden", "blank")}
     read = load_result(Contrasts(each, provenance=about("contrast")).save(tmp_path / "c.safetensors"))
     assert list(read) == ["hidden", "blank"] and read.provenance.method == "contrast"
+    assert read.get("blurr") is None
+    with pytest.raises(MissingError, match=r"no contrast 'blurr': there are \['hidden', 'blank'\]"):
+        read["blurr"]
     assert torch.equal(read["blank"].delta, each["blank"].delta) and read.table().equals(Contrasts.table(read))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lvlm_interp.counterfactuals.counterfactual import Counterfactual, applied, named
 from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.engine.score import Scores, score
-from lvlm_interp.errors import InputError
+from lvlm_interp.errors import InputError, MissingError
 from lvlm_interp.fields import LOGPROB, ROUNDING, SHARE, Range, shown
 from lvlm_interp.given import explained, need_seed
 from lvlm_interp.inputs.example import Inputs, named_by
@@ -106,6 +106,8 @@ class Contrasts(Result, Mapping[str, Contrast]):
             raise InputError("contrasts side by side are of one answer, and there is at least one")
 
     def __getitem__(self, name: str) -> Contrast:
+        if name not in self.each:
+            raise MissingError(f"no contrast {name!r}: there are {list(self.each)}")
         return self.each[name]
 
     def __iter__(self) -> Iterator[str]:

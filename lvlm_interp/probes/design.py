@@ -5,7 +5,7 @@ Whatever is wrong here can be said before a single feature is read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +54,7 @@ def designed(
             them; an l2 that is none.
     """
     grouped = numbered(groups) if groups is not None else torch.arange(len(task.truth))
-    fold = numbered(folds, "folds") if isinstance(folds, Sized) else make_folds(task, grouped, folds, seed)
+    fold = numbered(folds, "folds") if isinstance(folds, Iterable) else make_folds(task, grouped, folds, seed)
     check_folds(task, grouped, fold)
     chosen = strengths(l2)
     inner = inner_folds(task, grouped, fold, seed) if len(chosen) > 1 else _no_inner(fold)

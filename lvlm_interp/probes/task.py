@@ -159,6 +159,7 @@ def given_features(features: Any) -> Any:
         InputError: texts, objects or complex numbers; not all of one shape.
     """
     try:
+        need_unmasked(features, "features")
         found = features if hasattr(features, "shape") else np.asarray(features)
     except ValueError as error:
         raise InputError(f"features are not all of one shape: {error}") from error
@@ -267,6 +268,7 @@ def _plain(given: Any, what: str) -> np.ndarray:
     """Numbers, truth values or strings, none of them missing: NumPy would make a class `"None"` of what is."""
     if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable) or isinstance(given, Iterator):
         raise InputError(f"{what} are a list or an array, one for each example; got {shown(given)}")
+    need_unmasked(given, what)
     if isinstance(given, Tensor):
         given = given.detach().cpu()
         given = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
@@ -281,6 +283,12 @@ def _plain(given: Any, what: str) -> np.ndarray:
     _need_one_kind(as_given, what)
     _need_kept(as_given, values, what)
     return values.astype(str) if values.dtype == object else values
+
+
+def need_unmasked(given: Any, what: str) -> None:
+    """Raise where entries of an array of numpy are masked, which are missing: it hands on what stands behind a mask."""
+    if np.ma.is_masked(given):
+        raise InputError(f"{int(np.ma.getmaskarray(given).sum())} {what} are masked: leave them out")
 
 
 def _need_one_kind(given: np.ndarray, what: str) -> None:

@@ -70,7 +70,10 @@ def diagnose(
     need_word(word, against)
     asks, shown = in_order(question, image)
     if isinstance(shown, (list, tuple)):
-        raise InputError(f"a diagnosis is about one image, got {len(shown)}; contrast and credit take several")
+        several = (
+            f"got {len(shown)}; contrast and credit take several" if len(shown) != 1 else "given as it is, in no list"
+        )
+        raise InputError(f"a diagnosis is about one image, {several}")
     with tqdm(total=len(STEPS), disable=not progress, leave=False) as bar:
         advance = iter(STEPS).__next__
         bar.set_description(advance())
