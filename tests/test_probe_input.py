@@ -1,7 +1,5 @@
 """What cannot be probed is refused, and what a reader should know is noted."""
 
-import inspect
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -281,12 +279,6 @@ def test_sure_answers_of_any_class_keep_their_order():
     three = probe.task_of([0, 1, 2] * 4)
     drawn = torch.randn(2, 5, 3, dtype=torch.float64)
     torch.testing.assert_close(three.surer(drawn).sigmoid(), drawn.softmax(-1))
-
-
-def test_folds_that_can_be_read_only_once_are_refused_as_groups_are():
-    for name in ("folds", "groups", "types"):
-        with pytest.raises(InputError, match=name):
-            inspect.unwrap(fit_probes)(X, Y, **{name: (n % 5 for n in range(120))})
 
 
 def test_what_is_masked_is_missing():

@@ -3,6 +3,7 @@
 It is a process of its own, since tests check every call against its annotations, and users do not.
 """
 
+import functools
 import importlib
 import inspect
 import os
@@ -97,6 +98,19 @@ def raw():
                 yield f"{name}({', '.join(given)}): {said}"
 
 
+def read_once():
+    """What can be read only once, and is refused as something else or not at all."""
+    import torch
+
+    from lvlm_interp.probes.probe import fit_probes
+
+    for name in ("folds", "groups", "types"):
+        fitting = functools.partial(fit_probes, torch.randn(20, 2, 4), ["a", "b"] * 10)
+        said = _refusal(fitting, {name: (n % 5 for n in range(20))})
+        if not said.startswith(f"InputError: {name} are a list"):
+            yield f"fit_probes({name}=a generator): {said}"
+
+
 def taken_for_true():
     """Texts that were taken for True, or asked about too late: what is trusted, opened or written by then is."""
     for name, function in functions().items():
@@ -132,4 +146,4 @@ def _raw(function, args, kwargs):
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     os.chdir(tempfile.mkdtemp())
-    print(*raw(), *taken_for_true(), sep="\n")
+    print(*raw(), *taken_for_true(), *read_once(), sep="\n")
