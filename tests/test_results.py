@@ -217,6 +217,8 @@ def test_numbers_that_torch_can_do_little_with_are_no_results(kind, tmp_path):
     """Neither written nor read: `min` and `print` of some fail."""
     with pytest.raises(OutputError, match=f"could not write.*'number' is {kind}"):
         Deep(torch.ones(2).to(kind), provenance=about("deep")).save(tmp_path / "r.safetensors")
+    if kind is torch.uint16:  # an older safetensors cannot write it
+        return
     path = Deep(torch.ones(2), provenance=about("deep")).save(tmp_path / "r.safetensors")
     with safe_open(str(path), "pt") as file:
         header = file.metadata()
