@@ -71,6 +71,8 @@ def _truths_of(plain: Callable[..., Any]) -> dict[str, int]:
 
 def _is_truth(value: Any) -> bool:
     """Whether a value says yes or no: a truth, or a number that stands for one, of any package; None says no."""
+    if isinstance(value, (str, bytes)):  # numpy's have no axes either
+        return False
     return value is None or isinstance(value, (bool, int)) or not getattr(value, "ndim", 1)
 
 

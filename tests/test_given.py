@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -290,8 +291,9 @@ def test_truths_of_other_packages_are_truths():
         return bool(yes)
 
     assert [told(1, yes) for yes in (torch.tensor(True), torch.tensor(True).numpy()[()], 1, None, 0)] == [1, 1, 1, 0, 0]
-    with pytest.raises(InputError, match=r"told\(yes=…\)"):
-        told(1, "yes")
+    for text in ("yes", b"yes", np.str_("False"), np.bytes_(b"no")):
+        with pytest.raises(InputError, match=r"told\(yes=…\)"):
+            told(1, text)
 
 
 def test_wrong_arguments_are_told_of_every_public_function():
