@@ -361,3 +361,13 @@ def test_generation_under_an_edit_by_position(family, position):
             prompt = {k: v[:, :-1] if k in y.along else v for k, v in y.model_inputs.items()}
             ids.append(int(vlm.call(prompt)[0, -1].argmax()))
     assert list(said) == ids[: len(said)] and len(said) >= 1
+
+
+def test_a_picture_that_an_edit_lets_the_model_write_ends_its_answer(vlm):
+    """What it would write behind is computed from all positions anew, and the model would look for a picture there."""
+    x = tiny_inputs(vlm)
+    towards = vlm.model.get_output_embeddings().weight[vlm.image_token_id].detach()
+    edited = vlm.visiting({"ln_final.hook_out": lambda value: value * 0 + 100 * towards})
+    with edited, pytest.raises(ModelError, match=r"writes .*, behind which it would look for a picture"):
+        vlm.generate(x, 4)
+    assert vlm.generate(x, 4).ids

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from operator import attrgetter
 
 import huggingface_hub.constants
 import pytest
@@ -174,6 +175,13 @@ def test_weights_on_disk_that_are_not_numbers(tmp_path):
 def test_weights_that_are_nowhere():
     with pytest.raises(ModelError, match=r"weights of .* are on no device, 'model\.vision_tower"):
         li.wrap(tiny_model("llava").to("meta"))
+
+
+@pytest.mark.parametrize("part", ["base_model", "base_model.language_model"])
+def test_a_part_of_a_model_gives_no_words(plain, part):
+    """Its layers can be run, so that only a lens or an answer would tell."""
+    with pytest.raises(ModelError, match=r"so it gives no words.*open the whole one"):
+        li.wrap(attrgetter(part)(plain.model), plain.processor)
 
 
 def test_a_device_and_a_device_map(folder):

@@ -140,16 +140,20 @@ class Anatomy:
     @property
     def _unembedding(self) -> Any:
         found = self.model.get_output_embeddings()
-        if found is None and isinstance(language := owner_of(self.model, self.decoder), PreTrainedModel):
-            return language.get_output_embeddings()  # some name it in the language model only
-        return found
+        if found is not None or self.decoder is self.model:
+            return found
+        language = owner_of(self.model, self.decoder)  # some name it in the language model only
+        return language.get_output_embeddings() if isinstance(language, PreTrainedModel) else None
 
     @functools.cached_property
     def _read_out(self) -> Readout:
         norm, unembed = part(self.decoder, NAMES.final_norm), self._unembedding
         sizes = sizes_of(unembed)
         if norm is None or unembed is None or sizes is None:
-            raise ModelError(f"found no final norm or no unembedding in {type(self.model).__name__}")
+            raise ModelError(
+                f"found no final norm or no unembedding in {type(self.model).__name__}, so it gives no words. If it is "
+                "a part of a model, open the whole one: …ForConditionalGeneration or …ForCausalLM, and its processor"
+            )
         unembed = acting(unembed)
         if (mixer := part(self.decoder, NAMES.mixed_at_last)) is not None:
             norm = Mixing(mixer, norm, sizes[0])

@@ -132,9 +132,9 @@ class HookedVLM(Preparing):
         with self._called_with(given), passing(self.model, self.model, self.decoder), self._greedily():
             made = self.model.generate(
                 **given,
-                **({"use_cache": False} if self.active_edits else {}),
+                **({"use_cache": False} if (anew := bool(self.active_edits)) else {}),
                 max_new_tokens=max_new_tokens,
-                logits_processor=[self._only_numbers],
+                logits_processor=[self._only_numbers, *([self._no_picture] if anew else [])],
             )
         ids = made[0, x.answer_start :].tolist()
         kept = list(itertools.takewhile(lambda i: i not in self.stops(), ids))
@@ -147,6 +147,15 @@ class HookedVLM(Preparing):
         """The logits of the next token, which are the model's answer only where they are numbers."""
         if bool((logits.isnan() | logits.isposinf()).any()):
             raise ModelError(f"{self.name!r} gives NaN or infinity for this example: li.score says where they begin")
+        return logits
+
+    def _no_picture(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """The logits of the next token: behind one that stands for a picture, positions cannot be computed anew."""
+        if (best := int(logits.argmax())) in self.visual_token_ids:
+            raise ModelError(
+                f"under these edits {self.name!r} writes {self.token_strings([best])[0]!r}, behind which it would look "
+                "for a picture: its answer ends there. Give max_new_tokens= that stops before it, or a weaker edit"
+            )
         return logits
 
     @contextlib.contextmanager

@@ -143,6 +143,7 @@ def check_at_load(vlm: HookedVLM) -> None:
         )
     if not any(name.startswith("blocks.") for name in vlm.sites):
         raise ModelError(f"no site was found in the decoder of {vlm.name!r} ({type(vlm.decoder).__name__})")
+    vlm.readout  # noqa: B018  a part of a model, without an unembedding, is refused at once
     settle(vlm.model, vlm.model.dtype)
     words = _words(vlm)
     try:
