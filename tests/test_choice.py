@@ -29,6 +29,10 @@ def sdpa():
     return opened("sdpa")
 
 
+def near(one, other):
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 # --- what is kept -----------------------------------------------------------------------------------------------------
 
 POST, PATTERN, K, Z = (
@@ -48,22 +52,24 @@ POST, PATTERN, K, Z = (
     ids=["role", "roles", "indices", "tensor", "mask"],
 )
 def test_positions_are_slices_of_everything(sdpa, positions, expected):
+    """Bit for bit; rows of a pattern are computed beside the model's own kernel, which rounds elsewhere."""
     x = tiny_inputs(sdpa)
-    everything, some = (sdpa.capture(x, [POST, PATTERN, Z], positions=p) for p in (None, positions))
+    everything, some = (sdpa.capture(x, [POST, Z], positions=p) for p in (None, positions))
     assert torch.equal(some[POST], everything[POST][:, expected])
     assert torch.equal(some[Z], everything[Z][:, expected])
-    assert torch.equal(some[PATTERN], everything[PATTERN][:, :, expected])
     assert torch.equal(some["logits"], everything["logits"][:, expected])
+    pattern, rows = (sdpa.capture(x, PATTERN, positions=p)[PATTERN] for p in (None, positions))
+    assert near(rows, pattern[:, :, expected])
     assert not torch.equal(some[POST], everything[POST][:, : len(expected)].roll(1, 1))
 
 
 def test_heads_are_slices_of_everything(sdpa):
     x, names = tiny_inputs(sdpa), [PATTERN, K, Z]
     everything, some = sdpa.capture(x, names), sdpa.capture(x, names, heads=[1, 0], positions=[4])
-    assert torch.equal(some[PATTERN], everything[PATTERN][:, [1, 0], 4:5])
-    assert torch.equal(some[K], everything[K][:, 4:5, [1, 0]])
-    assert torch.equal(some[Z], everything[Z][:, 4:5, [1, 0]])
-    assert not torch.equal(some[Z], everything[Z][:, 4:5, [0, 1]])
+    assert near(some[PATTERN], everything[PATTERN][:, [1, 0], 4:5])
+    assert near(some[K], everything[K][:, 4:5, [1, 0]])
+    assert near(some[Z], everything[Z][:, 4:5, [1, 0]])
+    assert not near(some[Z], everything[Z][:, 4:5, [0, 1]])
     assert torch.equal(sdpa.capture(x, Z, heads=3)[Z], everything[Z][:, :, 3:])
 
 
@@ -80,13 +86,13 @@ def test_reductions_run_over_the_chosen_positions(sdpa):
     x = tiny_inputs(sdpa)
     everything = sdpa.capture(x, [POST, PATTERN, Z])
     mean = sdpa.capture(x, [POST, PATTERN, Z], positions="image", reduce="mean")
-    assert torch.allclose(mean[POST], everything[POST][:, 3:7].mean(1), atol=1e-6)
-    assert torch.allclose(mean[Z], everything[Z][:, 3:7].mean(1), atol=1e-6)
-    assert torch.allclose(mean[PATTERN], everything[PATTERN][:, :, 3:7].mean(2), atol=1e-6)
+    assert near(mean[POST], everything[POST][:, 3:7].mean(1))
+    assert near(mean[Z], everything[Z][:, 3:7].mean(1))
+    assert near(mean[PATTERN], everything[PATTERN][:, :, 3:7].mean(2))
     assert not torch.allclose(mean[POST], everything[POST].mean(1), atol=1e-3)
     last = sdpa.capture(x, [POST, PATTERN], positions="image", reduce="last")
-    assert torch.equal(last[POST], everything[POST][:, 6])
-    assert torch.equal(last[PATTERN], everything[PATTERN][:, :, 6])
+    assert near(last[POST], everything[POST][:, 6])
+    assert near(last[PATTERN], everything[PATTERN][:, :, 6])
     assert mean["logits"].shape == (1, 4, 200)
     # A tower without prompt positions can be reduced, only not chosen from.
     tower = sdpa.capture(x, "vision.blocks.0.hook_resid_post", reduce="mean")

@@ -1,19 +1,21 @@
 """The one attention function that is registered with transformers: it records and edits, only where asked.
 
 An attention module with a *tap* computes attention by the eager formula and hands every intermediate to
-the tap; every other module goes on with the model's own kernel. The mask function is registered under the
-same name: without it transformers silently passes no mask at all.
+the tap; every other module goes on with the model's own kernel. Where only some rows of a pattern are read (`Rows`),
+so does that module: these rows are computed beside it, from its queries and keys, and memory holds rows × keys and no
+square. The mask function is registered under the same name: without it transformers silently passes no mask at all.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -24,30 +26,53 @@ Tap = Mapping[str, Callable[[Tensor], Tensor]]
 """By the name of an intermediate (`rot_q`, `rot_k`, `v`, `attn_scores`, `pattern`, `z`): what is given its value and
 returns the value to go on with."""
 
+SQUARE = ("attn_scores", "pattern")  # what has a row for each position, and in it each key
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A tap that changes nothing, and of what is `SQUARE` reads these rows only, in this order."""
+
+    numbers: Int[Tensor, " row"]
+    tap: Tap
+
+
 PREFIX = "lvlm_interp_"
 KERNELS = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 """What computes the same as the eager formula, by other means."""
-_TAPS: WeakKeyDictionary[nn.Module, Tap] = WeakKeyDictionary()
+_TAPS: WeakKeyDictionary[nn.Module, Tap | Rows] = WeakKeyDictionary()
 
 
 def _repeat_heads(states: Float[Tensor, "b k n d"], heads: int) -> Float[Tensor, "b h n d"]:
     return states if states.shape[1] == heads else states.repeat_interleave(heads // states.shape[1], 1)
 
 
-def _additive(mask: Tensor | None, module: nn.Module, query: Tensor, key: Tensor, causal: bool | None) -> Tensor | None:
-    """The mask as something to add; transformers leaves it out where a kernel can tell that it is causal."""
-    rows, keys = query.shape[2], key.shape[2]
+def _additive(
+    mask: Tensor | None, module: nn.Module, query: Tensor, key: Tensor, causal: bool | None, rows: Tensor | None
+) -> Tensor | None:
+    """The mask as something to add, of some rows or all; it is left out where a kernel can tell that it is causal."""
+    length, keys = query.shape[2], key.shape[2]
     if mask is None:
         causal = causal if causal is not None else getattr(module, "is_causal", True)
-        if not causal or rows == 1:
+        if not causal or length == 1:
             return None
-        mask = torch.ones(rows, keys, dtype=torch.bool, device=query.device).tril(keys - rows)
+        places = torch.arange(length, device=query.device) if rows is None else rows
+        mask = torch.arange(keys, device=query.device) <= places[:, None] + keys - length
+    else:
+        mask = _rows_of(mask, length, rows)
     mask = mask[..., :keys]
     if mask.dtype == torch.bool:
         return torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(
             ~mask, torch.finfo(query.dtype).min
         )
     return mask
+
+
+def _rows_of(value: Any, length: int, rows: Tensor | None) -> Any:
+    """Some rows of what has one for each position, `[…, row, key]`; all of it where it has one for all of them."""
+    if rows is None or not isinstance(value, Tensor) or value.ndim < 2 or value.shape[-2] != length:
+        return value
+    return value.index_select(-2, rows.to(value.device))
 
 
 def _chosen(mask: Tensor | None, indices: Tensor | None, key: Tensor) -> Tensor | None:
@@ -92,21 +117,56 @@ def _tapped(
     def seen(name: str, value: Tensor) -> Tensor:
         return tap[name](value) if name in tap else value
 
-    scaling = options.get("scaling")
     query, key, value = seen("rot_q", query), seen("rot_k", key), seen("v", value)
-    keys, values = _repeat_heads(key, query.shape[1]), _repeat_heads(value, query.shape[1])
-    scores = torch.matmul(query, keys.transpose(2, 3))
+    scores = seen("attn_scores", _scores(module, query, key, mask, options))
+    pattern = seen("pattern", _pattern(scores, options, spent="attn_scores" not in tap).to(query.dtype))
+    z = seen("z", torch.matmul(pattern, _repeat_heads(value, query.shape[1])))
+    return z.transpose(1, 2).contiguous(), pattern
+
+
+def _scores(
+    module: nn.Module,
+    query: Float[Tensor, "b h n d"],
+    key: Float[Tensor, "b k m d"],
+    mask: Tensor | None,
+    options: dict[str, Any],
+    rows: Int[Tensor, " row"] | None = None,
+) -> Float[Tensor, "b h _ m"]:
+    """What the softmax is taken of, of some rows or all."""
+    scaling, length = options.get("scaling"), query.shape[2]
+    some = _rows_of(query, length, rows)
+    scores = torch.matmul(some, _repeat_heads(key, query.shape[1]).transpose(2, 3))
     scores = _changed(scores, Tensor.mul_, torch.mul, query.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap := options.get("softcap"):
         scores = torch.tanh(scores / softcap) * softcap
     if (bias := options.get("position_bias")) is not None:
-        scores = scores + bias
-    if (added := _additive(mask, module, query, key, options.get("is_causal"))) is not None:
+        scores = scores + _rows_of(bias, length, rows)
+    if (added := _additive(mask, module, query, key, options.get("is_causal"), rows)) is not None:
         scores = _changed(scores, Tensor.add_, torch.add, added)
-    scores = seen("attn_scores", scores)
-    pattern = seen("pattern", _pattern(scores, options, spent="attn_scores" not in tap).to(query.dtype))
-    z = seen("z", torch.matmul(pattern, values))
-    return z.transpose(1, 2).contiguous(), pattern
+    return scores
+
+
+def _read(
+    module: nn.Module,
+    tap: Rows,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    z: Tensor,
+    mask: Tensor | None,
+    options: dict[str, Any],
+) -> None:
+    """Hand to the tap what a kernel was called with and gave, and the rows that it reads of what no kernel shows."""
+    whole = {"rot_q": query, "rot_k": key, "v": value, "z": z.transpose(1, 2)}
+    for name in tap.tap.keys() & whole.keys():
+        tap.tap[name](whole[name])
+    rows = tap.numbers.to(query.device)
+    scores = _scores(module, query, key, mask, options, rows)
+    if "attn_scores" in tap.tap:
+        tap.tap["attn_scores"](scores)
+    if "pattern" in tap.tap:
+        sinks = _rows_of(options.get("sinks"), query.shape[2], rows)
+        tap.tap["pattern"](_pattern(scores, {**options, "sinks": sinks}, spent=False).to(query.dtype))
 
 
 def _attention(kernel: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -114,13 +174,18 @@ def _attention(kernel: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
         tap = _TAPS.get(module)
+        reads, changes = (tap, None) if isinstance(tap, Rows) else (None, tap)
         attention_mask = _chosen(attention_mask, options.get("indices"), key)
-        if tap is None and kernel != "eager":
-            own = AttentionInterface._global_mapping[kernel]
-            return own(module, query, key, value, attention_mask, **options)
         if kernel == "eager":  # its formula knows no other mask than the one that it is given
             options["is_causal"] = False
-        return _tapped(module, tap or {}, query, key, value, attention_mask, options)
+        if changes is None and kernel != "eager":
+            own = AttentionInterface._global_mapping[kernel]
+            found = own(module, query, key, value, attention_mask, **options)
+        else:
+            found = _tapped(module, changes or {}, query, key, value, attention_mask, options)
+        if reads:
+            _read(module, reads, query, key, value, found[0], attention_mask, options)
+        return found
 
     return attention
 
@@ -142,7 +207,7 @@ def implementations(model: PreTrainedModel) -> dict[int, tuple[Any, str]]:
 
 
 @contextlib.contextmanager
-def tapped(model: PreTrainedModel, taps: Mapping[nn.Module, Tap]) -> Iterator[None]:
+def tapped(model: PreTrainedModel, taps: Mapping[nn.Module, Tap | Rows]) -> Iterator[None]:
     """Within the `with`, these attention modules hand their intermediates to their taps.
 
     Afterwards every config names the implementation that it named before.

@@ -20,9 +20,10 @@ from lvlm_interp.errors import OutputError, SiteError
 from lvlm_interp.fields import ANY, Range, equal
 from lvlm_interp.given import explaining
 from lvlm_interp.model.choice import Choice
-from lvlm_interp.model.hooks import Visit, passed, visiting
+from lvlm_interp.model.hooks import passed, visiting
 from lvlm_interp.model.listing import grouped
 from lvlm_interp.model.sites import Site
+from lvlm_interp.model.taps import Reading, Visit
 from lvlm_interp.results import Provenance, Result
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def recording(
     versions: dict[str, int] = defaultdict(int)
     pieces: dict[str, list[Tensor]] = defaultdict(list)
 
-    def visit(site: Site) -> Visit:
+    def visit(site: Site, choice: Choice) -> Visit:
         name, edit, mine = site.name, edits.get(site), pieces[site.name]
 
         def record(value: Tensor) -> Tensor:
@@ -174,9 +175,11 @@ def recording(
             versions[name] += piece._version
             return value
 
-        return record
+        if edit is not None or choice.grad or choice.positions is None or site.read != "attention":
+            return record
+        return Reading(record, choice.positions, visit(site, choice.of_rows()))
 
-    recorded = {site: visit(site) for site in sites}
+    recorded = {site: visit(site, choice) for site in sites}
     silent_edits = {site: edit for site, edit in edits.items() if site not in recorded}
     with visiting(model, {**silent_edits, **recorded}):
         yield found

@@ -6,6 +6,7 @@ Whatever is not kept is let go as soon as the model has moved on, so memory hold
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,10 @@ class Choice:
     device: torch.device | None = None
     grad: bool = False
     attended: Bool[Tensor, "batch kept"] | None = None
+
+    def of_rows(self) -> Choice:
+        """The same of a value that has the chosen positions alone."""
+        return dataclasses.replace(self, positions=None)
 
     def of_logits(self, logits: Float[Tensor, "batch position vocabulary"]) -> Float[Tensor, "batch kept vocabulary"]:
         """What is kept of the logits: the same positions, unreduced."""

@@ -10,7 +10,8 @@ from torch import Tensor
 from lvlm_interp.errors import ModelError, SiteError
 from lvlm_interp.inputs.batch import Batch
 from lvlm_interp.inputs.example import Inputs
-from lvlm_interp.model.hooks import Visit, visiting
+from lvlm_interp.model.hooks import visiting
+from lvlm_interp.model.taps import Visit
 from lvlm_interp.model.vlm import HookedVLM
 
 HALF = "float16 holds no number above 65504: open the model with dtype='bfloat16' or dtype='float32'"

@@ -28,13 +28,13 @@ from lvlm_interp.model.holding import NESTED, Held, held
 from lvlm_interp.model.norms import NormPart, Parts, renormed
 from lvlm_interp.model.silence import why_silent
 from lvlm_interp.model.sites import Site
-from lvlm_interp.model.sums import Seen, Visits, follow, in_turn
+from lvlm_interp.model.sums import Seen, Visits, follow
+from lvlm_interp.model.taps import Reading, Visit, tap_of
 
 TOKENS = "input_ids"  # given to a projector that embeds some tokens as well (Gemma 3n): such calls are no site's
 # Its hooks keep hidden states (those of a tower that the projector reads), from the first pass on and for good.
 KEEPING = "transformers.utils.output_capturing"
-Visit = Callable[[Tensor], Tensor]
-"""Is given a site's value and returns the value to go on with."""
+
 _NORMED: WeakKeyDictionary[nn.Module, list[Parts]] = WeakKeyDictionary()  # what each open `with` visits, outer first
 
 
@@ -58,7 +58,7 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
         for site, visit in visits.items():
             noted = _noting(site, visit, fired, use)
             if site.read == "attention":
-                taps[site.module][site.part].append(_as_positions(noted, site.part))
+                taps[site.module][site.part].append(noted)
             elif site.read in ("scale", "normalized"):
                 norms[site.module][site.read].append(noted)
             elif site.read in ("added", "sum"):
@@ -70,8 +70,7 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
                 stack.callback(handle.remove)
         for norm, parts in norms.items():
             stack.enter_context(_normed(norm, parts))
-        chained = {module: {part: in_turn(some) for part, some in tap.items()} for module, tap in taps.items()}
-        stack.enter_context(tapped(model, chained))
+        stack.enter_context(tapped(model, {module: tap_of(parts) for module, parts in taps.items()}))
         stack.callback(model.register_forward_pre_hook(lambda module, args: called.append(module)).remove)
         yield
     ran = called or use.passes > before  # a model that is called by its user, and what we run of it
@@ -81,6 +80,9 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
 
 
 def _noting(site: Site, visit: Visit, fired: set[str], use: Held) -> Visit:
+    if isinstance(visit, Reading):
+        return visit.within(lambda one: _noting(site, one, fired, use))
+
     def noted(value: Tensor) -> Tensor:
         if site.module in use.paused:
             return value
@@ -121,13 +123,6 @@ def _kind(value: object) -> str:
         return type(value).__name__
     laid_out = "" if value.layout == torch.strided else f" {value.layout}"
     return f"{tuple(value.shape)} {value.dtype} {value.device}{laid_out}"
-
-
-def _as_positions(visit: Visit, part: str) -> Visit:
-    """Attention functions hold `[batch, head, position, width]`; sites of q, k, v and z put the position first."""
-    if part in ("pattern", "attn_scores"):
-        return visit
-    return lambda value: visit(value.transpose(1, 2)).transpose(1, 2)
 
 
 def _with_input(args: tuple[Any, ...], kwargs: dict[str, Any], change: Visit) -> tuple[Any, dict[str, Any]]:
