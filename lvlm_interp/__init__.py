@@ -33,7 +33,8 @@ _HOMES = {
     "Contrast": "counterfactuals.contrast",
     "credit": "attribution.credit",
     "CreditSplit": "attribution.credit",
-    "attribute": "attribution.occlusion",
+    "attribute": "heatmaps.attribute",
+    "methods": "heatmaps.method",
     "swap_test": "attribution.swap",
     "SwapTest": "attribution.swap",
     "judged": "attribution.judging",
@@ -45,7 +46,7 @@ _HOMES = {
     "fit_tuned_lens": "inside.tuned_lens",
     "Fitting": "inside.tuned_lens",
     "TunedLens": "inside.tuned_lens",
-    "PatchMap": "attribution.occlusion",
+    "PatchMap": "attribution.patch_map",
     "fit_probes": "probes.probe",
     "collect_features": "probes.features",
     "stack_features": "probes.features",
@@ -60,7 +61,18 @@ _HOMES = {
 }
 
 # Modules with more names, imported when they are asked for too; Tab completes what `dir` has.
-_ROOMS = ("adapters", "attribution", "counterfactuals", "errors", "inputs", "reference", "report", "results", "tables")
+_ROOMS = (
+    "adapters",
+    "attribution",
+    "counterfactuals",
+    "errors",
+    "heatmaps",
+    "inputs",
+    "reference",
+    "report",
+    "results",
+    "tables",
+)
 
 __all__ = ["__version__", *_HOMES]
 

@@ -3,7 +3,7 @@
 import torch
 
 from lvlm_interp.attribution.credit import CreditSplit
-from lvlm_interp.attribution.occlusion import PatchMap
+from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.counterfactuals.contrast import Contrast, cal_weights, token_classes
 from lvlm_interp.inputs.words import split_words
 from lvlm_interp.report.diagnosis import Diagnosis

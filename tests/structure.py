@@ -36,6 +36,7 @@ ORDER = (
     "attribution",
     "counterfactuals",
     "inside",
+    "heatmaps",
     "probes",
     "tables",
     "report",

@@ -5,7 +5,7 @@ import torch
 
 import lvlm_interp as li
 from lvlm_interp.adapters.captum import captum_attribution, captum_forward
-from lvlm_interp.attribution.occlusion import hidden_together
+from lvlm_interp.attribution.asked import hidden_together
 from lvlm_interp.errors import InputError
 from tests.tiny import tiny_inputs, tiny_llava
 

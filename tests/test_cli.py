@@ -139,6 +139,21 @@ def test_lens_and_direct_mirror_the_api(run, picture, reference):
 
 
 @pytest.mark.usefixtures("loaded")
+def test_methods(run):
+    status, printed, _ = run("methods")
+    assert status == 0 and "integrated_gradients" in printed
+    _, lines, _ = run("methods", "--json")
+    found = {row["method"]: row for row in json.loads(lines)}
+    assert "pairs=8" in found["shapley"]["parameters"]
+
+
+def test_a_heatmap_by_another_method(run, loaded, picture, tmp_path):
+    told = ["--image", picture, *ASK, "--answer", "Purple.", "--out", tmp_path / "where.svg", "--method", "attention"]
+    status, printed, _ = run("heatmap", *told, "--parameter", "layers=[20,21]", "--parameter", "drop_sinks=true")
+    assert status == 0 and "shares of attention" in printed
+    assert "shares of attention" in (tmp_path / "where.svg").read_text("utf-8")
+
+
 def test_heatmap(run, picture, tmp_path):
     out = tmp_path / "where.png"
     status, printed, _ = run("heatmap", "--image", picture, *ASK, "--answer", "Purple.", "--out", out)

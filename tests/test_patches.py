@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import lvlm_interp as li
-from lvlm_interp.attribution.occlusion import hidden_together
+from lvlm_interp.attribution.asked import hidden_together
 from lvlm_interp.errors import ImageError, InputError
 from lvlm_interp.inputs.view import ImageView
 from lvlm_interp.inputs.words import Word, split_words
@@ -69,8 +69,8 @@ def test_the_map_points_at_the_object(reference, purple_banana):
 
 def test_what_cannot_be_mapped(vlm):
     x = tiny_inputs(vlm)
-    with pytest.raises(InputError, match="no attribution method 'gradient'"):
-        inspect.unwrap(li.attribute)(vlm, x, "gradient")  # without the tests' own type checks
+    with pytest.raises(InputError, match="no attribution method 'gradients': did you mean 'gradient'"):
+        inspect.unwrap(li.attribute)(vlm, x, "gradients")  # without the tests' own type checks
     with pytest.raises(InputError, match="no image 1"):
         li.attribute(vlm, x, image=1)
 

@@ -7,7 +7,7 @@ IMAGE_TOKEN = 150
 PATCHES = 4
 
 
-def tiny_llava(attention: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0):
+def tiny_llava(attention: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0, side: int = 2):
     torch.manual_seed(seed)
     text = LlamaConfig(
         hidden_size=32,
@@ -28,7 +28,7 @@ def tiny_llava(attention: str = "sdpa", dtype: torch.dtype = torch.float32, seed
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=3,
-        image_size=28,
+        image_size=14 * side,
         patch_size=14,
         initializer_range=0.3,
     )
@@ -42,12 +42,12 @@ def tiny_llava(attention: str = "sdpa", dtype: torch.dtype = torch.float32, seed
     return LlavaForConditionalGeneration._from_config(config, attn_implementation=attention).to(dtype).eval()
 
 
-def tiny_inputs(vlm, answer=(7, 8, 9), images=1, roles=True, seed=1):
+def tiny_inputs(vlm, answer=(7, 8, 9), images=1, roles=True, seed=1, side=2):
     """BOS, system, images, context, question, template, answer."""
-    ids = [1, 20, 21, *[IMAGE_TOKEN] * PATCHES * images, 30, 31, 32, 40, 41, 42, 50, *answer]
-    named = ["template", "system", "system", *["image"] * PATCHES * images, *["context"] * 3, *["question"] * 3]
+    ids = [1, 20, 21, *[IMAGE_TOKEN] * side**2 * images, 30, 31, 32, 40, 41, 42, 50, *answer]
+    named = ["template", "system", "system", *["image"] * side**2 * images, *["context"] * 3, *["question"] * 3]
     generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randn(images, 3, 28, 28, generator=generator).to(vlm.model.dtype)
+    pixels = torch.randn(images, 3, 14 * side, 14 * side, generator=generator).to(vlm.model.dtype)
     return vlm.inputs(
         input_ids=torch.tensor([ids]),
         answer_start=len(ids) - len(answer),

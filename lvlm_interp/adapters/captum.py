@@ -1,4 +1,4 @@
-"""Captum's perturbation methods on our scores: its own wrappers of language models lose the image.
+"""Captum's methods on our functions: its own wrappers of language models lose the image.
 
 players = {"image": x.where("image"), "question": x.where("question")}
 found = captum_attribution(vlm, x, players, "ShapleyValueSampling", n_samples=50)
@@ -21,6 +21,7 @@ from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.vlm import HookedVLM
 
 METHODS = ("FeatureAblation", "ShapleyValueSampling", "ShapleyValues")
+GRADIENTS = ("Saliency", "InputXGradient", "IntegratedGradients")
 Value = Callable[[Scores], Float[Tensor, "coalition answer"]]
 
 
@@ -101,3 +102,43 @@ def captum_attribution(
             explainer = getattr(captum.attr, method)(forward)
             found.append(explainer.attribute(everybody, baselines=0, target=token, **options)[0])
     return torch.stack(found)
+
+
+@explained
+def captum_gradient(
+    forward: Callable[[Tensor], Float[Tensor, "1 part"]],
+    leaf: Float[Tensor, 1 * features],
+    part: int,
+    method: str,
+    noise: float = 0.0,
+    samples: int = 1,
+    seed: int = 0,
+    **options: Any,
+) -> Float[Tensor, "*features"]:
+    """What captum's gradient method gives every feature, for one column of a function.
+
+    Args:
+        forward: the function, of one row.
+        leaf: where it is differentiated.
+        part: which column.
+        method: `Saliency`, `InputXGradient` or `IntegratedGradients`.
+        noise: SmoothGrad (Smilkov et al. 2017), the deviation of what is added to the leaf; 0 adds nothing.
+        samples: how often it is added, the mean is taken.
+        seed: of the noise.
+        options: handed to the method's `attribute`.
+
+    Raises:
+        InputError: another method.
+    """
+    import captum.attr
+
+    if method not in GRADIENTS:
+        raise InputError(f"{method!r} is not one of captum's methods of gradients: {', '.join(GRADIENTS)}")
+    explainer, leaf = getattr(captum.attr, method)(forward), leaf.detach().clone().requires_grad_()
+    if not noise:
+        return explainer.attribute(leaf, target=part, **options)[0].detach()
+    tunnel = captum.attr.NoiseTunnel(explainer)
+    drawn: dict[str, Any] = {"nt_samples": samples, "nt_samples_batch_size": 1, "stdevs": noise}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return tunnel.attribute(leaf, target=part, **drawn, **options)[0].detach()

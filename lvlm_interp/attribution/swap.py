@@ -17,10 +17,12 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from lvlm_interp.attribution.asked import asked_of
 from lvlm_interp.attribution.credit import credit
 from lvlm_interp.attribution.deciding import By, Verdict, moves, telling_word, verdict_of
 from lvlm_interp.attribution.definitions import PARTS, Part
-from lvlm_interp.attribution.occlusion import PatchMap, attribute
+from lvlm_interp.attribution.occlusion import occlusion
+from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.attribution.saying import said
 from lvlm_interp.attribution.split import CreditSplit
 from lvlm_interp.attribution.variants import SOURCES, Case, Variant, Version, cases_of, need_no_markers
@@ -301,7 +303,7 @@ class _Asking:
         if not changes:
             return None
         try:
-            patches = attribute(self.vlm, x, unit="answer", decoder_inputs=computed)
+            patches = occlusion(asked_of(self.vlm, x, unit="answer", decoder_inputs=computed))
         except ImageError:  # a model whose image tokens have no place in the picture
             return None
         return pointed_at(patches, min(changes, key=lambda mask: float(mask.mean())))

@@ -291,7 +291,7 @@ class HookedVLM(Preparing):
             x: what to run.
             sites: names or globs (`blocks.*.hook_resid_post`); `vlm.sites` lists all.
             positions: which positions of the prompt are kept: roles (`"answer"`), indices, or a bool mask; the rows, of
-                patterns. The logits too are those of these positions.
+                patterns, of which then only these are computed. The logits too are those of these positions.
             layers: of the sites, those in these blocks only; negative numbers count from the last.
             heads: which heads are kept, along the site's own axis: in grouped-query attention k and v have fewer.
             reduce: `"mean"` over the (chosen) positions, or the `"last"` of them; that axis goes away. Padding, where

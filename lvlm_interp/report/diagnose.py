@@ -10,13 +10,14 @@ from tqdm.auto import tqdm
 
 from lvlm_interp.attribution.against import Against, need_word
 from lvlm_interp.attribution.credit import credit
-from lvlm_interp.attribution.occlusion import PatchMap, attribute
+from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.attribution.value import texts_of
 from lvlm_interp.counterfactuals.contrast import contrast
 from lvlm_interp.engine.decoder import DecoderInputs, run_to_decoder
 from lvlm_interp.engine.score import HideFrom, need_hide_from
 from lvlm_interp.errors import ImageError, InputError
 from lvlm_interp.given import explained
+from lvlm_interp.heatmaps.attribute import attribute
 from lvlm_interp.inputs.chat import stand_swapped
 from lvlm_interp.inputs.example import Answer, Inputs
 from lvlm_interp.inputs.sources import ImageLike

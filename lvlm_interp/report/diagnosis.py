@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lvlm_interp.attribution.credit import CreditSplit, shares
 from lvlm_interp.attribution.definitions import dominant
-from lvlm_interp.attribution.occlusion import PatchMap
+from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.counterfactuals.contrast import Contrast, TokenClass, token_classes
 from lvlm_interp.errors import InputError
 from lvlm_interp.fields import POSITIVE, need_within

@@ -18,7 +18,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from lvlm_interp.attribution.judging import Judgement
-from lvlm_interp.attribution.occlusion import PatchMap
+from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.attribution.swap import SwapTest
 from lvlm_interp.errors import OutputError
 from lvlm_interp.files import aside, told

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lvlm_interp.attribution.judging import Judgement
-from lvlm_interp.attribution.occlusion import PatchMap
+from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.attribution.split import CreditSplit
 from lvlm_interp.attribution.swap import SwapTest
 from lvlm_interp.counterfactuals.contrast import Contrast, Contrasts

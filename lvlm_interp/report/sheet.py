@@ -12,7 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from PIL import Image
 
-from lvlm_interp.attribution.occlusion import PatchMap
+from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.report import figures
 from lvlm_interp.report.diagnosis import Diagnosis, WordReport

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lvlm_interp.attribution.definitions import grouped
-from lvlm_interp.attribution.occlusion import PatchMap
+from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.report.diagnosis import Diagnosis, WordReport
 from lvlm_interp.report.sentences import box_text, percent, signed
 from lvlm_interp.shown import printable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,19 +25,23 @@ def heatmap(
     out: Annotated[Path, typer.Option(help="The picture to write: .png, .pdf, .svg, …")],
     word: Word = 0,
     against: Annotated[str | None, typer.Option(help="Why that word rather than this one.")] = None,
+    method: Annotated[str, typer.Option(help="How; `lvlm-interp methods` lists them.")] = "occlusion",
     hide_from: Annotated[Literal["text", "all"] | None, typer.Option(help="Who loses sight of a patch.")] = None,
+    parameter: Annotated[list[str] | None, typer.Option(help="Of the method, name=value; may be given again.")] = None,
     as_json: Json = False,
 ) -> None:
     """Where in the image: a picture of one word's map, and a table of every word's strongest patch."""
+    from lvlm_interp.heatmaps.method import method_of
     from lvlm_interp.report import export
     from lvlm_interp.report.terminal import peaks
 
     export.figure_kind(out)
+    how = method_of(method, _parameters(parameter or [], hide_from))
     export.check_file(out, asked.force)
     need_apart([out], asked.read)
     need_texts("--against", [against])
     vlm, x = asked.open()
-    patches, drawn = _mapped(vlm, x, word, against, {"hide_from": hide_from, "progress": sys.stderr.isatty()})
+    patches, drawn = _mapped(vlm, x, word, against, {"method": how, "progress": sys.stderr.isatty()})
     export.check_file(out, asked.force)  # another process may have written it meanwhile
     export.save_heatmap(patches, x.images[0].picture, out, drawn, x.question)
     with asked.showing(as_json) as shown:
@@ -46,6 +51,21 @@ def heatmap(
     else:
         show_frame(peaks(patches), f"{x.question}  →  {x.answer}", patches.note)
         say(out)
+
+
+def _parameters(given: list[str], hide_from: str | None) -> dict[str, Any]:
+    """Parameters of a method: `pairs=4` is a number, `baseline=zero` a text, `layers=[1,2]` several."""
+    found: dict[str, Any] = {} if hide_from is None else {"hide_from": hide_from}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals or not name:
+            raise InputError(f"--parameter is name=value, as in --parameter pairs=4; got {one!r}")
+        try:
+            read = json.loads(value)
+        except ValueError:
+            read = value
+        found[name] = tuple(read) if isinstance(read, list) else read
+    return found
 
 
 def _mapped(vlm: Any, x: Any, word: int, against: str | None, told: dict[str, Any]) -> tuple[Any, int]:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
-from lvlm_interp.attribution.occlusion import PatchMap
+from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.attribution.split import CreditSplit
 from lvlm_interp.counterfactuals.contrast import Contrast
 from lvlm_interp.errors import InputError

@@ -14,7 +14,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 
-from lvlm_interp.attribution.occlusion import PatchMap
+from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.errors import InputError
 from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.report.figures import coloring, drawing
@@ -76,7 +76,7 @@ def heatmap(
     drawing.title(ax, title or _asked(patch_map, token), "center")
     if colorbar:
         lost = {"logodds": "log-odds"}.get(patch_map.value, patch_map.value)
-        what = lost if drawing.is_small(ax) else f"{lost} lost"
+        what = lost if drawing.is_small(ax) else f"{lost} {patch_map.says}"
         coloring.color_bar(ax, scale, f"{what}, {patch_map.unit}")
     return ax
 

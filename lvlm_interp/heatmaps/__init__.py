@@ -1,0 +1,1 @@
+"""Heatmaps of an answer on its picture: one call, many methods."""

@@ -1,0 +1,81 @@
+"""The value as a function of the image's features that can be differentiated: one pass of the model with a graph."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lvlm_interp.attribution.asked import Asked
+from lvlm_interp.attribution.value import Evidence, Valued, values_of
+from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.inputs.words import Word
+
+EMBEDDED = "hook_embed"
+
+
+class Differentiable:
+    """v of every part of the answer, as a function of what the language model is given for the image's tokens.
+
+    Where a family hands features to deeper layers as well (Qwen3-VL's deepstack), those are held as they are.
+
+    Attributes:
+        features: what it is given, `[1, token, width]`, in the order of the image's positions.
+    """
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked, self._positions = asked, asked.view.positions
+        self.features = asked.vlm.capture(asked.x, EMBEDDED, positions=self._positions)[EMBEDDED]
+
+    @functools.cached_property
+    def valued(self) -> Valued:
+        """The value as it is, and what it is compared with."""
+        asked = self.asked
+        options = {"decoder_inputs": asked.decoder_inputs}
+        return values_of(asked.vlm, asked.x, asked.x.everything[None], asked.target, **options)  # type: ignore[arg-type]
+
+    def __call__(self, features: Float[Tensor, "1 token width"]) -> Float[Tensor, "1 part"]:
+        """v of every part, where the image's tokens are these."""
+        rows = self._rows(self.asked.x, features)
+        parts = zip(self.asked.target.parts, self.valued.alternative_ids, strict=True)
+        found = [self._evidence(part, others, rows, features) for part, others in parts]
+        return torch.stack([self.asked.value.of(one)[0] for one in found])[None]
+
+    def _rows(self, x: Inputs, features: Tensor) -> Float[Tensor, "answer vocabulary"]:
+        """Logits of the rows that predict the answer."""
+
+        def put(value: Tensor) -> Tensor:
+            return value.index_copy(1, self._positions.to(value.device), features.to(value))
+
+        found = self.asked.vlm.capture(x, EMBEDDED, positions=x.answer_positions - 1, grad=True, edits={EMBEDDED: put})
+        return found["logits"][0]
+
+    def _evidence(self, part: Word, others: tuple[tuple[int, ...], ...], rows: Tensor, features: Tensor) -> Evidence:
+        ids = self.asked.x.answer_ids[part.start : part.stop].to(rows.device)
+        logits = rows[part.start : part.stop].double()
+        logit = logits.gather(1, ids[:, None])[:, 0]
+        rest = logits.scatter(1, ids[:, None], -torch.inf).logsumexp(1)
+        against = [self._logprob(part, other, rows, features) for other in others]
+        return Evidence(
+            logit[None],
+            (logit - logits.logsumexp(1))[None],
+            (logit - rest)[None],
+            torch.stack(against)[None] if against else logit.new_empty(1, 0),
+            self.asked.vlm.readout.vocabulary,
+        )
+
+    def _logprob(self, part: Word, other: tuple[int, ...], rows: Tensor, features: Tensor) -> Float[Tensor, ""]:
+        """Log-probability of an alternative: read where the part's own is, or in a pass of its own if it is longer."""
+        if len(other) > 1:
+            x, vlm = self.asked.x, self.asked.vlm
+            ids = [*x.answer_ids[: part.start].tolist(), *other]
+            rows = self._rows(x.with_answer(ids, vlm.token_strings(ids), ""), features)
+        chances = rows[part.start : part.start + len(other)].double().log_softmax(1)
+        return chances.gather(1, torch.tensor(other, device=rows.device)[:, None]).sum()
+
+
+def by_patch(asked: Asked, tokens: Float[Tensor, "part token"]) -> Float[Tensor, "part patch"]:
+    """Numbers of the image's tokens, added up over those that show each patch."""
+    return tokens.cpu().double() @ asked.patches[:, asked.view.positions].double().T

@@ -1,0 +1,217 @@
+"""Heatmaps of sets of patches, each equal to a slow, obvious version; the table of methods, and regions."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import lvlm_interp as li
+from lvlm_interp.attribution.asked import asked_of
+from lvlm_interp.errors import InputError
+from lvlm_interp.heatmaps.game import Game
+from lvlm_interp.heatmaps.method import Method, known
+from lvlm_interp.heatmaps.methods.random_masks import mean_of
+from lvlm_interp.heatmaps.regions import regions_of, spread
+from tests import saved
+from tests.tiny import tiny_inputs, tiny_llava
+
+SIDE = 4
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return li.wrap(tiny_llava())
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """Sixteen patches."""
+    return li.wrap(tiny_llava(side=SIDE))
+
+
+@pytest.fixture(scope="module")
+def chat():
+    """With a tokenizer of bytes."""
+    return li.wrap(tiny_llava(), saved.processor("llava"))
+
+
+def value(vlm, x, *hidden):
+    """Log-odds of the answer's tokens with some image tokens hidden from text."""
+    visible = x.everything
+    visible[x.images[0].positions[list(hidden)]] = False
+    return li.score(vlm, x, visible, hide_from="text").logodds[0].double()
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_methods():
+    table = li.methods()
+    assert {"occlusion", "shapley", "integrated_gradients", "attention", "tam"} <= set(table["method"])
+    assert (table[["cost", "source"]] != "").all(axis=None)
+
+
+@pytest.mark.parametrize("name", [name for name in known() if name != "relative_attention"])
+def test_every_method_gives_a_map_that_says_what_it_is(vlm, name, tmp_path):
+    x = tiny_inputs(vlm)
+    found = li.attribute(vlm, x, name, unit="answer")
+    assert found.values.shape == (1, 2, 2) and found.values.isfinite().all() and not found.values.requires_grad
+    assert found.provenance.method == name
+    assert found.unit in found.note and f" {found.says}" in found.note
+    assert li.load_result(found.save(tmp_path / "map.safetensors")) == found
+    if not known()[name].signed:
+        assert found.values.min() >= 0
+    assert (found.residual is not None) == bool(known()[name].sums)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "message"),
+    [
+        ("occlusoin", {}, "did you mean 'occlusion'"),
+        ("shapley", {"samples": 3}, "no parameter 'samples'; it has"),
+        ("shapley", {"pairs": "three"}, r"Shapley\(pairs=…\) takes int"),
+        ("shapley", {"pairs": 0}, "1 pair of orders or more"),
+        ("banzhaf", {"seen": 1.0}, "a chance between 0 and 1"),
+        ("banzhaf", {"samples": 2, "seen": 0.01}, "in all or in none: draw more"),
+        ("integrated_gradients", {"baseline": "black"}, r"Literal\['zero', 'mean'\]"),
+        ("shapley", {"regions": 0}, "1 or more"),
+        ("shapley", {"regions": np.ones((3, 5), int)}, r"labels are of the grid, \[2, 2\], or of the picture"),
+        ("shapley", {"regions": np.ones((2, 2))}, "whole numbers"),
+        ("shapley", {"regions": np.full((2, 2), -1)}, "no patch is in a region"),
+    ],
+)
+def test_parameters_that_no_method_has(vlm, method, parameters, message):
+    with pytest.raises(InputError, match=message):
+        li.attribute(vlm, tiny_inputs(vlm), method, **parameters)
+
+
+def test_a_method_of_ones_own(vlm):
+    @dataclasses.dataclass(frozen=True)
+    class Flat(Method):
+        height: float = 1.0
+
+        def map(self, asked):
+            values = torch.full((len(asked.target.parts), asked.cells.numel()), self.height)
+            return asked.mapped("flat", values, values.sum(1), self.parameters)
+
+    found = li.attribute(vlm, tiny_inputs(vlm), Flat(2.0), unit="answer")
+    assert (found.values == 2).all() and found.provenance.parameters["height"] == 2
+    with pytest.raises(InputError, match="has its parameters"):
+        li.attribute(vlm, tiny_inputs(vlm), Flat(), height=3.0)
+
+
+# --- sets of patches --------------------------------------------------------------------------------------------------
+
+
+def test_shapley_values_are_means_over_all_orders(vlm):
+    x = tiny_inputs(vlm)
+    found = li.attribute(vlm, x, "shapley")
+    worth = {s: value(vlm, x, *({*range(4)} - {*s})) for n in range(5) for s in itertools.combinations(range(4), n)}
+    expected = torch.zeros(4, 3, dtype=torch.float64)
+    for order in itertools.permutations(range(4)):
+        for n, player in enumerate(order):
+            before, after = tuple(sorted(order[:n])), tuple(sorted(order[: n + 1]))
+            expected[player] += (worth[after] - worth[before]) / 24
+    assert torch.allclose(found.values.flatten(1).double(), expected.T, atol=1e-4)
+    assert torch.allclose(found.values.sum((1, 2)), found.image_total, atol=1e-4)
+    assert found.residual.abs().max() < 1e-4 and (found.error == 0).all()
+    apart = li.attribute(vlm, x, hide_from="text")  # of which no sum is promised
+    assert not torch.allclose(apart.values.sum((1, 2)), apart.image_total, atol=1e-2)
+
+
+def test_drawn_orders_come_near_and_say_how_near(wide):
+    """Regions of two patches each: eight, which are exact; without regions, sixteen patches are drawn."""
+    x = tiny_inputs(wide, side=SIDE)
+    labels = np.arange(16).reshape(4, 4) // 2
+    whole = li.attribute(wide, x, "shapley", regions=labels, unit="answer")
+    drawn = li.attribute(wide, x, "shapley", pairs=24, unit="answer")
+    assert drawn.residual.abs().max() < 1e-4 and drawn.error.min() > 0
+    pairs, error = drawn.values.view(8, 2).sum(1), drawn.error.view(8, 2).square().sum(1).sqrt()
+    apart = (pairs - whole.values.view(8, 2).sum(1)).abs()
+    assert apart.max() < 0.25 * pairs.abs().max() and error.max() < 0.25 * pairs.abs().max()
+    one = li.attribute(wide, x, "shapley", pairs=1, unit="answer")
+    assert one.error is None and not torch.allclose(one.values, drawn.values, atol=1e-3)
+
+
+def test_drawing_stops_at_the_precision_that_is_wanted(wide):
+    x = tiny_inputs(wide, side=SIDE)
+    rough, fine = (
+        li.attribute(wide, x, "shapley", pairs=12, precision=share, unit="answer") for share in (0.9, 0.0001)
+    )
+    assert rough.provenance.parameters["pairs"] == 2 and fine.provenance.parameters["pairs"] == 12
+    assert rough.error.max() <= 0.9 * rough.values.abs().max()
+
+
+def test_means_over_sets_are_means():
+    generator = torch.Generator().manual_seed(3)
+    values = torch.randn(2, 40, generator=generator, dtype=torch.float64)
+    sets = torch.rand(40, 5, generator=generator) < 0.4
+    mean, error = mean_of(values, sets)
+    for part, player in itertools.product(range(2), range(5)):
+        inside = values[part, sets[:, player]]
+        assert mean[part, player] == pytest.approx(float(inside.mean()))
+        assert error[part, player] == pytest.approx(float(inside.std(correction=0) / (len(inside) - 1) ** 0.5))
+
+
+def test_random_masks_are_means_with_and_without(vlm):
+    """All sixteen sets, as often as drawn: Banzhaf values are within their errors of the exact ones."""
+    x = tiny_inputs(vlm)
+    game = Game(asked_of(vlm, x, unit="answer"), "text", None)
+    sets = torch.tensor(list(itertools.product([False, True], repeat=4)))
+    values = game(sets)[0]
+    exact = torch.stack([values[sets[:, i]].mean() - values[~sets[:, i]].mean() for i in range(4)])
+    found = li.attribute(vlm, x, "banzhaf", samples=400, unit="answer")
+    assert ((found.values.flatten().double() - exact).abs() <= 5 * found.error.flatten()).all()
+    assert (found.error < 0.3 * found.values.abs().max()).all()
+    rise = li.attribute(vlm, x, "rise", samples=400, unit="answer")
+    assert torch.allclose(2 * rise.values, found.values, atol=float(4 * found.error.max()))
+    again = li.attribute(vlm, x, "banzhaf", samples=400, unit="answer", seed=1)
+    assert not torch.equal(again.values, found.values)
+
+
+@pytest.mark.parametrize("value", ["odds", "difference"])
+def test_all_sets_are_compared_with_the_same(vlm, value):
+    x = tiny_inputs(vlm)
+    asked = asked_of(vlm, x, value=value)
+    game = Game(asked, "text", None)
+    none = torch.zeros(1, game.players, dtype=torch.bool)
+    assert torch.allclose(game(none)[:, 0], game.nothing, atol=1e-5)
+    found = li.attribute(vlm, x, "shapley", value=value)
+    assert found.alternatives and found.residual.abs().max() < 1e-4
+
+
+# --- regions ----------------------------------------------------------------------------------------------------------
+
+
+def test_blocks_and_labels(wide):
+    asked = asked_of(wide, tiny_inputs(wide, side=SIDE))
+    blocks = regions_of(asked, 2).view(4, 4)
+    assert blocks.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
+    assert regions_of(asked, 9).tolist() == list(range(16)) == regions_of(asked, None).tolist()
+    named = np.full((4, 4), 7)
+    named[0] = 3
+    named[3, 3] = -1
+    assert regions_of(asked, named).view(4, 4).tolist() == [[0] * 4, [1] * 4, [1] * 4, [1, 1, 1, -1]]
+
+
+def test_labels_of_pixels_are_those_of_most_of_a_patch(chat):
+    from PIL import Image
+
+    x = chat.prepare("is it?", Image.new("RGB", (28, 28)), answer="a cat")
+    labels = np.zeros((28, 28), int)
+    labels[:, 12:] = 1
+    assert regions_of(asked_of(chat, x), labels).tolist() == [0, 1, 0, 1]
+
+
+def test_a_region_shares_its_number_on_its_patches():
+    values, regions = torch.tensor([[6.0, 1.0]]), torch.tensor([0, 0, 1, -1, 0])
+    assert spread(values, regions).tolist() == [[2, 2, 1, 0, 2]]
+
+
+def test_patches_in_no_region_are_always_seen(vlm):
+    x, labels = tiny_inputs(vlm), np.array([[0, -1], [-1, 1]])
+    found = li.attribute(vlm, x, "shapley", regions=labels)
+    assert torch.allclose(found.image_total.double(), value(vlm, x) - value(vlm, x, 0, 3), atol=1e-4)
+    assert (found.values[:, [0, 1], [1, 0]] == 0).all()
