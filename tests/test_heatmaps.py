@@ -6,10 +6,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageFilter, ImageStat
 
 import lvlm_interp as li
 from lvlm_interp.attribution.asked import asked_of
-from lvlm_interp.errors import InputError
+from lvlm_interp.attribution.value import values_of
+from lvlm_interp.errors import ImageError, InputError
 from lvlm_interp.heatmaps.game import Game
 from lvlm_interp.heatmaps.method import Method, known
 from lvlm_interp.heatmaps.methods.random_masks import mean_of
@@ -158,7 +160,7 @@ def test_means_over_sets_are_means():
 def test_random_masks_are_means_with_and_without(vlm):
     """All sixteen sets, as often as drawn: Banzhaf values are within their errors of the exact ones."""
     x = tiny_inputs(vlm)
-    game = Game(asked_of(vlm, x, unit="answer"), "text", None)
+    game = Game(asked_of(vlm, x, unit="answer"))
     sets = torch.tensor(list(itertools.product([False, True], repeat=4)))
     values = game(sets)[0]
     exact = torch.stack([values[sets[:, i]].mean() - values[~sets[:, i]].mean() for i in range(4)])
@@ -175,7 +177,7 @@ def test_random_masks_are_means_with_and_without(vlm):
 def test_all_sets_are_compared_with_the_same(vlm, value):
     x = tiny_inputs(vlm)
     asked = asked_of(vlm, x, value=value)
-    game = Game(asked, "text", None)
+    game = Game(asked)
     none = torch.zeros(1, game.players, dtype=torch.bool)
     assert torch.allclose(game(none)[:, 0], game.nothing, atol=1e-5)
     found = li.attribute(vlm, x, "shapley", value=value)
@@ -197,8 +199,6 @@ def test_blocks_and_labels(wide):
 
 
 def test_labels_of_pixels_are_those_of_most_of_a_patch(chat):
-    from PIL import Image
-
     x = chat.prepare("is it?", Image.new("RGB", (28, 28)), answer="a cat")
     labels = np.zeros((28, 28), int)
     labels[:, 12:] = 1
@@ -215,3 +215,72 @@ def test_patches_in_no_region_are_always_seen(vlm):
     found = li.attribute(vlm, x, "shapley", regions=labels)
     assert torch.allclose(found.image_total.double(), value(vlm, x) - value(vlm, x, 0, 3), atol=1e-4)
     assert (found.values[:, [0, 1], [1, 0]] == 0).all()
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shown(chat):
+    return chat.prepare("is it?", Image.linear_gradient("L").rotate(30).resize((28, 28)).convert("RGB"), answer="a cat")
+
+
+def covered(picture, other, box):
+    made = np.array(picture)
+    left, top, right, bottom = (round(side) for side in box)
+    made[top:bottom, left:right] = np.asarray(other)[top:bottom, left:right]
+    return Image.fromarray(made)
+
+
+@pytest.mark.parametrize("substrate", ["mean", "blur", "black", "other"])
+def test_pixels_in_the_place_of_a_patch(chat, shown, substrate):
+    """Each changed picture prepared anew, and scored by itself."""
+    picture, other = shown.images[0].picture, Image.effect_mandelbrot((28, 28), (-2, -1, 1, 1), 20).convert("RGB")
+    instead = {
+        "mean": Image.new("RGB", (28, 28), tuple(round(c) for c in ImageStat.Stat(picture).mean)),
+        "blur": picture.filter(ImageFilter.GaussianBlur(28 * 5 / 224)),
+        "black": Image.new("RGB", (28, 28)),
+        "other": other,
+    }[substrate]
+    found = li.attribute(chat, shown, substrate=other if substrate == "other" else substrate, unit="answer")
+    assert found.value == "logodds" and found.provenance.parameters["substrate"] in (substrate, "picture")
+
+    def worth(picture):
+        x = chat.prepare("is it?", picture, answer="a cat")
+        return values_of(chat, x, x.everything[None], asked_of(chat, x, unit="answer").target).numbers[0, 0, 0]
+
+    whole = worth(picture)
+    lost = [float(whole - worth(covered(picture, instead, box))) for box in found.boxes.view(4, 4).tolist()]
+    assert found.values.flatten().tolist() == pytest.approx(lost, abs=1e-4) and max(map(abs, lost)) > 1e-4
+    assert float(found.image_total) == pytest.approx(float(whole - worth(instead)), abs=1e-4)
+
+
+def test_sets_of_pixels_share_the_whole(chat, shown):
+    found = li.attribute(chat, shown, "shapley", substrate="mean", value="odds", unit="answer")
+    assert found.residual.abs().max() < 1e-4 and found.hide_from is None and found.alternatives
+    tokens = li.attribute(chat, shown, "shapley", value="odds", unit="answer")
+    assert not torch.allclose(found.values, tokens.values, atol=1e-3)
+
+
+def test_regions_are_hidden_together(vlm):
+    x = tiny_inputs(vlm)
+    found = li.attribute(vlm, x, regions=np.array([[0, 0], [1, 2]]))
+    assert torch.allclose(found.values[:, 0].sum(1).double(), value(vlm, x) - value(vlm, x, 0, 1), atol=1e-4)
+    assert torch.allclose(found.values[:, 1, 1].double(), value(vlm, x) - value(vlm, x, 3), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"substrate": "white"}, "substrate is 'tokens', 'mean', 'blur', 'black' or another picture; got 'white'"),
+        ({"substrate": "mean", "hide_from": "text"}, "where pixels are changed"),
+    ],
+)
+def test_what_cannot_stand_in_a_place(chat, shown, options, message):
+    with pytest.raises(InputError, match=message):
+        li.attribute(chat, shown, **options)
+
+
+def test_pixels_of_a_picture_that_is_not_known(vlm):
+    with pytest.raises(ImageError, match="made from processed ones"):
+        li.attribute(vlm, tiny_inputs(vlm), substrate="mean")

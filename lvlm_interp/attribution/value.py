@@ -237,6 +237,14 @@ class Valued:
     alternatives: tuple[tuple[str, ...], ...]
     alternative_ids: tuple[Spellings, ...]
 
+    def held(self, target: Target) -> Target:
+        """The same target, compared with what it was compared with here, whatever is seen."""
+        if not target.compares:
+            return target
+        given, ids = dict(enumerate(self.alternatives)), dict(enumerate(self.alternative_ids))
+        search = dataclasses.replace(target.search, given=given, ids=ids, written=True)
+        return dataclasses.replace(target, search=search)
+
 
 @explained
 @torch.no_grad()

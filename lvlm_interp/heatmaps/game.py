@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -11,11 +10,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvlm_interp.attribution.asked import Asked
-from lvlm_interp.attribution.occlusion import usual
 from lvlm_interp.attribution.patch_map import PatchMap
-from lvlm_interp.attribution.value import Valued, values_of
-from lvlm_interp.engine.decoder import run_to_decoder
+from lvlm_interp.attribution.value import Valued
 from lvlm_interp.engine.score import HideFrom
+from lvlm_interp.heatmaps.hiding import TOKENS, Substrate, hiding_of
 from lvlm_interp.heatmaps.regions import Regions, regions_of, spread
 
 
@@ -30,41 +28,29 @@ class Game:
         whole, nothing: v of all of them, and of none, `[part]`.
     """
 
-    def __init__(self, asked: Asked, hide_from: HideFrom | None, regions: Regions) -> None:
-        self.asked, self.hide_from = asked, hide_from or usual(asked)
+    def __init__(
+        self, asked: Asked, regions: Regions = None, substrate: Substrate = TOKENS, hide_from: HideFrom | None = None
+    ) -> None:
+        self.asked, self.hiding = asked, hiding_of(asked, substrate, hide_from)
         self._labels = regions_of(asked, regions)
         self.players = int(self._labels.max()) + 1
-        members = [asked.patches[self._labels == player].any(0) for player in range(self.players)]
-        self._members = torch.stack(members)
-        # How its tokens are told from the image's decides what is kept: with `all` nothing of the prompt is shared.
-        self._given = asked.decoder_inputs or run_to_decoder(asked.vlm, asked.x, keep_prompt=self.hide_from == "all")
+        self._members = torch.stack([self._labels == player for player in range(self.players)])
         ends = torch.tensor([[True], [False]]).expand(2, self.players)
         self._target = asked.target
         valued = self._valued(ends)
-        self._compared = asked.compared(valued)
+        self._compared, self._target = asked.compared(valued), valued.held(asked.target)
         self.whole, self.nothing = valued.numbers[0].unbind(1)
-        if self._target.compares:
-            self._target = self._holding(valued)
 
     def __call__(self, seen: Bool[Tensor, "set player"]) -> Float[Tensor, "part set"]:
         """v of several sets."""
         return self._valued(seen).numbers[0]
 
     def _valued(self, seen: Bool[Tensor, "set player"]) -> Valued:
-        # A token may show two regions (a thumbnail's): it is hidden with either.
-        hidden = (~seen).float() @ self._members.float() > 0
-        options: dict[str, Any] = {"hide_from": self.hide_from, "decoder_inputs": self._given}
-        return values_of(self.asked.vlm, self.asked.x, ~hidden, self._target, **options)
+        return self.hiding.valued((~seen).float() @ self._members.float() > 0, self._target)
 
-    def _holding(self, valued: Valued) -> Any:
-        """The same target, compared with what was found."""
-        search = dataclasses.replace(
-            self._target.search,
-            given=dict(enumerate(valued.alternatives)),
-            ids=dict(enumerate(valued.alternative_ids)),
-            written=True,
-        )
-        return dataclasses.replace(self._target, search=search)
+    @property
+    def _told(self) -> dict[str, Any]:
+        return {"regions": self.players, "substrate": self.hiding.substrate, "hide_from": self.hiding.hide_from}
 
     def bar(self, total: int) -> Any:
         """A progress bar over sets."""
@@ -86,8 +72,8 @@ class Game:
             method,
             spread(values, self._labels),
             self.whole - self.nothing,
-            {**parameters, "hide_from": self.hide_from, "regions": self.players},
-            hide_from=self.hide_from,
+            {**parameters, **self._told},
+            hide_from=self.hiding.hide_from,
             **self._compared,
             **about,
         )

@@ -15,6 +15,7 @@ from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.engine.score import HideFrom
 from lvlm_interp.errors import InputError
 from lvlm_interp.heatmaps.game import Game
+from lvlm_interp.heatmaps.hiding import TOKENS, Substrate
 from lvlm_interp.heatmaps.method import Kind, Method
 from lvlm_interp.heatmaps.regions import Regions
 
@@ -29,7 +30,8 @@ class RandomMasks(Method):
         samples: how many sets are drawn, half of them the complements of the others where the chance is a half.
         seen: the chance of a region to be seen.
         regions: what is seen or hidden together (`heatmaps.regions`); every patch by default.
-        hide_from: as in occlusion.
+        substrate: what stands in the place of a patch that is not seen (`heatmaps.hiding`).
+        hide_from: of tokens, as in occlusion.
         seed: of what is drawn.
     """
 
@@ -38,6 +40,7 @@ class RandomMasks(Method):
     samples: int = 256
     seen: float = 0.5
     regions: Regions = None
+    substrate: Substrate = TOKENS
     hide_from: HideFrom | None = None
     seed: int = 0
 
@@ -48,7 +51,7 @@ class RandomMasks(Method):
             )
 
     def map(self, asked: Asked) -> PatchMap:
-        game = Game(asked, self.hide_from, self.regions)
+        game = Game(asked, self.regions, self.substrate, self.hide_from)
         sets = self._sets(game.players)
         with game.bar(len(sets)) as bar:
             values = torch.cat([self._scored(game, some, bar) for some in sets.split(AT_ONCE)], 1)

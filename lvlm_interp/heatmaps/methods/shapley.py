@@ -15,6 +15,7 @@ from lvlm_interp.attribution.shapley import shapley_weights
 from lvlm_interp.engine.score import HideFrom
 from lvlm_interp.errors import InputError
 from lvlm_interp.heatmaps.game import Game
+from lvlm_interp.heatmaps.hiding import TOKENS, Substrate
 from lvlm_interp.heatmaps.method import Kind, Method
 from lvlm_interp.heatmaps.regions import Regions
 
@@ -32,7 +33,8 @@ class Shapley(Method):
         pairs: of orders that are drawn at most.
         precision: stop when the largest standard error is below this share of the largest number; None draws all.
         regions: what is seen or hidden together (`heatmaps.regions`); every patch by default.
-        hide_from: as in occlusion.
+        substrate: what stands in the place of a patch that is not seen (`heatmaps.hiding`).
+        hide_from: of tokens, as in occlusion.
         seed: of what is drawn.
     """
 
@@ -44,6 +46,7 @@ class Shapley(Method):
     pairs: int = 8
     precision: float | None = None
     regions: Regions = None
+    substrate: Substrate = TOKENS
     hide_from: HideFrom | None = None
     seed: int = 0
 
@@ -55,7 +58,7 @@ class Shapley(Method):
             )
 
     def map(self, asked: Asked) -> PatchMap:
-        game = Game(asked, self.hide_from, self.regions)
+        game = Game(asked, self.regions, self.substrate, self.hide_from)
         if game.players <= FEW:
             numbers = torch.arange(1 << game.players)[:, None] >> torch.arange(game.players) & 1
             values = game(numbers.bool()) @ shapley_weights(game.players).T

@@ -1,0 +1,140 @@
+"""What it means that a patch is not seen: its tokens are hidden, or other pixels stand in its place."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from PIL import Image, ImageFilter, ImageStat
+from torch import Tensor
+
+from lvlm_interp.attribution.asked import Asked, boxes_of
+from lvlm_interp.attribution.occlusion import usual
+from lvlm_interp.attribution.value import Target, Valued, values_of
+from lvlm_interp.engine.decoder import run_to_decoder
+from lvlm_interp.engine.score import HideFrom
+from lvlm_interp.errors import ImageError, InputError
+from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.inputs.media import open_image
+from lvlm_interp.inputs.sources import ImageLike
+
+TOKENS = "tokens"
+PIXELS = ("mean", "blur", "black")
+BLUR = 5 / 224  # of the longer side, the deviation: that of RISE's insertion (Petsiuk et al. 2018, code)
+Substrate = str | ImageLike
+"""What stands in the place of a patch that is not seen. `tokens`: nothing, its tokens are hidden. Of pixels: the
+picture's `mean` colour, the picture blurred (`blur`), `black`; or another picture, resized, whose patch it is."""
+
+
+@runtime_checkable
+class Hiding(Protocol):
+    """Values of sets of hidden patches."""
+
+    hide_from: HideFrom | None
+    substrate: str
+
+    def valued(self, hidden: Bool[Tensor, "set patch"], target: Target) -> Valued:
+        """The values of a target with these patches hidden; alternatives are found among these sets."""
+        ...
+
+
+def hiding_of(asked: Asked, substrate: Substrate, hide_from: HideFrom | None) -> Hiding:
+    """How patches are hidden.
+
+    Raises:
+        InputError: an unknown substrate, or rows that lose sight where pixels are changed.
+        ImageError: the original picture is not known, or the other one cannot be read.
+    """
+    if isinstance(substrate, str) and substrate == TOKENS:
+        return OfTokens(asked, hide_from)
+    if hide_from is not None:
+        raise InputError("hide_from says who loses sight of tokens; where pixels are changed, nobody sees the old ones")
+    return OfPixels(asked, substrate)
+
+
+class OfTokens:
+    """Tokens are hidden, all sets in the engine's few passes."""
+
+    substrate = TOKENS
+
+    def __init__(self, asked: Asked, hide_from: HideFrom | None) -> None:
+        self.hide_from: HideFrom | None = hide_from or usual(asked)
+        self.asked, whole = asked, self.hide_from == "all"
+        self._given = asked.decoder_inputs or run_to_decoder(asked.vlm, asked.x, keep_prompt=whole)
+
+    def valued(self, hidden: Bool[Tensor, "set patch"], target: Target) -> Valued:
+        """See `Hiding`; a token that shows two patches (a thumbnail's) is hidden with either."""
+        lost = hidden.float() @ self.asked.patches.float() > 0
+        options: dict[str, Any] = {"hide_from": self.hide_from, "decoder_inputs": self._given}
+        return values_of(self.asked.vlm, self.asked.x, ~lost, target, **options)
+
+
+class OfPixels:
+    """Other pixels, a whole pass of the model for each set; of a video, in every frame."""
+
+    hide_from: HideFrom | None = None
+
+    def __init__(self, asked: Asked, substrate: Substrate) -> None:
+        if asked.view.picture is None or asked.view.patches is None or any(v.picture is None for v in asked.x.images):
+            raise ImageError(
+                "pixels are changed in the original picture, and this example was made from processed ones: make it "
+                "with vlm.prepare(question, picture), or hide tokens, substrate='tokens'"
+            )
+        if asked.frame is not None:
+            raise InputError("pixels are changed in every frame of a video at once: leave out frame=, or hide tokens")
+        self.asked = asked
+        self.substrate = substrate if isinstance(substrate, str) and substrate in PIXELS else "picture"
+        self._shown = asked.view.clip or (asked.view.picture,)
+        self._other = [np.asarray(_other(picture, substrate)) for picture in self._shown]
+
+    @functools.cached_property
+    def _places(self) -> Bool[np.ndarray, "patch height width"]:
+        """The pixels of each patch."""
+        boxes, (width, height) = boxes_of(self.asked.view, self.asked.cells)
+        places = np.zeros((boxes.shape[0] * boxes.shape[1], height, width), bool)
+        for place, box in zip(places, boxes.flatten(0, 1).tolist(), strict=True):
+            left, top, right, bottom = (max(0, round(side)) for side in box)
+            place[top : max(bottom, top + 1), left : max(right, left + 1)] = True
+        return places
+
+    def changed(self, hidden: Bool[Tensor, " patch"]) -> Inputs:
+        """The example with these patches replaced."""
+        where = self._places[hidden.numpy()].any(0)[..., None]
+        pictures = [
+            Image.fromarray(np.where(where, other, np.asarray(picture.convert("RGB"))))
+            for picture, other in zip(self._shown, self._other, strict=True)
+        ]
+        shown = [pictures if view is self.asked.view else list(view.clip) or [view.picture] for view in self._views]
+        each = [some if view.clip else some[0] for some, view in zip(shown, self._views, strict=True)]
+        return self.asked.vlm.with_pictures(self.asked.x, each)
+
+    @property
+    def _views(self) -> Sequence[Any]:
+        return self.asked.x.images
+
+    def valued(self, hidden: Bool[Tensor, "set patch"], target: Target) -> Valued:
+        """See `Hiding`; alternatives are found with the picture as it is."""
+        first = self._value(self.asked.x, target)
+        held = first.held(target)
+        numbers = [self._value(self.changed(some), held).numbers for some in hidden]
+        return Valued(torch.cat(numbers, 2), first.alternatives, first.alternative_ids)
+
+    def _value(self, x: Inputs, target: Target) -> Valued:
+        return values_of(self.asked.vlm, x, x.everything[None], target)
+
+
+def _other(picture: Image.Image, substrate: Substrate) -> Image.Image:
+    if not isinstance(substrate, str) or substrate not in PIXELS:
+        if isinstance(substrate, str) and "/" not in substrate and "." not in substrate:
+            raise InputError(
+                f"substrate is {TOKENS!r}, {', '.join(map(repr, PIXELS))} or another picture; got {substrate!r}"
+            )
+        return open_image(substrate).resize(picture.size, Image.Resampling.BICUBIC)
+    if substrate == "blur":
+        return picture.convert("RGB").filter(ImageFilter.GaussianBlur(BLUR * max(picture.size)))
+    mean = tuple(round(colour) for colour in ImageStat.Stat(picture.convert("RGB")).mean)
+    return Image.new("RGB", picture.size, mean if substrate == "mean" else "black")
