@@ -7,6 +7,7 @@ import torch
 
 import lvlm_interp as li
 from lvlm_interp.counterfactuals.contrast import Contrasts
+from lvlm_interp.heatmaps.localization import located
 from lvlm_interp.inside.tuned_lens import TunedLens
 from lvlm_interp.model.capture import Captured
 from lvlm_interp.opening.checks import Checked
@@ -23,7 +24,10 @@ def one_of_each():
     vlm, diagnosis = li.wrap(tiny_llava()), made(context="Told before.", system="Be short.")
     x, y = tiny_inputs(vlm), torch.ones(2, 3)
     tuned = TunedLens(torch.ones(2, 3, 4, 4), torch.ones(2, 3, 4), y, y, y, y, 1, provenance=about("tuned lens"))
+    mapped = li.attribute(vlm, x, "shapley", unit="answer")
     found = (
+        li.faithfulness(vlm, x, mapped, substrates="tokens", orders=2, sets=5, unit="answer"),
+        located(mapped, (0, 0, 1, 2)),
         *(diagnosis, diagnosis.contrast, diagnosis.credit, diagnosis.patches, tuned),
         *(li.lens(vlm, x, target=5), li.direct(vlm, x), li.fit_probes(*labelled(), **QUICK)),
         diagnosis.contrast - diagnosis.contrast,

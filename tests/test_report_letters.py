@@ -4,14 +4,16 @@ import functools
 
 import matplotlib as mpl
 import pytest
+import torch
 from matplotlib import style
 from matplotlib.figure import Figure
 
 import lvlm_interp as li
+from lvlm_interp.heatmaps.faithfulness import Faithfulness
 from lvlm_interp.report import export, figures
 from lvlm_interp.report.figures import drawing
 from tests.looks import cut, laid_out, overlaps, size
-from tests.made import made
+from tests.made import about, made
 from tests.probing import QUICK, labelled
 from tests.test_judging import worlds
 from tests.test_report_looks import LONG, a_lens, a_map, a_view, heads
@@ -27,6 +29,26 @@ def probes(layers, across, dim=5):
     return li.fit_probes(features.view(120, layers, across, dim), labels, sites=sites, **QUICK)
 
 
+def curves(maps):
+    """Of several maps."""
+    steps, drawn = torch.linspace(0, 1, 9).expand(maps + 1, 9), torch.linspace(-3, 5, 9).expand(maps + 1, 1, 9)
+    names = tuple(f"integrated_gradients {n}" for n in range(maps))
+    return Faithfulness(
+        token="Purple",
+        maps=(*names, "centre"),
+        substrates=("mean",),
+        revealed=steps,
+        insertion=drawn,
+        deletion=drawn.flip(-1),
+        random_insertion=torch.ones(3, 1),
+        random_deletion=torch.ones(3, 1),
+        sensitivity=torch.zeros(maps + 1, 1),
+        value="logodds",
+        unit="nats",
+        provenance=about("faithfulness"),
+    )
+
+
 DRAWN = {
     "component_bars": {
         "few": lambda: figures.component_bars(heads(2, 1)),
@@ -39,6 +61,10 @@ DRAWN = {
     "credit_bars": {
         "few": lambda: figures.credit_bars(made(tokens=("a",)).credit),
         "many": lambda: figures.credit_bars(made(tokens=LONG[:20], roles=("question", "context", "image")).credit),
+    },
+    "faithfulness_curves": {
+        "few": lambda: figures.faithfulness_curves(curves(1)),
+        "many": lambda: figures.faithfulness_curves(curves(8), "deletion"),
     },
     "head_map": {"few": lambda: figures.head_map(heads(2, 1)), "many": lambda: figures.head_map(heads(32, 32))},
     "head_sources": {

@@ -11,6 +11,8 @@ from lvlm_interp.attribution.swap import SwapTest
 from lvlm_interp.counterfactuals.contrast import Contrast, Contrasts
 from lvlm_interp.engine.score import Scores
 from lvlm_interp.given import explained
+from lvlm_interp.heatmaps.faithfulness import Faithfulness
+from lvlm_interp.heatmaps.localization import Located
 from lvlm_interp.inside.direct import DirectAttribution
 from lvlm_interp.inside.lens import Lens
 from lvlm_interp.inside.tuned_lens import TunedLens
@@ -29,6 +31,8 @@ KINDS: tuple[type[Result], ...] = (
     Features,
     SwapTest,
     Judgement,
+    Faithfulness,
+    Located,
 )
 
 
