@@ -218,7 +218,9 @@ def _all_fit(value: Any) -> bool:
 
 
 def _axes(value: Any, hint: Any) -> Iterator[tuple[str, int]]:
-    """The names of a tensor's axes, and how long each is."""
+    """The names of a tensor's axes, and how long each is; also of one that may be missing."""
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next((part for part in get_args(hint) if fits(value, part)), hint)
     if isinstance(hint, type) and issubclass(hint, AbstractArray):
         named = zip(hint.dim_str.split(), value.shape, strict=False)
         yield from ((axis, size) for axis, size in named if axis.isidentifier())

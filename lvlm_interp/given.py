@@ -17,6 +17,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 K = TypeVar("K", bound=type)
 RAW = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+TRUTHS = (bool, "bool", "bool | None")
 MADE = {  # how what is asked for is made, by its type
     "HookedVLM": "an opened model: lvlm_interp.load(name), or wrap(model, processor)",
     "Inputs": "an example: vlm.prepare(question, image, answer=…)",
@@ -65,7 +66,7 @@ def explained(function: Callable[P, T]) -> Callable[P, T]:
 def _truths_of(plain: Callable[..., Any]) -> dict[str, int]:
     """The arguments that are True or False, and their places; those that are only named have none."""
     names = plain.__code__.co_varnames[: plain.__code__.co_argcount]
-    truths = (name for name, hint in plain.__annotations__.items() if hint in (bool, "bool") and name != "return")
+    truths = (name for name, hint in plain.__annotations__.items() if hint in TRUTHS and name != "return")
     return {name: names.index(name) if name in names else sys.maxsize for name in truths}
 
 
@@ -94,6 +95,16 @@ def explaining(kind: K) -> K:
         if inspect.isfunction(member) and not name.startswith("_") and not is_explained(member):
             setattr(kind, name, explained(member))
     return kind
+
+
+def need_arguments(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Raise where an argument is not what a function's annotations say; nothing is called.
+
+    Raises:
+        ArgumentError: names the first.
+    """
+    if told := _misgiven(function, args, kwargs):
+        raise told
 
 
 def _marked(call: Callable[P, T], when: str = "afterwards") -> Callable[P, T]:

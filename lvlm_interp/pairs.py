@@ -23,11 +23,13 @@ class Comparable(Result):
         keys: columns of its frame that say what a row is about.
         agreeing: attributes that two results must have alike: numbers of different things have no difference.
         settings: the same of parameters that they were computed with.
+        beside: columns of numbers whose difference says nothing: errors, say.
     """
 
     keys: ClassVar[tuple[str, ...]] = ()
     agreeing: ClassVar[tuple[str, ...]] = ()
     settings: ClassVar[tuple[str, ...]] = ()
+    beside: ClassVar[tuple[str, ...]] = ()
 
     def __sub__(self, other: object) -> Pair:
         """Both side by side.
@@ -63,7 +65,8 @@ class Pair(Result):
         frame = one[keys].copy()
         for name in (name for name in one.columns if name not in keys and name in two):
             frame[f"{name} ({self.names[0]})"], frame[f"{name} ({self.names[1]})"] = one[name], two[name]
-            if one[name].dtype.kind in "fiu" and two[name].dtype.kind in "fiu":
+            beside = name in type(self.first).beside  # type: ignore[attr-defined]
+            if one[name].dtype.kind in "fiu" and two[name].dtype.kind in "fiu" and not beside:
                 frame[f"{name} difference"] = one[name] - two[name]
         return frame
 

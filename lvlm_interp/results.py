@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -165,6 +166,7 @@ class Result:
         path = Path(path)
         if path.suffix.lower() != ENDING:
             raise OutputError(f"results are saved as {ENDING}, which {path} does not end in; to_frame() has tables")
+        _need_own(path)
         tensors: dict[str, Any] = {}
         header = {"result": type(self).__name__, "layout": LAYOUT}
         try:
@@ -211,6 +213,21 @@ class Result:
         return result
 
 
+def _need_own(path: Path) -> None:
+    """Raise where a file of tensors is there that holds no result: somebody's weights, say, which writing would end.
+
+    Raises:
+        OutputError: names it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    others = False
+    with contextlib.suppress(OSError, SafetensorError), safe_open(str(path), "pt") as file:
+        others = "result" not in (file.metadata() or {})
+    if others:
+        raise OutputError(f"{path} holds tensors that are no result, weights maybe: give the result another name")
+
+
 def _digest(header: Mapping[str, str], tensors: Mapping[str, Any]) -> str:
     """Notices a bit that a disk or a transfer turned; it is no seal against anybody."""
     import torch
@@ -233,8 +250,8 @@ def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Any]]:
     try:
         with safe_open(str(path), "pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"could not read {path}: {error}") from error
+    except (OSError, SafetensorError, UnicodeEncodeError) as error:
+        raise OutputError(f"could not read {printable(str(path))}: {error}") from error
 
 
 def number_of(tokens: Sequence[str], token: int | str, holder: str) -> int:

@@ -1,6 +1,7 @@
 """Heatmaps of sets of patches, each equal to a slow, obvious version; the table of methods, and regions."""
 
 import dataclasses
+import inspect
 import itertools
 
 import numpy as np
@@ -14,8 +15,8 @@ from lvlm_interp.attribution.value import values_of
 from lvlm_interp.errors import ImageError, InputError
 from lvlm_interp.heatmaps.game import Game
 from lvlm_interp.heatmaps.method import Method, known
-from lvlm_interp.heatmaps.methods.random_masks import mean_of
-from lvlm_interp.heatmaps.regions import regions_of, spread
+from lvlm_interp.heatmaps.methods.random_masks import Banzhaf, Rise, mean_of
+from lvlm_interp.heatmaps.regions import pixels_in, regions_of, spread
 from tests import saved
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -76,7 +77,14 @@ def test_every_method_gives_a_map_that_says_what_it_is(vlm, name, tmp_path):
         ("shapley", {"pairs": "three"}, r"Shapley\(pairs=…\) takes int"),
         ("shapley", {"pairs": 0}, "1 pair of orders or more"),
         ("banzhaf", {"seen": 1.0}, "a chance between 0 and 1"),
-        ("banzhaf", {"samples": 2, "seen": 0.01}, "in all or in none: draw more"),
+        ("banzhaf", {"samples": 4, "seen": 0.01}, "in fewer than two, or in all but one: draw more"),
+        ("banzhaf", {"samples": 2}, "4 or more"),
+        ("rise", {"seed": 2**70}, "64 bits"),
+        ("shapley", {"regions": np.array([["a", "b"], ["c", "d"]])}, "whole numbers"),
+        ("shapley", {"regions": np.ma.masked_array(np.eye(2, dtype=int), np.eye(2))}, "none of them masked"),
+        ("shapley", {"regions": np.full((2, 2), 2**63, np.uint64)}, "whole numbers"),
+        ("attention", {"heads": (0, 0)}, "asked for twice"),
+        ("gradient", {"noise": float("nan")}, "noise is a share"),
         ("integrated_gradients", {"baseline": "black"}, r"Literal\['zero', 'mean'\]"),
         ("shapley", {"regions": 0}, "1 or more"),
         ("shapley", {"regions": np.ones((3, 5), int)}, r"labels are of the grid, \[2, 2\], or of the picture"),
@@ -102,6 +110,23 @@ def test_a_method_of_ones_own(vlm):
     assert (found.values == 2).all() and found.provenance.parameters["height"] == 2
     with pytest.raises(InputError, match="has its parameters"):
         li.attribute(vlm, tiny_inputs(vlm), Flat(), height=3.0)
+    with pytest.raises(InputError, match=r"Flat\(height=…\) takes float"):
+        Flat("tall")
+
+
+def test_a_method_that_makes_no_map(vlm):
+    class Wrong(Method):
+        def map(self, asked):
+            return None
+
+    class Short(Method):
+        def map(self, asked):
+            return asked.mapped("short", torch.zeros(3, 5), torch.zeros(3), self.parameters)
+
+    with pytest.raises(InputError, match=r"what asked\.mapped"):
+        inspect.unwrap(li.attribute)(vlm, tiny_inputs(vlm), Wrong())
+    with pytest.raises(InputError, match=r"\[part, patch\], \[3, 4\] numbers"):
+        li.attribute(vlm, tiny_inputs(vlm), Short())
 
 
 # --- sets of patches --------------------------------------------------------------------------------------------------
@@ -157,6 +182,24 @@ def test_means_over_sets_are_means():
         assert error[part, player] == pytest.approx(float(inside.std(correction=0) / (len(inside) - 1) ** 0.5))
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"), [(Banzhaf, {}), (Banzhaf, {"seen": 0.4}), (Rise, {}), (Rise, {"seen": 0.8})]
+)
+def test_errors_are_how_far_draws_are_apart(kind, options):
+    """Over many seeds, in a game whose patches add up and some that do not."""
+    worth = torch.randn(9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found, errors = [], []
+    for seed in range(300):
+        method = kind(seed=seed, samples=64, **options)
+        sets = method.sets(9)
+        seen = sets.double()
+        values = (seen @ worth + 3 * seen[:, 0] * seen[:, 1])[None]
+        for some, one in zip((found, errors), method.estimate(values, sets), strict=True):
+            some.append(one[0])
+    ratio = torch.stack(found).std(0) / torch.stack(errors).mean(0)
+    assert ratio.mean() == pytest.approx(1, abs=0.1) and ratio.min() > 0.75 and ratio.max() < 1.3
+
+
 def test_random_masks_are_means_with_and_without(vlm):
     """All sixteen sets, as often as drawn: Banzhaf values are within their errors of the exact ones."""
     x = tiny_inputs(vlm)
@@ -168,7 +211,7 @@ def test_random_masks_are_means_with_and_without(vlm):
     assert ((found.values.flatten().double() - exact).abs() <= 5 * found.error.flatten()).all()
     assert (found.error < 0.3 * found.values.abs().max()).all()
     rise = li.attribute(vlm, x, "rise", samples=400, unit="answer")
-    assert torch.allclose(2 * rise.values, found.values, atol=float(4 * found.error.max()))
+    assert torch.allclose(2 * rise.values, found.values, atol=1e-5)  # each is in half of the sets
     again = li.attribute(vlm, x, "banzhaf", samples=400, unit="answer", seed=1)
     assert not torch.equal(again.values, found.values)
 
@@ -203,6 +246,24 @@ def test_labels_of_pixels_are_those_of_most_of_a_patch(chat):
     labels = np.zeros((28, 28), int)
     labels[:, 12:] = 1
     assert regions_of(asked_of(chat, x), labels).tolist() == [0, 1, 0, 1]
+
+
+def test_maps_of_other_regions_are_told_apart(vlm):
+    x, labels = tiny_inputs(vlm), ([[0, 0], [1, 1]], [[0, 1], [0, 1]])
+    one, other = (li.attribute(vlm, x, "shapley", regions=np.array(some)) for some in labels)
+    assert one.provenance != other.provenance
+    assert one.provenance == li.attribute(vlm, x, "shapley", regions=np.array(labels[0])).provenance
+
+
+def test_pixels_of_a_patch_at_the_edge_of_a_picture():
+    labels = torch.arange(12).view(3, 4)
+    for box, expected in (
+        ([3.6, 0, 4, 1], [3]),
+        ([0, 2.8, 1, 3.4], [8]),
+        ([-2, -1, 1, 1], [0]),
+        ([1, 1, 3, 2], [5, 6]),
+    ):
+        assert labels[pixels_in(box, labels.shape)].flatten().tolist() == expected
 
 
 def test_a_region_shares_its_number_on_its_patches():

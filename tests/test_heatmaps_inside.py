@@ -195,6 +195,7 @@ def test_a_token_activation_map_step_by_step(vlm):
     def raw(place):
         return torch.stack([(states[p] @ weight[ids[place]]).relu() for p in image])
 
+    found = li.attribute(vlm, x, "tam", filtered=False)
     for n, place in enumerate(range(x.answer_start, x.length)):
         shares = {
             p: float((states[p] @ weight[ids[place]]).relu()) for p in range(first, place) if ids[p] != ids[place]
@@ -202,7 +203,6 @@ def test_a_token_activation_map_step_by_step(vlm):
         noise = sum(share * raw(p) for p, share in shares.items()) / sum(shares.values())
         scale = (raw(place) @ noise) / (noise @ noise)
         expected = (raw(place) - scale * noise).relu()
-        found = li.attribute(vlm, x, "tam", filtered=False)
         assert torch.allclose(found.values[n].flatten().double(), expected, atol=1e-4)
         assert not torch.allclose(raw(place), expected, atol=1e-2)
 
@@ -227,3 +227,82 @@ def test_values_that_a_method_measures_by_itself_need_no_alternatives(vlm):
     assert found.value == "attention" and found.alternatives == ()
     numbers = values_of(vlm, x, x.everything[None], asked_of(vlm, x, value="odds").target)
     assert numbers.alternatives != ()
+
+
+def test_an_activation_map_reads_the_model_s_own_logits(vlm, monkeypatch):
+    """Scales of logits are the model's; tokens of another picture are no text."""
+    from tests.families import tiny_example, tiny_model
+
+    scaled = li.wrap(tiny_model("cohere_compass"))
+    x = tiny_example(scaled, "cohere_compass")
+    logits = scaled.run(x)[0].double()
+    at, first = x.images[0].positions, int(x.images[0].positions.max()) + 1
+    alone = dataclasses.replace(x, roles=tuple("image" if p < x.answer_start else r for p, r in enumerate(x.roles)))
+    found = li.attribute(scaled, alone, "tam", filtered=False, target=0, unit="token")
+    assert torch.allclose(found.values.flatten().double(), logits[at, x.answer_ids[0]].relu(), atol=1e-5)
+    assert first < x.answer_start  # what stands between counts as another picture's here
+
+
+def test_words_of_what_does_not_add_up(chat):
+    from PIL import Image
+
+    from lvlm_interp.inputs.words import parts_of
+
+    x = chat.prepare("is it?", Image.new("RGB", (28, 28), "red"), answer="a cat")
+    words = parts_of(x, "word", chat.decode)
+    for name in ("attention", "lens", "tam", "gradient"):
+        found = li.attribute(chat, x, name)
+        with pytest.raises(InputError, match="are not added up"):
+            found.words(words)
+    assert li.attribute(chat, x, "direct").words(words).values.shape[0] == len(words)
+
+
+def test_maps_that_measure_something_else_have_no_difference(vlm):
+    x = tiny_inputs(vlm)
+    one = li.attribute(vlm, x, "attention", layers=0)
+    for other in (li.attribute(vlm, x, "rollout"), li.attribute(vlm, x, "attention", layers=1)):
+        with pytest.raises(InputError, match="cannot be subtracted"):
+            one - other
+    drawn = li.attribute(vlm, x, "banzhaf", seed=1) - li.attribute(vlm, x, "banzhaf", seed=2)
+    assert "value difference" in drawn.to_frame() and "error difference" not in drawn.to_frame()
+
+
+def test_a_foil_of_a_value_that_compares_with_nothing(vlm):
+    with pytest.raises(InputError, match="compares with nothing"):
+        li.attribute(vlm, tiny_inputs(vlm), value="logit", against="<9>")
+
+
+@pytest.mark.parametrize("method", ["gradient", "grad_x_input", "integrated_gradients"])
+def test_gradients_under_inference_mode(method):
+    vlm = li.wrap(tiny_llava())
+    with torch.inference_mode():
+        x = tiny_inputs(vlm)
+        within = li.attribute(vlm, x, method, unit="answer")
+    assert torch.equal(within.values, li.attribute(vlm, x, method, unit="answer").values)
+
+
+def test_noise_does_not_depend_on_torch_s_default(vlm):
+    x = tiny_inputs(vlm)
+    plain = li.attribute(vlm, x, "gradient", noise=0.1, samples=2)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.allclose(li.attribute(vlm, x, "gradient", noise=0.1, samples=2).values, plain.values)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"error": torch.ones(1, 2, 2)},
+        {"error": -torch.ones(3, 2, 2)},
+        {"residual": torch.ones(0)},
+        {"boxes": torch.ones(2, 2, 4) * torch.tensor([2.0, 0, 1, 1])},
+    ],
+)
+def test_fields_of_a_map_fit_each_other(vlm, change):
+    found = li.attribute(vlm, tiny_inputs(vlm), "shapley")
+    for name, value in change.items():  # as a file may have it
+        object.__setattr__(found, name, value)
+    with pytest.raises(InputError, match=r"PatchMap|boxes"):
+        found.__post_init__()

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import lvlm_interp as li
 from lvlm_interp.compat import READS_LAYER_ZERO
@@ -213,6 +215,17 @@ def test_weights_of_other_shapes_are_named(folder):
     changed(folder, vocab_size=64)
     said = refused(folder)
     assert "have other shapes in its files" in said and "lm_head" in said and "[64, " in said
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.bool, torch.int16])
+def test_weights_that_are_whole_numbers(folder, kind):
+    """Read as they stand, they would be a hundred times too large, without a word."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if name.endswith("q_proj.weight"))
+    save_file({**weights, name: (weights[name] * 100).round().to(kind)}, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"holds '{name}' as"):
+        li.load(folder)
 
 
 def test_a_tokenizer_that_is_gone(folder):

@@ -385,3 +385,15 @@ def test_doubles_keep_their_digits():
     held = {"s": numbers, "h": numbers.to(torch.bfloat16), "n": torch.tensor([True])}
     told = Captured(held, provenance=about("c")).to_dict()["activations"]
     assert told["s"] == numbers.tolist() and told["h"][0] == pytest.approx(0.05, rel=1e-2) and told["n"] == [True]
+
+
+def test_weights_are_not_written_over(tmp_path):
+    """A file of tensors that holds no result is somebody's; a result may take another's place."""
+    weights = tmp_path / "model.safetensors"
+    save_file({"weight": torch.ones(2)}, weights, metadata={"format": "pt"})
+    result = made().credit
+    with pytest.raises(OutputError, match="no result, weights maybe"):
+        result.save(weights)
+    assert result.save(result.save(tmp_path / "mine.safetensors")).is_file()
+    with pytest.raises(OutputError, match="could not read"):
+        li.load_result("\ud800.safetensors")

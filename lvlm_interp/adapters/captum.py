@@ -134,11 +134,12 @@ def captum_gradient(
 
     if method not in GRADIENTS:
         raise InputError(f"{method!r} is not one of captum's methods of gradients: {', '.join(GRADIENTS)}")
-    explainer, leaf = getattr(captum.attr, method)(forward), leaf.detach().clone().requires_grad_()
-    if not noise:
-        return explainer.attribute(leaf, target=part, **options)[0].detach()
-    tunnel = captum.attr.NoiseTunnel(explainer)
-    drawn: dict[str, Any] = {"nt_samples": samples, "nt_samples_batch_size": 1, "stdevs": noise}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return tunnel.attribute(leaf, target=part, **drawn, **options)[0].detach()
+    with torch.inference_mode(False):  # whatever is on around: there is to be a graph
+        explainer, generator = getattr(captum.attr, method)(forward), torch.Generator().manual_seed(seed)
+        found = torch.zeros_like(leaf)
+        for _ in range(samples if noise else 1):
+            # Drawn here, and not by captum's tunnel, whose draws depend on torch's default type.
+            drawn = torch.randn(leaf.shape, generator=generator, dtype=torch.float32).to(leaf) * noise
+            at = (leaf + drawn if noise else leaf.clone()).detach().requires_grad_()
+            found += explainer.attribute(at, target=part, **options).detach()
+    return found[0] / (samples if noise else 1)

@@ -16,6 +16,7 @@ from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.attribution.value import Target, Value, Valued, target_of, texts_of
 from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.errors import ImageError, InputError
+from lvlm_interp.fields import shown
 from lvlm_interp.given import explained, explaining
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.view import Box, ImageView
@@ -77,12 +78,20 @@ class Asked:
     def mapped(
         self,
         method: str,
-        values: Float[Tensor, "part patch"],
+        values: Float[Tensor, "_ _"],
         image_total: Float[Tensor, " part"],
         parameters: Mapping[str, Any],
         **about: Any,
     ) -> PatchMap:
-        """The map of what a method found; `about` are more of its fields."""
+        """The map of what a method found; `about` are more of its fields.
+
+        Raises:
+            InputError: numbers for other parts or patches than were asked for.
+        """
+        if values.shape != (expected := (len(self.target.parts), self.cells.numel())):
+            raise InputError(
+                f"a map of this is [part, patch], {list(expected)} numbers; {method!r} has {shown(values)}"
+            )
         boxes, size = boxes_of(self.view, self.cells)
         return PatchMap(
             tokens=texts_of(self.target.parts),
@@ -144,6 +153,11 @@ def _explained(
     unit = unit or ("token" if target is None and against is None else "word")
     default = "logodds" if against is None else "odds" if foils is None or len(foils) > 1 else "difference"
     every = target_of(vlm, x, [value or default], unit, each)
+    if against is not None and not every.compares:
+        raise InputError(
+            f"value={every.values[0].name!r} compares with nothing, so that against= would change nothing: leave it "
+            "out, or take value='odds' or 'difference'"
+        )
     return every if target is None and foils is None else every.only(0 if target is None else target, foils)
 
 
@@ -169,7 +183,7 @@ def _holding(boxes: Sequence[tuple[int, Box]], cell: Box | None) -> list[int]:
 
 
 def _view(x: Inputs, image: int, frame: int | None = None) -> tuple[ImageView, Int[Tensor, "row column"]]:
-    if not 0 <= image < len(x.images):
+    if isinstance(image, bool) or not 0 <= image < len(x.images):
         raise InputError(f"no image {image}: the prompt has {len(x.images)}, counted from 0")
     view = x.images[image]
     if view.cells is None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from lvlm_interp.attribution.against import rather_than
 from lvlm_interp.engine.score import HideFrom
 from lvlm_interp.errors import InputError
+from lvlm_interp.fields import POSITIVE, Range
 from lvlm_interp.inputs.view import Box
 from lvlm_interp.inputs.words import Word, by_word
 from lvlm_interp.pairs import Comparable
@@ -43,12 +44,16 @@ class PatchMap(Comparable):
         alternative_ids: their token ids.
         says: what the numbers are, of the value or beside it: "lost", by occlusion.
         error: the standard error of every number, `[answer, row, column]`, where a method draws at random.
+        adds: whether the numbers of tokens add up to that of a word, as nats do, and shares of attention do not.
         residual: `image_total` less the sum of `values`, `[answer]`, where a method promises that this is 0.
     """
 
     along: ClassVar[Mapping[str, str]] = {"tokens": "answer"}
     keys = ("answer", "token", "row", "column", "left", "top", "right", "bottom")
-    agreeing = ("tokens", "value", "unit", "alternatives", "hide_from", "size", "boxes", "says")
+    agreeing = ("tokens", "value", "unit", "alternatives", "hide_from", "size", "boxes", "says", "method")
+    settings = ("substrate", "layers", "heads", "drop_sinks", "generic", "seen", "noise", "baseline", "filtered")
+    beside = ("error",)
+    ranges: ClassVar[Mapping[str, Range]] = {"error": POSITIVE}
     tokens: tuple[str, ...]
     values: Float[Tensor, "answer row column"]
     image_total: Float[Tensor, " answer"]
@@ -60,6 +65,7 @@ class PatchMap(Comparable):
     alternatives: tuple[tuple[str, ...], ...] = ()
     alternative_ids: tuple[tuple[tuple[int, ...], ...], ...] = ()
     says: str = "lost"
+    adds: bool = True
     error: Float[Tensor, "answer row column"] | None = None
     residual: Float[Tensor, " answer"] | None = None
 
@@ -67,9 +73,17 @@ class PatchMap(Comparable):
         super().__post_init__()
         if min(*self.size, self.values.shape[1], self.values.shape[2]) < 1:
             raise InputError(f"a map has patches and a picture; got {list(self.values.shape)} of a picture {self.size}")
+        left, top, right, bottom = self.boxes.unbind(-1)
+        if not ((left <= right) & (top <= bottom)).all():
+            raise InputError("boxes of a map are (left, top, right, bottom), left before right and top before bottom")
         for some in (self.alternatives, self.alternative_ids):
             if len(some) not in (0, len(self.tokens)):
                 raise InputError(f"a map of {len(self.tokens)} parts has alternatives for {len(some)}")
+
+    @property
+    def method(self) -> str:
+        """What made it."""
+        return self.provenance.method
 
     @property
     def note(self) -> str:
@@ -95,7 +109,16 @@ class PatchMap(Comparable):
         return left, top, right, bottom
 
     def words(self, words: Sequence[Word]) -> PatchMap:
-        """The same map by word: what its tokens lose, added up; `attribute(unit="word")` takes words as wholes."""
+        """The same map by word: what its tokens lose, added up; `attribute(unit="word")` takes words as wholes.
+
+        Raises:
+            InputError: numbers that do not add up.
+        """
+        if not self.adds:
+            raise InputError(
+                f"numbers of {self.method!r} are not added up over the tokens of a word: attribute(…, unit='word') "
+                "makes the map of words"
+            )
         values, total = by_word(self.values, words), by_word(self.image_total, words)
         none: dict[str, Any] = {"alternatives": (), "alternative_ids": (), "error": None}  # draws are of all tokens
         missed = None if self.residual is None else by_word(self.residual, words)

@@ -9,6 +9,7 @@ from lvlm_interp.attribution.asked import asked_of
 from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.attribution.value import Value
 from lvlm_interp.engine.decoder import DecoderInputs
+from lvlm_interp.errors import InputError
 from lvlm_interp.given import explained
 from lvlm_interp.heatmaps.method import Method, method_of
 from lvlm_interp.inputs.example import Inputs
@@ -68,4 +69,9 @@ def attribute(
         ModelError: a model that the method cannot look into; the message names methods that can.
     """
     chosen = method_of(method, parameters)
-    return chosen.map(asked_of(vlm, x, image, frame, value, unit, target, against, progress, decoder_inputs))
+    found: object = chosen.map(asked_of(vlm, x, image, frame, value, unit, target, against, progress, decoder_inputs))
+    if not isinstance(found, PatchMap):
+        raise InputError(
+            f"a method's map is a PatchMap, what asked.mapped(…) makes; {type(chosen).__name__} gave {found!r}"
+        )
+    return found

@@ -26,8 +26,9 @@ class Differentiable:
     """
 
     def __init__(self, asked: Asked) -> None:
-        self.asked, self._positions = asked, asked.view.positions
-        self.features = asked.vlm.capture(asked.x, EMBEDDED, positions=self._positions)[EMBEDDED]
+        with torch.inference_mode(False):  # what is made under it can be part of no graph
+            self.asked, self._positions = asked, asked.view.positions.clone()
+            self.features = asked.vlm.capture(asked.x, EMBEDDED, positions=self._positions)[EMBEDDED].clone()
 
     @functools.cached_property
     def valued(self) -> Valued:
@@ -53,7 +54,7 @@ class Differentiable:
         return found["logits"][0]
 
     def _evidence(self, part: Word, others: tuple[tuple[int, ...], ...], rows: Tensor, features: Tensor) -> Evidence:
-        ids = self.asked.x.answer_ids[part.start : part.stop].to(rows.device)
+        ids = self.asked.x.answer_ids[part.start : part.stop].to(rows.device).clone()
         logits = rows[part.start : part.stop].double()
         logit = logits.gather(1, ids[:, None])[:, 0]
         rest = logits.scatter(1, ids[:, None], -torch.inf).logsumexp(1)

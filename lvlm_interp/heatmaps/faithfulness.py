@@ -28,7 +28,7 @@ from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.attribution.value import Value
 from lvlm_interp.errors import InputError
 from lvlm_interp.fields import Range
-from lvlm_interp.given import explained
+from lvlm_interp.given import explained, need_seed
 from lvlm_interp.heatmaps.game import Game
 from lvlm_interp.heatmaps.hiding import TOKENS, Substrate
 from lvlm_interp.heatmaps.regions import Regions, regions_of
@@ -155,6 +155,7 @@ def faithfulness(
         InputError: no map, maps of other patches or another part, no orders or sets, one substrate twice.
         ImageError: pixels are to be changed, and the original picture is not known.
     """
+    need_seed(seed)
     named = {"map": maps} if isinstance(maps, PatchMap) else dict(maps)
     if orders < 1 or sets < 3:
         raise InputError(f"a null takes 1 random order or more, and a correlation 3 sets; got {orders}, {sets}")

@@ -13,7 +13,7 @@ from lvlm_interp.attribution.asked import Asked
 from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.attribution.value import Valued
 from lvlm_interp.engine.score import HideFrom
-from lvlm_interp.heatmaps.hiding import TOKENS, Substrate, hiding_of
+from lvlm_interp.heatmaps.hiding import TOKENS, Substrate, hiding_of, named
 from lvlm_interp.heatmaps.regions import Regions, regions_of, spread
 
 
@@ -50,7 +50,13 @@ class Game:
 
     @property
     def _told(self) -> dict[str, Any]:
-        return {"regions": self.players, "substrate": self.hiding.substrate, "hide_from": self.hiding.hide_from}
+        return {
+            "regions": self.players,
+            "labels": named(self._labels.numpy()),
+            "substrate": self.hiding.substrate,
+            "picture": self.hiding.picture,
+            "hide_from": self.hiding.hide_from,
+        }
 
     def bar(self, total: int) -> Any:
         """A progress bar over sets."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+import xxhash
 from jaxtyping import Bool
 from PIL import Image, ImageFilter, ImageStat
 from torch import Tensor
@@ -18,6 +19,7 @@ from lvlm_interp.attribution.value import Target, Valued, values_of
 from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.engine.score import HideFrom
 from lvlm_interp.errors import ImageError, InputError
+from lvlm_interp.heatmaps.regions import pixels_in
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.media import open_image
 from lvlm_interp.inputs.sources import ImageLike
@@ -36,6 +38,8 @@ class Hiding(Protocol):
 
     hide_from: HideFrom | None
     substrate: str
+    picture: str | None
+    """A digest of the other picture, if there is one."""
 
     def valued(self, hidden: Bool[Tensor, "set patch"], target: Target) -> Valued:
         """The values of a target with these patches hidden; alternatives are found among these sets."""
@@ -60,6 +64,7 @@ class OfTokens:
     """Tokens are hidden, all sets in the engine's few passes."""
 
     substrate = TOKENS
+    picture: str | None = None
 
     def __init__(self, asked: Asked, hide_from: HideFrom | None) -> None:
         self.hide_from: HideFrom | None = hide_from or usual(asked)
@@ -90,6 +95,7 @@ class OfPixels:
         self.substrate = substrate if isinstance(substrate, str) and substrate in PIXELS else "picture"
         self._shown = asked.view.clip or (asked.view.picture,)
         self._other = [np.asarray(_other(picture, substrate)) for picture in self._shown]
+        self.picture = named(self._other[0]) if self.substrate == "picture" else None
 
     @functools.cached_property
     def _places(self) -> Bool[np.ndarray, "patch height width"]:
@@ -97,8 +103,7 @@ class OfPixels:
         boxes, (width, height) = boxes_of(self.asked.view, self.asked.cells)
         places = np.zeros((boxes.shape[0] * boxes.shape[1], height, width), bool)
         for place, box in zip(places, boxes.flatten(0, 1).tolist(), strict=True):
-            left, top, right, bottom = (max(0, round(side)) for side in box)
-            place[top : max(bottom, top + 1), left : max(right, left + 1)] = True
+            place[pixels_in(box, place.shape)] = True
         return places
 
     def changed(self, hidden: Bool[Tensor, " patch"]) -> Inputs:
@@ -138,3 +143,8 @@ def _other(picture: Image.Image, substrate: Substrate) -> Image.Image:
         return picture.convert("RGB").filter(ImageFilter.GaussianBlur(BLUR * max(picture.size)))
     mean = tuple(round(colour) for colour in ImageStat.Stat(picture.convert("RGB")).mean)
     return Image.new("RGB", picture.size, mean if substrate == "mean" else "black")
+
+
+def named(array: np.ndarray) -> str:
+    """A digest of an array, which tells it from others."""
+    return xxhash.xxh3_64(f"{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes()).hexdigest()

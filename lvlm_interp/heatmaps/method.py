@@ -20,7 +20,7 @@ import pandas as pd
 from lvlm_interp.attribution.asked import Asked
 from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.errors import InputError
-from lvlm_interp.given import checked, explained, explaining
+from lvlm_interp.given import explained, explaining, need_arguments
 from lvlm_interp.heatmaps import methods as folder
 
 Kind = Literal["counterfactual", "gradient", "attention", "readout"]
@@ -52,6 +52,10 @@ class Method(abc.ABC):
         super().__init_subclass__(**options)
         explaining(cls)
 
+    def __post_init__(self) -> None:
+        """Raise for parameters of another type: they would fail within a method, or mean something else there."""
+        need_arguments(type(self).__init__, self, **self.parameters)
+
     @abc.abstractmethod
     def map(self, asked: Asked) -> PatchMap:
         """The map of what is asked."""
@@ -59,7 +63,9 @@ class Method(abc.ABC):
     @property
     def parameters(self) -> dict[str, Any]:
         """What a result tells of how it was made."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        if not dataclasses.is_dataclass(self):
+            return {}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
 @functools.cache
@@ -119,6 +125,5 @@ def method_of(method: str | Method, parameters: Mapping[str, Any]) -> Method:
     own = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     if foreign := [name for name in parameters if name not in own]:
         raise InputError(f"{method!r} has no parameter {foreign[0]!r}; it has {own or 'none'}")
-    made = object.__new__(kind)
-    checked(kind.__init__)(made, **parameters)  # types first: what is of another would fail within a method
-    return made
+    need_arguments(kind.__init__, object.__new__(kind), **parameters)
+    return kind(**parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,10 +45,7 @@ def _blocks(rows: int, columns: int, count: int) -> Int[Tensor, " patch"]:
 
 
 def _labelled(asked: Asked, regions: Any) -> Int[Tensor, " patch"]:
-    labels = torch.as_tensor(np.asarray(regions))
-    if labels.is_floating_point() or labels.is_complex() or labels.ndim != 2:
-        raise InputError(f"regions are labels, whole numbers [row, column] or [height, width]; got {shown(labels)}")
-    labels = labels.long()
+    labels = _whole(regions)
     if labels.shape == asked.cells.shape:
         return labels.flatten()
     boxes, (width, height) = boxes_of(asked.view, asked.cells)
@@ -56,13 +54,36 @@ def _labelled(asked: Asked, regions: Any) -> Int[Tensor, " patch"]:
             f"labels are of the grid, {list(asked.cells.shape)}, or of the picture, {[height, width]}; got "
             f"{list(labels.shape)}"
         )
-    return torch.stack([_most(labels, box) for box in boxes.flatten(0, 1).tolist()])
+    return torch.stack(
+        [labels[pixels_in(box, labels.shape)].flatten().mode().values for box in boxes.flatten(0, 1).tolist()]
+    )
 
 
-def _most(labels: Int[Tensor, "height width"], box: list[float]) -> Int[Tensor, ""]:
+def _whole(regions: Any) -> Int[Tensor, "_ _"]:
+    """Labels in whatever they are given.
+
+    Raises:
+        InputError: no whole numbers on two axes, some that are masked, or too large for 64 bits.
+    """
+    given = regions.detach().cpu() if isinstance(regions, Tensor) and not regions.is_meta else regions
+    try:
+        array = np.ma.asarray(given) if isinstance(given, np.ma.MaskedArray) else np.asarray(given)
+        whole = array.ndim == 2 and array.dtype.kind in "biu" and not np.ma.is_masked(array)
+        if whole and (not array.size or int(array.max()) < 1 << 62):
+            return torch.from_numpy(np.array(array, np.int64))
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise InputError(
+        f"regions are labels, whole numbers [row, column] or [height, width], none of them masked; got {shown(regions)}"
+    )
+
+
+def pixels_in(box: Sequence[float], shape: Sequence[int]) -> tuple[slice, slice]:
+    """Rows and columns of the pixels of a box, at least one of each: a patch may be narrower than a pixel."""
     left, top, right, bottom = map(round, box)
-    inside = labels[top : max(bottom, top + 1), left : max(right, left + 1)]
-    return inside.flatten().mode().values
+    height, width = shape
+    left, top = min(max(left, 0), width - 1), min(max(top, 0), height - 1)
+    return slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
 
 
 def spread(values: Float[Tensor, "part region"], regions: Int[Tensor, " patch"]) -> Float[Tensor, "part patch"]:

@@ -295,6 +295,8 @@ def _head_indices(heads: Iterable[int]) -> Int[Tensor, " head"]:
     found = torch.as_tensor(list(heads))
     if not len(found) or int(found.min()) < 0:
         raise InputError(f"heads={found.tolist()}: give at least one head, counted from 0; heads=None keeps all")
+    if len(found.unique()) < len(found):
+        raise InputError(f"heads={found.tolist()}: a head is asked for twice; give each once")
     return found
 
 

@@ -318,7 +318,8 @@ class HookedVLM(Preparing):
         chosen = match(self.sites, sites, self.missing)
         if layers is not None:
             chosen = in_layers(chosen, depths_of(self.sites.values()), layers)
-        choice = choose(x, chosen, positions, heads, reduce, dtype, device, grad)
+        with torch.inference_mode(False):  # numbers of positions become a part of the graph
+            choice = choose(x, chosen, positions, heads, reduce, dtype, device, grad)
         changes = self._edits(edits or {})
         if grad:
             need_gradients(self.model, self.dtype)

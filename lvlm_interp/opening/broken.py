@@ -40,9 +40,13 @@ def broken(path: str, revision: str | None) -> Iterator[str]:
     yield from _wrong(path, revision, OBJECTS, _wrong_object)
     yield from _wrong(path, revision, (TEMPLATE,), _wrong_text)
     yield from _wrong(path, revision, (INDEX,) if os.path.isdir(path) else (), _wrong_index)
+    yield from _wrong(path, revision, _weights(path, revision), _wrong_weights)
+
+
+def _weights(path: str, revision: str | None) -> list[str]:
+    """The names of the files of weights that are there."""
     folder = kept_file(path, "config.json", revision)
-    weights = sorted(Path(folder).parent.glob(WEIGHTS)) if folder else ()
-    yield from _wrong(path, revision, [file.name for file in weights], _wrong_weights)
+    return [file.name for file in sorted(Path(folder).parent.glob(WEIGHTS))] if folder else []
 
 
 def need_read(name: str, path: str, revision: str | None) -> None:
@@ -51,6 +55,15 @@ def need_read(name: str, path: str, revision: str | None) -> None:
         raise ModelError(f"could not open {name!r}: {found}. {remedy(path)}; or remove that file, if you mean to")
     others = ((INDEX, _wrong_index), (TEMPLATE, _wrong_text))
     if found := next((wrong for name, look in others for wrong in _wrong(path, revision, (name,), look)), None):
+        raise ModelError(f"could not open {name!r}: {found}. {remedy(path)}")
+
+
+def need_numbers_with_a_point(name: str, path: str, revision: str | None) -> None:
+    """Raise for weights that are stored as whole numbers, which would be taken as they are, without their scales.
+
+    Those of a quantised model, whose config.json says so, are none of these.
+    """
+    if found := next(_wrong(path, revision, _weights(path, revision), _whole_numbers), None):
         raise ModelError(f"could not open {name!r}: {found}. {remedy(path)}")
 
 
@@ -129,3 +142,12 @@ def _wrong_weights(file: str) -> str | None:
             return None
     except (OSError, SafetensorError) as error:
         return f"is damaged ({gist(error)})"
+
+
+def _whole_numbers(file: str) -> str | None:
+    with safe_open(file, "pt") as stored:
+        for name in stored.keys():  # noqa: SIM118
+            kind = stored.get_slice(name).get_dtype()
+            if name.endswith((".weight", ".bias")) and kind.startswith(("I", "U", "BOOL")):
+                return f"holds {name!r} as {kind}, and its config.json says of no quantisation"
+    return None

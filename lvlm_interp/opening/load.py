@@ -20,7 +20,7 @@ from lvlm_interp.model.compiled import original
 from lvlm_interp.model.place import floating, moved, need_device, need_kernels
 from lvlm_interp.model.quantised import need_weights_to_read
 from lvlm_interp.model.vlm import HookedVLM
-from lvlm_interp.opening.broken import kept_file, need_read
+from lvlm_interp.opening.broken import kept_file, need_numbers_with_a_point, need_read
 from lvlm_interp.opening.config import need_sound
 from lvlm_interp.opening.conformance import check, check_at_load
 from lvlm_interp.opening.image_token import need_image_token
@@ -115,6 +115,8 @@ def load(
         )
     need_all_weights(shown, report, options.get("ignore_mismatched_sizes", False))
     need_read(shown, path, revision)
+    if getattr(model, "hf_quantizer", None) is None and getattr(model.config, "quantization_config", None) is None:
+        need_numbers_with_a_point(shown, path, revision)
     need_usable(*told, processor, model)
     need_own_readers(shown, path, revision, processor, model)
     if device is not None:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from lvlm_interp.errors import OutputError
 from lvlm_interp.files import aside, told
+from lvlm_interp.given import explained
 from lvlm_interp.shown import json_text
 from lvlm_interp.storing import scalar
 
@@ -48,6 +49,7 @@ def frame_kind(path: str | Path) -> str:
     return kind
 
 
+@explained
 def save_frame(frame: pd.DataFrame, path: str | Path) -> Path:
     """Write a frame in the way that the file's name asks for, whole or not at all.
 
@@ -55,7 +57,13 @@ def save_frame(frame: pd.DataFrame, path: str | Path) -> Path:
         OutputError: a kind that is not known, or the file cannot be written.
     """
     target, write = Path(path), KINDS[frame_kind(path)]
+    names = [*map(str, frame.columns)]
+    if len({*names}) < len(names):
+        raise OutputError(f"could not write {target}: columns of the table share a name: {names}")
     with told("write", target), aside(target.parent) as partial:
-        write(frame, partial / target.name)
+        try:
+            write(frame, partial / target.name)
+        except (ArithmeticError, NotImplementedError, TypeError) as error:  # of pyarrow, say, for numbers it lacks
+            raise OutputError(f"could not write {target}: {error}") from error
         os.replace(partial / target.name, target)
     return target

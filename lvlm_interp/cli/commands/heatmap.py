@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -60,12 +62,22 @@ def _parameters(given: list[str], hide_from: str | None) -> dict[str, Any]:
         name, equals, value = one.partition("=")
         if not equals or not name:
             raise InputError(f"--parameter is name=value, as in --parameter pairs=4; got {one!r}")
-        try:
-            read = json.loads(value)
-        except ValueError:
-            read = value
-        found[name] = tuple(read) if isinstance(read, list) else read
+        if name in found:
+            raise InputError(f"the parameter {name!r} is given twice, and takes one value")
+        found[name] = _read(value)
     return found
+
+
+def _read(value: str) -> Any:
+    """A value as JSON or Python writes it; what is neither is a text."""
+    import numpy as np
+
+    for reader in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            read = reader(value)
+            nested = isinstance(read, (list, tuple)) and any(isinstance(one, (list, tuple)) for one in read)
+            return np.array(read) if nested else tuple(read) if isinstance(read, list) else read
+    return value
 
 
 def _mapped(vlm: Any, x: Any, word: int, against: str | None, told: dict[str, Any]) -> tuple[Any, int]:
@@ -77,4 +89,6 @@ def _mapped(vlm: Any, x: Any, word: int, against: str | None, told: dict[str, An
         raise InputError(f"no word {word}: the answer has {len(words)}, from 0: {[one.text for one in words]}")
     if against is not None:
         return li.attribute(vlm, x, target=word, against=against, **told), 0
+    if told["method"].name != "occlusion":
+        return li.attribute(vlm, x, unit="word", **told), word
     return li.attribute(vlm, x, **told).words(words), word

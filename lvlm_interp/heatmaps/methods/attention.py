@@ -147,7 +147,7 @@ def mapped(
 ) -> PatchMap:
     """A map of numbers that stand at positions, whatever the value is."""
     values, total = looked @ asked.patches.double().T, looked @ asked.whole.double()
-    return asked.mapped(name, values, total, parameters, value="attention", says="paid", unit=unit)
+    return asked.mapped(name, values, total, parameters, value="attention", says="paid", unit=unit, adds=False)
 
 
 @contextmanager

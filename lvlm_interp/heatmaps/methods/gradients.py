@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +14,7 @@ from lvlm_interp.adapters.captum import captum_gradient
 from lvlm_interp.attribution.asked import Asked
 from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import need_seed
 from lvlm_interp.heatmaps.differentiable import Differentiable, by_patch
 from lvlm_interp.heatmaps.method import Kind, Method
 
@@ -46,7 +48,9 @@ class Gradient(Method):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.noise < 0 or self.samples < 1:
+        super().__post_init__()
+        need_seed(self.seed)
+        if not 0 <= self.noise < math.inf or self.samples < 1:
             raise InputError(f"noise is a share, 0 or more, drawn once or more; got {self.noise}, {self.samples}")
 
     def map(self, asked: Asked) -> PatchMap:
@@ -58,7 +62,7 @@ class Gradient(Method):
         told = {**self.parameters, "seed": self.seed if self.noise else None}
         unit = f"{asked.value.unit} for each unit of a feature"
         return asked.mapped(
-            self.name, values, total, told, says="by its gradient", unit=unit, **asked.compared(of.valued)
+            self.name, values, total, told, says="by its gradient", unit=unit, adds=False, **asked.compared(of.valued)
         )
 
 
@@ -100,6 +104,7 @@ class IntegratedGradients(Method):
     steps: int = 32
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.baseline not in ("zero", "mean") or self.steps < 1:
             raise InputError(f"a baseline is 'zero' or 'mean', 1 step or more; got {self.baseline!r}, {self.steps}")
 

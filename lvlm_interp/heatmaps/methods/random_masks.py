@@ -14,6 +14,7 @@ from lvlm_interp.attribution.asked import Asked
 from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.engine.score import HideFrom
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import need_seed
 from lvlm_interp.heatmaps.game import Game
 from lvlm_interp.heatmaps.hiding import TOKENS, Substrate
 from lvlm_interp.heatmaps.method import Kind, Method
@@ -27,7 +28,7 @@ class RandomMasks(Method):
     """Each region is seen with the same chance, whatever the others are.
 
     Attributes:
-        samples: how many sets are drawn, half of them the complements of the others where the chance is a half.
+        samples: how many sets are drawn; where the chance is a half, half of them the complements of the others.
         seen: the chance of a region to be seen.
         regions: what is seen or hidden together (`heatmaps.regions`); every patch by default.
         substrate: what stands in the place of a patch that is not seen (`heatmaps.hiding`).
@@ -45,40 +46,64 @@ class RandomMasks(Method):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.samples < 2 or not 0 < self.seen < 1:
+        super().__post_init__()
+        need_seed(self.seed)
+        if self.samples < 4 or not 0 < self.seen < 1:
             raise InputError(
-                f"random masks are 2 or more, of a chance between 0 and 1; got {self.samples}, {self.seen}"
+                f"random masks are 4 or more, of a chance between 0 and 1; got {self.samples}, {self.seen}"
             )
-
-    def map(self, asked: Asked) -> PatchMap:
-        game = Game(asked, self.regions, self.substrate, self.hide_from)
-        sets = self._sets(game.players)
-        with game.bar(len(sets)) as bar:
-            values = torch.cat([self._scored(game, some, bar) for some in sets.split(AT_ONCE)], 1)
-        given, without = (mean_of(values, some) for some in (sets, ~sets))
-        found, error = self.estimate(values, given, without)
-        told = {"samples": self.samples, "seen": self.seen, "seed": self.seed}
-        return game.mapped(self.name, found, told, error, says=self.says)
 
     says: ClassVar[str]
 
+    def map(self, asked: Asked) -> PatchMap:
+        game = Game(asked, self.regions, self.substrate, self.hide_from)
+        sets = self.sets(game.players)
+        with game.bar(len(sets)) as bar:
+            values = torch.cat([self._scored(game, some, bar) for some in sets.split(AT_ONCE)], 1)
+        found, error = self.estimate(values, sets)
+        told = {"samples": len(sets), "seen": self.seen, "seed": self.seed}
+        return game.mapped(self.name, found, told, error, says=self.says)
+
     @abc.abstractmethod
     def estimate(
-        self, values: Float[Tensor, "part set"], given: tuple[Tensor, Tensor], without: tuple[Tensor, Tensor]
+        self, values: Float[Tensor, "part set"], sets: Bool[Tensor, "set player"]
     ) -> tuple[Float[Tensor, "part player"], Float[Tensor, "part player"]]:
-        """The numbers and their errors, from the means with each region and without it, and the errors of these."""
+        """The numbers and their standard errors."""
 
-    def _sets(self, players: int) -> Bool[Tensor, "set player"]:
-        """Drawn anew where a region would be in all of them or in none."""
+    def sets(self, players: int) -> Bool[Tensor, "set player"]:
+        """What is drawn; where the chance is a half, the second half are the complements of the first.
+
+        Raises:
+            InputError: a region is in fewer than two sets, or out of fewer, of which no error can be told.
+        """
         generator = torch.Generator().manual_seed(self.seed)
-        count = (self.samples + 1) // 2 if self.seen == 0.5 else self.samples
-        sets = torch.rand(count, players, generator=generator, dtype=torch.float64) < self.seen
-        sets = torch.cat([sets, ~sets])[: self.samples] if self.seen == 0.5 else sets
-        if sets.all(0).any() or not sets.any(0).all():
+        count = (self.samples + 1) // 2 if self.paired else self.samples
+        drawn = torch.rand(count, players, generator=generator, dtype=torch.float64) < self.seen
+        sets = torch.cat([drawn, ~drawn]) if self.paired else drawn
+        if (sets.sum(0) < 2).any() or ((~sets).sum(0) < 2).any():
             raise InputError(
-                f"among {self.samples} sets of a chance of {self.seen} some regions are in all or in none: draw more"
+                f"among {len(sets)} sets of a chance of {self.seen} some regions are in fewer than two, or in all but "
+                "one: draw more"
             )
         return sets
+
+    @property
+    def paired(self) -> bool:
+        return self.seen == 0.5
+
+    def difference(
+        self, values: Float[Tensor, "part set"], sets: Bool[Tensor, "set player"]
+    ) -> tuple[Float[Tensor, "part player"], Float[Tensor, "part player"]]:
+        """The mean with a region, less that without it, and its standard error.
+
+        A set and its complement are one draw: each region is in one of them, and what tells is how they differ.
+        """
+        if not self.paired:
+            (given, one), (without, other) = mean_of(values, sets), mean_of(values, ~sets)
+            return given - without, (one.square() + other.square()).sqrt()
+        first, second = values.chunk(2, 1)
+        drawn = (first - second)[:, :, None] * torch.where(sets[: len(sets) // 2], 1.0, -1.0).double()
+        return drawn.mean(1), drawn.std(1) / drawn.shape[1] ** 0.5
 
     def _scored(self, game: Game, some: Tensor, bar: object) -> Tensor:
         values = game(some)
@@ -86,13 +111,15 @@ class RandomMasks(Method):
         return values
 
 
-def mean_of(values: Float[Tensor, "part set"], sets: Bool[Tensor, "set player"]) -> tuple[Tensor, Tensor]:
-    """The mean over the sets that a region is in, `[part, player]`, and its standard error."""
+def mean_of(
+    values: Float[Tensor, "part set"], sets: Bool[Tensor, "set player"]
+) -> tuple[Float[Tensor, "part player"], Float[Tensor, "part player"]]:
+    """The mean over the sets that a region is in, and its standard error."""
     inside = sets.double()
     count = inside.sum(0)
     mean = values @ inside / count
     square = values.square() @ inside / count
-    return mean, ((square - mean.square()).clamp(min=0) / (count - 1).clamp(min=1)).sqrt()
+    return mean, ((square - mean.square()).clamp(min=0) / (count - 1)).sqrt()
 
 
 @dataclass(frozen=True)
@@ -103,20 +130,22 @@ class Banzhaf(RandomMasks):
     says: ClassVar[str] = "added, on average"
     source: ClassVar[str] = "Banzhaf 1965; maximum sample reuse: Wang & Jia 2023"
 
-    def estimate(self, values: Tensor, given: tuple[Tensor, Tensor], without: tuple[Tensor, Tensor]) -> tuple:
-        return given[0] - without[0], (given[1].square() + without[1].square()).sqrt()
+    def estimate(self, values: Tensor, sets: Tensor) -> tuple[Tensor, Tensor]:
+        return self.difference(values, sets)
 
 
 @dataclass(frozen=True)
 class Rise(RandomMasks):
     """The mean value with a region, less the mean over all sets, so that it does not depend on the value's zero.
 
-    The paper's masks are smooth and of pixels, and its value is a probability, whose zero needs no subtracting.
+    That is the difference of the means with it and without it, times the chance that it is not in a set. The paper's
+    masks are smooth and of pixels, and its value is a probability, whose zero needs no subtracting.
     """
 
     name: ClassVar[str] = "rise"
     says: ClassVar[str] = "above the mean, when seen"
     source: ClassVar[str] = "Petsiuk et al. 2018, on tokens"
 
-    def estimate(self, values: Tensor, given: tuple[Tensor, Tensor], without: tuple[Tensor, Tensor]) -> tuple:
-        return given[0] - values.mean(1, keepdim=True), given[1]
+    def estimate(self, values: Tensor, sets: Tensor) -> tuple[Tensor, Tensor]:
+        found, error = self.difference(values, sets)
+        return found * (1 - self.seen), error * (1 - self.seen)

@@ -106,6 +106,7 @@ class Lens(Method):
             value="probability",
             says="of its first token, read at the patch",
             unit="probability",
+            adds=False,
         )
 
 
@@ -137,45 +138,53 @@ class Tam(Method):
 
     @torch.no_grad()
     def map(self, asked: Asked) -> PatchMap:
-        vlm, x = asked.vlm, asked.x
-        start = int(asked.view.positions.max()) + 1
-        behind = torch.arange(start, x.length)
-        states = vlm.capture(x, "ln_final.hook_out")["ln_final.hook_out"][0]
-        ids = x.input_ids[0].to(states.device)
-        weight = vlm.readout.weight.to(states.dtype)
-        maps = (states[asked.view.positions] @ weight[ids[behind]].T).relu().T.double().cpu()  # [text, token]
-        found = [
-            torch.stack([self._cleared(asked, maps, states, weight, ids, place - start) for place in places]).mean(0)
-            for part in asked.target.parts
-            if (places := range(x.answer_start + part.start, x.answer_start + part.stop))
-        ]
+        x, image = asked.x, asked.view.positions
+        text = (torch.arange(x.length) > image.max()) & ~x.where("image")  # of other pictures no token is a word
+        places = text.nonzero().flatten()
+        # [position, text]: the logit of each token of the text, at the image's tokens and where the text stands
+        logits = logits_at(asked, torch.cat([image, places]), x.input_ids[0, places])
+        at_image, at_text = logits.split([len(image), len(places)])
+        number = {int(place): n for n, place in enumerate(places)}
+        own = [[number[x.answer_start + i] for i in range(part.start, part.stop)] for part in asked.target.parts]
+        ids = x.input_ids[0, places].cpu()
+        found = [torch.stack([cleared(at_image, at_text, ids, n) for n in some]).mean(0) for some in own]
         grid = by_patch(asked, torch.stack(found))
         if self.filtered:
             grid = torch.stack([rank_filter(one.view(asked.cells.shape)).flatten() for one in grid])
         told = {"filtered": self.filtered}
-        return asked.mapped(
-            self.name, grid, grid.sum(1), told, value="logit", says="read at the patch, cleared", unit="logits"
-        )
+        about: dict[str, Any] = {
+            "value": "logit",
+            "says": "read at the patch, cleared",
+            "unit": "logits",
+            "adds": False,
+        }
+        return asked.mapped(self.name, grid, grid.sum(1), told, **about)
 
-    def _cleared(
-        self,
-        asked: Asked,
-        maps: Float[Tensor, "text token"],
-        states: Float[Tensor, "position width"],
-        weight: Float[Tensor, "vocabulary width"],
-        ids: Int[Tensor, " position"],
-        number: int,
-    ) -> Float[Tensor, " token"]:
-        """The map of one token less the interference of those before it."""
-        start = len(ids) - len(maps)
-        own, before = ids[start + number], ids[start : start + number]
-        told = (states[start : start + number] @ weight[own]).relu().double().cpu()
-        told = told * (before != own).cpu()
-        if not told.sum() > 0:
-            return maps[number]
-        noise = (told[:, None] * maps[:number]).sum(0) / told.sum()
-        scale = (maps[number] @ noise) / (noise @ noise).clamp(min=1e-12)
-        return (maps[number] - scale * noise).relu()
+
+def logits_at(
+    asked: Asked, positions: Int[Tensor, " position"], ids: Int[Tensor, " token"]
+) -> Float[Tensor, "position token"]:
+    """The model's own logits of some tokens at some positions."""
+    name = "ln_final.hook_out"
+    states = asked.vlm.capture(asked.x, name, positions=positions)[name][0]
+    read = [logits[:, ids.to(logits.device)].double().cpu() for _, logits in asked.vlm.readout.few_at_once(states)]
+    return torch.cat(read)
+
+
+def cleared(
+    at_image: Float[Tensor, "token text"],
+    at_text: Float[Tensor, "text text"],
+    ids: Int[Tensor, " text"],
+    number: int,
+) -> Float[Tensor, " token"]:
+    """The map of one token of the text, less the interference of those before it."""
+    maps = at_image.relu().T
+    told = at_text[:number, number].relu() * (ids[:number] != ids[number])
+    if not told.sum() > 0:
+        return maps[number]
+    noise = (told[:, None] * maps[:number]).sum(0) / told.sum()
+    scale = (maps[number] @ noise) / (noise @ noise).clamp(min=1e-12)
+    return (maps[number] - scale * noise).relu()
 
 
 def rank_filter(values: Float[Tensor, "row column"]) -> Float[Tensor, "row column"]:

@@ -14,6 +14,7 @@ from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.attribution.shapley import shapley_weights
 from lvlm_interp.engine.score import HideFrom
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import need_seed
 from lvlm_interp.heatmaps.game import Game
 from lvlm_interp.heatmaps.hiding import TOKENS, Substrate
 from lvlm_interp.heatmaps.method import Kind, Method
@@ -51,6 +52,8 @@ class Shapley(Method):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        need_seed(self.seed)
         if self.pairs < 1 or (self.precision is not None and not 0 < self.precision < 1):
             raise InputError(
                 f"shapley draws 1 pair of orders or more, to a precision between 0 and 1; got {self.pairs}, "

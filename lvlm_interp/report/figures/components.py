@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
+from lvlm_interp.errors import InputError
 from lvlm_interp.inside.direct import DirectAttribution
 from lvlm_interp.report.figures import drawing
 from lvlm_interp.report.figures.drawing import figure
@@ -26,8 +27,10 @@ def component_bars(
         title: names the token by default.
 
     Raises:
-        InputError: no such token.
+        InputError: no such token, or fewer than one component.
     """
+    if most < 1:
+        raise InputError(f"most={most}: one component or more is shown by itself")
     token = drawing.number_of(found.tokens, token, "the answer")
     frame = found.components(token)
     names = [*frame["component"][:most], f"the other {max(0, len(frame) - most)}"]
