@@ -229,6 +229,7 @@ def _number(vlm: HookedVLM, x: Inputs, parts: Sequence[Word], unit: Unit | str, 
     return counted[place].start if unit == "token" else place
 
 
+@explaining
 @dataclass(frozen=True)
 class Valued:
     """The values of every part under every coalition, float64, and what each was compared with, and its tokens."""

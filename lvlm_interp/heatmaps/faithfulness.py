@@ -268,6 +268,7 @@ def _curves(game: Game, order: Int[Tensor, " region"], part: int, bar: Any) -> F
     return values.view(2, -1)
 
 
+@explained
 def area_under(
     values: Float[Tensor, "*several step"], revealed: Float[Tensor, "several step"]
 ) -> Float[Tensor, "*several"]:
