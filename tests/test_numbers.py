@@ -19,7 +19,9 @@ from tests.tiny import tiny_inputs, tiny_llava
 # Where there may be no number, and NaN says so: nowhere else.
 BLANK = {
     "Checked": {"measured", "limit"},  # of a check that could not be carried out
+    "Faithfulness": {"sensitivity"},  # of what does not vary
     "Judgement": {"low", "high"},  # of one group
+    "Located": {"energy"},  # of a map without a positive number
     "Miss": {"second_value"},  # of one source
     "ProbeResult": {"control", "p", "q"},  # without types, without permutations
     "TunedLens": {"tuned_kl", "plain_kl", "gain_low", "gain_high"},  # of a kind without positions, of one example
