@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -179,6 +180,15 @@ def _wanted(hint: Any) -> str:
 def _got(value: Any) -> str:
     kind = type(value).__name__
     return f"{shown(value)}, {'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
+
+
+def whole(value: Any) -> Any:
+    """A whole number of any package as Python's; what is none as it is."""
+    if isinstance(value, (bool, str)) or getattr(value, "ndim", 0) or "bool" in str(getattr(value, "dtype", "")):
+        return value
+    with suppress(TypeError):
+        return operator.index(value)
+    return value
 
 
 def need_seed(seed: Any) -> None:

@@ -1,5 +1,6 @@
 """Arguments of the wrong kind: one error that names the argument, what it is and what it should be."""
 
+import inspect
 import math
 import os
 import subprocess
@@ -15,11 +16,12 @@ from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 
 import lvlm_interp as li
 from lvlm_interp.attribution.shapley import dividends, shapley_weights, shares
+from lvlm_interp.attribution.value import target_of
 from lvlm_interp.counterfactuals import Counterfactual
 from lvlm_interp.counterfactuals.contrast import cal_weights, token_classes
 from lvlm_interp.errors import InputError, LvlmInterpError, SiteError
 from lvlm_interp.fields import fits
-from lvlm_interp.given import explained, is_explained
+from lvlm_interp.given import explained, is_explained, whole
 from lvlm_interp.inputs.media import open_video
 from lvlm_interp.inputs.words import Word, parts_of, split_words
 from lvlm_interp.reference import exam, questions, scenes
@@ -317,3 +319,32 @@ def test_no_word_is_nameless():
 def test_seconds_are_of_a_video(reference):
     with pytest.raises(InputError, match="fps= is of a video"):
         reference.prepare(Q, fps=-1)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, torch.tensor])
+def test_whole_numbers_of_other_packages_are_numbers(kind):
+    """Ids of tokens, numbers of words and seeds, as they are read from an array."""
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    lens, direct = inspect.unwrap(li.lens), inspect.unwrap(li.direct)
+    assert torch.equal(lens(vlm, x, target=kind(5)).target_logprob, lens(vlm, x, target=[5]).target_logprob)
+    assert torch.equal(direct(vlm, x, target=kind(5)).logit, direct(vlm, x, target=5).logit)
+    assert whole(kind(3)) == 3 and type(whole(kind(3))) is int
+    assert whole(True) is True and whole("3") == "3" and whole(2.0) == 2.0
+    words = inspect.unwrap(target_of)(vlm, x, ["odds"], "token", ["<9>"], kind(0))
+    assert words.search.given.keys() == {0}
+    if kind is not torch.tensor:
+        maps = [li.attribute(vlm, x, "rise", samples=8, seed=seed).values for seed in (kind(3), 3)]
+        assert torch.equal(*maps)
+
+
+def test_a_capture_s_provenance_is_kept(tmp_path):
+    vlm = li.wrap(tiny_llava())
+    found = vlm.capture(tiny_inputs(vlm), "blocks.0.hook_resid_post", dtype="bfloat16", device="cpu")
+    assert li.load_result(found.save(tmp_path / "c.safetensors")).provenance == found.provenance
+
+
+def test_targets_that_read_the_same():
+    vlm = li.wrap(tiny_llava())
+    with pytest.raises(InputError, match="read the same"):
+        li.lens(vlm, tiny_inputs(vlm), target=[5, 5])

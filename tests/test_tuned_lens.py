@@ -94,6 +94,7 @@ def test_it_resumes_where_it_was_cut(vlm, examples, tmp_path, monkeypatch):
     edited = vlm.visiting({"blocks.0.hook_resid_post": lambda value: value * 2})
     with edited, pytest.raises(InputError, match=r"another fitting: \['edits'\]"):
         li.fit_tuned_lens(vlm, examples, short, checkpoint=path)
+    path.unlink()
     made().save(path)
     with pytest.raises(InputError, match=r"lens.safetensors is no checkpoint: it says nothing of steps"):
         li.fit_tuned_lens(vlm, examples, short, checkpoint=path)

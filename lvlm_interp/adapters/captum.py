@@ -98,7 +98,7 @@ def captum_attribution(
     everybody, found = torch.ones(1, len(players)), []
     for token in range(len(x.answer_ids)):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(int(seed))
             explainer = getattr(captum.attr, method)(forward)
             found.append(explainer.attribute(everybody, baselines=0, target=token, **options)[0])
     return torch.stack(found)
@@ -135,7 +135,7 @@ def captum_gradient(
     if method not in GRADIENTS:
         raise InputError(f"{method!r} is not one of captum's methods of gradients: {', '.join(GRADIENTS)}")
     with torch.inference_mode(False):  # whatever is on around: there is to be a graph
-        explainer, generator = getattr(captum.attr, method)(forward), torch.Generator().manual_seed(seed)
+        explainer, generator = getattr(captum.attr, method)(forward), torch.Generator().manual_seed(int(seed))
         found = torch.zeros_like(leaf)
         for _ in range(samples if noise else 1):
             # Drawn here, and not by captum's tunnel, whose draws depend on torch's default type.

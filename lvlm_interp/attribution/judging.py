@@ -181,7 +181,7 @@ def judged(
     right = torch.tensor([[a == b for a, b in zip(named, truths, strict=True)] for named in namings.values()])
     kinds = list(dict.fromkeys(example.kind for example in examples if example.kind not in ("", ALL)))
     members = [torch.tensor([kind in (ALL, e.kind) for e in examples]) for kind in (ALL, *kinds)]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     columns = [_column(right[:, there], _groups(examples, there), confidence, samples, generator) for there in members]
     shares, low, high = (torch.stack(parts, 1) for parts in zip(*columns, strict=True))
     return Judgement(

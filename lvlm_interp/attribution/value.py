@@ -34,7 +34,7 @@ from lvlm_interp.attribution.rivals import Rivals, Search, Spellings
 from lvlm_interp.engine.decoder import DecoderInputs, run_to_decoder
 from lvlm_interp.engine.score import HideFrom, Scores, score_answers
 from lvlm_interp.errors import InputError
-from lvlm_interp.given import explained, explaining
+from lvlm_interp.given import explained, explaining, whole
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.words import Unit, Word, parts_of, unit_name
 from lvlm_interp.model.vlm import HookedVLM
@@ -216,7 +216,7 @@ def target_of(
         given, ids = by_part(against, parts), ids_by_part(against)
         search = Search(unit, given, count, exact=unit == "token", written=found, ids=ids)
         return Target(chosen, parts, search)
-    given = {} if against is None else {_number(vlm, x, parts, unit, place): listed(against)}
+    given = {} if against is None else {_number(vlm, x, parts, unit, whole(place)): listed(against)}
     return Target(chosen, parts, Search(unit, given, count))
 
 

@@ -90,7 +90,7 @@ def applied(counterfactual: Counterfactual, vlm: HookedVLM, x: Inputs, seed: int
     x.need_image()
     if counterfactual.change is None:
         raise InputError("hidden tokens are a coalition, not other inputs: use score(vlm, x, x.hidden('image'))")
-    made: Any = counterfactual.change(vlm, x, torch.Generator().manual_seed(seed))
+    made: Any = counterfactual.change(vlm, x, torch.Generator().manual_seed(int(seed)))
     if not isinstance(made, Inputs):
         raise InputError(f"the counterfactual {counterfactual.name!r} makes an example, Inputs; it gave {made!r}")
     return made

@@ -222,7 +222,7 @@ def _measured(
     count = int(labels.max()) + 1
     sizes = torch.bincount(labels[labels >= 0], minlength=count).double()
     together = torch.stack([numbers.values[:, labels == region].sum(1) for region in range(count)], 1)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     drawn = [torch.randperm(count, generator=generator) for _ in range(orders)]
     ranked = [*(together / sizes).argsort(dim=1, descending=True, stable=True), *drawn]
     revealed = torch.stack([_cumulated(sizes[order] / sizes.sum()) for order in ranked])

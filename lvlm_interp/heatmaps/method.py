@@ -20,7 +20,7 @@ import pandas as pd
 from lvlm_interp.attribution.asked import Asked
 from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.errors import InputError
-from lvlm_interp.given import explained, explaining, need_arguments
+from lvlm_interp.given import explained, explaining, need_arguments, whole
 from lvlm_interp.heatmaps import methods as folder
 
 Kind = Literal["counterfactual", "gradient", "attention", "readout"]
@@ -125,5 +125,6 @@ def method_of(method: str | Method, parameters: Mapping[str, Any]) -> Method:
     own = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     if foreign := [name for name in parameters if name not in own]:
         raise InputError(f"{method!r} has no parameter {foreign[0]!r}; it has {own or 'none'}")
+    parameters = {name: whole(value) for name, value in parameters.items()}
     need_arguments(kind.__init__, object.__new__(kind), **parameters)
     return kind(**parameters)

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lvlm_interp.errors import InputError, SiteError
-from lvlm_interp.given import explained
+from lvlm_interp.given import explained, whole
 from lvlm_interp.inputs.example import ROLES, Inputs
 from lvlm_interp.inside.ending import need_plain_end
 from lvlm_interp.inside.frozen import frozen
@@ -163,8 +163,8 @@ def direct(
     x.need_answer()
     need_plain_end(vlm, "direct attribution")
     rows = x.answer_positions - 1
-    ids = x.answer_ids.cpu() if target is None else torch.tensor([_token(vlm, target)] * len(rows))
-    other = None if against is None else _token(vlm, against)
+    ids = x.answer_ids.cpu() if target is None else torch.tensor([_token(vlm, whole(target))] * len(rows))
+    other = None if against is None else _token(vlm, whole(against))
     stream = stream_of(vlm, x, rows)
     out = _readout(vlm, stream[-1].post, ids.to(vlm.device), other)
     gains = gains_of(stream)

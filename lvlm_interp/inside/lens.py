@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.fields import MOST, POSITIVE, Range
-from lvlm_interp.given import explained
+from lvlm_interp.given import explained, whole
 from lvlm_interp.inputs.example import ROLES, Inputs
 from lvlm_interp.inside.ending import need_plain_end
 from lvlm_interp.inside.tuned_lens import TunedLens
@@ -213,12 +213,15 @@ def lens(
     if tuned is not None:
         tuned.need_model(vlm)
         states = {n: tuned.translated(n, state, x.where("image")[at]) for n, state in states.items()}
-    words = (target,) if isinstance(target, (str, int)) else tuple(target)
+    several: Any = target
+    words = tuple(map(whole, (target,) if isinstance(whole(several), (str, int)) else several))
     asked = [_pieces(vlm, word, pieces) for word in words]
     spelt = tuple(tuple(vlm.token_strings(ids)) for ids in asked)
     names = tuple(vlm.token_strings([w])[0] if isinstance(w, int) else w for w in words)
-    if len({*names}) < len(names):
-        raise InputError(f"some of the targets {list(names)} read the same: ask for them one at a time")
+    if len({*names}) < len(names) or len({*spelt}) < len(spelt):
+        raise InputError(
+            f"some of the targets {list(names)} read the same, as the tokens {list(spelt)}: ask for them one at a time"
+        )
     allowed, size = _allowed(vlm, vocabulary), vlm.readout.vocabulary
     most = size if allowed is None else int(allowed.sum())
     if not 1 <= k <= most:

@@ -206,7 +206,7 @@ class _Gathered:
 
 def _gathered(vlm: HookedVLM, examples: Sequence[Inputs], how: Fitting, progress: bool) -> dict[Modality, _Gathered]:
     """Positions drawn from each example, with what every layer holds there, the last layer included."""
-    generator = torch.Generator().manual_seed(how.seed)
+    generator = torch.Generator().manual_seed(int(how.seed))
     found: dict[Modality, list[tuple[Tensor, int]]] = {kind: [] for kind in MODALITIES}
     sites = ["blocks.0.hook_resid_pre", "blocks.*.hook_resid_post"]
     for number, x in enumerate(tqdm(examples, desc="activations", disable=not progress, leave=False)):
@@ -265,7 +265,7 @@ def _loss(vlm: HookedVLM, states: Tensor, weight: Tensor, bias: Tensor, how: Fit
     """Mean KL(final ‖ lens) over layers, on positions that the step's own seed draws; None where there are none."""
     if not states.shape[1]:
         return None
-    generator = torch.Generator().manual_seed(how.seed * 1_000_003 + step)
+    generator = torch.Generator().manual_seed(int(how.seed) * 1_000_003 + step)
     at = torch.randint(states.shape[1], (how.positions,), generator=generator)
     with torch.enable_grad():
         return _kl(vlm, states[:, at], weight, bias).mean()

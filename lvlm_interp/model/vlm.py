@@ -341,7 +341,9 @@ class HookedVLM(Preparing):
     ) -> Callable[[], Provenance]:
         """Where a capture comes from, looked up when it is asked for: of the model as it was before the pass."""
         kept: dict[str, Any] = {
-            k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(choice).items() if v is not None
+            k: v.tolist() if isinstance(v, Tensor) else str(v) if isinstance(v, torch.dtype | torch.device) else v
+            for k, v in vars(choice).items()
+            if v is not None
         }
         before = self.held.known.changes(self.model)
         written = states_of(x.model_inputs)

@@ -76,7 +76,7 @@ class RandomMasks(Method):
         Raises:
             InputError: a region is in fewer than two sets, or out of fewer, of which no error can be told.
         """
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(int(self.seed))
         count = (self.samples + 1) // 2 if self.paired else self.samples
         drawn = torch.rand(count, players, generator=generator, dtype=torch.float64) < self.seen
         sets = torch.cat([drawn, ~drawn]) if self.paired else drawn

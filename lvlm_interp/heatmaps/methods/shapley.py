@@ -71,7 +71,7 @@ class Shapley(Method):
         return self._mapped(game, draws.mean(0), error, len(draws))
 
     def _draws(self, game: Game) -> Float[Tensor, "pair part player"]:
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(int(self.seed))
         draws: list[Tensor] = []
         with game.bar(self.pairs) as bar:
             while len(draws) < self.pairs and not self._enough(draws):
