@@ -184,7 +184,7 @@ def _got(value: Any) -> str:
 
 def whole(value: Any) -> Any:
     """A whole number of any package as Python's; what is none as it is."""
-    if isinstance(value, (bool, str)) or getattr(value, "ndim", 0) or "bool" in str(getattr(value, "dtype", "")):
+    if isinstance(value, (bool, str)) or getattr(value, "ndim", None) or "bool" in str(getattr(value, "dtype", "")):
         return value
     with suppress(TypeError):
         return operator.index(value)
