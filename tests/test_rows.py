@@ -54,17 +54,26 @@ class Largest(TorchDispatchMode):
         return made
 
 
-def largest(vlm, x, positions):
+def largest(run):
     with Largest() as found:
-        vlm.capture(x, "blocks.*.attn.hook_pattern", positions=positions, reduce=None)
+        run()
     return found.size
 
 
 def test_no_tensor_is_the_square():
-    vlm, length = li.wrap(tiny_llava()), 250
+    """Beside those that the model's own kernel makes; some releases of torch make one on a CPU."""
+    vlm, length, site = li.wrap(tiny_llava()), 250, "blocks.*.attn.hook_pattern"
     x = tiny_inputs(vlm, answer=(7,) * (length - 14))
     assert x.length == length
-    assert largest(vlm, x, [-1, 3]) < length**2 < largest(vlm, x, None)
+    plain, rows, whole = (
+        largest(run)
+        for run in (
+            lambda: vlm.run(x),
+            lambda: vlm.capture(x, site, positions=[-1, 3]),
+            lambda: vlm.capture(x, site),
+        )
+    )
+    assert rows <= plain and whole >= 4 * length**2
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
