@@ -58,6 +58,12 @@ class Pair(Result):
         if len({*self.names, "difference"}) < 3:
             raise InputError(f"the two results, and their difference, have names of their own; got {self.names}")
 
+    @property
+    def note(self) -> str:
+        """What both say of their numbers, once if they say the same."""
+        one, two = self.first.note, self.second.note
+        return one if one == two else "; ".join(f"{n}: {note}" for n, note in zip(self.names, (one, two), strict=True))
+
     def to_frame(self) -> pd.DataFrame:
         """A row as in the frame of either; every number of both, and their difference."""
         one, two = self.first.to_frame(), self.second.to_frame()

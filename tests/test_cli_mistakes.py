@@ -50,6 +50,21 @@ MISTAKES = {
     "blank alternative": ("credit", [*ASK, "--against", ""], 1, "tokenises to nothing"),
     "keep what is no role": ("credit", [*ASK, "--keep", "banana"], 1, "no role 'banana'"),
     "word below 0": ("credit", [*ASK, "--word", "-1"], 2, "--word"),
+    "a word of nothing": ("credit", [*ASK, "--word", "1"], 2, "--word says which word --against is about"),
+    "layers of no attention": (
+        *(
+            "heatmap",
+            [*ASK, "--out", "{}/a.png", "--method", "attention", "--parameter", "layers=[]"],
+            1,
+            "one or more",
+        ),
+    ),
+    "a blank about nothing": (
+        "heatmap",
+        [*ASK, "--out", "{}/a.png", "--method", "relative_attention", "--parameter", "generic= "],
+        1,
+        "a blank is none",
+    ),
     "two words for a difference": (
         *("credit", [*ASK, "--value", "difference", "--against", "Red", "--against", "Blue"], 2, "give one"),
     ),

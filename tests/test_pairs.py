@@ -23,6 +23,14 @@ def test_the_difference_is_first_minus_second():
     assert frame["total (second)"].tolist() == two.total.tolist()
 
 
+def test_a_pair_says_what_its_numbers_are():
+    one, two = made(seed=0).credit, made(seed=1).credit
+    assert (one - two).note == one.note and one.note in repr(one - two)
+    maps = made_map(("Purple", "."), torch.zeros), made_map(("Purple", "."), torch.ones)
+    marked = dataclasses.replace(maps[1], residual=torch.tensor([0.5, 0.0]))
+    assert (maps[0] - marked).note == f"first: {maps[0].note}; second: {marked.note}"
+
+
 def test_each_kind_can_be_subtracted():
     one, two = made(seed=0), made(seed=1)
     assert (one.contrast - two.contrast).to_frame()["delta difference"].tolist() == pytest.approx(

@@ -238,6 +238,13 @@ def test_masks_that_cannot_be(vlm, monkeypatch, players, keep, error, message):
         li.credit(vlm, x, ("template", *keep), players=players)
 
 
+def test_what_is_kept_and_is_no_player_is_told_from_those_that_are(chat, talk):
+    with pytest.raises(VisibilityError, match=r"no player 'turn 9'; there are .*'turn 1'"):
+        li.credit(chat, talk, ("template", "turn 9"), players="turns")
+    with pytest.raises(VisibilityError, match="no role 'banana'"):
+        li.credit(chat, talk, ("template", "banana"), players="turns")
+
+
 def test_nothing_to_split(vlm):
     x = vlm.inputs(torch.tensor([[1, 20, 21, 50, 7]]), 4)
     with pytest.raises(InputError, match="no context to split into sentences: the example has template, question"):

@@ -270,6 +270,9 @@ def _kept_roles(x: Inputs, found: Sequence[Player], keep: Sequence[str]) -> set[
     """The roles among what is kept; the rest are names of players."""
     names = {player.name for player in found}
     kept: set[str] = {name for name in keep if name in ROLES}
+    for name in keep:
+        if name not in names and name.rsplit(" ", 1)[0] in {player.rsplit(" ", 1)[0] for player in names - {*ROLES}}:
+            raise VisibilityError(f"keep: there is no player {name!r}; there are {sorted(names)}")
     x.where(*(name for name in keep if name not in names))  # raises for what is neither
     return kept
 

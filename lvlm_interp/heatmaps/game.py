@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +15,7 @@ from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.attribution.value import Valued
 from lvlm_interp.engine.score import HideFrom
 from lvlm_interp.heatmaps.hiding import TOKENS, Substrate, hiding_of, named
+from lvlm_interp.heatmaps.method import Kind, Method
 from lvlm_interp.heatmaps.regions import Regions, regions_of, spread
 
 
@@ -83,3 +85,24 @@ class Game:
             **self._compared,
             **about,
         )
+
+
+@dataclass(frozen=True)
+class OverSets(Method):
+    """A method that looks at sets of patches or regions.
+
+    Attributes:
+        regions: what is seen or hidden together (`heatmaps.regions`); every patch by default.
+        substrate: what stands in the place of a patch that is not seen (`heatmaps.hiding`).
+        hide_from: of tokens. `text`: image tokens go on seeing the hidden one; `all`: nobody sees it. By default
+            `text`, or `all` where only that is possible.
+    """
+
+    kind: ClassVar[Kind] = "counterfactual"
+    regions: Regions = None
+    substrate: Substrate = TOKENS
+    hide_from: HideFrom | None = None
+
+    def game(self, asked: Asked) -> Game:
+        """The value of every set of what is asked."""
+        return Game(asked, self.regions, self.substrate, self.hide_from)

@@ -9,6 +9,9 @@ square. The mask function is registered under the same name: without it transfor
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -93,20 +96,39 @@ def _changed(scores: Tensor, in_place: Callable[..., Tensor], anew: Callable[...
     return anew(scores, by) if scores.requires_grad or promotes else in_place(scores, by)
 
 
-def _softmax(scores: Float[Tensor, "b h n m"], spent: bool) -> Float[Tensor, "b h n m"]:
-    """In float32; written over the scores where they are spent, on the one device whose kernel was tried so."""
-    over = spent and not scores.requires_grad and scores.dtype == torch.float32 and scores.device.type == "cpu"
-    return torch.softmax(scores, -1, dtype=torch.float32, out=scores if over else None)
+@functools.cache
+def _narrow(file: str) -> bool:
+    """Whether the eager function of a model's own file takes the softmax in float32, whatever the model is in."""
+    own = getattr(sys.modules.get(file), "eager_attention_forward", None)
+    try:
+        return own is None or "dtype=torch.float32" in inspect.getsource(own)
+    except OSError:  # its text is nowhere
+        return True
 
 
-def _pattern(scores: Float[Tensor, "b h n m"], options: dict[str, Any], spent: bool) -> Float[Tensor, "b h n m"]:
+def _precision(module: nn.Module, scores: Tensor, kernel: str) -> torch.dtype:
+    """That of the softmax: as in the model's own eager function, or as in kernels, which compute as finely as asked."""
+    if scores.dtype == torch.float32 or (kernel == "eager" and _narrow(module.__class__.__module__)):
+        return torch.float32
+    return scores.dtype if kernel == "eager" else torch.promote_types(scores.dtype, torch.float32)
+
+
+def _softmax(scores: Float[Tensor, "b h n m"], dtype: torch.dtype, spent: bool) -> Float[Tensor, "b h n m"]:
+    """Written over the scores where they are spent, on the one device whose kernel was tried so."""
+    over = spent and not scores.requires_grad and scores.dtype == dtype and scores.device.type == "cpu"
+    return torch.softmax(scores, -1, dtype=dtype, out=scores if over else None)
+
+
+def _pattern(
+    module: nn.Module, scores: Float[Tensor, "b h n m"], options: dict[str, Any], spent: bool
+) -> Float[Tensor, "b h n m"]:
     """The softmax of the scores; a sink is one score more for each row, whose share nobody reads."""
-    sinks = options.get("sinks")
+    sinks, dtype = options.get("sinks"), _precision(module, scores, options["kernel"])
     if sinks is None and options.get("s_aux") is not None:  # one for each head
         sinks = options["s_aux"].view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
     if sinks is None:
-        return _softmax(scores, spent)
-    return _softmax(torch.cat([scores, sinks], -1), True)[..., :-1]
+        return _softmax(scores, dtype, spent)
+    return _softmax(torch.cat([scores, sinks], -1), dtype, True)[..., :-1]
 
 
 def _tapped(
@@ -119,7 +141,7 @@ def _tapped(
 
     query, key, value = seen("rot_q", query), seen("rot_k", key), seen("v", value)
     scores = seen("attn_scores", _scores(module, query, key, mask, options))
-    pattern = seen("pattern", _pattern(scores, options, spent="attn_scores" not in tap).to(query.dtype))
+    pattern = seen("pattern", _pattern(module, scores, options, spent="attn_scores" not in tap).to(query.dtype))
     z = seen("z", torch.matmul(pattern, _repeat_heads(value, query.shape[1])))
     return z.transpose(1, 2).contiguous(), pattern
 
@@ -166,7 +188,7 @@ def _read(
         tap.tap["attn_scores"](scores)
     if "pattern" in tap.tap:
         sinks = _rows_of(options.get("sinks"), query.shape[2], rows)
-        tap.tap["pattern"](_pattern(scores, {**options, "sinks": sinks}, spent=False).to(query.dtype))
+        tap.tap["pattern"](_pattern(module, scores, {**options, "sinks": sinks}, spent=False).to(query.dtype))
 
 
 def _attention(kernel: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -178,13 +200,14 @@ def _attention(kernel: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         attention_mask = _chosen(attention_mask, options.get("indices"), key)
         if kernel == "eager":  # its formula knows no other mask than the one that it is given
             options["is_causal"] = False
+        told = {**options, "kernel": kernel}
         if changes is None and kernel != "eager":
             own = AttentionInterface._global_mapping[kernel]
             found = own(module, query, key, value, attention_mask, **options)
         else:
-            found = _tapped(module, changes or {}, query, key, value, attention_mask, options)
+            found = _tapped(module, changes or {}, query, key, value, attention_mask, told)
         if reads:
-            _read(module, reads, query, key, value, found[0], attention_mask, options)
+            _read(module, reads, query, key, value, found[0], attention_mask, told)
         return found
 
     return attention

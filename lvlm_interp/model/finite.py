@@ -10,6 +10,7 @@ from torch import Tensor
 from lvlm_interp.errors import ModelError, SiteError
 from lvlm_interp.inputs.batch import Batch
 from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.beside import BLIND, blind
 from lvlm_interp.model.hooks import visiting
 from lvlm_interp.model.taps import Visit
 from lvlm_interp.model.vlm import HookedVLM
@@ -30,8 +31,13 @@ def need_finite(vlm: HookedVLM, x: Inputs | Batch, *values: Tensor) -> None:
     kind = "NaN" if bad.isnan().any() else "infinity"
     if given := next((n for n, v in x.model_inputs.items() if _is_bad(v)), None):
         raise ModelError(f"{vlm.name!r} gives {kind} for this example, whose {given} hold NaN or infinity already")
-    advice = HALF if torch.float16 in {weight.dtype for weight in vlm.model.parameters()} else WHOLE
-    raise ModelError(f"{vlm.name!r} gives {kind} for this example, {_where(vlm, x)}; {advice}")
+    raise ModelError(f"{vlm.name!r} gives {kind} for this example, {_where(vlm, x)}; {_advice(vlm)}")
+
+
+def _advice(vlm: HookedVLM) -> str:
+    if blind(vlm.model):
+        return BLIND
+    return HALF if torch.float16 in {weight.dtype for weight in vlm.model.parameters()} else WHOLE
 
 
 def _is_bad(value: object) -> bool:

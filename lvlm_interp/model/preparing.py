@@ -19,7 +19,6 @@ from PIL.Image import Image
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, LvlmInterpWarning, ModelError
-from lvlm_interp.families.shared.lengths import counts_rows
 from lvlm_interp.given import checked, explaining
 from lvlm_interp.inputs import chat, prompt
 from lvlm_interp.inputs.batch import Batch, batched
@@ -31,8 +30,8 @@ from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.inputs.spelling import LOST, Decode, spelled
 from lvlm_interp.inputs.view import ImageView, Shown
 from lvlm_interp.model.anatomy import Anatomy
+from lvlm_interp.model.beside import why_apart
 from lvlm_interp.model.limits import warn_if_longer
-from lvlm_interp.model.quantised import ADVICE, mixing
 from lvlm_interp.model.views import find_views, need_seen, shown_in
 
 SPECIAL = re.compile("_token_(id|index)s?$")
@@ -334,17 +333,7 @@ class Preparing(Anatomy):
 
     def not_side_by_side(self, lengths: Sequence[int]) -> str:
         """Why examples of these lengths cannot stand in one batch; empty if they can."""
-        if self.family.alone:
-            return self.family.alone
-        if mixed := mixing(self.model, self.dtype):
-            return f"{mixed} computes a row by what stands beside it. {ADVICE}"
-        most = max(lengths, default=0)
-        if min(lengths, default=0) < most and (limit := counts_rows(self.model.config.get_text_config())) < most:
-            return (
-                f"beyond {limit} positions it computes by the length of the longest row ({most}), and the shortest has "
-                f"{min(lengths)}; examples of one length can"
-            )
-        return ""
+        return why_apart(self.model, self.family, self.dtype, lengths)
 
     @checked
     def with_pictures(self, x: Inputs, pictures: Sequence[Image | list[Image]]) -> Inputs:

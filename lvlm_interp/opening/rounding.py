@@ -50,9 +50,13 @@ class Allowed:
 
 
 def apart(a: Tensor, b: Tensor) -> float:
-    """The largest difference, in float32, or in float64 where one is: its lowest number is no other's."""
+    """The largest difference, in float32, or in float64 where one is.
+
+    The lowest number of float64, which tokens that are never said have, is not one of float32: both are as low.
+    """
     wide = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
-    return float((a.to(wide) - b.to(wide)).abs().max())
+    lowest = torch.finfo(torch.float32).min
+    return float((a.to(wide).clamp(min=lowest) - b.to(wide).clamp(min=lowest)).abs().max())
 
 
 def size(logits: Tensor) -> float:

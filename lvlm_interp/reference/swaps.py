@@ -24,15 +24,16 @@ from lvlm_interp.reference.variants import Variant, variants
 from lvlm_interp.reference.wording import answer_text
 
 SHARES: Mapping[Source, tuple[float, tuple[TalkKind, ...]]] = {
-    "image": (0.35, ("yes/no", "color", "place", "name", "objects", "description", "hint", "pictures")),
-    "context": (0.2, ("fact", "hint")),
-    "knowledge": (0.2, ("natural", "knowledge")),
-    "system": (0.125, ("system",)),
-    "question": (0.125, ("echo",)),
+    "image": (0.4, (*("yes/no", "description") * 2, "color", "place", "name", "objects", "hint", "pictures")),
+    "context": (0.18, ("fact", "hint")),
+    "knowledge": (0.18, ("natural", "knowledge")),
+    "system": (0.12, ("system",)),
+    "question": (0.12, ("echo",)),
 }
 """How many of the examples each source decides, and the kinds of talk among which these are shared out evenly.
 
-Talks of two turns are none: a table of variants has one question.
+A kind that stands there twice has two shares: of "Yes." and of descriptions about half cannot be judged, since other
+pictures show the same. Talks of two turns are none: a table of variants has one question.
 """
 HELD_OUT = range(800_000, TRAINING_SEEDS.start)
 
@@ -72,7 +73,11 @@ def swap_table(count: int = 40, seeds: Iterable[int] = HELD_OUT) -> pd.DataFrame
 
 def _shared_out(count: int) -> Counter[tuple[Source, TalkKind]]:
     """How many each kind has, by the source that decides: shares by largest remainders, the first of equals first."""
-    exact = {(s, kind): count * share / len(kinds) for s, (share, kinds) in SHARES.items() for kind in kinds}
+    exact = {
+        (source, kind): count * share * often / len(kinds)
+        for source, (share, kinds) in SHARES.items()
+        for kind, often in Counter(kinds).items()
+    }
     found = Counter({cell: math.floor(share) for cell, share in exact.items()})
     nearest = sorted(exact, key=lambda cell: found[cell] - exact[cell])
     found.update(nearest[: count - found.total()])

@@ -38,18 +38,21 @@ def credit(
         bool, typer.Option("--together", help="The question is a player like the others, and does not only ask.")
     ] = False,
     against: Annotated[list[str] | None, typer.Option(help="An alternative to one word; may be repeated.")] = None,
-    word: Annotated[int, typer.Option(min=0, help="Which word --against is about, from 0.")] = 0,
+    word: Annotated[int | None, typer.Option(min=0, help="Which word --against is about, from 0.")] = None,
     as_json: Json = False,
 ) -> None:
     """Prior, question, context, system and image: how much of each word is whose."""
     need_texts("--against", against or ())
     need_players(players or (), keep or (), context=asked.table is not None or bool(asked.context))
+    if word is not None and not against:
+        raise typer.BadParameter("--word says which word --against is about, and there is none: give --against")
     if value == "difference" and len(against or ()) > 1:
         raise typer.BadParameter("--value difference is from one other word: give one --against")
     vlm, examples = asked.open()
     kept: Any = ("template", *(keep or ()))
     among: Any = players or "roles"
+    number = word or 0
     with asked.showing(as_json) as shown:
         for x in examples:
-            split = li.credit(vlm, x, kept, value, against, asking=not together, unit=unit, word=word, players=among)
+            split = li.credit(vlm, x, kept, value, against, asking=not together, unit=unit, word=number, players=among)
             shown(split, x)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lvlm_interp.attribution.asked import Asked
 from lvlm_interp.attribution.patch_map import PatchMap
-from lvlm_interp.errors import ImageError
+from lvlm_interp.errors import ImageError, InputError
 from lvlm_interp.heatmaps.method import Kind, Method
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.vlm import HookedVLM
@@ -25,27 +25,41 @@ SINK = 5.0  # times the median of the image's tokens, over all heads and layers:
 
 
 @dataclass(frozen=True)
-class Attention(Method):
+class OfHeads(Method):
+    """A method that looks at the attention of heads.
+
+    Attributes:
+        layers: whose attention; negative numbers count from the last; all by default.
+        heads: of these layers; all by default.
+    """
+
+    kind: ClassVar[Kind] = "attention"
+    signed: ClassVar[bool] = False
+    needs: ClassVar[str] = "attention through transformers' AttentionInterface"
+    layers: int | tuple[int, ...] | None = None
+    heads: int | tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if () in (self.layers, self.heads):
+            raise InputError(f"{self.name!r} looks at layers and heads: give one or more, or None for all of them")
+
+
+@dataclass(frozen=True)
+class Attention(OfHeads):
     """The mean of attention over heads and layers, from the rows that predict the part's tokens.
 
     What is looked at need not be used, and a few tokens (sinks) are looked at whatever is asked. Only these rows of
     attention are computed.
 
     Attributes:
-        layers: whose attention; negative numbers count from the last; all by default.
-        heads: of these layers; all by default.
         drop_sinks: give 0 to tokens of the image that the whole prompt behind it looks at more than 5 times as much as
             at the median one.
     """
 
     name: ClassVar[str] = "attention"
-    kind: ClassVar[Kind] = "attention"
     cost: ClassVar[str] = "1"
-    signed: ClassVar[bool] = False
-    needs: ClassVar[str] = "attention through transformers' AttentionInterface"
     source: ClassVar[str] = "raw attention; sinks: Kang et al. 2025"
-    layers: int | tuple[int, ...] | None = None
-    heads: int | tuple[int, ...] | None = None
     drop_sinks: bool = False
 
     def map(self, asked: Asked) -> PatchMap:
@@ -56,25 +70,25 @@ class Attention(Method):
 
 
 @dataclass(frozen=True)
-class RelativeAttention(Method):
+class RelativeAttention(OfHeads):
     """Attention of the row that predicts a part's first token, divided by that under a question about nothing.
 
     What every question looks at, sinks among it, divides out.
 
     Attributes:
-        layers, heads: as in `attention`.
         generic: the question about nothing.
     """
 
     name: ClassVar[str] = "relative_attention"
-    kind: ClassVar[Kind] = "attention"
     cost: ClassVar[str] = "2"
-    signed: ClassVar[bool] = False
     needs: ClassVar[str] = "attention through transformers' AttentionInterface; the original picture"
     source: ClassVar[str] = "Zhang et al. 2025 (mllms_know), rel-att"
-    layers: int | tuple[int, ...] | None = None
-    heads: int | tuple[int, ...] | None = None
     generic: str = GENERIC
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.generic.strip():
+            raise InputError("generic= is a question about nothing, and a blank is none; the paper's is the default")
 
     def map(self, asked: Asked) -> PatchMap:
         vlm, x, number = (

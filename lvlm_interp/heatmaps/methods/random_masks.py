@@ -12,37 +12,26 @@ from torch import Tensor
 
 from lvlm_interp.attribution.asked import Asked
 from lvlm_interp.attribution.patch_map import PatchMap
-from lvlm_interp.engine.score import HideFrom
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import need_seed
-from lvlm_interp.heatmaps.game import Game
-from lvlm_interp.heatmaps.hiding import TOKENS, Substrate
-from lvlm_interp.heatmaps.method import Kind, Method
-from lvlm_interp.heatmaps.regions import Regions
+from lvlm_interp.heatmaps.game import Game, OverSets
 
 AT_ONCE = 64  # sets that are scored between two steps of the bar
 
 
 @dataclass(frozen=True)
-class RandomMasks(Method):
+class RandomMasks(OverSets):
     """Each region is seen with the same chance, whatever the others are.
 
     Attributes:
         samples: how many sets are drawn; where the chance is a half, half of them the complements of the others.
         seen: the chance of a region to be seen.
-        regions: what is seen or hidden together (`heatmaps.regions`); every patch by default.
-        substrate: what stands in the place of a patch that is not seen (`heatmaps.hiding`).
-        hide_from: of tokens, as in occlusion.
         seed: of what is drawn.
     """
 
-    kind: ClassVar[Kind] = "counterfactual"
     cost: ClassVar[str] = "samples + 2, over text rows alone where text loses sight"
     samples: int = 256
     seen: float = 0.5
-    regions: Regions = None
-    substrate: Substrate = TOKENS
-    hide_from: HideFrom | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -56,7 +45,7 @@ class RandomMasks(Method):
     says: ClassVar[str]
 
     def map(self, asked: Asked) -> PatchMap:
-        game = Game(asked, self.regions, self.substrate, self.hide_from)
+        game = self.game(asked)
         sets = self.sets(game.players)
         with game.bar(len(sets)) as bar:
             values = torch.cat([self._scored(game, some, bar) for some in sets.split(AT_ONCE)], 1)

@@ -12,19 +12,15 @@ from torch import Tensor
 from lvlm_interp.attribution.asked import Asked
 from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.attribution.shapley import shapley_weights
-from lvlm_interp.engine.score import HideFrom
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import need_seed
-from lvlm_interp.heatmaps.game import Game
-from lvlm_interp.heatmaps.hiding import TOKENS, Substrate
-from lvlm_interp.heatmaps.method import Kind, Method
-from lvlm_interp.heatmaps.regions import Regions
+from lvlm_interp.heatmaps.game import Game, OverSets
 
 FEW = 8  # regions, of which all 2^8 sets are scored
 
 
 @dataclass(frozen=True)
-class Shapley(Method):
+class Shapley(OverSets):
     """What a region adds to those that came before it, over drawn orders; exact up to `FEW` regions.
 
     Orders come in pairs, each with its reverse (antithetic sampling: Mitchell et al. 2022), so that what a region does
@@ -33,22 +29,15 @@ class Shapley(Method):
     Attributes:
         pairs: of orders that are drawn at most.
         precision: stop when the largest standard error is below this share of the largest number; None draws all.
-        regions: what is seen or hidden together (`heatmaps.regions`); every patch by default.
-        substrate: what stands in the place of a patch that is not seen (`heatmaps.hiding`).
-        hide_from: of tokens, as in occlusion.
         seed: of what is drawn.
     """
 
     name: ClassVar[str] = "shapley"
-    kind: ClassVar[Kind] = "counterfactual"
     cost: ClassVar[str] = "2 · pairs · N, over text rows alone where text loses sight; 2^regions up to 8"
     sums: ClassVar[str] = "everything seen, less no patch"
     source: ClassVar[str] = "Shapley 1953; Castro et al. 2009"
     pairs: int = 8
     precision: float | None = None
-    regions: Regions = None
-    substrate: Substrate = TOKENS
-    hide_from: HideFrom | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -61,7 +50,7 @@ class Shapley(Method):
             )
 
     def map(self, asked: Asked) -> PatchMap:
-        game = Game(asked, self.regions, self.substrate, self.hide_from)
+        game = self.game(asked)
         if game.players <= FEW:
             numbers = torch.arange(1 << game.players)[:, None] >> torch.arange(game.players) & 1
             values = game(numbers.bool()) @ shapley_weights(game.players).T
