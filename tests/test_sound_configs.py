@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from transformers import AutoConfig, GenerationConfig, LlavaConfig
+from transformers import AutoConfig, GenerationConfig, LlamaConfig, LlavaConfig
 
 import lvlm_interp as li
 from lvlm_interp.errors import ModelError
 from lvlm_interp.families.shared.registry import FAMILIES, family_of
-from lvlm_interp.opening.config import need_sound
+from lvlm_interp.opening.config import need_sound, need_weights_for
 from lvlm_interp.opening.fault import need_ends, need_processing
 from lvlm_interp.opening.image_token import need_image_token
 from tests.families import tiny_model
@@ -87,3 +87,26 @@ def test_a_field_is_looked_for_only_where_something_fails(tmp_path, monkeypatch,
     elif template != "its own":
         written.write_text("{{ raise_exception('words') }}")
     assert li.load(tmp_path).processor is not None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("vocab_size", 10**10), ("num_hidden_layers", 10**8), ("hidden_size", 10**7)]
+)
+def test_a_model_far_larger_than_its_weights_is_refused_before_it_is_allocated(tmp_path, field, value):
+    save("llava", tmp_path)
+    path = tmp_path / "config.json"
+    settings = json.loads(path.read_text())
+    config = AutoConfig.from_pretrained(tmp_path)
+    need_weights_for(config, tmp_path)
+    settings["text_config"][field] = value
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="numbers or more, and its weight files hold"):
+        li.load(tmp_path)
+
+
+def test_a_model_in_two_bits_is_not(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    settings = {"hidden_size": 32, "num_hidden_layers": 5, "vocab_size": 100}
+    need_weights_for(LlamaConfig(**settings), tmp_path)
+    with pytest.raises(ModelError):
+        need_weights_for(LlamaConfig(**settings | {"vocab_size": 1000}), tmp_path)

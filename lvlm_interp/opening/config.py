@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -15,6 +16,7 @@ COUNTS = {  # what there is one of at least
     *("num_hidden_layers", "num_layers", "depth", "num_attention_heads", "num_key_value_heads", "num_heads"),
     *("hidden_size", "embed_dim", "intermediate_size", "patch_size", "image_size", "vocab_size"),
 }
+MOST_NUMBERS = 16  # in a byte of a weight file: weights of 2 bits, which hold 4, are well within
 IMAGE_TOKENS = ("image_token_id", "image_token_index")
 LAYERS = ("vision_feature_layer", "vision_feature_layers")  # of the vision tower, which the projector reads
 
@@ -29,6 +31,29 @@ def need_sound(config: PretrainedConfig, where: str) -> None:
     wrong = (*_no_numbers(settings), *_no_tokens(config), *_no_layers(settings))
     for field, value, right in wrong:
         raise ModelError(f"{where} has {field}: {value!r}; {right}. Put back the number that belongs to the weights")
+
+
+def need_weights_for(config: PretrainedConfig, folder: Path) -> None:
+    """Raise where a model is many times what the weight files beside its config hold: it would be allocated first.
+
+    Raises:
+        ModelError: says how many numbers the model has at least, and how much is there.
+    """
+    held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    settings = config.to_dict()
+    least = sum(_least(part) for part in (settings, *settings.values()) if isinstance(part, Mapping))
+    if held and least > MOST_NUMBERS * held:
+        raise ModelError(
+            f"could not open {str(folder)!r}: its config.json is of a model of {least:.1e} numbers or more, and its "
+            f"weight files hold {held:.1e} bytes. Put back the config.json that belongs to the weights"
+        )
+
+
+def _least(part: Mapping[Any, Any]) -> int:
+    """How many numbers a part of a model has at least: a square of its width in each layer, and its vocabulary."""
+    told = (part.get(name) for name in ("hidden_size", "num_hidden_layers", "vocab_size"))
+    width, depth, vocabulary = (value if isinstance(value, int) else 0 for value in told)
+    return width * (width * depth + vocabulary)
 
 
 Wrong = Iterator[tuple[str, Any, str]]

@@ -21,7 +21,7 @@ from lvlm_interp.model.place import floating, moved, need_device, need_kernels
 from lvlm_interp.model.quantised import need_weights_to_read
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.opening.broken import kept_file, need_numbers_with_a_point, need_read
-from lvlm_interp.opening.config import need_sound
+from lvlm_interp.opening.config import need_sound, need_weights_for
 from lvlm_interp.opening.conformance import check, check_at_load
 from lvlm_interp.opening.image_token import need_image_token
 from lvlm_interp.opening.own import need_own_readers
@@ -106,7 +106,9 @@ def load(
     told = (shown, path, revision, trust_remote_code)
     with _explained_by_files(*told, options):
         # First: what runs code of its own is refused before anything else.
-        need_sound(AutoConfig.from_pretrained(path, **common), f"could not open {shown!r}: its config.json")
+        config = AutoConfig.from_pretrained(path, **common)
+        need_sound(config, f"could not open {shown!r}: its config.json")
+        need_weights_for(config, Path(path))
         processor = AutoProcessor.from_pretrained(path, **common)
         # With other shapes it would only point to what it logs; they are refused below.
         shapes = {"ignore_mismatched_sizes": True, **options}
