@@ -26,7 +26,9 @@ def one_of_each():
     tuned = TunedLens(torch.ones(2, 3, 4, 4), torch.ones(2, 3, 4), y, y, y, y, 1, provenance=about("tuned lens"))
     mapped = li.attribute(vlm, x, "shapley", unit="answer")
     found = (
-        li.faithfulness(vlm, x, mapped, substrates="tokens", orders=2, sets=5, unit="answer"),
+        (faithful := li.faithfulness(vlm, x, mapped, substrates="tokens", orders=2, sets=5, unit="answer")),
+        li.faithfulness_over([faithful], samples=2),
+        li.sanity(vlm, x, blocks=[1]),
         located(mapped, (0, 0, 1, 2)),
         *(diagnosis, diagnosis.contrast, diagnosis.credit, diagnosis.patches, tuned),
         *(li.lens(vlm, x, target=5), li.direct(vlm, x), li.fit_probes(*labelled(), **QUICK)),

@@ -333,7 +333,10 @@ def test_regions_are_hidden_together(vlm):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"substrate": "white"}, "substrate is 'tokens', 'mean', 'blur', 'black' or another picture; got 'white'"),
+        (
+            {"substrate": "white"},
+            "substrate is 'tokens', 'mean', 'blur', 'black', 'road' or another picture; got 'white'",
+        ),
         ({"substrate": "mean", "hide_from": "text"}, "where pixels are changed"),
     ],
 )

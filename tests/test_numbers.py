@@ -11,6 +11,7 @@ import lvlm_interp as li
 from lvlm_interp.attribution.swap import Pointed
 from lvlm_interp.errors import InputError, OutputError
 from lvlm_interp.fields import ANY
+from lvlm_interp.heatmaps import over_examples
 from lvlm_interp.storing import KINDS
 from tests.kinds import kinds, one_of_each
 from tests.swapping import made_test
@@ -20,10 +21,12 @@ from tests.tiny import tiny_inputs, tiny_llava
 BLANK = {
     "Checked": {"measured", "limit"},  # of a check that could not be carried out
     "Faithfulness": {"sensitivity"},  # of what does not vary
+    "FaithfulnessOver": {*over_examples.NUMBERS},  # of one group; sensitivity of what does not vary
     "Judgement": {"low", "high"},  # of one group
     "Located": {"energy"},  # of a map without a positive number
     "Miss": {"second_value"},  # of one source
     "ProbeResult": {"control", "p", "q"},  # without types, without permutations
+    "Sanity": {"weights", "foil"},  # of a flat map, without a foil
     "TunedLens": {"tuned_kl", "plain_kl", "gain_low", "gain_high"},  # of a kind without positions, of one example
 }
 # Whatever a model, a user or a metric gives.

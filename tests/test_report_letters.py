@@ -37,6 +37,7 @@ def curves(maps):
         token="Purple",
         maps=(*names, "centre"),
         substrates=("mean",),
+        numbers=torch.zeros(maps + 1, 8),
         revealed=steps,
         insertion=drawn,
         deletion=drawn.flip(-1),

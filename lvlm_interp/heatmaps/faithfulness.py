@@ -5,8 +5,9 @@ in the place of a patch that is not seen), regions come one by one, those of the
 go one by one (deletion). A map that says what matters lets the value rise early, and fall early. What is removed last,
 first: the least relevant in front, is insertion read backwards, so both orders are here.
 
-Deletion and insertion: Petsiuk et al. 2018 (RISE); sensitivity-n: Ancona et al. 2018. A method that chooses regions by
-these very curves does well on them by itself: look at substrates that it did not use.
+Deletion and insertion: Petsiuk et al. 2018 (RISE); ROAD is deletion on the substrate `road` (Rong et al. 2022);
+comprehensiveness and sufficiency: DeYoung et al. 2020 (ERASER); sensitivity-n: Ancona et al. 2018. A method that
+chooses regions by these very curves does well on them by itself: look at substrates that it did not use.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from lvlm_interp.attribution.value import Value
 from lvlm_interp.errors import InputError
 from lvlm_interp.fields import Range
 from lvlm_interp.given import explained, need_seed
+from lvlm_interp.heatmaps.filling import TOKENS, Substrate
 from lvlm_interp.heatmaps.game import Game
-from lvlm_interp.heatmaps.hiding import TOKENS, Substrate
 from lvlm_interp.heatmaps.regions import Regions, regions_of
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.words import Unit
@@ -38,6 +39,8 @@ from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result, number_of
 
+SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
+"""Of the picture, over which comprehensiveness and sufficiency are means: ERASER's, by area."""
 CENTRE = "centre"
 """A map that is none: the nearer to the middle, the more. Pictures show things there."""
 
@@ -50,6 +53,7 @@ class Faithfulness(Result):
         token: the part, as text.
         maps: names of the maps; the last is `centre`, which is a prior and no map.
         substrates: what stood in the place of what was not seen.
+        numbers: what each map gives a region, the mean over its patches, `[map, region]`.
         revealed: the share of the patches in the first k regions of each map, `[map, step]`.
         insertion: the value with only these seen, `[map, substrate, step]`.
         deletion: the value with only these gone, `[map, substrate, step]`.
@@ -66,6 +70,7 @@ class Faithfulness(Result):
     token: str
     maps: tuple[str, ...]
     substrates: tuple[str, ...]
+    numbers: Float[Tensor, "map region"]
     revealed: Float[Tensor, "map step"]
     insertion: Float[Tensor, "map substrate step"]
     deletion: Float[Tensor, "map substrate step"]
@@ -93,6 +98,20 @@ class Faithfulness(Result):
         """The mean value over the area that is removed: lower is better."""
         return area_under(self.deletion, self.revealed)
 
+    @property
+    def comprehensiveness(self) -> Float[Tensor, "map substrate"]:
+        """What the value loses without the first 1, 5, 10, 20 and 50% of the picture, on average: higher is better."""
+        return self.deletion[:, :, 0] - _mean_at(SHARES, self.deletion, self.revealed)
+
+    @property
+    def sufficiency(self) -> Float[Tensor, "map substrate"]:
+        """What it lacks with these alone, on average: lower is better."""
+        return self.deletion[:, :, 0] - _mean_at(SHARES, self.insertion, self.revealed)
+
+    def agreement(self) -> pd.DataFrame:
+        """Spearman's correlation of every two maps over regions; NaN where one is the same everywhere."""
+        return pd.DataFrame(self.numbers.double().numpy().T, columns=list(self.maps)).corr("spearman")
+
     def to_frame(self) -> pd.DataFrame:
         """One row for each map and substrate; `above random` are shares of random orders that do worse."""
         rows = []
@@ -109,6 +128,8 @@ class Faithfulness(Result):
                         "deletion": float(deleted),
                         "random deletion": float(self.random_deletion[:, s].mean()),
                         "deletion below random": float((deleted < self.random_deletion[:, s]).float().mean()),
+                        "comprehensiveness": float(self.comprehensiveness[m, s]),
+                        "sufficiency": float(self.sufficiency[m, s]),
                         "sensitivity": float(self.sensitivity[m, s]),
                     }
                 )
@@ -142,7 +163,7 @@ def faithfulness(
         x: the example that they are of.
         maps: one, or several by name, of one image and one part of its answer.
         token: which of the parts of the maps, its number or its text.
-        substrates: what stands in the place of a patch that is not seen (`heatmaps.hiding`), one or several.
+        substrates: what stands in the place of a patch that is not seen (`heatmaps.filling`), one or several.
         regions: what comes and goes together (`heatmaps.regions`); 8 × 8 blocks by default. A map's number of a region
             is the sum over its patches, of which order goes by the mean.
         orders: random ones, the null.
@@ -241,6 +262,7 @@ def _measured(
     return Faithfulness(
         token=asked.target.parts[part].text,
         maps=numbers.names,
+        numbers=(together / sizes).float(),
         substrates=tuple(names),
         revealed=revealed[:first].float(),
         insertion=inserted[:first].float(),
@@ -275,6 +297,17 @@ def area_under(
     """The area under curves over the share of the picture, by trapezoids: the mean value."""
     along = revealed if values.ndim == revealed.ndim else revealed[:, None].expand_as(values)
     return torch.trapezoid(values, along.to(values.dtype), dim=-1)
+
+
+def _mean_at(
+    shares: Sequence[float], values: Float[Tensor, "map substrate step"], revealed: Float[Tensor, "map step"]
+) -> Float[Tensor, "map substrate"]:
+    """The mean of curves at some shares of the picture, straight between steps."""
+    found = [
+        [float(np.mean(np.interp(shares, along.numpy(), curve.numpy()))) for curve in curves]
+        for along, curves in zip(revealed.double(), values.double(), strict=True)
+    ]
+    return torch.tensor(found)
 
 
 def _correlations(

@@ -14,7 +14,8 @@ from lvlm_interp.attribution.asked import Asked
 from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.attribution.value import Valued
 from lvlm_interp.engine.score import HideFrom
-from lvlm_interp.heatmaps.hiding import TOKENS, Substrate, hiding_of, named
+from lvlm_interp.heatmaps.filling import TOKENS, Substrate
+from lvlm_interp.heatmaps.hiding import hiding_of, named
 from lvlm_interp.heatmaps.method import Kind, Method
 from lvlm_interp.heatmaps.regions import Regions, regions_of, spread
 
@@ -93,7 +94,7 @@ class OverSets(Method):
 
     Attributes:
         regions: what is seen or hidden together (`heatmaps.regions`); every patch by default.
-        substrate: what stands in the place of a patch that is not seen (`heatmaps.hiding`).
+        substrate: what stands in the place of a patch that is not seen (`heatmaps.filling`).
         hide_from: of tokens. `text`: image tokens go on seeing the hidden one; `all`: nobody sees it. By default
             `text`, or `all` where only that is possible.
     """

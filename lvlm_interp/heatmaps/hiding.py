@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import xxhash
 from jaxtyping import Bool
-from PIL import Image, ImageFilter, ImageStat
+from PIL import Image
 from torch import Tensor
 
 from lvlm_interp.attribution.asked import Asked, boxes_of
@@ -19,17 +19,9 @@ from lvlm_interp.attribution.value import Target, Valued, values_of
 from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.engine.score import HideFrom
 from lvlm_interp.errors import ImageError, InputError
+from lvlm_interp.heatmaps.filling import TOKENS, Substrate, filling_of, is_picture
 from lvlm_interp.heatmaps.regions import pixels_in
 from lvlm_interp.inputs.example import Inputs
-from lvlm_interp.inputs.media import open_image
-from lvlm_interp.inputs.sources import ImageLike
-
-TOKENS = "tokens"
-PIXELS = ("mean", "blur", "black")
-BLUR = 5 / 224  # of the longer side, the deviation: that of RISE's insertion (Petsiuk et al. 2018, code)
-Substrate = str | ImageLike
-"""What stands in the place of a patch that is not seen. `tokens`: nothing, its tokens are hidden. Of pixels: the
-picture's `mean` colour, the picture blurred (`blur`), `black`; or another picture, resized, whose patch it is."""
 
 
 @runtime_checkable
@@ -92,10 +84,11 @@ class OfPixels:
         if asked.frame is not None:
             raise InputError("pixels are changed in every frame of a video at once: leave out frame=, or hide tokens")
         self.asked = asked
-        self.substrate = substrate if isinstance(substrate, str) and substrate in PIXELS else "picture"
+        self.substrate = "picture" if is_picture(substrate) else str(substrate)
         self._shown = asked.view.clip or (asked.view.picture,)
-        self._other = [np.asarray(_other(picture, substrate)) for picture in self._shown]
-        self.picture = named(self._other[0]) if self.substrate == "picture" else None
+        self._fillings = [filling_of(picture, substrate) for picture in self._shown]
+        nothing = np.zeros(self._shown[0].size[::-1], bool)
+        self.picture = named(self._fillings[0](nothing)) if self.substrate == "picture" else None
 
     @functools.cached_property
     def _places(self) -> Bool[np.ndarray, "patch height width"]:
@@ -108,10 +101,10 @@ class OfPixels:
 
     def changed(self, hidden: Bool[Tensor, " patch"]) -> Inputs:
         """The example with these patches replaced."""
-        where = self._places[hidden.numpy()].any(0)[..., None]
+        where = self._places[hidden.numpy()].any(0)
         pictures = [
-            Image.fromarray(np.where(where, other, np.asarray(picture.convert("RGB"))))
-            for picture, other in zip(self._shown, self._other, strict=True)
+            Image.fromarray(np.where(where[..., None], filling(where), np.asarray(picture.convert("RGB"))))
+            for picture, filling in zip(self._shown, self._fillings, strict=True)
         ]
         shown = [pictures if view is self.asked.view else list(view.clip) or [view.picture] for view in self._views]
         each = [some if view.clip else some[0] for some, view in zip(shown, self._views, strict=True)]
@@ -130,19 +123,6 @@ class OfPixels:
 
     def _value(self, x: Inputs, target: Target) -> Valued:
         return values_of(self.asked.vlm, x, x.everything[None], target)
-
-
-def _other(picture: Image.Image, substrate: Substrate) -> Image.Image:
-    if not isinstance(substrate, str) or substrate not in PIXELS:
-        if isinstance(substrate, str) and "/" not in substrate and "." not in substrate:
-            raise InputError(
-                f"substrate is {TOKENS!r}, {', '.join(map(repr, PIXELS))} or another picture; got {substrate!r}"
-            )
-        return open_image(substrate).resize(picture.size, Image.Resampling.BICUBIC)
-    if substrate == "blur":
-        return picture.convert("RGB").filter(ImageFilter.GaussianBlur(BLUR * max(picture.size)))
-    mean = tuple(round(colour) for colour in ImageStat.Stat(picture.convert("RGB")).mean)
-    return Image.new("RGB", picture.size, mean if substrate == "mean" else "black")
 
 
 def named(array: np.ndarray) -> str:

@@ -13,6 +13,8 @@ from lvlm_interp.engine.score import Scores
 from lvlm_interp.given import explained
 from lvlm_interp.heatmaps.faithfulness import Faithfulness
 from lvlm_interp.heatmaps.localization import Located
+from lvlm_interp.heatmaps.over_examples import FaithfulnessOver
+from lvlm_interp.heatmaps.sanity import Sanity
 from lvlm_interp.inside.direct import DirectAttribution
 from lvlm_interp.inside.lens import Lens
 from lvlm_interp.inside.tuned_lens import TunedLens
@@ -33,6 +35,8 @@ KINDS: tuple[type[Result], ...] = (
     Judgement,
     Faithfulness,
     Located,
+    FaithfulnessOver,
+    Sanity,
 )
 
 

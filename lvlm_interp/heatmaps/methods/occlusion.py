@@ -10,8 +10,8 @@ import torch
 from lvlm_interp.attribution.asked import Asked
 from lvlm_interp.attribution.occlusion import occlusion
 from lvlm_interp.attribution.patch_map import PatchMap
+from lvlm_interp.heatmaps.filling import TOKENS
 from lvlm_interp.heatmaps.game import OverSets
-from lvlm_interp.heatmaps.hiding import TOKENS
 
 
 @dataclass(frozen=True)
