@@ -154,6 +154,18 @@ def test_a_heatmap_by_another_method(run, loaded, picture, tmp_path):
     assert "shares of attention" in (tmp_path / "where.svg").read_text("utf-8")
 
 
+def test_which_map_to_believe(run, loaded, picture, tmp_path):
+    told = ["--image", picture, *ASK, "--answer", "Purple.", "--regions", 2, "--orders", 2, "--substrate", "tokens"]
+    few = [*told, "--method", "attention", "--method", "direct"]
+    status, printed, _ = run("faithfulness", *few, "--out", tmp_path / "curves.svg", "--curve", "deletion")
+    assert status == 0 and "centre" in printed and printed.splitlines()[-1].endswith("curves.svg")
+    assert "of the patches gone" in (tmp_path / "curves.svg").read_text("utf-8")
+    status, printed, _ = run("faithfulness", *few, "--json")
+    assert status == 0 and json.loads(printed)["maps"] == ["attention", "direct", "centre"]
+    status, _, err = run("faithfulness", *told, "--out", tmp_path / "curves.svg")
+    assert status == 1 and one_line(err) and "exists" in err
+
+
 def test_heatmap(run, picture, tmp_path):
     out = tmp_path / "where.png"
     status, printed, _ = run("heatmap", "--image", picture, *ASK, "--answer", "Purple.", "--out", out)

@@ -50,6 +50,10 @@ MISTAKES = {
     "blank alternative": ("credit", [*ASK, "--against", ""], 1, "tokenises to nothing"),
     "keep what is no role": ("credit", [*ASK, "--keep", "banana"], 1, "no role 'banana'"),
     "word below 0": ("credit", [*ASK, "--word", "-1"], 2, "--word"),
+    "no such substrate": ("faithfulness", [*ASK, "--substrate", "fog"], 1, "--substrate fog: there are tokens, mean"),
+    "a substrate twice": ("faithfulness", [*ASK, *["--substrate", "blur"] * 2], 1, "names one twice"),
+    "no such map": ("faithfulness", [*ASK, "--method", "shaply"], 1, "did you mean 'shapley'"),
+    "no kind of curves": ("faithfulness", [*ASK, "--out", "{}/a.json"], 1, "does not end like"),
     "a word of nothing": ("credit", [*ASK, "--word", "1"], 2, "--word says which word --against is about"),
     "layers of no attention": (
         *(

@@ -72,6 +72,10 @@ DRAWN = {
         "few": lambda: figures.head_sources(heads(2, 1)),
         "many": lambda: figures.head_sources(heads(8, 32)),
     },
+    "heatmap_grid": {
+        "few": lambda: figures.heatmap_grid({"a": made(tokens=("a",)).patches}),
+        "many": lambda: figures.heatmap_grid(dict.fromkeys(("a", "integrated_gradients"), made(LONG[:4]).patches)),
+    },
     "judged_definitions": {"all": lambda: figures.judged_definitions(li.judged(worlds()))},
     "heatmap": {
         shape: lambda shape=shape: figures.heatmap(a_map(shape)) for shape in ("square", "portrait", "landscape")

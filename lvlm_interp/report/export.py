@@ -23,12 +23,14 @@ from lvlm_interp.attribution.swap import SwapTest
 from lvlm_interp.errors import OutputError
 from lvlm_interp.files import aside, told
 from lvlm_interp.given import checked
+from lvlm_interp.heatmaps.faithfulness import Faithfulness
 from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.probes.result import ProbeResult
 from lvlm_interp.report import explorer, figures
 from lvlm_interp.report.diagnosis import Diagnosis
 from lvlm_interp.report.figures import drawing
 from lvlm_interp.report.frames import csv_of
+from lvlm_interp.report.overlay import arrays_of
 from lvlm_interp.report.placing import Writer, check, check_file, placed
 from lvlm_interp.report.sheet import drawn, sheet
 from lvlm_interp.results import Result
@@ -39,6 +41,8 @@ __all__ = [
     "check_file",
     "figure_kind",
     "heatmap_png",
+    "map_kind",
+    "save_curves",
     "save_heatmap",
     "slug",
     "write",
@@ -125,6 +129,20 @@ def heatmap_png(patches: PatchMap, picture: ImageLike | None, index: int = 0, qu
     return drawn(patches, picture, index, question)
 
 
+DATA = {"npz": "arrays", "json": "text"}
+"""Endings of files that hold a map's numbers, with boxes, units and provenance."""
+
+
+def map_kind(path: str | Path) -> str:
+    """What kind of file of a map a name asks for: a picture's, as in `figure_kind`, or `npz`, `json`.
+
+    Raises:
+        OutputError: none that is known.
+    """
+    kind = Path(path).suffix.lower().removeprefix(".")
+    return kind if kind in DATA else figure_kind(path)
+
+
 def figure_kind(path: str | Path) -> str:
     """What kind of picture a file's name asks for: one of those that matplotlib writes, `pdf` for instance.
 
@@ -158,10 +176,13 @@ def save_heatmap(
 ) -> Path:
     """Write the picture, and beside it one word's map over it, to a file, whole or not at all.
 
+    `overlay.overlaid(patches, picture).save(path)` is the picture with the map on it in its own size.
+
     Args:
         patches: the map.
         picture: what it is laid on.
-        path: the file; its ending says which kind (`.png`, `.pdf`, `.svg`, … as in matplotlib).
+        path: the file; its ending says which kind: `.png`, `.pdf`, `.svg`, … as in matplotlib; `.npz` and `.json` hold
+            the numbers of all words instead, with boxes, units and provenance.
         index: which word.
         question: stands above the picture.
 
@@ -170,11 +191,39 @@ def save_heatmap(
         OutputError: a kind that is not known, or the file cannot be written.
     """
     target = Path(path)
-    made = drawn(patches, picture, index, question, figure_kind(target))
+    kind = map_kind(target)
+    made = _numbers(patches, kind) if kind in DATA else drawn(patches, picture, index, question, kind)
+    return _placed(target, made)
+
+
+def _placed(target: Path, made: bytes) -> Path:
     with told("write", target), aside(target.parent) as partial:
         (partial / target.name).write_bytes(made)
         os.replace(partial / target.name, target)
     return target
+
+
+def _numbers(patches: PatchMap, kind: str) -> bytes:
+    if kind == "json":
+        return json.dumps(patches.to_dict(), ensure_ascii=False).encode()
+    stream, arrays = io.BytesIO(), arrays_of(patches)
+    np.savez(stream, **arrays)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+@checked
+def save_curves(found: Faithfulness, path: str | Path, kind: str = "insertion", force: bool = False) -> Path:
+    """Write curves of faithfulness to a file, a panel for each substrate.
+
+    Raises:
+        InputError: another kind than `insertion` or `deletion`.
+        OutputError: a kind of file that is not known, one that is there, or that cannot be written.
+    """
+    target, ending = check_file(path, force), figure_kind(path)
+    panels = drawing.own(4.6 * len(found.substrates), 3.6, 1, len(found.substrates))[1][0]
+    for ax, substrate in zip(panels, found.substrates, strict=True):
+        figures.faithfulness_curves(found, kind, substrate, ax)
+    return _placed(target, _figure(panels[0].figure, ending))
 
 
 @checked
@@ -230,6 +279,10 @@ def _probe_png(found: ProbeResult) -> bytes:
 
 
 def _png(figure: Any) -> bytes:
+    return _figure(figure, "png")
+
+
+def _figure(figure: Any, kind: str) -> bytes:
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DPI)
+    figure.savefig(stream, format=kind, dpi=DPI)
     return stream.getvalue()

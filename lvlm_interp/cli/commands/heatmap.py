@@ -24,7 +24,7 @@ app = typer.Typer()
 @asking
 def heatmap(
     asked: Asked,
-    out: Annotated[Path, typer.Option(help="The picture to write: .png, .pdf, .svg, …")],
+    out: Annotated[Path, typer.Option(help="What to write: .png, .pdf, .svg, …, or the numbers: .npz, .json.")],
     word: Word = 0,
     against: Annotated[str | None, typer.Option(help="Why that word rather than this one.")] = None,
     method: Annotated[str, typer.Option(help="How; `lvlm-interp methods` lists them.")] = "occlusion",
@@ -37,8 +37,8 @@ def heatmap(
     from lvlm_interp.report import export
     from lvlm_interp.report.terminal import peaks
 
-    export.figure_kind(out)
-    how = method_of(method, _parameters(parameter or [], hide_from))
+    export.map_kind(out)
+    how = method_of(method, parameters_of(parameter or [], hide_from))
     export.check_file(out, asked.force)
     need_apart([out], asked.read)
     need_texts("--against", [against])
@@ -55,7 +55,7 @@ def heatmap(
         say(out)
 
 
-def _parameters(given: list[str], hide_from: str | None) -> dict[str, Any]:
+def parameters_of(given: list[str], hide_from: str | None = None) -> dict[str, Any]:
     """Parameters of a method: `pairs=4` is a number, `baseline=zero` a text, `layers=[1,2]` several."""
     found: dict[str, Any] = {} if hide_from is None else {"hide_from": hide_from}
     for one in given:

@@ -17,6 +17,7 @@ STANDS = {  # what is in the place of what is not seen
     "mean": "mean colour",
     "blur": "blurred",
     "black": "black",
+    "road": "what is around it, noisy",
     "picture": "another picture",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,6 +16,7 @@ from matplotlib.patheffects import Normal, Stroke
 
 from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.errors import InputError
+from lvlm_interp.heatmaps.pixels import at_pixels
 from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.report.figures import coloring, drawing
 from lvlm_interp.report.figures.drawing import MARK, figure
@@ -34,6 +35,7 @@ def heatmap(
     cmap: str | Colormap | None = None,
     fade: float = 0.55,
     mark_peak: bool = True,
+    smooth: bool = False,
     colorbar: bool = True,
     title: str | None = None,
 ) -> Axes:
@@ -51,6 +53,7 @@ def heatmap(
         fade: how far the picture is bleached under the map, 0 (as it is) … 1 (white), so that the map's colours are the
             only ones.
         mark_peak: outline the patch that supports the token most.
+        smooth: straight between the middles of patches; what is drawn in between, nothing has measured.
         colorbar: draw the scale.
         title: by default the token, and what it is held against.
 
@@ -68,7 +71,10 @@ def heatmap(
     values, boxes = patch_map.values[token].double().numpy().ravel(), patch_map.boxes.numpy().reshape(-1, 4)
     largest = _largest(patch_map, token, limit)
     scale = ScalarMappable(Normalize(-largest, largest), coloring.diverging(cmap))
-    ax.add_collection(_tiles(boxes, values, scale))
+    if smooth:
+        _smoothed(ax, patch_map, token, scale)
+    else:
+        ax.add_collection(_tiles(boxes, values, scale))
     if mark_peak and values.max() > 0:
         ax.add_patch(_outline(boxes[int(values.argmax())]))
     if ax.get_xlabel() and patch_map.size[::-1] == patch_map.values.shape[1:]:  # the original picture is not known
@@ -94,6 +100,15 @@ def _asked(patch_map: PatchMap, token: int) -> str:
     foils = patch_map.alternatives[token] if patch_map.alternatives else ()
     against = f" rather than {quoted(foils[0])}" if len(foils) == 1 else f" rather than {len(foils)} others"
     return quoted(patch_map.tokens[token]) + (against if foils else "")
+
+
+def _smoothed(ax: Axes, patch_map: PatchMap, token: int, scale: ScalarMappable) -> None:
+    width, height = patch_map.size
+    values = np.ma.masked_invalid(at_pixels(patch_map, token, smooth=True))
+    shown = ax.imshow(
+        values, cmap=scale.cmap, norm=cast(Normalize, scale.norm), extent=(0, width, height, 0), interpolation="nearest"
+    )
+    shown.set_zorder(1)  # as the patches would be, above the picture
 
 
 def _tiles(boxes: np.ndarray, values: np.ndarray, scale: ScalarMappable) -> PatchCollection:
