@@ -24,6 +24,7 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from lvlm_interp.errors import ModelError
+from lvlm_interp.model.holding import Whose, everybody_s
 
 Tap = Mapping[str, Callable[[Tensor], Tensor]]
 """By the name of an intermediate (`rot_q`, `rot_k`, `v`, `attn_scores`, `pattern`, `z`): what is given its value and
@@ -43,7 +44,8 @@ class Rows:
 PREFIX = "lvlm_interp_"
 KERNELS = ("sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 """What computes the same as the eager formula, by other means."""
-_TAPS: WeakKeyDictionary[nn.Module, Tap | Rows] = WeakKeyDictionary()
+_TAPS: WeakKeyDictionary[nn.Module, Callable[[], Tap | Rows | None]] = WeakKeyDictionary()
+"""Gives a module's tap; to a thread that has no part in it, none."""
 
 
 def _repeat_heads(states: Float[Tensor, "b k n d"], heads: int) -> Float[Tensor, "b h n d"]:
@@ -195,7 +197,7 @@ def _attention(kernel: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        tap = _TAPS.get(module)
+        tap = taps() if (taps := _TAPS.get(module)) else None
         reads, changes = (tap, None) if isinstance(tap, Rows) else (None, tap)
         attention_mask = _chosen(attention_mask, options.get("indices"), key)
         if kernel == "eager":  # its formula knows no other mask than the one that it is given
@@ -230,7 +232,7 @@ def implementations(model: PreTrainedModel) -> dict[int, tuple[Any, str]]:
 
 
 @contextlib.contextmanager
-def tapped(model: PreTrainedModel, taps: Mapping[nn.Module, Tap | Rows]) -> Iterator[None]:
+def tapped(model: PreTrainedModel, taps: Mapping[nn.Module, Tap | Rows], whose: Whose = everybody_s) -> Iterator[None]:
     """Within the `with`, these attention modules hand their intermediates to their taps.
 
     Afterwards every config names the implementation that it named before.
@@ -253,7 +255,7 @@ def tapped(model: PreTrainedModel, taps: Mapping[nn.Module, Tap | Rows]) -> Iter
     try:
         for key, (config, _) in before.items():
             config._attn_implementation_internal = PREFIX + ("eager" if own[key] == "eager" else "sdpa")
-        _TAPS.update(taps)
+        _TAPS.update({module: whose(lambda tap=tap: tap) for module, tap in taps.items()})
         yield
     finally:
         for module in taps:

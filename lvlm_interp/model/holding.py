@@ -44,6 +44,30 @@ Put = tuple[tuple[str, Callable[..., Any]], ...]
 """Names of modules, and functions that others have put there."""
 
 
+Whose = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def mine(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that knows only passes of the thread that has put it up: a model may be served by others meanwhile."""
+    me = threading.get_ident()
+
+    @functools.wraps(hook)
+    def only(*args: Any, **kwargs: Any) -> Any:
+        return None if of_another_thread(me) else hook(*args, **kwargs)
+
+    return only
+
+
+def everybody_s(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook as it is."""
+    return hook
+
+
+def of_another_thread(me: int) -> bool:
+    """Whether this is another thread of Python's; torch has threads of its own, which work for the one that waits."""
+    return threading.get_ident() != me and not isinstance(threading.current_thread(), threading._DummyThread)
+
+
 class Held:
     """One model's use.
 
@@ -130,6 +154,11 @@ class Held:
                 self.edited = tuple(one for one in self.edited if not any(one is own for own in mine))
                 for editor in me:
                     self._editors.remove(editor)
+
+    def whose(self) -> Whose:
+        """Whose passes a hook is for: of a method of ours this thread's; within a user's `with` those of all threads,
+        as of the one that generates while another prints."""
+        return mine if self._depth or self._passing else everybody_s
 
     def identity(self, model: PreTrainedModel) -> str:
         """The model's fingerprint, looked at once within a method."""

@@ -24,7 +24,7 @@ from lvlm_interp.errors import ModelError, SiteError
 from lvlm_interp.families.shared.registry import NAMES
 from lvlm_interp.model.attention import tapped
 from lvlm_interp.model.compiled import uncompiled
-from lvlm_interp.model.holding import NESTED, Held, held
+from lvlm_interp.model.holding import NESTED, Held, Whose, held, mine
 from lvlm_interp.model.norms import NormPart, Parts, renormed
 from lvlm_interp.model.silence import why_silent
 from lvlm_interp.model.sites import Site
@@ -39,10 +39,11 @@ _NORMED: WeakKeyDictionary[nn.Module, list[Parts]] = WeakKeyDictionary()  # what
 
 
 @contextlib.contextmanager
-def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[None]:
+def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit], whose: Whose = mine) -> Iterator[None]:
     """Within the `with`, each site's value passes through its visit, which returns the value to go on with.
 
-    One `with` may be inside another: a value passes through the visit of the outer one first.
+    One `with` may be inside another: a value passes through the visit of the outer one first. Passes of other threads
+    know nothing of it, unless `whose` says so.
 
     Raises:
         SiteError: a visit returns no tensor of the value's shape; on leaving without another error, if a pass was run
@@ -64,14 +65,14 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit]) -> Iterator[N
             elif site.read in ("added", "sum"):
                 sums[site.module][site.read].append(_apart(site, noted))
             else:
-                stack.callback(_hooked(site, noted).remove)
+                stack.callback(_hooked(site, noted, whose).remove)
         for module, seen in sums.items():
-            for handle in _followed(module, seen):
+            for handle in _followed(module, seen, whose):
                 stack.callback(handle.remove)
         for norm, parts in norms.items():
-            stack.enter_context(_normed(norm, parts))
-        stack.enter_context(tapped(model, {module: tap_of(parts) for module, parts in taps.items()}))
-        stack.callback(model.register_forward_pre_hook(lambda module, args: called.append(module)).remove)
+            stack.enter_context(_normed(norm, parts, whose))
+        stack.enter_context(tapped(model, {module: tap_of(parts) for module, parts in taps.items()}, whose))
+        stack.callback(model.register_forward_pre_hook(whose(lambda module, args: called.append(module))).remove)
         yield
     ran = called or use.passes > before  # a model that is called by its user, and what we run of it
     if ran and (silent := [site for site in visits if site.name not in fired]):
@@ -171,21 +172,23 @@ def _line_of(module: nn.Module) -> OrderedDict[int, Callable[..., Any]]:
     return cast("OrderedDict[int, Callable[..., Any]]", module._forward_hooks)
 
 
-def _placed(module: nn.Module, hook: Callable[..., Any], last: bool) -> tuple[RemovableHandle, RemovableHandle]:
+def _placed(
+    module: nn.Module, hook: Callable[..., Any], last: bool, whose: Whose
+) -> tuple[RemovableHandle, RemovableHandle]:
     """A forward hook that stays its module's last, or else its first, whatever is put on later; and what sees to it."""
-    handle = module.register_forward_hook(hook, with_kwargs=True)
+    handle = module.register_forward_hook(whose(hook), with_kwargs=True)
     return handle, module.register_forward_pre_hook(lambda *_: _line_of(module).move_to_end(handle.id, last))
 
 
-def _followed(module: nn.Module, visits: Visits) -> tuple[RemovableHandle, RemovableHandle]:
+def _followed(module: nn.Module, visits: Visits, whose: Whose) -> tuple[RemovableHandle, RemovableHandle]:
     def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         return _with_output(output, lambda value: follow(value, visits))
 
-    return _placed(module, after, last=True)  # others get plain tensors: what they add is no addition to the stream
+    return _placed(module, after, True, whose)  # others get plain tensors: what they add is no addition to the stream
 
 
 @contextlib.contextmanager
-def _normed(norm: nn.Module, parts: Parts) -> Iterator[None]:
+def _normed(norm: nn.Module, parts: Parts, whose: Whose) -> Iterator[None]:
     """Parts of a norm pass through their visits: in one hook for all that are open, since one part is made of another.
 
     It is the first, for it makes anew what the norm gives: behind others it would undo what they did.
@@ -197,7 +200,7 @@ def _normed(norm: nn.Module, parts: Parts) -> Iterator[None]:
         return renormed(norm, standing, read, output)
 
     standing.append(parts)
-    handles = () if len(standing) > 1 else _placed(norm, after, last=False)
+    handles = () if len(standing) > 1 else _placed(norm, after, False, whose)
     try:
         yield
     finally:
@@ -206,7 +209,7 @@ def _normed(norm: nn.Module, parts: Parts) -> Iterator[None]:
             handle.remove()
 
 
-def _hooked(site: Site, visit: Visit) -> RemovableHandle:
+def _hooked(site: Site, visit: Visit, whose: Whose) -> RemovableHandle:
     visit = _apart(site, visit)
 
     def split(value: Tensor) -> Tensor:
@@ -224,8 +227,8 @@ def _hooked(site: Site, visit: Visit) -> RemovableHandle:
         return output if kwargs.get(TOKENS) is not None else _with_output(output, split)
 
     if site.read == "input":
-        return site.module.register_forward_pre_hook(before, with_kwargs=True)
-    handle = site.module.register_forward_hook(after, with_kwargs=True)
+        return site.module.register_forward_pre_hook(whose(before), with_kwargs=True)
+    handle = site.module.register_forward_hook(whose(after), with_kwargs=True)
     _ahead_of_keeping(site.module)
     return handle
 
@@ -261,8 +264,8 @@ def skipping(modules: Iterable[nn.Module], rows: Bool[Tensor, " position"]) -> I
 
     with contextlib.ExitStack() as stack:
         for module in modules:
-            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(after).remove)
+            stack.callback(module.register_forward_pre_hook(mine(before), with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(mine(after)).remove)
         yield
 
 
@@ -275,7 +278,7 @@ def rescaling(factors: Mapping[nn.Module, Tensor]) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for module in factors:
-            stack.callback(module.register_forward_hook(scaled).remove)
+            stack.callback(module.register_forward_hook(mine(scaled)).remove)
         yield
 
 
@@ -297,8 +300,8 @@ def lengthened(rotaries: Iterable[nn.Module], last: Tensor) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for rotary in rotaries:
-            stack.callback(rotary.register_forward_pre_hook(before, with_kwargs=True).remove)
-            stack.callback(rotary.register_forward_hook(after).remove)
+            stack.callback(rotary.register_forward_pre_hook(mine(before), with_kwargs=True).remove)
+            stack.callback(rotary.register_forward_hook(mine(after)).remove)
         yield
 
 
@@ -322,7 +325,7 @@ def arguments_of(modules: Sequence[nn.Module], run: Callable[[], Any]) -> list[d
 
     with contextlib.ExitStack() as stack:
         for module in set(modules):
-            stack.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
+            stack.callback(module.register_forward_pre_hook(mine(note), with_kwargs=True).remove)
         stack.enter_context(contextlib.suppress(_Reached))
         run()
     if missed := [module for module in modules if module not in found]:
@@ -340,7 +343,7 @@ def masking(masks: Mapping[nn.Module, Tensor]) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for module in masks:
-            stack.callback(module.register_forward_pre_hook(replace, with_kwargs=True).remove)
+            stack.callback(module.register_forward_pre_hook(mine(replace), with_kwargs=True).remove)
         yield
 
 
@@ -354,8 +357,8 @@ def passing(model: nn.Module, *modules: nn.Module) -> Iterator[None]:
     with held(model).passing(), contextlib.ExitStack() as stack:
         for module in modules:
             turn = _OneAtATime()
-            stack.callback(module.register_forward_pre_hook(turn.enter).remove)
-            stack.callback(module.register_forward_hook(turn.leave, always_call=True).remove)
+            stack.callback(module.register_forward_pre_hook(mine(turn.enter)).remove)
+            stack.callback(module.register_forward_hook(mine(turn.leave), always_call=True).remove)
         yield
 
 

@@ -247,7 +247,7 @@ class HookedVLM(Preparing):
                 shape; on leaving without another error, a site that did not fire.
         """
         edits = self._edits(visits)
-        with self.held.editing(edits, open_to_user=True), visiting(self.model, edits):
+        with self.held.editing(edits, open_to_user=True), visiting(self.model, edits, self.held.whose()):
             yield
 
     def _edits(self, edits: Mapping[Any, Edit]) -> dict[Site, Edit]:
