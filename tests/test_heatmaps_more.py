@@ -5,15 +5,24 @@ import pytest
 import torch
 
 import lvlm_interp as li
+from lvlm_interp.attribution.asked import asked_of
 from lvlm_interp.attribution.value import Value
-from lvlm_interp.errors import InputError
+from lvlm_interp.errors import InputError, ModelError
+from lvlm_interp.heatmaps.differentiable import Differentiable
 from lvlm_interp.heatmaps.methods.greedy import Greedy, Search
+from lvlm_interp.heatmaps.methods.relevance import Relevance, counting, of_rows, patterns_of
+from tests.families import tiny_example, tiny_model
 from tests.tiny import tiny_inputs, tiny_llava
 
 
 @pytest.fixture(scope="module")
 def vlm():
     return li.wrap(tiny_llava())
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return li.wrap(tiny_llava(dtype=torch.float64))
 
 
 # --- a greedy search --------------------------------------------------------------------------------------------------
@@ -165,3 +174,117 @@ def test_other_weights_are_another_thing(vlm):
     for change in ({"insight": 0.5}, {"scope": 1}):
         with pytest.raises(InputError, match="cannot be subtracted"):
             one - li.attribute(vlm, x, "greedy", **change)
+
+
+# --- relevance --------------------------------------------------------------------------------------------------------
+
+PATTERN = "blocks.*.attn.hook_pattern"
+
+
+def with_graph(vlm, x, value, sites=PATTERN):
+    """All patterns of a pass, and their derivatives of what a function makes of the answer's logits."""
+    found = vlm.capture(x, sites, grad=True)
+    kept = [one for name, one in found.items() if name != "logits"]
+    return kept, torch.autograd.grad(value(found["logits"][0, x.answer_start - 1 : -1].double()), kept)
+
+
+def counted(pattern, derivative):
+    return (derivative * pattern).relu().mean(1)[0]
+
+
+def all_rows(kept, derivatives, counted=counted):
+    """R, whole, layer after layer."""
+    rows = torch.eye(kept[0].shape[-1], dtype=torch.float64)
+    for pattern, derivative in zip(kept, derivatives, strict=True):
+        rows = rows + counted(pattern, derivative).double() @ rows
+    return rows.detach()
+
+
+def logodds(x, part):
+    def value(rows):
+        chances = rows[part].log_softmax(-1)[x.answer_ids[part]]
+        return chances - (1 - chances.exp()).log()
+
+    return value
+
+
+def flows_of(vlm, x, of=None, **how):
+    of = of or Differentiable(asked_of(vlm, x))
+    return Relevance(**how).handed_on(of, patterns_of(vlm), of_rows(of.asked), of.features)
+
+
+@pytest.mark.parametrize("at_once", [None, 1, 2])
+def test_relevance_is_that_of_whole_matrices(exact, at_once):
+    x = tiny_inputs(exact)
+    found, flows = li.attribute(exact, x, "relevance"), flows_of(exact, x, layers_at_once=at_once)
+    for part in range(3):
+        kept, derivatives = with_graph(exact, x, logodds(x, part))
+        expected = all_rows(kept, derivatives)[x.answer_start - 1 + part]
+        assert (flows[part] - expected).abs().max() < 1e-8
+        image = expected[x.images[0].positions]
+        assert torch.allclose(found.values[part].flatten(), image.float(), rtol=1e-6) and image.std() > 1e-3
+        assert float(found.image_total[part]) == pytest.approx(float(image.sum()))
+
+
+def test_negative_products_and_means_before_them_are_another_thing(exact):
+    """Controls: without relu, with relu behind the mean over heads, and with the other order of layers."""
+    x = tiny_inputs(exact)
+    kept, derivatives = with_graph(exact, x, logodds(x, 1))
+    row = x.answer_start
+    flow = flows_of(exact, x)[1]
+    for other in (lambda a, d: (d * a).mean(1)[0], lambda a, d: (d * a).mean(1)[0].relu(), lambda a, d: a.mean(1)[0]):
+        assert (all_rows(kept, derivatives, other)[row] - flow).abs().max() > 1e-3
+    assert (all_rows(kept[::-1], derivatives[::-1])[row] - flow).abs().max() > 1e-3
+
+
+def test_what_speaks_against_the_value_does_not_count():
+    pattern = torch.tensor([[[0.5, 0.5], [0.25, 0.75]], [[1.0, 0.0], [0.5, 0.5]]])
+    derivative = torch.tensor([[[-2.0, 2.0], [-4.0, -4.0]], [[1.0, 9.0], [-1.0, 2.0]]])
+    assert counting(pattern, derivative).tolist() == [[0.5, 0.5], [0.0, 0.5]]
+    assert counting(pattern.half(), derivative.half()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("value", ["odds", "difference", "logit"])
+def test_relevance_of_other_values_and_parts(exact, value):
+    """A part of several tokens: the derivative of their value, and the mean of their rows."""
+    x = tiny_inputs(exact)
+    one = li.attribute(exact, x, "relevance", value=value)
+    assert one.value == value and one.values.min() >= 0 and bool(one.alternatives) == (value != "logit")
+    kept, derivatives = with_graph(exact, x, lambda rows: rows[[0, 1, 2], x.answer_ids].sum())
+    rows = all_rows(kept, derivatives)[x.answer_start - 1 : -1]
+    whole = li.attribute(exact, x, "relevance", value="logit", unit="answer")
+    assert torch.allclose(whole.values.flatten(), rows.mean(0)[x.images[0].positions].float(), rtol=1e-6)
+
+
+def test_relevance_of_alternatives_that_have_a_pass_of_their_own(exact):
+    with pytest.raises(InputError, match=r"has 3 tokens, so a pass of its own.*'integrated_gradients'"):
+        li.attribute(exact, tiny_inputs(exact), "relevance", value="odds", unit="answer")
+
+
+def test_relevance_needs_every_layer_s_attention(vlm):
+    hybrid = li.wrap(tiny_model("qwen3_5"))
+    with pytest.raises(ModelError, match=r"carries a state from position to position beside it; 'integr"):
+        li.attribute(hybrid, tiny_example(hybrid, "qwen3_5"), "relevance")
+    with pytest.raises(InputError, match="1 or more"):
+        li.attribute(vlm, tiny_inputs(vlm), "relevance", layers_at_once=0)
+
+
+def test_relevance_of_an_unreadable_layer(monkeypatch):
+    vlm = li.wrap(tiny_llava())
+    reason = "LlamaAttention computes attention by itself"
+    monkeypatch.setitem(vlm.missing, "blocks.1.attn.hook_pattern", reason)
+    with pytest.raises(ModelError, match=rf"every layer's attention, and {reason}; 'integrated_gradients'"):
+        li.attribute(vlm, tiny_inputs(vlm), "relevance")
+
+
+def test_relevance_where_weights_are_frozen_and_nothing_is_recorded(vlm):
+    x = tiny_inputs(vlm)
+    plain = li.attribute(vlm, x, "relevance", unit="answer").values
+    frozen = li.wrap(tiny_llava().requires_grad_(False))
+    assert torch.equal(li.attribute(frozen, x, "relevance", unit="answer").values, plain)
+    assert all(weight.grad is None for weight in vlm.model.parameters())
+    with torch.inference_mode():
+        within = li.attribute(vlm, tiny_inputs(vlm), "relevance", unit="answer").values
+    assert torch.equal(within, plain)
+    half = li.wrap(tiny_llava(dtype=torch.bfloat16))
+    assert torch.allclose(li.attribute(half, tiny_inputs(half), "relevance", unit="answer").values, plain, rtol=0.3)
