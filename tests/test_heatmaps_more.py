@@ -1,5 +1,7 @@
 """Heatmaps of a greedy search, of relevance handed on, and of the few heads that look at one place."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,13 @@ import torch
 import lvlm_interp as li
 from lvlm_interp.attribution.asked import asked_of
 from lvlm_interp.attribution.value import Value
-from lvlm_interp.errors import InputError, ModelError
+from lvlm_interp.errors import ImageError, InputError, ModelError
 from lvlm_interp.heatmaps.differentiable import Differentiable
+from lvlm_interp.heatmaps.method import known
 from lvlm_interp.heatmaps.methods.greedy import Greedy, Search
-from lvlm_interp.heatmaps.methods.relevance import Relevance, counting, of_rows, patterns_of
+from lvlm_interp.heatmaps.methods.localization_heads import at_bottom, elbow, ranked, spatial_entropy
+from lvlm_interp.heatmaps.methods.relevance import Relevance, counting, need_one_pass
+from lvlm_interp.heatmaps.tower import places_of
 from tests.families import tiny_example, tiny_model
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -208,9 +213,8 @@ def logodds(x, part):
     return value
 
 
-def flows_of(vlm, x, of=None, **how):
-    of = of or Differentiable(asked_of(vlm, x))
-    return Relevance(**how).handed_on(of, patterns_of(vlm), of_rows(of.asked), of.features)
+def flows_of(vlm, x, **how):
+    return Relevance(**how).flows(Differentiable(asked_of(vlm, x)))
 
 
 @pytest.mark.parametrize("at_once", [None, 1, 2])
@@ -288,3 +292,271 @@ def test_relevance_where_weights_are_frozen_and_nothing_is_recorded(vlm):
     assert torch.equal(within, plain)
     half = li.wrap(tiny_llava(dtype=torch.bfloat16))
     assert torch.allclose(li.attribute(half, tiny_inputs(half), "relevance", unit="answer").values, plain, rtol=0.3)
+
+
+TOWER = f"vision.{PATTERN}"
+
+
+@pytest.mark.parametrize("at_once", [None, 1])
+def test_relevance_through_the_tower_is_that_of_whole_matrices(exact, at_once):
+    """Its last layer is not used; its first token is none of the language model's."""
+    x = tiny_inputs(exact)
+    flows = flows_of(exact, x, tower=True, layers_at_once=at_once)
+    for part in range(3):
+        found = exact.capture(x, [PATTERN, TOWER], grad=True)
+        value = logodds(x, part)(found["logits"][0, x.answer_start - 1 : -1].double())
+        inner = [one for name, one in found.items() if name.startswith("blocks.")]
+        outer = found["vision.blocks.0.attn.hook_pattern"]
+        *derivatives, last = torch.autograd.grad(value, [*inner, outer])
+        row = all_rows(inner, derivatives)[x.answer_start - 1 + part]
+        entered = torch.cat([torch.zeros(1), row[x.images[0].positions]])
+        expected = (entered @ all_rows([outer], [last]))[1:]
+        assert (flows[part, x.images[0].positions] - expected).abs().max() < 1e-8
+        assert (entered[1:] - expected).abs().max() > 1e-4
+    assert flows.sum() == flows[:, x.images[0].positions].sum()
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("llava", [-1, 0, 1, 2, 3]),
+        ("paligemma", [0, 1, 2, 3]),
+        ("gemma3", [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]),
+        ("internvl", [-1, 0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]),
+        ("qwen2_vl", [number // 4 for number in range(24)]),
+    ],
+)
+def test_places_of_a_tower_are_found_by_derivatives(family, expected):
+    """Blocks in rows of the picture, or one behind the other."""
+    model = li.wrap(tiny_model(family))
+    x = tiny_example(model, family)
+    places = places_of(asked_of(model, x))
+    assert places.tokens.tolist() == expected
+    flows = torch.rand(2, x.length, dtype=torch.float64)
+    back = places.left(places.entered(flows), x.length)
+    assert torch.allclose(back[:, places.positions], flows[:, places.positions])
+    found = li.attribute(model, x, "relevance", tower=True, unit="answer")
+    assert found.values.min() >= 0 and found.values.max() > 0 and found.provenance.parameters["tower"]
+
+
+def test_a_tower_of_tiles_and_of_several_pictures(vlm):
+    tiles = li.wrap(tiny_model("llava_next"))
+    x = tiny_example(tiles, "llava_next")
+    places = places_of(asked_of(tiles, x))
+    by_tile = places.tokens.view(3, 5)
+    assert (by_tile[:, 0] == -1).all()
+    shown = by_tile[:, 1:].flatten().tolist()
+    assert len({*shown}) == 12 and len(places.positions) == 14  # two stand for the ends of rows
+    two = tiny_inputs(vlm, images=2)
+    second = places_of(asked_of(vlm, two, image=1)).tokens
+    assert second.tolist() == [-1] * 6 + [0, 1, 2, 3]
+
+
+def by_piece(model, x):
+    """The patterns of each layer of the tower, and the derivatives of the first token's log-odds by them."""
+    pieces = {name: [] for name in model.sites if name.startswith("vision.") and name.endswith("hook_pattern")}
+    keeps = {name: (lambda value, some=some: some.append(value) or value) for name, some in pieces.items()}
+    with model.visiting(keeps), torch.enable_grad():
+        value = logodds(x, 0)(model.call(x.model_inputs)[0, x.answer_start - 1 : -1].double())
+    for name, some in pieces.items():
+        yield name, some, torch.autograd.grad(value, some, retain_graph=True, allow_unused=True)
+
+
+@pytest.mark.parametrize(("family", "places", "most"), [("qwen2_5_vl", 24, 2), ("llava_next", 15, 1)])
+def test_relevance_through_windows_and_tiles(family, places, most):
+    """As in one matrix for each layer, in which those of windows, and of tiles, stand side by side."""
+    model = li.wrap(tiny_model(family, dtype=torch.float64))
+    x = tiny_example(model, family)
+    whole, counts = torch.eye(places, dtype=torch.float64), []
+    for _, patterns, derivatives in by_piece(model, x):
+        counts.append(len(patterns))
+        if derivatives[0] is not None:
+            both = zip(patterns, derivatives, strict=True)
+            rows = [counted(p[None], d[None]) for pair in both for p, d in zip(*pair, strict=True)]
+            whole = whole + torch.block_diag(*rows) @ whole
+    of, names = Differentiable(asked_of(model, x)), [name for name, *_ in by_piece(model, x)]
+    need_one_pass(of)
+    start = torch.rand(3, places, dtype=torch.float64)[: len(of.asked.target.parts)]
+    found = Relevance(tower=True)._handed_on(of, names, start, None)[0]
+    expected = (start[0] @ whole).detach()
+    assert (found - expected).abs().max() < 1e-8 and (found - start[0]).abs().max() > 1e-4
+    assert max(counts) == most
+
+
+def test_towers_that_relevance_does_not_go_through(monkeypatch):
+    none = li.wrap(tiny_model("llava"))
+    x = tiny_example(none, "llava")
+    with monkeypatch.context() as patch:
+        patch.setattr("lvlm_interp.heatmaps.tower.Places.entered", lambda places, flows: flows[:, :3])
+        with pytest.raises(ImageError, match="attends to 5 places, and the image's tokens are made of 3; tower=False"):
+            li.attribute(none, x, "relevance", tower=True)
+    for name in [name for name in none.sites if name.startswith("vision.")]:
+        del none.sites[name]
+    with pytest.raises(ModelError, match="none is found in it; tower=False"):
+        li.attribute(none, x, "relevance", tower=True)
+
+
+def test_places_that_become_several_tokens(vlm):
+    """A projector that mixes its tokens."""
+    mixing = li.wrap(tiny_llava())
+    projector = mixing.model.model.multi_modal_projector
+    plain = type(projector).forward
+    projector.forward = lambda features: plain(projector, features + features.flip(1))
+    with pytest.raises(ImageError, match=r"4 of the 5 places.*become several of the image's tokens"):
+        li.attribute(mixing, tiny_inputs(mixing), "relevance", tower=True)
+
+
+# --- heads that look at one place -------------------------------------------------------------------------------------
+
+
+def entropy_slowly(looked):
+    """Places by a flood, patch after patch."""
+    above = looked - looked.mean()
+    left = {(r, c) for r in range(looked.shape[0]) for c in range(looked.shape[1]) if above[r, c] > 1e-3}
+    masses = []
+    while left:
+        edge, place = [left.pop()], []
+        while edge:
+            row, column = edge.pop()
+            place.append(float(above[row, column]))
+            near = {(r, c) for r, c in left if abs(r - row) <= 1 and abs(c - column) <= 1}
+            left, edge = left - near, [*edge, *near]
+        masses.append(sum(place))
+    return -sum(m / sum(masses) * np.log(m / sum(masses)) for m in masses) if masses else np.inf
+
+
+def elbow_slowly(sums):
+    """By the lengths of perpendiculars to the chord."""
+    order = sorted(range(len(sums)), key=lambda n: sums[n])
+    first, last = np.array([0, sums[order[0]]]), np.array([len(sums) - 1, sums[order[-1]]])
+    along = (last - first) / np.linalg.norm(last - first)
+    away = [np.array([n, sums[head]]) - first for n, head in enumerate(order)]
+    far = [np.linalg.norm(point - (point @ along) * along) for point in away]
+    return order[int(np.argmax(far))]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_entropy_and_elbow_are_those_of_slow_ones(seed):
+    generator, found = torch.Generator().manual_seed(seed), []
+    for _ in range(10):
+        looked = torch.rand(9, 7, generator=generator, dtype=torch.float64).pow(12) / 10
+        found.append(spatial_entropy(looked))
+        assert found[-1] == pytest.approx(entropy_slowly(looked))
+        sums = torch.rand(40, generator=generator, dtype=torch.float64).pow(3)
+        assert elbow(sums) == elbow_slowly(sums.tolist())
+    assert max(found) > 0.5
+
+
+def planted(*spots, rows=5, columns=5):
+    looked = torch.full((rows, columns), 0.001, dtype=torch.float64)
+    for row, column, share in spots:
+        looked[row, column] = share
+    return looked
+
+
+def test_entropy_counts_places_and_not_patches():
+    one, corners, two = planted((1, 1, 0.2)), planted((1, 1, 0.1), (2, 2, 0.1)), planted((0, 0, 0.1), (2, 2, 0.1))
+    assert spatial_entropy(one) == spatial_entropy(corners) == 0  # patches touch at corners
+    assert spatial_entropy(two) == pytest.approx(np.log(2))
+    assert spatial_entropy(torch.full((5, 5), 0.02)) == np.inf
+    assert spatial_entropy(planted((1, 1, 0.0015))) == np.inf  # within 0.001 of the mean
+
+
+def test_a_bottom_row():
+    assert at_bottom(planted((4, 1, 0.2), (0, 0, 0.1))) and not at_bottom(planted((4, 1, 0.2), (0, 0, 0.3)))
+    assert at_bottom(planted((4, 1, 0.06), (0, 0, 0.3)), "code") and not at_bottom(planted((4, 1, 0.04)), "code")
+    assert not at_bottom(torch.tensor([[0.1, 0.3]])) and not at_bottom(torch.tensor([[0.1, 0.3]]), "code")
+
+
+def test_heads_in_order_of_how_few_places_they_look_at():
+    """Two look away from the image; of the others one looks at its bottom row, one nowhere more than elsewhere."""
+    nowhere, bottom = torch.full((5, 5), 0.03), planted((4, 4, 0.7))
+    few, many = planted((1, 1, 0.7)), planted((0, 0, 0.2), (0, 4, 0.2), (2, 2, 0.2))
+    two = planted((0, 0, 0.4), (2, 2, 0.4))
+    away = planted((1, 1, 0.01))
+    maps = torch.stack([many, away, bottom, two, nowhere.double(), away, few])
+    sums = torch.tensor([0.62, 0.03, 0.72, 0.82, 0.75, 0.03, 0.72], dtype=torch.float64)
+    assert ranked(maps, sums) == [6, 3, 0]
+    assert elbow(sums) == 0  # above it look all that look
+    assert ranked(maps, sums, "code") == [1, 5, 6, 3, 0]  # those whose number is 0 or more, which are all
+    later = torch.tensor([0.72, 0.03, 0.72, 0.82, 0.75, 0.03, 0.62], dtype=torch.float64)
+    assert ranked(maps, later) == [6, 3, 0] and ranked(maps, later, "code") == [6]
+
+
+def test_localization_heads_step_by_step(vlm):
+    """On a grid of 4 × 4: from the whole pattern, in plain loops."""
+    wide = li.wrap(tiny_llava(side=4))
+    x = tiny_inputs(wide, side=4)
+    at = x.images[0].positions
+    found = li.attribute(wide, x, "localization_heads", count=2)
+    whole = wide.capture(x, PATTERN)
+    for part in range(3):
+        row = x.answer_start - 1 + part
+        looked = [
+            whole[f"blocks.{layer}.attn.hook_pattern"][0, head, row, at].double()
+            for layer in range(3)
+            for head in range(4)
+        ]
+        sums = [float(one.sum()) for one in looked]
+        least = sums[elbow_slowly(sums)]
+        grids = [one.view(4, 4) for one in looked]
+        kept = [n for n in range(12) if sums[n] >= least and int(grids[n].argmax()) < 12]
+        best = sorted(kept, key=lambda n: entropy_slowly(grids[n]))[:2]
+        assert found.provenance.parameters["chosen"][part] == [[*divmod(n, 4)] for n in best]
+        assert torch.allclose(found.values[part].double(), torch.stack([grids[n] for n in best]).mean(0), atol=1e-6)
+        assert float(found.image_total[part]) == pytest.approx(np.mean([sums[n] for n in best]), abs=1e-5)
+    assert found.unit == "shares of attention" and found.provenance.parameters["count"] == 2
+
+
+def test_heads_that_are_named(vlm):
+    x = tiny_inputs(vlm)
+    found = li.attribute(vlm, x, "localization_heads", heads=[[-1, 2], [0, 3]])
+    assert found.provenance.parameters["chosen"] == [[[2, 2], [0, 3]]] * 3
+    both = [li.attribute(vlm, x, "attention", layers=layer, heads=head).values for layer, head in ((2, 2), (0, 3))]
+    assert torch.allclose(found.values, (both[0] + both[1]) / 2, atol=1e-6)
+    same = li.attribute(vlm, x, "localization_heads", heads=np.array([[2, 2], [0, 3]]))
+    assert same == found
+    with pytest.raises(InputError, match="cannot be subtracted"):
+        found - li.attribute(vlm, x, "localization_heads", heads=((0, 3),))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"heads": ((7, 0),)}, r"no head \(7, 0\).*layers are 0 to 2; layer 2 has heads 0 to 3"),
+        ({"heads": ((-4, 0),)}, r"no head \(-1, 0\)"),
+        ({"heads": ((0, 1), (-3, 1))}, "named twice"),
+        ({"heads": ()}, "1 head or more"),
+        ({"heads": ((0, 1, 2),)}, r"a \(layer, head\) for each"),
+        ({"heads": (3, 1)}, r"heads=….* takes Sequence"),
+        ({"heads": np.array([3, 1])}, r"a \(layer, head\) for each"),
+        ({"count": 0}, "1 head or more"),
+        ({"reading": "both"}, r"Literal\['paper', 'code'\]"),
+    ],
+)
+def test_heads_that_there_are_not(vlm, parameters, message):
+    with pytest.raises(InputError, match=message):
+        li.attribute(vlm, tiny_inputs(vlm), "localization_heads", **parameters)
+
+
+def test_no_head_that_looks_at_one_place(vlm, monkeypatch):
+    monkeypatch.setattr("lvlm_interp.heatmaps.methods.localization_heads.ABOVE", 1.0)
+    with pytest.raises(InputError, match=r"none of the 12 heads looks at one place.*heads=.*'attention'"):
+        li.attribute(vlm, tiny_inputs(vlm), "localization_heads")
+
+
+def test_readings_are_different_things(vlm):
+    wide = li.wrap(tiny_llava(side=4))
+    x = tiny_inputs(wide, side=4)
+    one = li.attribute(wide, x, "localization_heads")
+    for change in ({"count": 1}, {"heads": ((0, 0),)}, {"reading": "code"}):
+        with pytest.raises(InputError, match="cannot be subtracted"):
+            one - li.attribute(wide, x, "localization_heads", **change)
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+def test_every_method_is_in_the_guide():
+    page = (Path(__file__).parent.parent / "docs" / "heatmaps.md").read_text("utf-8")
+    assert not [name for name in known() if f"\n| `{name}` | " not in page]

@@ -53,7 +53,7 @@ class PatchMap(Comparable):
     agreeing = ("tokens", "value", "unit", "alternatives", "hide_from", "size", "boxes", "says", "method")
     settings = (
         *("substrate", "layers", "heads", "drop_sinks", "generic", "seen", "noise", "baseline", "filtered"),
-        *("insight", "necessity", "scope"),
+        *("insight", "necessity", "scope", "tower", "count", "reading"),
     )
     beside = ("error",)
     ranges: ClassVar[Mapping[str, Range]] = {"error": POSITIVE}
