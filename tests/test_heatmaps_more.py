@@ -134,6 +134,7 @@ def test_a_scope_scores_fewer_sets():
         return len(asked)
 
     assert counted(scope=2) < 0.6 * counted() and counted() <= 8 * 9 + 2
+    assert counted(insight=0.0) <= 8 * 9 / 2 + 2 >= counted(necessity=0.0)
 
 
 def test_greedy_over_labels_and_of_other_values(vlm):
@@ -302,6 +303,8 @@ def test_heads_that_are_named(vlm):
         ({"heads": ()}, "1 head or more"),
         ({"heads": ((0, 1, 2),)}, r"a \(layer, head\) for each"),
         ({"heads": (3, 1)}, r"heads=….* takes Sequence"),
+        ({"heads": np.array([["a", "b"]])}, r"a \(layer, head\) for each"),
+        ({"heads": np.array([[0.5, 1.0]])}, r"a \(layer, head\) for each"),
         ({"heads": np.array([3, 1])}, r"a \(layer, head\) for each"),
         ({"count": 0}, "1 head or more"),
         ({"reading": "both"}, r"Literal\['paper', 'code'\]"),

@@ -55,7 +55,7 @@ class Greedy(OverSets):
     """
 
     name: ClassVar[str] = "greedy"
-    cost: ClassVar[str] = "N² for each part, or 2 · scope · N; N regions, 64 by default"
+    cost: ClassVar[str] = "N² for each part, or 2 · scope · N, half of it if one weight is 0; N regions"
     sums: ClassVar[str] = "everything seen, less no patch"
     source: ClassVar[str] = "Chen et al. 2025 (EAGLE)"
     regions: Regions = 8
@@ -140,9 +140,12 @@ class Search:
     def _reached(self, tried: Int[Tensor, "part some"]) -> Float[Tensor, "part some"]:
         """What the chosen regions are worth together with each that is tried, both ends weighted: 0 of none."""
         sets = self._chosen[:, None].expand(-1, tried.shape[1], -1).scatter(2, tried[..., None], True)
-        kept = self._valued(sets) - self._nothing[:, None]
-        lost = self._whole[:, None] - self._valued(~sets)
-        return self._insight * kept + (1 - self._insight) * lost
+        found = torch.zeros(tried.shape, dtype=torch.float64)
+        if self._insight > 0:  # what has no weight need not be scored
+            found += self._insight * (self._valued(sets) - self._nothing[:, None])
+        if self._insight < 1:
+            found += (1 - self._insight) * (self._whole[:, None] - self._valued(~sets))
+        return found
 
     def _valued(self, sets: Bool[Tensor, "part some player"]) -> Float[Tensor, "part some"]:
         """v of each part of its own sets; of none and of all it is known."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from lvlm_interp.attribution.asked import Asked
 from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.errors import InputError
+from lvlm_interp.fields import shown
 from lvlm_interp.heatmaps.method import Kind, Method
 from lvlm_interp.heatmaps.methods.attention import PATTERN, mapped
 
@@ -67,8 +68,8 @@ class LocalizationHeads(Method):
         super().__post_init__()
         if self.count < 1 or (self.heads is not None and not len(self.heads)):
             raise InputError(f"localization_heads takes the mean of 1 head or more; got {self.count}, {self.heads}")
-        if self.heads is not None and {np.shape(one) for one in self.heads} != {(2,)}:
-            raise InputError(f"heads= has a (layer, head) for each, as ((12, 3), (14, 0)) has; got {self.heads}")
+        if self.heads is not None and not _are_pairs(self.heads):
+            raise InputError(f"heads= has a (layer, head) for each, as ((12, 3), (14, 0)) has; got {shown(self.heads)}")
 
     def map(self, asked: Asked) -> PatchMap:
         rows = [asked.x.answer_start - 1 + part.start for part in asked.target.parts]
@@ -94,6 +95,11 @@ class LocalizationHeads(Method):
             f"none of the {len(maps)} heads looks at one place of this image: those above the elbow look at its bottom "
             "row most, or at all patches alike. heads=((layer, head), …) takes the ones you name; 'attention' takes all"
         )
+
+
+def _are_pairs(heads: Heads) -> bool:
+    """Whether each of them is two whole numbers."""
+    return {np.shape(one) for one in heads} == {(2,)} and np.asarray(heads).dtype.kind in "iu"
 
 
 def by_head(found: Mapping[str, Tensor]) -> dict[Head, Float[Tensor, "row position"]]:
