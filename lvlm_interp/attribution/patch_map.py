@@ -51,7 +51,10 @@ class PatchMap(Comparable):
     along: ClassVar[Mapping[str, str]] = {"tokens": "answer"}
     keys = ("answer", "token", "row", "column", "left", "top", "right", "bottom")
     agreeing = ("tokens", "value", "unit", "alternatives", "hide_from", "size", "boxes", "says", "method")
-    settings = ("substrate", "layers", "heads", "drop_sinks", "generic", "seen", "noise", "baseline", "filtered")
+    settings = (
+        *("substrate", "layers", "heads", "drop_sinks", "generic", "seen", "noise", "baseline", "filtered"),
+        *("insight", "necessity", "scope", "tower", "count", "reading"),
+    )
     beside = ("error",)
     ranges: ClassVar[Mapping[str, Range]] = {"error": POSITIVE}
     tokens: tuple[str, ...]

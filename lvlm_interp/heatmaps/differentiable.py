@@ -37,23 +37,27 @@ class Differentiable:
         options = {"decoder_inputs": asked.decoder_inputs}
         return values_of(asked.vlm, asked.x, asked.x.everything[None], asked.target, **options)  # type: ignore[arg-type]
 
-    def __call__(self, features: Float[Tensor, "1 token width"]) -> Float[Tensor, "1 part"]:
-        """v of every part, where the image's tokens are these."""
+    def __call__(self, features: Float[Tensor, "1 token width"] | None) -> Float[Tensor, "1 part"]:
+        """v of every part, where the image's tokens are these; None leaves the tower's own, and their graph."""
         rows = self._rows(self.asked.x, features)
         parts = zip(self.asked.target.parts, self.valued.alternative_ids, strict=True)
         found = [self._evidence(part, others, rows, features) for part, others in parts]
         return torch.stack([self.asked.value.of(one)[0] for one in found])[None]
 
-    def _rows(self, x: Inputs, features: Tensor) -> Float[Tensor, "answer vocabulary"]:
+    def _rows(self, x: Inputs, features: Tensor | None) -> Float[Tensor, "answer vocabulary"]:
         """Logits of the rows that predict the answer."""
 
         def put(value: Tensor) -> Tensor:
+            if features is None:
+                return value
             return value.index_copy(1, self._positions.to(value.device), features.to(value))
 
         found = self.asked.vlm.capture(x, EMBEDDED, positions=x.answer_positions - 1, grad=True, edits={EMBEDDED: put})
         return found["logits"][0]
 
-    def _evidence(self, part: Word, others: tuple[tuple[int, ...], ...], rows: Tensor, features: Tensor) -> Evidence:
+    def _evidence(
+        self, part: Word, others: tuple[tuple[int, ...], ...], rows: Tensor, features: Tensor | None
+    ) -> Evidence:
         ids = self.asked.x.answer_ids[part.start : part.stop].to(rows.device).clone()
         logits = rows[part.start : part.stop].double()
         logit = logits.gather(1, ids[:, None])[:, 0]
@@ -67,7 +71,7 @@ class Differentiable:
             self.asked.vlm.readout.vocabulary,
         )
 
-    def _logprob(self, part: Word, other: tuple[int, ...], rows: Tensor, features: Tensor) -> Float[Tensor, ""]:
+    def _logprob(self, part: Word, other: tuple[int, ...], rows: Tensor, features: Tensor | None) -> Float[Tensor, ""]:
         """Log-probability of an alternative: read where the part's own is, or in a pass of its own if it is longer."""
         if len(other) > 1:
             x, vlm = self.asked.x, self.asked.vlm
