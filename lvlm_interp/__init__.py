@@ -39,6 +39,8 @@ _HOMES = {
     "Faithfulness": "heatmaps.faithfulness",
     "located": "heatmaps.localization",
     "Located": "heatmaps.localization",
+    "interactions": "heatmaps.interactions",
+    "JointEffects": "heatmaps.joint_effects",
     "swap_test": "attribution.swap",
     "SwapTest": "attribution.swap",
     "judged": "attribution.judging",

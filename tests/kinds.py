@@ -28,6 +28,7 @@ def one_of_each():
     found = (
         li.faithfulness(vlm, x, mapped, substrates="tokens", orders=2, sets=5, unit="answer"),
         located(mapped, (0, 0, 1, 2)),
+        li.interactions(vlm, x, regions=1, unit="answer"),
         *(diagnosis, diagnosis.contrast, diagnosis.credit, diagnosis.patches, tuned),
         *(li.lens(vlm, x, target=5), li.direct(vlm, x), li.fit_probes(*labelled(), **QUICK)),
         diagnosis.contrast - diagnosis.contrast,

@@ -12,6 +12,7 @@ from lvlm_interp.counterfactuals.contrast import Contrast, Contrasts
 from lvlm_interp.engine.score import Scores
 from lvlm_interp.given import explained
 from lvlm_interp.heatmaps.faithfulness import Faithfulness
+from lvlm_interp.heatmaps.joint_effects import JointEffects
 from lvlm_interp.heatmaps.localization import Located
 from lvlm_interp.inside.direct import DirectAttribution
 from lvlm_interp.inside.lens import Lens
@@ -33,6 +34,7 @@ KINDS: tuple[type[Result], ...] = (
     Judgement,
     Faithfulness,
     Located,
+    JointEffects,
 )
 
 
