@@ -251,49 +251,6 @@ def test_a_token_of_two_regions_is_hidden_with_either(vlm, x):
     assert float(both) == pytest.approx(float(worth(vlm, x, seen, "all")[0]), abs=1e-4)
 
 
-# --- phrases ----------------------------------------------------------------------------------------------------------
-
-
-def test_phrases_are_where_they_stand(chat, talk):
-    found = named_players(talk, ("a cat", {"is": "is", "said": "It was red"}), chat.decode)
-    assert [(one.name, one.role, one.text) for one in found] == [
-        ("a cat", "question", "a cat"),
-        ("is", "question", "is"),
-        ("said", "context", "It was red"),
-    ]
-    assert all(talk.tokens[p] in "a cat" for p in found[0].positions.nonzero().flatten().tolist())
-    effects = li.interactions(chat, talk, ("a cat", "sentences"), **ASKED)
-    assert effects.players[4:] == ("a cat", "sentence 0") and effects.player_texts[4:] == ("a cat", "It was red.")
-    assert effects.provenance.parameters["players"]["a cat"]
-    named = named_players(talk, "roles")
-    assert [one.name for one in named] == ["question", "context"]
-
-
-@pytest.mark.parametrize(
-    ("phrase", "message"),
-    [
-        ("it", r"'it'.*stands there 2 times.*by role: .*question 'is it a cat with it\?'"),
-        ("wit", "stands nowhere there as whole words"),
-        ("banana", "stands nowhere there.*context 'It was red.'"),
-        ("", "stands nowhere"),
-        ("system", "no system to be a player: the example has"),
-    ],
-)
-def test_phrases_that_are_not_there(chat, talk, phrase, message):
-    with pytest.raises(InputError, match=message):
-        li.interactions(chat, talk, [phrase])
-
-
-def test_a_phrase_is_of_whole_tokens(vlm):
-    """Tokens of several letters: half of one is nobody's place."""
-    x = dataclasses.replace(tiny_inputs(vlm), tokens=(*[""] * 10, "the", " red-hot", " iron", *[""] * 4))
-    assert x.roles[10:13] == ("question",) * 3
-    (found,) = named_players(x, "red-hot iron")
-    assert found.positions.nonzero().flatten().tolist() == [11, 12]
-    with pytest.raises(InputError, match="stands nowhere there as whole words and tokens"):
-        named_players(x, "hot iron")
-
-
 # --- what cannot be ---------------------------------------------------------------------------------------------------
 
 
