@@ -83,13 +83,13 @@ def worth(vlm, x, visible, hide_from):
 
 @pytest.mark.parametrize("hide_from", ["all", "text"])
 def test_dividends_are_what_their_definition_says(vlm, x, hide_from):
-    """Two halves of the picture, the question and the context; what is in none of these, the system, is always seen."""
-    found = li.interactions(vlm, x, ("question", "context"), regions=HALVES, hide_from=hide_from, **ASKED)
+    """Two halves of the picture, the question, and the system, in front of the picture; the context is of nobody."""
+    found = li.interactions(vlm, x, ("question", "system"), regions=HALVES, hide_from=hide_from, **ASKED)
     places = x.images[0].positions
     masks = [x.visible() & False for _ in range(2)]
     masks[0][places[:2]] = masks[1][places[2:]] = True
-    masks += [x.where("question"), x.where("context")]
-    always = x.visible("system")
+    masks += [x.where("question"), x.where("system")]
+    always = x.visible("context")
     sets = coalitions(4)
     seen = torch.stack([torch.stack([always, *(masks[i] for i in some)]).any(0) for some in sets])
     v = worth(vlm, x, seen, hide_from)
@@ -97,7 +97,7 @@ def test_dividends_are_what_their_definition_says(vlm, x, hide_from):
         within = [(t, subset) for t, subset in enumerate(sets) if subset <= some]
         expected = sum((-1) ** (len(some) - len(subset)) * float(v[t]) for t, subset in within)
         assert float(found.dividends[0, number]) == pytest.approx(expected, abs=1e-3)
-    assert found.players == ("region 0", "region 1", "question", "context")
+    assert found.players == ("region 0", "region 1", "question", "system")
     assert found.kinds == ("image", "image", "text", "text") and found.hide_from == hide_from
     assert found.dividends.abs().min() > 1e-3  # a wrong place would show
 

@@ -132,10 +132,10 @@ def _need_few(regions: int, phrases: Sequence[Player]) -> None:
 
 def _kind(x: Inputs, player: Player) -> Kind:
     """Raise for what is of both kinds: whose would its effect be?"""
-    pictured = (x.where("image") & player.positions).any()
-    if pictured and (x.where("image") | ~player.positions).logical_not().any():
+    roles = {x.roles[p] for p in player.positions.nonzero().flatten().tolist()}
+    if "image" in roles and len(roles) > 1:
         raise VisibilityError(f"the player {player.name!r} covers image and text: make two of it, one of each")
-    return "image" if pictured else "text"
+    return "image" if "image" in roles else "text"
 
 
 def _values(asked: Asked, players: Sequence[Player], hide_from: HideFrom) -> tuple[Valued, Valued]:

@@ -89,12 +89,12 @@ class JointEffects(Result):
         """How many players of a kind are in each coalition."""
         return self._members[:, [one == kind for one in self.kinds]].sum(1).double()
 
-    def _sum(self, image: bool, text: bool) -> Float[Tensor, " part"]:
+    def _sum(self, image: bool, words: bool) -> Float[Tensor, " part"]:
         """The dividends of coalitions with players of these kinds, and of these only."""
-        return self.dividends[:, self._of(image, text)].sum(1)
+        return self.dividends[:, self._of(image, words)].sum(1)
 
-    def _of(self, image: bool, text: bool) -> Bool[Tensor, " coalition"]:
-        return ((self._counts("image") > 0) == image) & ((self._counts("text") > 0) == text)
+    def _of(self, image: bool, words: bool) -> Bool[Tensor, " coalition"]:
+        return ((self._counts("image") > 0) == image) & ((self._counts("text") > 0) == words)
 
     @property
     def image_only(self) -> Float[Tensor, " part"]:
@@ -223,9 +223,9 @@ class JointEffects(Result):
     def to_frame(self) -> pd.DataFrame:
         """One row for each part and coalition but none, the largest dividends first: `token`, `players`, how many they
         are (`order`), `kind` (image, text, joint) and `dividend`."""
-        members, image, text_ = self._members, self._counts("image") > 0, self._counts("text") > 0
+        members, both, image = self._members, self._of(True, True), self._of(True, False)
         names = [" + ".join(p for p, there in zip(self.players, row, strict=True) if there) for row in members.tolist()]
-        kinds = ["joint" if i and t else "image" if i else "text" for i, t in zip(image, text_, strict=True)]
+        kinds = ["joint" if b else "image" if i else "text" for b, i in zip(both, image, strict=True)]
         orders = self.dividends.abs()[:, 1:].argsort(dim=1, descending=True, stable=True) + 1
         rows = [
             (token, names[s], int(members[s].sum()), kinds[s], float(found[s]))
