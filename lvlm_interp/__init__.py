@@ -43,6 +43,8 @@ _HOMES = {
     "Sanity": "heatmaps.sanity",
     "located": "heatmaps.localization",
     "Located": "heatmaps.localization",
+    "interactions": "heatmaps.interactions",
+    "JointEffects": "heatmaps.joint_effects",
     "swap_test": "attribution.swap",
     "SwapTest": "attribution.swap",
     "judged": "attribution.judging",

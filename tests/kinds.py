@@ -30,6 +30,7 @@ def one_of_each():
         li.faithfulness_over([faithful], samples=2),
         li.sanity(vlm, x, blocks=[1]),
         located(mapped, (0, 0, 1, 2)),
+        li.interactions(vlm, x, regions=1, unit="answer"),
         *(diagnosis, diagnosis.contrast, diagnosis.credit, diagnosis.patches, tuned),
         *(li.lens(vlm, x, target=5), li.direct(vlm, x), li.fit_probes(*labelled(), **QUICK)),
         diagnosis.contrast - diagnosis.contrast,

@@ -110,11 +110,12 @@ def test_a_pattern_written_over_its_scores_is_the_same_pattern(vlm):
 def test_a_softmax_in_place_is_the_softmax(shape):
     scores = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 9
     scores[..., 1::3] = torch.finfo(torch.float32).min
-    anew, over = attention._softmax(scores, spent=False), attention._softmax(spent := scores.clone(), spent=True)
+    single, spent = torch.float32, scores.clone()
+    anew, over = attention._softmax(scores, single, spent=False), attention._softmax(spent, single, spent=True)
     assert torch.equal(anew, over)
     assert over.data_ptr() == spent.data_ptr() and anew.data_ptr() != scores.data_ptr()
     halves = scores.clamp(-9, 9).half()
-    assert attention._softmax(halves, spent=True).data_ptr() != halves.data_ptr()
+    assert attention._softmax(halves, single, spent=True).data_ptr() != halves.data_ptr()
 
 
 def test_last_residual_through_readout_is_the_logits(vlm):

@@ -24,14 +24,13 @@ Harsanyi 1963.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from lvlm_interp.attribution.against import Against, need_word
-from lvlm_interp.attribution.players import Player, Players, coalitions, players_of, subsets
+from lvlm_interp.attribution.players import Player, Players, coalitions, players_of, runs_of, subsets
 from lvlm_interp.attribution.saying import stands_in
 from lvlm_interp.attribution.shapley import shares
 from lvlm_interp.attribution.split import CreditSplit, kept_always
@@ -171,16 +170,9 @@ def _asked(players: Players, parts: Sequence[Player]) -> dict[str, Any]:
     splits = [players] if not isinstance(players, Sequence) or isinstance(players, str) else list(players)
     where = {part.name: part.positions.nonzero().flatten().tolist() for part in parts}
     told = [
-        split if isinstance(split, str) else {name: _runs(where.get(name, ())) for name in split} for split in splits
+        split if isinstance(split, str) else {name: runs_of(where.get(name, ())) for name in split} for split in splits
     ]
     return {} if told == ["roles"] else {"players": told}
-
-
-def _runs(positions: Sequence[int]) -> str:
-    """Positions as a short text: "3-17, 20"."""
-    steps = itertools.groupby(enumerate(positions), key=lambda pair: pair[1] - pair[0])
-    runs = [[position for _, position in run] for _, run in steps]
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _closing(split: CreditSplit) -> CreditSplit:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from lvlm_interp.attribution.phrases import phrase_in, positions_in, written_in
 from lvlm_interp.errors import InputError, VisibilityError
 from lvlm_interp.fields import shown
 from lvlm_interp.given import explained
@@ -36,6 +37,9 @@ Mask = (
 Split = str | Mapping[str, Mask]
 Players = Split | Sequence[Split]
 """`roles`, `images`, `turns`, `sentences`; masks or positions by name; or several of these."""
+Named = str | Mapping[str, str | Mask] | Sequence[str | Mapping[str, str | Mask]]
+"""`roles` (those of text), `images`, `turns`, `sentences`; one role; a text of the prompt; roles, texts, masks or
+positions by name; or several of these."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +81,7 @@ def players_of(
     if not splits or {} in splits:
         raise InputError(f"players holds none: {_ways()}; players='roles', the default, splits by role")
     parts = [player for split in splits for player in _split(x, split, decode)]
-    _need_apart(x, parts)
+    need_apart(parts)
     found = _ordered(x, parts, decode)
     kept = _kept_roles(x, found, keep)
     _need_unkept(x, parts, kept)
@@ -88,6 +92,27 @@ def players_of(
             f"visible, as in keep={('template', found[-1].name)}, or merge some into one, as in "
             f"players={{'the rest': mask}}, true at the positions of all of them. The players are {_names(found)}"
         )
+    return tuple(found)
+
+
+@explained
+def named_players(x: Inputs, players: Named = "roles", decode: Decode | None = None) -> tuple[Player, ...]:
+    """The players that are named, and no others: what stands in none of them is nobody's.
+
+    Args:
+        x: the example.
+        players: `roles`: each of question, context and system that there is; `images`, `turns` or `sentences`, as in
+            `players_of`; one role; a text that stands in the prompt once, as whole words ("the banana"); roles, texts,
+            bool masks `[position]` or positions by name; or several, or none.
+        decode: what makes text of token ids (`vlm.decode`).
+
+    Raises:
+        InputError: a text that is not in the prompt or is there several times, a role that is not.
+        VisibilityError: masks that are empty, overlap, or cover what cannot be hidden.
+    """
+    splits = [players] if isinstance(players, (str, Mapping)) else list(players)
+    found = [player for split in splits for player in _named(x, split, decode)]
+    need_apart(found)
     return tuple(found)
 
 
@@ -109,6 +134,13 @@ def subsets(
     return visible
 
 
+def runs_of(positions: Sequence[int]) -> str:
+    """Positions as a short text: "3-17, 20"."""
+    steps = itertools.groupby(enumerate(positions), key=lambda pair: pair[1] - pair[0])
+    runs = [[position for _, position in run] for _, run in steps]
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
 # --- ways to split --------------------------------------------------------------------------------
 
 
@@ -124,14 +156,14 @@ def _images(x: Inputs, decode: Decode | None) -> list[Player]:
 def _turns(x: Inputs, decode: Decode | None) -> list[Player]:
     turns: dict[int, list[int]] = defaultdict(list)
     for piece in _context(x, "turns"):
-        turns[piece.turn] += _positions(x, piece)
+        turns[piece.turn] += positions_in(x, piece)
     return [_player(x, f"turn {turn}", "context", positions, decode) for turn, positions in turns.items()]
 
 
 def _sentences(x: Inputs, decode: Decode | None) -> list[Player]:
     found: list[tuple[list[int], str]] = []
     for piece in _context(x, "sentences"):
-        positions = _positions(x, piece)
+        positions = positions_in(x, piece)
         ids = x.input_ids[0, positions].tolist()
         for one in split_sentences([x.tokens[p] for p in positions], ids, decode):
             found.append((positions[one.start : one.stop], one.text))
@@ -154,30 +186,44 @@ def _split(x: Inputs, split: Split, decode: Decode | None) -> list[Player]:
     return SPLITS[split](x, decode)
 
 
+def _named(x: Inputs, split: str | Mapping[str, Any], decode: Decode | None) -> list[Player]:
+    if isinstance(split, Mapping):
+        return [_called(x, name, what, decode) for name, what in split.items()]
+    if not isinstance(split, str):
+        raise InputError(f"{_ways()}, or texts of the prompt; got {shown(split)}")
+    if split == "roles":
+        return [_called(x, role, role, decode) for role in CREDITED if role in x.roles and role != "image"]
+    return SPLITS[split](x, decode) if split in SPLITS else [_called(x, split, split, decode)]
+
+
+def _called(x: Inputs, name: str, what: str | Mask, decode: Decode | None) -> Player:
+    """A role, a text of the prompt, or what a mask covers, by its name."""
+    if not isinstance(what, str):
+        return _masked(x, name, what, decode)
+    if what not in CREDITED:
+        positions = phrase_in(x, what, decode)
+        return _player(x, name, x.roles[positions[0]], positions, decode)
+    positions = x.where(what).nonzero().flatten().tolist()
+    if not positions:
+        raise InputError(f"there is no {what} to be a player: {_roles_here(x)}")
+    return _player(x, name, what, positions, decode)
+
+
 def _ways() -> str:
     return f"players are {', '.join(map(repr, SPLITS))}, masks by name, or several"
 
 
 def _context(x: Inputs, asked: str) -> list[Written]:
     """The pieces of the context; where what was written is not known, runs of its positions, all of one turn."""
-    pieces = [piece for piece in x.written if piece.role == "context"]
+    pieces = [piece for piece in written_in(x) if piece.role == "context"]
     if not x.written and asked == "turns":
         raise InputError(
             "which turn is which is not known of tensors that are processed already: give players as masks by name, "
             "or make the example with vlm.prepare_chat"
         )
-    if not x.written:
-        runs = itertools.groupby(range(x.length), key=lambda p: x.roles[p])
-        spans = [list(run) for role, run in runs if role == "context"]
-        pieces = [Written("context", 0, span[0], span[-1] + 1) for span in spans]
     if not pieces:
         raise InputError(f"there is no context to split into {asked}: {_roles_here(x)}")
     return pieces
-
-
-def _positions(x: Inputs, piece: Written) -> list[int]:
-    """Where it stands; images in it are players of their own."""
-    return [p for p in range(piece.start, piece.stop) if x.roles[p] == piece.role]
 
 
 def _mask(x: Inputs, positions: Iterable[int]) -> Bool[Tensor, " position"]:
@@ -254,8 +300,12 @@ def _ordered(x: Inputs, parts: Sequence[Player], decode: Decode | None) -> list[
     return [*found, *(player for player in parts if player.role not in CREDITED)]
 
 
-def _need_apart(x: Inputs, parts: Sequence[Player]) -> None:
-    """Raise where two players stand at one position, or have one name."""
+def need_apart(parts: Sequence[Player]) -> None:
+    """Raise where two players stand at one position, or have one name.
+
+    Raises:
+        VisibilityError: names both.
+    """
     for one, other in itertools.combinations(parts, 2):
         if one.name == other.name:
             raise VisibilityError(f"two players are named {one.name!r}")

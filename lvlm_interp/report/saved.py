@@ -12,6 +12,7 @@ from lvlm_interp.counterfactuals.contrast import Contrast, Contrasts
 from lvlm_interp.engine.score import Scores
 from lvlm_interp.given import explained
 from lvlm_interp.heatmaps.faithfulness import Faithfulness
+from lvlm_interp.heatmaps.joint_effects import JointEffects
 from lvlm_interp.heatmaps.localization import Located
 from lvlm_interp.heatmaps.over_examples import FaithfulnessOver
 from lvlm_interp.heatmaps.sanity import Sanity
@@ -37,6 +38,7 @@ KINDS: tuple[type[Result], ...] = (
     Located,
     FaithfulnessOver,
     Sanity,
+    JointEffects,
 )
 
 
