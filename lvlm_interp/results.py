@@ -11,6 +11,8 @@ import os
 import platform
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
+from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -77,6 +79,21 @@ class Provenance:
     example: str | None = None
     edits: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=package_versions)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", _settled(self.parameters))
+
+
+def _settled(value: Any) -> Any:
+    """Parameters as they are read from a file again, whatever kind of number or list they were given as."""
+    if isinstance(value, Mapping):
+        return {key: _settled(one) for key, one in value.items()}
+    if isinstance(value, (range, list, tuple)) and not hasattr(value, "_fields"):
+        found = map(_settled, value)
+        return list(found) if isinstance(value, list) else tuple(found)
+    if hasattr(value, "tolist") and not is_tensor(value):  # numpy's
+        return value.tolist()
+    return float(value) if isinstance(value, (Fraction, Decimal)) else value
 
 
 @explaining

@@ -306,50 +306,6 @@ def test_two_that_opened_one_model_share_its_use(vlm):
     assert li.wrap(vlm.model).held is vlm.held is not li.wrap(copy.deepcopy(vlm.model)).held
 
 
-def elsewhere(run):
-    """Run something in another thread, to its end."""
-    found = []
-    thread = threading.Thread(target=lambda: found.append(run()))
-    thread.start()
-    thread.join()
-    return found[0]
-
-
-@pytest.mark.parametrize(
-    "site",
-    [
-        "blocks.1.hook_resid_post",
-        "blocks.1.hook_resid_mid",
-        "blocks.1.ln1.hook_normalized",
-        "blocks.1.attn.hook_pattern",
-    ],
-)
-def test_a_model_may_be_served_by_another_thread_meanwhile(vlm, site):
-    """A pass that goes not by us is in no capture of ours, nor is what we edit in it."""
-    x, y = tiny_inputs(vlm), tiny_inputs(vlm, seed=7)
-    names = [site, "blocks.0.hook_resid_pre"]
-    alone, plain = vlm.capture(x, names), vlm.model(**y.model_inputs).logits.detach()
-    halved = vlm.capture(x, names, edits={"blocks.0.hook_resid_pre": lambda value: value / 2})
-    served = []
-
-    def edit(value):
-        served.append(elsewhere(lambda: vlm.model(**y.model_inputs).logits.detach()))
-        return value / 2
-
-    assert torch.equal(vlm.capture(x, names, edits={"blocks.0.hook_resid_pre": edit})[site], halved[site])
-    assert len(served) == 1 and torch.allclose(served[0], plain, atol=1e-5)
-    assert not torch.equal(halved[site], alone[site])
-
-
-def test_within_a_user_s_edits_a_thread_of_hers_is_edited(vlm):
-    """One thread generates while another prints what comes."""
-    x = tiny_inputs(vlm)
-    plain = vlm.run(x)
-    with vlm.visiting({"blocks.0.hook_resid_pre": lambda value: value / 2}):
-        edited = elsewhere(lambda: vlm.model(**x.model_inputs).logits.detach())
-    assert not torch.allclose(edited, plain)
-
-
 def test_another_thread_is_refused_while_a_user_edits(vlm):
     """It would be edited too; and waiting could last forever."""
     x, refused = tiny_inputs(vlm), []

@@ -12,6 +12,8 @@ import math
 import os
 import re
 import sys
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +89,8 @@ class Told:
     @property
     def read(self) -> list[Path | str]:
         """The user's files that are read, which nothing may be written over."""
-        return [path for name in ("image", "table") if (path := getattr(self, name, None)) is not None]
+        told = [path for name in ("image", "table") if (path := getattr(self, name, None)) is not None]
+        return [*told, *(Path(self.model).glob("*") if os.path.isdir(self.model) else ())]
 
     @contextlib.contextmanager
     def showing(self, as_json: bool) -> Iterator[Showing]:
@@ -253,9 +256,15 @@ def need_rows(table: Path, rows: Iterable[Mapping[Any, Any]]) -> None:
 def need_apart(written: Iterable[Path], read: Iterable[str | Path]) -> None:
     """Raise where what is written would take the place of what the user has it made from."""
     there = [path for path in written if os.path.exists(path)]
-    for path in dict.fromkeys(read):
+    for path in dict.fromkeys(map(_path_of, read)):
         if lost := next((one for one in there if os.path.exists(path) and os.path.samefile(one, path)), None):
             raise OutputError(f"{lost} is a file that this command reads; give another one to write to")
+
+
+def _path_of(read: str | Path) -> str | Path:
+    """Where a file is that is read by its address."""
+    address = urllib.parse.urlsplit(read) if isinstance(read, str) else None
+    return urllib.request.url2pathname(address.path) if address and address.scheme.lower() == "file" else read
 
 
 def need_players(players: Sequence[str], keep: Sequence[str], context: bool) -> None:

@@ -12,6 +12,8 @@ def _merge(config: PretrainedConfig) -> int:
 
 
 FAMILIES = {
-    **dict.fromkeys(("mistral3", "lighton_ocr"), Family(layout=rows, merge=_merge)),
-    "mistral_large4": Family(layout=rows, merge=_merge, positions=counted),  # it scales queries by where they stand
+    # Mistral Large 4 and Ministral 3 scale queries by where they stand.
+    **dict.fromkeys(
+        ("mistral3", "lighton_ocr", "mistral_large4"), Family(layout=rows, merge=_merge, positions=counted)
+    ),
 }

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from sklearn.metrics import average_precision_score
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.errors import InputError
-from lvlm_interp.fields import Range
+from lvlm_interp.fields import Range, shown
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.view import Box
 from lvlm_interp.results import Result, number_of
@@ -52,7 +53,7 @@ class Located(Result):
 
 
 @explained
-def located(patches: PatchMap, boxes: Box | Sequence[Box], token: int | str = 0) -> Located:
+def located(patches: PatchMap, boxes: Any, token: int | str = 0) -> Located:
     """How a map lies on boxes, (left, top, right, bottom) in pixels of the original picture.
 
     The pointing game of Zhang et al. 2018 counts a hit where the largest number lies in a box; a map of equal numbers
@@ -62,7 +63,7 @@ def located(patches: PatchMap, boxes: Box | Sequence[Box], token: int | str = 0)
         InputError: no such part, no box, or boxes that hold the centres of no patch or of all.
     """
     number = number_of(patches.tokens, token, "the map")
-    several = cast("list[Box]", [boxes] if isinstance(boxes[0], (int, float)) else list(boxes))
+    several = _several(boxes)
     inside = _inside(patches, several)
     if not inside.any() or inside.all():
         which = "all" if inside.all() else "none"
@@ -81,6 +82,17 @@ def located(patches: PatchMap, boxes: Box | Sequence[Box], token: int | str = 0)
         average_precision=float(average_precision_score(inside.flatten().numpy(), values.flatten().numpy())),
         provenance=patches.provenance,
     )
+
+
+def _several(boxes: Any) -> list[Box]:
+    """Boxes of whatever they are given as: one or several, numbers of any package."""
+    try:
+        rows = [[float(side) for side in one] for one in ([boxes] if np.ndim(boxes[0]) == 0 else boxes)]
+    except (TypeError, ValueError, LookupError):
+        rows = []
+    if not rows or any(len(row) != 4 for row in rows):
+        raise InputError(f"boxes are (left, top, right, bottom) in pixels, one or several; got {shown(boxes)}")
+    return [(left, top, right, bottom) for left, top, right, bottom in rows]
 
 
 def _inside(patches: PatchMap, boxes: Sequence[Box]) -> Bool[Tensor, "row column"]:

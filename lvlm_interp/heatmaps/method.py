@@ -56,6 +56,11 @@ class Method(abc.ABC):
         """Raise for parameters of another type: they would fail within a method, or mean something else there."""
         need_arguments(type(self).__init__, self, **self.parameters)
 
+    @classmethod
+    def read(cls, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters as they were given by name, made what the fields hold."""
+        return {name: whole(value) for name, value in parameters.items()}
+
     @abc.abstractmethod
     def map(self, asked: Asked) -> PatchMap:
         """The map of what is asked."""
@@ -125,6 +130,6 @@ def method_of(method: str | Method, parameters: Mapping[str, Any]) -> Method:
     own = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     if foreign := [name for name in parameters if name not in own]:
         raise InputError(f"{method!r} has no parameter {foreign[0]!r}; it has {own or 'none'}")
-    parameters = {name: whole(value) for name, value in parameters.items()}
+    parameters = kind.read(parameters)
     need_arguments(kind.__init__, object.__new__(kind), **parameters)
     return kind(**parameters)

@@ -19,6 +19,7 @@ from lvlm_interp.inputs.sources import ImageLike, is_picture, named, picture_of
 VideoLike = Sequence[Any] | np.ndarray | Tensor
 """Frames: PIL images, paths or arrays `[height, width, 3]` of bytes; or one array of them all, `[frame, …]`."""
 STILLS = ("MPO",)  # a photo with smaller ones behind it, as phones and cameras take them
+BITS = 258  # TIFF's tag for how many a number has
 OF_BYTES_TOO = 255  # a picture of larger numbers is one of 16 bits
 
 
@@ -109,7 +110,8 @@ def _upright(opened: Image.Image, name: str) -> Image.Image:
     if min(opened.size) == 0:
         raise ImageError("the image is empty (0 pixels)")
     turned = ImageOps.exif_transpose(opened)
-    turned.format = opened.format
+    told = getattr(opened, "tag_v2", {}).get(BITS, (16,)) == (16,)
+    turned.format = opened.format if told else None  # of a file of 32 bits nobody knows how far its numbers go
     return turned
 
 

@@ -26,7 +26,7 @@ from lvlm_interp.bootstrap import bootstrap_weights, interval
 from lvlm_interp.checkpoints import need_place, read_checkpoint, write_checkpoint
 from lvlm_interp.errors import InputError
 from lvlm_interp.fields import POSITIVE, Range
-from lvlm_interp.given import explained
+from lvlm_interp.given import explained, whole
 from lvlm_interp.inputs.example import Inputs, digest
 from lvlm_interp.inside.ending import need_plain_end
 from lvlm_interp.model.finite import need_finite
@@ -131,6 +131,7 @@ class Fitting:
     def __post_init__(self) -> None:
         for name, least in (("steps", 0), ("positions", 1), ("from_each", 1), ("seed", 0)):
             self._need(name, Integral, f"a whole number from {least} to {MOST}", least, MOST)
+            object.__setattr__(self, name, whole(getattr(self, name)))
         self._need("rate", Real, f"a number above 0, up to {FASTEST}", math.nextafter(0, 1), FASTEST)
         self._need("held_out", Real, "a share between 0 and 1", math.nextafter(0, 1), math.nextafter(1, 0))
 
@@ -210,9 +211,9 @@ def _gathered(vlm: HookedVLM, examples: Sequence[Inputs], how: Fitting, progress
     found: dict[Modality, list[tuple[Tensor, int]]] = {kind: [] for kind in MODALITIES}
     sites = ["blocks.0.hook_resid_pre", "blocks.*.hook_resid_post"]
     for number, x in enumerate(tqdm(examples, desc="activations", disable=not progress, leave=False)):
-        whole = vlm.capture(x, sites)
-        need_finite(vlm, x, *whole.values())
-        captured = torch.stack([value[0] for name, value in whole.items() if name != "logits"])
+        every = vlm.capture(x, sites)
+        need_finite(vlm, x, *every.values())
+        captured = torch.stack([value[0] for name, value in every.items() if name != "logits"])
         image = x.where("image")
         for kind, where in (("text", ~image), ("image", image)):
             at = where.nonzero().flatten()

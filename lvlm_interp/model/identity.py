@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import CodeType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from xxhash import xxh3_128
 from lvlm_interp.errors import ModelError
 from lvlm_interp.model.acting import OF_ONE, rewritten
 from lvlm_interp.model.compiled import WRAPPED, as_written
-from lvlm_interp.model.settings import configurations_of, settings_of, telling
+from lvlm_interp.model.settings import DEEP, PLAIN, configurations_of, settings_of, telling
 from lvlm_interp.model.weights import fetched
 
 # Rotary frequencies that follow the length of what is read; what they start from stands beside them.
@@ -153,10 +154,21 @@ def tensors_of(
 
 
 def _few(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """The tensors of a few numbers that a module holds as they are, and that its code speaks of."""
+    """The tensors, and arrays, of a few numbers that a module holds as they are, and that its code speaks of."""
     settings = ((name, vars(module)[name]) for name in telling(module))
-    few = [(name, value) for name, value in settings if isinstance(value, Tensor) and value.numel() <= FEW]
-    return [(name, value) for name, value in few if name in _spoken_of(type(module))]  # type: ignore[arg-type]
+    few = [(name, list(_held_in(name, value))) for name, value in settings if type(value) not in PLAIN]
+    return [one for name, some in few if some and name in _spoken_of(type(module)) for one in some]  # type: ignore[arg-type]
+
+
+def _held_in(name: str, value: Any, deep: int = DEEP) -> Iterator[tuple[str, Tensor]]:
+    """Those of an attribute, alone or in lists and dictionaries."""
+    if isinstance(value, Tensor) and value.numel() <= FEW:
+        yield name, value
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.size <= FEW:
+        yield name, torch.from_numpy(np.ascontiguousarray(value))
+    elif isinstance(value, (list, tuple, Mapping)) and deep and len(value) <= FEW:
+        for key, one in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _held_in(f"{name}.{key}", one, deep - 1)
 
 
 @functools.lru_cache(maxsize=4096)

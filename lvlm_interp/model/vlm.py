@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from lvlm_interp.errors import InputError, ModelError, SiteError
 from lvlm_interp.families.shared import registry
-from lvlm_interp.given import explaining
+from lvlm_interp.given import explaining, whole
 from lvlm_interp.inputs.batch import Batch
 from lvlm_interp.inputs.example import Answer, Inputs, named_by
 from lvlm_interp.inputs.handmade import may_be_of_shapes, unfitting
@@ -51,7 +51,8 @@ class HookedVLM(Preparing):
         model: the transformers model, in evaluation mode.
         processor: its processor, or None if it was wrapped without one.
         name: what it was loaded from.
-        accepted: whether its family is known to be read truly; another one is checked with its first image.
+        accepted: whether its family, with such a language model, is known to be read truly; another one is checked with
+            its first image.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class HookedVLM(Preparing):
     ) -> None:
         super().__init__(model, processor)
         self.name, self.revision = name or type(model).__name__, revision
-        self.accepted = registry.known(model.config.model_type)
+        self.accepted = registry.tried(model.config)
         self._first_check, self._tracer = first_check, tracer
 
     @property
@@ -94,13 +95,11 @@ class HookedVLM(Preparing):
         cast = [f"autocast: {torch.get_autocast_dtype(kind)}"] if torch.is_autocast_enabled(kind) else []
         return (*dict.fromkeys(edited), *hooks, *cast)
 
-    def provenance(
-        self, method: str, *examples: Inputs | Batch, seed: int | None = None, **parameters: Any
-    ) -> Provenance:
+    def provenance(self, method: str, *examples: Inputs | Batch, seed: Any = None, **parameters: Any) -> Provenance:
         """Where a result of this model comes from, and of which example (or examples) it is."""
         dtype = str(self.dtype).removeprefix("torch.")
         of = named_by(*examples) if examples else None
-        about = (method, parameters, self.revision, seed, dtype, of, self.active_edits)
+        about = (method, parameters, self.revision, whole(seed), dtype, of, self.active_edits)
         return Provenance(self.name, self.identity, *about)
 
     def __repr__(self) -> str:

@@ -225,26 +225,33 @@ def batch(vlm: HookedVLM, x: Inputs) -> Checked:
     for number, one in enumerate(both):
         for what, value in vlm.capture(one, name).items():  # the stream, and the logits
             gap = apart(together.of(number, found[what]), value)
-            limit, note = _allowed_in_a_batch(vlm, one, name, what, value, gap)
-            rows.append((gap / limit if math.isfinite(gap) else math.inf, gap, limit, note))
-    share, gap, limit, note = max(rows)
-    advice = "A row gets something of another: vlm.batch is not to be used. A row in lvlm_interp/families can say so."
+            limit, note, rounds = _allowed_in_a_batch(vlm, one, name, what, value, gap)
+            rows.append((gap / limit if math.isfinite(gap) else math.inf, gap, limit, note, rounds))
+    share, gap, limit, note, rounds = max(rows)
+    advice = (
+        ROUNDS
+        if rounds
+        else "A row gets something of another: vlm.batch is not to be used. A row in lvlm_interp/families can say so."
+    )
     detail = f"two rows against their examples alone: {gap:.1e}{note}"
     return Checked("batch", share <= 1, gap, limit, detail, "" if share <= 1 else advice)
 
 
 def _allowed_in_a_batch(
     vlm: HookedVLM, x: Inputs, name: str, what: str, alone: Tensor, gap: float
-) -> tuple[float, str]:
-    """What rounding may make of a gap, and how it was measured: at last by the same example beside itself, which
-    products of another size round in another way, and which nothing of another example can reach."""
+) -> tuple[float, str, bool]:
+    """What rounding may make of a gap, how it was measured, and whether it explains the gap.
+
+    It is measured at last by the same example beside itself, which products of another size round in another way, and
+    which nothing of another example can reach.
+    """
     rounding = allowed(vlm, lambda: vlm.capture(x, name)[what], alone, gap)
     if gap <= rounding.limit:
-        return rounding.limit, rounding.note
+        return rounding.limit, rounding.note, True
     twice = vlm.batch((x, x))
     beside = apart(twice.of(0, vlm.capture(twice, name)[what]), alone)
     limit = max(rounding.limit, min(2 * beside, MOST * size(alone)))
-    return limit, f"{rounding.note}; the same example twice, {beside:.1e}"
+    return limit, f"{rounding.note}; the same example twice, {beside:.1e}", gap <= rounding.explained
 
 
 def _ends_block(name: str) -> bool:
@@ -279,6 +286,11 @@ def _state(vlm: HookedVLM) -> dict[str, Any]:
     }
 
 
+MIXES = "A row gets something of another: vlm.batch is not to be used. A row in lvlm_interp/families can say so."
+ROUNDS = (
+    "Rounding explains it, and is more than results can stand: one unit in the last place, layer by layer, moves "
+    "logits as far. Open the model in float32."
+)
 CHECKS: dict[str, Callable[[HookedVLM, Inputs], Checked]] = {
     "parity": parity,
     "leak": leak,

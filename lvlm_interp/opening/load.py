@@ -154,7 +154,8 @@ def _commit(path: str, revision: str | None) -> str | None:
 
 def _opened(model: PreTrainedModel, processor: Any, name: str | None, revision: str | None = None) -> HookedVLM:
     vlm = HookedVLM(model, processor, name, revision, _first_check, traced)
-    check_at_load(vlm)
+    with torch.autocast(vlm.device.type, enabled=False):  # the user's; results name it, and checks are of the model
+        check_at_load(vlm)
     need_image_token(processor, vlm.image_token_id, vlm.name)
     return vlm
 

@@ -40,7 +40,7 @@ def heatmap(
     export.map_kind(out)
     how = method_of(method, parameters_of(parameter or [], hide_from))
     export.check_file(out, asked.force)
-    need_apart([out], asked.read)
+    need_apart([out], [*asked.read, *(value for value in how.parameters.values() if isinstance(value, str))])
     need_texts("--against", [against])
     vlm, x = asked.open()
     patches, drawn = _mapped(vlm, x, word, against, {"method": how, "progress": sys.stderr.isatty()})

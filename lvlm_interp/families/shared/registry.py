@@ -53,6 +53,22 @@ def family_of(config: PretrainedConfig) -> Family:
     return FAMILIES.get(config.model_type, Family())
 
 
+PLAIN = frozenset(
+    {
+        *("llama", "mistral", "ministral", "ministral3", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"),
+        *("phi", "phi3", "opt", "olmo", "olmo2", "olmo3", "granite", "smollm3", "starcoder2", "stablelm", "nemotron"),
+        *("cohere", "cohere2", "glm", "glm4", "exaone4", "helium", "arcee", "seed_oss", "gpt_neox", "falcon"),
+    }
+)
+"""Language models whose rows go by their positions alone, in whichever model they are."""
+
+
+def tried(config: PretrainedConfig) -> bool:
+    """Whether models of a type are known, and their language model is their type's own, or a plain one."""
+    text = config.get_text_config().model_type
+    return known(config.model_type) and (text in PLAIN or text == type(config)().get_text_config().model_type)
+
+
 def known(model_type: str) -> bool:
     """Whether models of a type are known to be read truly with the transformers installed here."""
     row = FAMILIES.get(model_type)

@@ -14,6 +14,7 @@ from torch import Tensor
 from lvlm_interp.attribution.asked import Asked
 from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.errors import ImageError, InputError
+from lvlm_interp.given import whole
 from lvlm_interp.heatmaps.method import Kind, Method
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.vlm import HookedVLM
@@ -39,10 +40,20 @@ class OfHeads(Method):
     layers: int | tuple[int, ...] | None = None
     heads: int | tuple[int, ...] | None = None
 
+    @classmethod
+    def read(cls, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Several layers or heads may come in any list of numbers: an array, a range, a column of a table."""
+        several = {n: tuple(map(whole, v)) for n, v in parameters.items() if n in ("layers", "heads") and _is_list(v)}
+        return super().read({**parameters, **several})
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if () in (self.layers, self.heads):
             raise InputError(f"{self.name!r} looks at layers and heads: give one or more, or None for all of them")
+
+
+def _is_list(value: Any) -> bool:
+    return not isinstance(value, (str, Mapping)) and getattr(value, "ndim", 1) == 1 and hasattr(value, "__iter__")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,212 @@
+"""What people outside found by trying what nobody had thought of; each by its kind."""
+
+import dataclasses
+import io
+import threading
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from transformers import AutoModelForImageTextToText, LlavaConfig, Mistral3Config
+
+import lvlm_interp as li
+from lvlm_interp.cli.options import need_apart
+from lvlm_interp.errors import ImageError, InputError, OutputError
+from lvlm_interp.families.shared import registry
+from lvlm_interp.heatmaps.localization import located
+from lvlm_interp.heatmaps.method import method_of
+from lvlm_interp.inputs.media import open_image
+from tests.made import made
+from tests.tiny import tiny_inputs, tiny_llava
+
+# --- language models in other models ----------------------------------------------------------------------------------
+
+
+def test_a_language_model_that_is_not_plain_is_checked_first():
+    own, plain, other = (LlavaConfig(text_config={"model_type": kind}) for kind in ("llama", "qwen2", "biogpt"))
+    assert registry.tried(own) and registry.tried(plain) and not registry.tried(other)
+
+
+def test_queries_that_are_scaled_by_where_they_stand():
+    """Ministral 3: padding in front must not move what it scales by."""
+    words = {"model_type": "ministral3", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    words |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 200}
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+    words |= {"rope_parameters": rope | {"llama_4_scaling_beta": 0.3}, "initializer_range": 0.3}
+    sees = {"model_type": "pixtral", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    sees |= {"num_attention_heads": 4, "head_dim": 8, "image_size": 56, "patch_size": 14}
+    config = Mistral3Config(text_config=words, vision_config=sees, image_token_index=150, spatial_merge_size=2)
+    torch.manual_seed(0)
+    vlm = li.wrap(AutoModelForImageTextToText.from_config(config).eval())
+    short, long = (vlm.inputs(input_ids=torch.arange(20, 20 + n)[None], answer_start=n - 2) for n in (30, 60))
+    assert torch.allclose(vlm.run(vlm.batch([short, long]))[0][-30:], vlm.run(short)[0], atol=1e-4)
+
+
+# --- what decides beside weights --------------------------------------------------------------------------------------
+
+
+class Steered(nn.Module):
+    def __init__(self, inner, vectors):
+        super().__init__()
+        self.inner, self.vectors = inner, vectors
+
+    def forward(self, *args, **kwargs):
+        vector = self.vectors["joy"] if isinstance(self.vectors, dict) else self.vectors[0]
+        return self.inner(*args, **kwargs) + torch.as_tensor(vector, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "list", "array", "nested"])
+def test_vectors_in_lists_and_dictionaries_are_part_of_the_model(kind):
+    made_of = {
+        "dictionary": lambda v: {"joy": v},
+        "list": lambda v: [v],
+        "array": lambda v: v[None].numpy().copy(),
+        "nested": lambda v: {"joy": v, "more": [{"deep": v.clone()}]},
+    }[kind]
+    model = tiny_llava()
+    layer = model.model.language_model.layers[1]
+    layer.mlp = Steered(layer.mlp, made_of(torch.zeros(32)))
+    vlm, x = li.wrap(model), tiny_inputs(li.wrap(model))
+    before, contrast = vlm.fingerprint, li.contrast(vlm, x)
+    layer.mlp.vectors = made_of(torch.linspace(-3, 3, 32))
+    assert vlm.fingerprint != before and li.contrast(vlm, x).provenance.weights != contrast.provenance.weights
+    layer.mlp.vectors = made_of(torch.zeros(32))
+    assert vlm.fingerprint == before
+
+
+def test_a_model_is_opened_whatever_autocast_is_on():
+    model = tiny_llava()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        vlm = li.wrap(model)
+        found = li.contrast(vlm, tiny_inputs(vlm))
+    assert "autocast: torch.bfloat16" in found.provenance.edits
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+def elsewhere(run):
+    """Run something in another thread, to its end."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(run()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    "site",
+    [
+        "blocks.1.hook_resid_post",
+        "blocks.1.hook_resid_mid",
+        "blocks.1.ln1.hook_normalized",
+        "blocks.1.attn.hook_pattern",
+    ],
+)
+def test_a_model_may_be_served_by_another_thread_meanwhile(site):
+    """A pass that goes not by us is in no capture of ours, nor is what we edit in it."""
+    vlm = li.wrap(tiny_llava())
+    x, y = tiny_inputs(vlm), tiny_inputs(vlm, seed=7)
+    names = [site, "blocks.0.hook_resid_pre"]
+    alone, plain = vlm.capture(x, names), vlm.model(**y.model_inputs).logits.detach()
+    halved = vlm.capture(x, names, edits={"blocks.0.hook_resid_pre": lambda value: value / 2})
+    served = []
+
+    def edit(value):
+        served.append(elsewhere(lambda: vlm.model(**y.model_inputs).logits.detach()))
+        return value / 2
+
+    assert torch.equal(vlm.capture(x, names, edits={"blocks.0.hook_resid_pre": edit})[site], halved[site])
+    assert len(served) == 1 and torch.allclose(served[0], plain, atol=1e-5)
+    assert not torch.equal(halved[site], alone[site])
+
+
+def test_within_a_user_s_edits_a_thread_of_hers_is_edited():
+    """One thread generates while another prints what comes."""
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    plain = vlm.run(x)
+    with vlm.visiting({"blocks.0.hook_resid_pre": lambda value: value / 2}):
+        edited = elsewhere(lambda: vlm.model(**x.model_inputs).logits.detach())
+    assert not torch.allclose(edited, plain)
+
+
+# --- pictures, boxes, numbers -----------------------------------------------------------------------------------------
+
+
+def tiff(array):
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, "TIFF")
+    return stream.getvalue()
+
+
+def test_a_file_of_32_bits_that_may_be_bytes_is_refused():
+    numbers = np.arange(0, 256, 4).reshape(8, 8)
+    with pytest.raises(ImageError, match="bytes, or dark 16 bits"):
+        open_image(tiff(numbers.astype(np.int32)))
+    assert np.asarray(open_image(tiff((numbers * 257).astype(np.uint16))))[..., 0].max() > 250
+    assert np.asarray(open_image(tiff((numbers * 257).astype(np.int32))))[..., 0].max() > 250
+    assert np.asarray(open_image(tiff(numbers.astype(np.uint16))))[..., 0].max() <= 1  # 16 bits, and dark
+
+
+BOX = [0, 0, 20, 20]
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        np.array(BOX),
+        tuple(np.array(BOX)),
+        torch.tensor(BOX),
+        tuple(torch.tensor(BOX)),
+        pd.Series(BOX),
+        [np.array(BOX)],
+        torch.tensor([BOX]),
+    ],
+)
+def test_boxes_of_any_numbers(box):
+    patches = made().patches
+    assert located(patches, box) == located(patches, tuple(BOX))
+
+
+@pytest.mark.parametrize("box", [[], (1, 2, 3), "box", [(1, 2, 3)], 5, None, {}])
+def test_what_is_no_box(box):
+    with pytest.raises(InputError, match=r"left, top, right, bottom"):
+        located(made().patches, box)
+
+
+@pytest.mark.parametrize("layers", [np.array([0, 1]), range(2), [0, 1], torch.tensor([0, 1]), pd.Series([0, 1])])
+def test_layers_of_any_list_of_numbers(layers):
+    assert method_of("attention", {"layers": layers}).parameters["layers"] == (0, 1)
+
+
+@pytest.mark.parametrize("seed", [np.int64(3), np.uint8(3), torch.tensor(3), 3])
+def test_seeds_of_any_package(seed):
+    kept = li.wrap(tiny_llava()).provenance("m", seed=seed).seed
+    assert kept == 3 and type(kept) is int
+
+
+def test_a_result_is_equal_to_itself_whatever_its_parameters_were(tmp_path):
+    """They are kept as they are read again."""
+    given = {"a": np.array([1, 2]), "b": range(2), "c": (Fraction(1), [Decimal("0.5"), np.float64(0.25)])}
+    about = dataclasses.replace(made().contrast.provenance, parameters=given)
+    assert about.parameters == {"a": [1, 2], "b": (0, 1), "c": (1.0, [0.5, 0.25])}
+    found = dataclasses.replace(made().contrast, provenance=about)
+    assert li.load_result(found.save(tmp_path / "a.safetensors")) == found
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_that_is_read_by_its_address_is_not_written_over(tmp_path):
+    picture = tmp_path / "a b.png"
+    picture.write_bytes(b"picture")
+    for address in (picture.as_uri(), f"file://{picture}", str(picture)):
+        with pytest.raises(OutputError, match="a file that this command reads"):
+            need_apart([picture], [address])
+    need_apart([picture], ["https://example.org/a%20b.png", f"file://{tmp_path}/other.png"])
