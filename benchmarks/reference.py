@@ -52,6 +52,7 @@ def knowledge(model: str) -> dict[str, dict[str, float]]:
         "in a sentence": (model, "sentence"),
         "in short": (model, "short"),
         "base, in a sentence": (BASE, "sentence"),
+        "base, in short": (BASE, "short"),  # it says a sentence all the same
     }
     return {name: exam.remembered(_opened(of), form) for name, (of, form) in opened.items()}
 
