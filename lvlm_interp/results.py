@@ -22,7 +22,7 @@ from lvlm_interp.fields import ANY, Range, check_fields, check_numbers, equal
 from lvlm_interp.files import aside
 from lvlm_interp.given import explained, explaining
 from lvlm_interp.shown import printable
-from lvlm_interp.storing import KINDS, is_frame, is_tensor, need_numbers, packed, scalar, storable, unpacked
+from lvlm_interp.storing import KINDS, is_frame, is_tensor, need_numbers, packed, scalar, settled, storable, unpacked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,6 +122,8 @@ class Result:
     provenance: Provenance = field(kw_only=True)
 
     def __post_init__(self) -> None:
+        for name, frame in [(name, value) for name, value in vars(self).items() if is_frame(value)]:
+            object.__setattr__(self, name, settled(frame))
         check_fields(self, self.along, self.among)
         check_numbers(self)
 

@@ -97,6 +97,18 @@ def _framed(frame: Any) -> dict[str, Any]:
     return {"frame": columns} if numbered else {"frame": columns, "index": [scalar(name) for name in names]}
 
 
+def settled(frame: Any) -> Any:
+    """A frame as it is read from a file again: dates as text, categories as what they stand for.
+
+    One that cannot be kept stays as it is.
+    """
+    try:
+        held = _framed(frame)
+        return _unframed(held["frame"], held.get("index", []))
+    except (TypeError, ValueError):
+        return frame
+
+
 def _need_names(frame: Any, index: list[Any]) -> None:
     """Raise where columns, or a column and a part of the index, would be one in a file."""
     unnamed = "index" if len(index) == 1 and "index" not in frame else None  # as pandas calls what has no name

@@ -150,7 +150,8 @@ def test_relevance_through_the_tower_is_that_of_whole_matrices(exact, at_once):
         expected = (entered @ all_rows([outer], [last]))[1:]
         assert (flows[part, x.images[0].positions] - expected).abs().max() < 1e-8
         assert (entered[1:] - expected).abs().max() > 1e-4
-    assert flows.sum() == flows[:, x.images[0].positions].sum()
+    seen = flows[:, x.images[0].positions]
+    assert (flows != 0).sum() == (seen != 0).sum()
 
 
 @pytest.mark.parametrize(

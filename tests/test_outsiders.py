@@ -210,3 +210,27 @@ def test_a_picture_that_is_read_by_its_address_is_not_written_over(tmp_path):
         with pytest.raises(OutputError, match="a file that this command reads"):
             need_apart([picture], [address])
     need_apart([picture], ["https://example.org/a%20b.png", f"file://{tmp_path}/other.png"])
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pd.Categorical(["b", "a", "b"]),
+        pd.date_range("2020", periods=3, tz="Asia/Tokyo"),
+        pd.to_timedelta([1, 2, 3]),
+        pd.array([1, None, 3], dtype="Int64"),
+        pd.array([True, None, False], dtype="boolean"),
+        pd.period_range("2020-01", periods=3, freq="M"),
+        np.array([1, 2, 3], "float16"),
+        [(1, 2), (3,), ()],
+    ],
+)
+def test_a_table_in_a_result_is_what_is_read_again(column, tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Held(li.results.Result):
+        frame: pd.DataFrame
+
+    found = Held(pd.DataFrame({"a": column}), provenance=made().contrast.provenance)
+    again = type(found).load(found.save(tmp_path / "a.safetensors"))
+    assert again == found
+    pd.testing.assert_frame_equal(again.frame, found.frame)
