@@ -382,3 +382,15 @@ def test_saved_and_shown(truth, tmp_path):
     printed = repr(truth)
     assert len(printed.splitlines()) < 6 and "image only + text only + joint = total" in printed
     assert "<table" in truth._repr_html_() and "logprob, in nats" in truth.note
+
+
+def test_pairs_are_drawn(vlm):
+    from lvlm_interp.report import figures
+
+    found = li.interactions(vlm, tiny_inputs(vlm), {"one": [1], "two": [2]}, regions=1, unit="answer")
+    ax = figures.joint_pairs(found)
+    assert np.allclose(ax.images[0].get_array(), found.pairs[0].numpy())
+    names = [f"{name}  {n}" for n, name in enumerate(found.players)]
+    assert [label.get_text() for label in ax.get_yticklabels()] == names
+    with pytest.raises(InputError, match="above 0"):
+        figures.joint_pairs(found, limit=-1.0)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 import lvlm_interp as li
 from lvlm_interp.heatmaps.faithfulness import Faithfulness
+from lvlm_interp.heatmaps.joint_effects import JointEffects
 from lvlm_interp.report import export, figures
 from lvlm_interp.report.figures import drawing
 from tests.looks import cut, laid_out, overlaps, size
@@ -50,6 +51,16 @@ def curves(maps):
     )
 
 
+def joined(count):
+    """Effects of regions and words."""
+    names = tuple(f"region {n}" if n < count // 2 else f"a rather long phrase {n}" for n in range(count))
+    kinds = tuple("image" if n < count // 2 else "text" for n in range(count))
+    dividends = torch.linspace(-1, 1, 1 << count, dtype=torch.float64)[None]
+    regions = torch.arange(count // 2)[None]
+    settings = {"value": "odds", "unit": "nats", "hide_from": "text", "provenance": about("interactions")}
+    return JointEffects(("Purple",), names, kinds, names, regions, dividends, dividends.sum(1), **settings)
+
+
 DRAWN = {
     "component_bars": {
         "few": lambda: figures.component_bars(heads(2, 1)),
@@ -76,6 +87,7 @@ DRAWN = {
         "few": lambda: figures.heatmap_grid({"a": made(tokens=("a",)).patches}),
         "many": lambda: figures.heatmap_grid(dict.fromkeys(("a", "integrated_gradients"), made(LONG[:4]).patches)),
     },
+    "joint_pairs": {"few": lambda: figures.joint_pairs(joined(2)), "many": lambda: figures.joint_pairs(joined(9))},
     "judged_definitions": {"all": lambda: figures.judged_definitions(li.judged(worlds()))},
     "heatmap": {
         shape: lambda shape=shape: figures.heatmap(a_map(shape)) for shape in ("square", "portrait", "landscape")
