@@ -57,11 +57,22 @@ def explained(function: Callable[P, T]) -> Callable[P, T]:
         except LvlmInterpError:
             raise
         except RAW as error:
-            if told := _misgiven(function, args, kwargs):
+            if told := _misgiven(function, args, kwargs) or _elsewhere():
                 raise told from error
             raise
 
     return _marked(call)
+
+
+def _elsewhere() -> InputError | None:
+    """What an error may come of where torch makes new tensors on another device than the cpu."""
+    torch = sys.modules.get("torch")
+    if torch is None or (device := torch.get_default_device()).type == "cpu":
+        return None
+    return InputError(
+        f"torch's default device is {str(device)!r}, where it would make what is computed beside the model: leave that "
+        "`with torch.device(…)`, or torch.set_default_device('cpu'); the model may be on any device"
+    )
 
 
 def _truths_of(plain: Callable[..., Any]) -> dict[str, int]:

@@ -57,6 +57,9 @@ def packed(value: Any, path: str, tensors: dict[str, Any]) -> Any:
     if is_array(value):
         import torch
 
+        if getattr(value, "mask", None) is not None and value.mask.any():
+            raise ValueError("entries of an array are masked, and would be numbers again: fill them, array.filled(…)")
+
         numbers = value[:]  # zarr's are read from disk
         if getattr(value, "nchunks_initialized", 0) < getattr(value, "nchunks", 0):
             raise ValueError("files of the store that these numbers are kept in are gone")

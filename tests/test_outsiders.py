@@ -20,7 +20,9 @@ from lvlm_interp.errors import ImageError, InputError, OutputError
 from lvlm_interp.families.shared import registry
 from lvlm_interp.heatmaps.localization import located
 from lvlm_interp.heatmaps.method import method_of
+from lvlm_interp.inputs.chat import need_texts
 from lvlm_interp.inputs.media import open_image
+from tests import saved
 from tests.made import made
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -234,3 +236,76 @@ def test_a_table_in_a_result_is_what_is_read_again(column, tmp_path):
     again = type(found).load(found.save(tmp_path / "a.safetensors"))
     assert again == found
     pd.testing.assert_frame_equal(again.frame, found.frame)
+
+
+# --- parts that read the same -----------------------------------------------------------------------------------------
+
+TWICE = {"unit": "word", "substrates": "tokens", "regions": 2, "orders": 2, "sets": 8}
+
+
+@pytest.fixture(scope="module")
+def chat():
+    return li.wrap(tiny_llava(), saved.processor("llava"))
+
+
+@pytest.fixture(scope="module")
+def twice(chat):
+    return chat.prepare("is it red?", Image.radial_gradient("L").resize((28, 28)), answer="no no")
+
+
+def test_a_part_that_is_said_twice_is_told_by_its_place(chat, twice):
+    """By its number, not by its text."""
+    every = li.attribute(chat, twice, unit="word")
+    second = li.faithfulness(chat, twice, every, 1, **TWICE)
+    alone = li.faithfulness(chat, twice, li.attribute(chat, twice, unit="word", target=1), target=1, **TWICE)
+    assert torch.allclose(second.insertion, alone.insertion, atol=1e-5)
+    first = li.faithfulness(chat, twice, every, **TWICE)
+    assert not torch.allclose(first.insertion, second.insertion, atol=1e-3)
+    assert torch.equal(li.faithfulness(chat, twice, every, -1, **TWICE).insertion, second.insertion)
+
+
+def test_maps_of_another_part_or_example_that_read_the_same(chat, twice):
+    first, second = (li.attribute(chat, twice, unit="word", target=n) for n in (0, 1))
+    with pytest.raises(InputError, match=r"the map 'b' is of the tokens \(.*\) of the answer, and .* were asked for"):
+        li.faithfulness(chat, twice, {"a": first, "b": second}, target=0, **TWICE)
+    effects = li.interactions(chat, twice, ["red"], regions=2, unit="word")
+    effects.scored(first, 0)
+    with pytest.raises(InputError, match="the map 'map' is of the tokens"):
+        effects.scored({"map": second}, 0)
+    other = chat.prepare("is it red?", Image.linear_gradient("L").resize((28, 28)), answer="no no")
+    another = li.attribute(chat, other, unit="word", target=0)
+    with pytest.raises(InputError, match="the map 'b' is of another example"):
+        li.faithfulness(chat, twice, {"a": first, "b": another}, target=0, **TWICE)
+
+
+# --- texts, arrays, devices -------------------------------------------------------------------------------------------
+
+
+def test_blank_lines_of_a_context_are_the_user_s(chat):
+    picture = Image.new("RGB", (28, 28), "red")
+    told = [chat.prepare("q?", picture, context=text, answer="a") for text in ("ctx", "ctx\n", "ctx\n\n\n")]
+    assert told[0].input_ids.tolist() == told[1].input_ids.tolist()  # it ends with a line
+    assert told[2].length == told[1].length + 2 and told[2].texts["context"] == "ctx\n\n\n"
+
+
+def test_masked_arrays_are_not_kept_as_numbers(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Masked(li.results.Result):
+        value: np.ndarray
+
+    held = Masked(np.ma.array([1.0, 999.0], mask=[False, True]), provenance=made().contrast.provenance)
+    with pytest.raises(OutputError, match="masked"):
+        held.save(tmp_path / "a.safetensors")
+    plain = dataclasses.replace(held, value=np.ma.array([1.0, 2.0]))
+    assert plain.save(tmp_path / "b.safetensors").exists()
+
+
+def test_another_default_device_is_named(chat, twice):
+    with torch.device("meta"), pytest.raises(InputError, match="torch's default device is 'meta'"):
+        li.contrast(chat, twice)
+    assert li.contrast(chat, twice).delta.isfinite().all()
+
+
+def test_ids_are_no_text():
+    with pytest.raises(InputError, match=r"li.Answer\(text, ids\)"):
+        need_texts("q?", None, answer=[5, 6])

@@ -22,6 +22,7 @@ from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.view import Box, ImageView
 from lvlm_interp.inputs.words import Unit, unit_name
 from lvlm_interp.model.vlm import HookedVLM
+from lvlm_interp.results import Provenance, Result
 
 
 @explaining
@@ -134,9 +135,36 @@ def asked_of(
         "value": explained.values[0].name,
         "unit": unit_name(explained.search.unit),
         "target": target,
+        "parts": tuple((part.start, part.stop) for part in explained.parts),
         "against": None if against is None else plain(against),
     }
     return Asked(vlm, x, explained, view, cells, frame, progress, decoder_inputs, told)
+
+
+def span_of(result: Result, number: int) -> tuple[int, ...] | None:
+    """Where in the answer a part of a result stands, by its tokens; None where it does not tell."""
+    parts = result.provenance.parameters.get("parts")
+    told = parts is not None and len(parts) == len(getattr(result, "tokens", ()))
+    return tuple(parts[number]) if told and parts is not None else None
+
+
+def need_same_part(
+    name: str, one: Result, number: int, other: Result | Provenance, span: tuple[int, ...] | None
+) -> None:
+    """Raise where a result is of another example, or of another part of its answer that reads the same.
+
+    Raises:
+        InputError: names the result, and what it is of.
+    """
+    about = other if isinstance(other, Provenance) else other.provenance
+    if None not in (one.provenance.example, about.example) and one.provenance.example != about.example:
+        raise InputError(f"the map {name!r} is of another example: another picture, prompt or answer")
+    own = span_of(one, number)
+    if None not in (own, span) and own != span:
+        raise InputError(
+            f"the map {name!r} is of the tokens {own} of the answer, and {span} were asked for: make both with the "
+            "same unit= and target="
+        )
 
 
 def _explained(

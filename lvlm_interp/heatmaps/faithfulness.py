@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_interp.attribution.against import Against
-from lvlm_interp.attribution.asked import Asked, asked_of
+from lvlm_interp.attribution.asked import Asked, asked_of, need_same_part, span_of
 from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.attribution.value import Value
 from lvlm_interp.errors import InputError
@@ -182,8 +182,23 @@ def faithfulness(
         raise InputError(f"a null takes 1 random order or more, and a correlation 3 sets; got {orders}, {sets}")
     asked = asked_of(vlm, x, image, None, value, unit, target, against, progress)
     numbers = _numbers(asked, named, token)
-    part = int(number_of([one.text for one in asked.target.parts], next(iter(numbers.texts)), "the answer"))
+    part = _part(asked, named, token)
     return _measured(asked, numbers, part, _several(substrates), regions, orders, sets, seed)
+
+
+def _part(asked: Asked, maps: Mapping[str, PatchMap], token: int | str) -> int:
+    """Which of the parts that are asked for the maps are of: by where it stands in the answer, if they tell."""
+    first = next(iter(maps.values()))
+    number = number_of(first.tokens, token, "the map")
+    span, parts = span_of(first, number), asked.target.parts
+    spans = [(part.start, part.stop) for part in parts]
+    found = spans.index((span[0], span[1])) if span and (span[0], span[1]) in spans else None
+    if found is None:
+        found = number_of([part.text for part in parts], first.tokens[number].strip(), "what is asked for")
+    about = asked.vlm.provenance("faithfulness", asked.x)
+    for name, one in maps.items():
+        need_same_part(name, one, number_of(one.tokens, token, f"the map {name!r}"), about, spans[found])
+    return found
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from lvlm_interp.attribution.against import rather_than
+from lvlm_interp.attribution.asked import need_same_part, span_of
 from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.engine.score import HideFrom
 from lvlm_interp.errors import InputError
@@ -211,6 +212,7 @@ class JointEffects(Result):
                 f"the map {name!r} is of {one.tokens[number]!r}, and this is the truth of {self.tokens[part]!r}: make "
                 "both with the same unit= and target="
             )
+        need_same_part(name, one, number, self, span_of(self, part))
         inside = self.regions.flatten() >= 0
         values, labels = one.values[number].flatten().double()[inside], self.regions.flatten()[inside]
         return torch.zeros(len(self.players), dtype=torch.float64).index_add(0, labels, values)[labels.unique()]

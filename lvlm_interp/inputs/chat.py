@@ -49,6 +49,8 @@ def need_texts(question: Any, image: Any, **texts: Any) -> None:
     for name, text in {"question": question, **texts}.items():
         if not isinstance(text, str) and not (name in texts and text is None):
             several = "; ask about each in a call of its own" if isinstance(text, (list, tuple)) else ""
+            if name == "answer" and several and all(isinstance(one, int) for one in text):
+                several = "; tokens are an answer as li.Answer(text, ids)"
             raise InputError(f"{name}= is one text, got {_told(text)}{several}")
         need_whole(f"{name}=", text)
 
@@ -98,7 +100,7 @@ def conversation(
     if video:
         content.append({"type": "video", **video})
     if context:
-        content.append({"type": "text", "text": context.rstrip("\n") + "\n"})
+        content.append({"type": "text", "text": context if context.endswith("\n") else context + "\n"})
     content.append({"type": "text", "text": question})
     start = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
     return [*start, {"role": "user", "content": content}]
