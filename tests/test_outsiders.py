@@ -1,5 +1,6 @@
 """What people outside found by trying what nobody had thought of; each by its kind."""
 
+import copy
 import dataclasses
 import io
 import threading
@@ -309,3 +310,32 @@ def test_another_default_device_is_named(chat, twice):
 def test_ids_are_no_text():
     with pytest.raises(InputError, match=r"li.Answer\(text, ids\)"):
         need_texts("q?", None, answer=[5, 6])
+
+
+# --- what a model is set to -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["config", "text_config"])
+def test_a_model_that_gives_tuples_is_refused(part):
+    model = tiny_llava()
+    vlm = li.wrap(model)
+    x = tiny_inputs(vlm)
+    (model.config if part == "config" else model.config.text_config).return_dict = False
+    for run in (vlm.run, vlm.generate, lambda y: li.contrast(vlm, y), lambda y: vlm.capture(y, "blocks.*")):
+        with pytest.raises(ModelError, match="says return_dict=False"):
+            run(x)
+
+
+def test_blocks_that_would_share_a_cache_do_not_generate():
+    """A block that was copied counts itself as the one that it is of."""
+    model = tiny_llava()
+    vlm = li.wrap(model)
+    x, layers = tiny_inputs(vlm), model.model.language_model.layers
+    layers[1] = copy.deepcopy(layers[2])
+    with pytest.raises(ModelError, match="block 1 counts itself as 2"):
+        vlm.generate(x, max_new_tokens=6)
+
+
+def test_where_a_map_lies_is_a_row():
+    found = located(made().patches, tuple(BOX))
+    assert found.to_frame().loc[0, "energy"] == found.energy and found.token in repr(found)

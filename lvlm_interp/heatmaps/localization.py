@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from sklearn.metrics import average_precision_score
@@ -50,6 +51,11 @@ class Located(Result):
     best_iou: float
     otsu_iou: float
     average_precision: float
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row."""
+        names = ("token", "points", "energy", "area", "best_iou", "otsu_iou", "average_precision")
+        return self.identified(pd.DataFrame([{name: getattr(self, name) for name in names}]))
 
 
 @explained

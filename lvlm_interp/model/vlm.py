@@ -127,6 +127,8 @@ class HookedVLM(Preparing):
         if not isinstance(max_new_tokens, Integral) or max_new_tokens < 1:
             raise InputError(f"max_new_tokens is 1 or more, a whole number; got {max_new_tokens}")
         need_evaluation(self.model)
+        self.notice_modules()
+        self.blocks  # noqa: B018  that count themselves wrongly are refused: a cache would mix them up
         given = x.prompt_inputs()
         with self._called_with(given), passing(self.model, self.model, self.decoder), self._greedily():
             made = self.model.generate(
