@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, LlavaConfig, Mistral3Confi
 
 import lvlm_interp as li
 from lvlm_interp.cli.options import need_apart
-from lvlm_interp.errors import ImageError, InputError, OutputError
+from lvlm_interp.errors import ImageError, InputError, ModelError, OutputError
 from lvlm_interp.families.shared import registry
 from lvlm_interp.heatmaps.localization import located
 from lvlm_interp.heatmaps.method import method_of

@@ -352,14 +352,12 @@ def passing(model: nn.Module, *modules: nn.Module) -> Iterator[None]:
     """Within the `with` a pass of a model runs, which goes through these modules one call at a time.
 
     Raises:
-        ModelError: it would run inside another, or another inside it, whoever begins that; or its configuration asks for
-            tuples, whose places nobody knows.
+        ModelError: it would run inside another, or another inside it, whoever begins that; or it is set to give tuples.
     """
     config: Any = getattr(model, "config", None)
-    if config is not None and False in (config.return_dict, config.get_text_config().return_dict):
-        raise ModelError(
-            "the configuration says return_dict=False, and outputs are read by their names: set it to True"
-        )
+    parts = () if config is None else (config, config.get_text_config())
+    if not all(getattr(part, "return_dict", True) for part in parts):
+        raise ModelError("the configuration says return_dict=False, and outputs are read by name: set it to True")
     with held(model).passing(), contextlib.ExitStack() as stack:
         for module in modules:
             turn = _OneAtATime()
