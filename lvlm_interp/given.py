@@ -67,7 +67,7 @@ def explained(function: Callable[P, T]) -> Callable[P, T]:
 def _elsewhere() -> InputError | None:
     """What an error may come of where torch makes new tensors on another device than the cpu."""
     torch = sys.modules.get("torch")
-    if torch is None or (device := torch.get_default_device()).type == "cpu":
+    if torch is None or (device := torch.empty(0).device).type == "cpu":
         return None
     return InputError(
         f"torch's default device is {str(device)!r}, where it would make what is computed beside the model: leave that "
