@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lvlm_interp.attribution.against import rather_than
@@ -45,6 +45,8 @@ class PatchMap(Comparable):
         says: what the numbers are, of the value or beside it: "lost", by occlusion.
         error: the standard error of every number, `[answer, row, column]`, where a method draws at random.
         adds: whether the numbers of tokens add up to that of a word, as nats do, and shares of attention do not.
+        exact: which patches were hidden, where a method hides some and tells the others' numbers to first order; None
+            where all are made alike.
         residual: `image_total` less the sum of `values`, `[answer]`, where a method promises that this is 0.
     """
 
@@ -55,7 +57,7 @@ class PatchMap(Comparable):
         *("substrate", "layers", "heads", "drop_sinks", "generic", "seen", "noise", "baseline", "filtered"),
         *("insight", "necessity", "scope", "tower", "count", "reading"),
     )
-    beside = ("error",)
+    beside = ("error", "exact")
     ranges: ClassVar[Mapping[str, Range]] = {"error": POSITIVE}
     tokens: tuple[str, ...]
     values: Float[Tensor, "answer row column"]
@@ -71,6 +73,7 @@ class PatchMap(Comparable):
     adds: bool = True
     error: Float[Tensor, "answer row column"] | None = None
     residual: Float[Tensor, " answer"] | None = None
+    exact: Bool[Tensor, "row column"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,7 +97,8 @@ class PatchMap(Comparable):
         hidden = f"; hidden from {self.hide_from}" if self.hide_from else ""
         least = "" if self.residual is None else f"; misses its sum by {float(self.residual.abs().max()):.1e}"
         rather = rather_than(self.alternatives)
-        return f"{self.value} {self.says}, in {self.unit}; {rows} × {columns} patches{hidden}{least}{rather}"
+        part = "" if self.exact is None else f", {int(self.exact.sum())} hidden and the others to first order"
+        return f"{self.value} {self.says}, in {self.unit}; {rows} × {columns} patches{part}{hidden}{least}{rather}"
 
     def peak(self, token: int | str = 0) -> tuple[int, int]:
         """Row and column of the patch that supports a token most, which is told by its number, from 0, or its text.
@@ -144,7 +148,8 @@ class PatchMap(Comparable):
         boxes = self.boxes.reshape(-1, 4).repeat(answers, 1)
         sides = {name: boxes[:, i].tolist() for i, name in enumerate(("left", "top", "right", "bottom"))}
         error = {} if self.error is None else {"error": self.error.flatten().tolist()}
-        return self.identified(frame.assign(value=self.values.flatten().tolist(), **error, **sides))
+        exact = {} if self.exact is None else {"exact": self.exact.flatten().tolist() * answers}
+        return self.identified(frame.assign(value=self.values.flatten().tolist(), **error, **exact, **sides))
 
 
 @text.register

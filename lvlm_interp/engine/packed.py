@@ -113,7 +113,7 @@ class Runner:
             try:
                 found = self._forward(pack, prefix)[0]
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if len(pack) == 1 or not _out_of_memory(error):
+                if len(pack) == 1 or not out_of_memory(error):
                     raise
                 self.at_once //= 2
                 continue
@@ -222,6 +222,7 @@ class Runner:
         block[own, done + own] = True
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says that memory ran out, on a device or beside it."""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,6 +16,8 @@ from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.words import Word
 
 EMBEDDED = "hook_embed"
+Read = Callable[[Tensor, Tensor], None]
+"""Is given a value and the derivative by it, both of one shape."""
 
 
 class Differentiable:
@@ -22,17 +26,26 @@ class Differentiable:
     Where a family hands features to deeper layers as well (Qwen3-VL's deepstack), those are held as they are.
 
     Attributes:
+        valued: what it is compared with, where that was found before.
         features: what it is given, `[1, token, width]`, in the order of the image's positions.
     """
 
-    def __init__(self, asked: Asked) -> None:
+    def __init__(self, asked: Asked, valued: Valued | None = None) -> None:
         with torch.inference_mode(False):  # what is made under it can be part of no graph
             self.asked, self._positions = asked, asked.view.positions.clone()
-            self.features = asked.vlm.capture(asked.x, EMBEDDED, positions=self._positions)[EMBEDDED].clone()
+        self._valued = valued
+
+    @functools.cached_property
+    def features(self) -> Float[Tensor, "1 token width"]:
+        with torch.inference_mode(False):
+            found = self.asked.vlm.capture(self.asked.x, EMBEDDED, positions=self._positions)
+            return found[EMBEDDED].clone()
 
     @functools.cached_property
     def valued(self) -> Valued:
         """The value as it is, and what it is compared with."""
+        if self._valued is not None:
+            return self._valued
         asked = self.asked
         options = {"decoder_inputs": asked.decoder_inputs}
         return values_of(asked.vlm, asked.x, asked.x.everything[None], asked.target, **options)  # type: ignore[arg-type]
@@ -79,6 +92,21 @@ class Differentiable:
             rows = self._rows(x.with_answer(ids, vlm.token_strings(ids), ""), features)
         chances = rows[part.start : part.start + len(other)].double().log_softmax(1)
         return chances.gather(1, torch.tensor(other, device=rows.device)[:, None]).sum()
+
+
+class Watched(torch.autograd.Function):
+    """A value as it is; on the way back, it is read together with its derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, read: Read) -> Tensor:
+        ctx.save_for_backward(value)  # which what is made of it keeps anyway
+        ctx.read = read
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *derivatives: Any) -> Any:
+        ctx.read(*ctx.saved_tensors, *derivatives)
+        return *derivatives, None
 
 
 def by_patch(asked: Asked, tokens: Float[Tensor, "part token"]) -> Float[Tensor, "part patch"]:

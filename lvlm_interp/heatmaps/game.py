@@ -28,6 +28,9 @@ class Game:
 
     Attributes:
         players: how many regions there are.
+        members: the patches of each.
+        target: what is explained, compared with what was found.
+        valued: all of them, and none, and what was found to compare with.
         whole, nothing: v of all of them, and of none, `[part]`.
     """
 
@@ -37,19 +40,19 @@ class Game:
         self.asked, self.hiding = asked, hiding_of(asked, substrate, hide_from)
         self._labels = regions_of(asked, regions)
         self.players = int(self._labels.max()) + 1
-        self._members = torch.stack([self._labels == player for player in range(self.players)])
+        self.members = torch.stack([self._labels == player for player in range(self.players)])
         ends = torch.tensor([[True], [False]]).expand(2, self.players)
-        self._target = asked.target
-        valued = self._valued(ends)
-        self._compared, self._target = asked.compared(valued), valued.held(asked.target)
-        self.whole, self.nothing = valued.numbers[0].unbind(1)
+        self.target = asked.target
+        self.valued = self._values(ends)
+        self.target = self.valued.held(asked.target)
+        self.whole, self.nothing = self.valued.numbers[0].unbind(1)
 
     def __call__(self, seen: Bool[Tensor, "set player"]) -> Float[Tensor, "part set"]:
         """v of several sets."""
-        return self._valued(seen).numbers[0]
+        return self._values(seen).numbers[0]
 
-    def _valued(self, seen: Bool[Tensor, "set player"]) -> Valued:
-        return self.hiding.valued((~seen).float() @ self._members.float() > 0, self._target)
+    def _values(self, seen: Bool[Tensor, "set player"]) -> Valued:
+        return self.hiding.valued((~seen).float() @ self.members.float() > 0, self.target)
 
     @property
     def _told(self) -> dict[str, Any]:
@@ -65,6 +68,10 @@ class Game:
         """A progress bar over sets."""
         return tqdm(total=total, desc="sets of patches", disable=not self.asked.progress, leave=False)
 
+    def on_the_grid(self, values: Float[Tensor, "part player"]) -> Float[Tensor, "part row column"]:
+        """Numbers of players, where their patches are."""
+        return spread(values, self._labels).reshape(-1, *self.asked.cells.shape)
+
     def mapped(
         self,
         method: str,
@@ -74,16 +81,15 @@ class Game:
         **about: Any,
     ) -> PatchMap:
         """The map of what each region was found to be worth; `about` are more of its fields."""
-        grid = self.asked.cells.shape
         if error is not None:
-            about["error"] = spread(error, self._labels).float().reshape(-1, *grid)
+            about["error"] = self.on_the_grid(error).float()
         return self.asked.mapped(
             method,
             spread(values, self._labels),
             self.whole - self.nothing,
             {**parameters, **self._told},
             hide_from=self.hiding.hide_from,
-            **self._compared,
+            **self.asked.compared(self.valued),
             **about,
         )
 

@@ -35,7 +35,10 @@ SQUARE = ("attn_scores", "pattern")  # what has a row for each position, and in 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """A tap that changes nothing, and of what is `SQUARE` reads these rows only, in this order."""
+    """A tap that changes no number, and of what is `SQUARE` reads these rows only, in this order.
+
+    The model goes on with the z that the tap gives back: its numbers, of which a derivative may be watched.
+    """
 
     numbers: Int[Tensor, " row"]
     tap: Tap
@@ -179,9 +182,9 @@ def _read(
     z: Tensor,
     mask: Tensor | None,
     options: dict[str, Any],
-) -> None:
-    """Hand to the tap what a kernel was called with and gave, and the rows that it reads of what no kernel shows."""
-    whole = {"rot_q": query, "rot_k": key, "v": value, "z": z.transpose(1, 2)}
+) -> Tensor:
+    """Hand to the tap what a kernel was called with, and the rows that it reads of what no kernel shows; gives z."""
+    whole = {"rot_q": query, "rot_k": key, "v": value}
     for name in tap.tap.keys() & whole.keys():
         tap.tap[name](whole[name])
     rows = tap.numbers.to(query.device)
@@ -191,6 +194,7 @@ def _read(
     if "pattern" in tap.tap:
         sinks = _rows_of(options.get("sinks"), query.shape[2], rows)
         tap.tap["pattern"](_pattern(module, scores, {**options, "sinks": sinks}, spent=False).to(query.dtype))
+    return tap.tap["z"](z.transpose(1, 2)).transpose(1, 2) if "z" in tap.tap else z
 
 
 def _attention(kernel: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -209,7 +213,7 @@ def _attention(kernel: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         else:
             found = _tapped(module, changes or {}, query, key, value, attention_mask, told)
         if reads:
-            _read(module, reads, query, key, value, found[0], attention_mask, told)
+            found = (_read(module, reads, query, key, value, found[0], attention_mask, told), *found[1:])
         return found
 
     return attention

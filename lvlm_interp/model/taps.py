@@ -17,7 +17,7 @@ Visit = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A visit that changes nothing, and needs only some rows of what attention makes of each position and each key.
+    """A visit that changes no number, and needs only some rows of what attention makes of each position and each key.
 
     Attributes:
         visit: is given the whole value.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -15,15 +15,13 @@ from torch import Tensor
 from lvlm_interp.attribution.asked import Asked
 from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.errors import ImageError, InputError, ModelError
-from lvlm_interp.heatmaps.differentiable import Differentiable
+from lvlm_interp.heatmaps.differentiable import Differentiable, Watched
 from lvlm_interp.heatmaps.method import Kind, Method
 from lvlm_interp.heatmaps.methods.attention import PATTERN, by_part
 from lvlm_interp.heatmaps.tower import INSTEAD, places_of
 from lvlm_interp.model.vlm import HookedVLM
 
 OTHERS = "'integrated_gradients', 'occlusion' and 'shapley' take any model"
-Read = Callable[[Tensor, Tensor], None]
-"""Is given a pattern and the derivative by it, both `[batch, head, row, key]`."""
 
 
 @dataclass(frozen=True)
@@ -172,21 +170,6 @@ class Layer:
         self.size += len(pattern) * pattern.shape[-1]
         seen: Tensor = Watched.apply(pattern, functools.partial(handing.read, start))
         return seen
-
-
-class Watched(torch.autograd.Function):
-    """A pattern as it is; on the way back, it is read together with its derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, pattern: Tensor, read: Read) -> Tensor:
-        ctx.save_for_backward(pattern)  # which the product with the values keeps anyway
-        ctx.read = read
-        return pattern.view_as(pattern)
-
-    @staticmethod
-    def backward(ctx: Any, *derivatives: Any) -> Any:
-        ctx.read(*ctx.saved_tensors, *derivatives)
-        return *derivatives, None
 
 
 def counting(
