@@ -145,12 +145,15 @@ def summary(frame: pd.DataFrame) -> dict[str, Any]:
     """Of each method and measure, the mean over scenes with its 95% interval, and over how many."""
     told: dict[str, Any] = {}
     for name, rows in frame.groupby("method", sort=False):
-        told[str(name)] = {m: _mean(rows[m]) for m in rows.columns[2:] if rows[m].notna().any()}
+        told[str(name)] = {
+            m: mean_of(torch.tensor(rows[m].dropna().to_numpy())) for m in rows.columns[2:] if rows[m].notna().any()
+        }
     return told
 
 
-def _mean(column: pd.Series) -> dict[str, float]:
-    values = torch.tensor(column.dropna().to_numpy(), dtype=torch.float64)
+def mean_of(values: torch.Tensor) -> dict[str, float]:
+    """With its 95% interval, and of how many."""
+    values = values.double()
     drawn = bootstrap_weights(torch.arange(len(values)), 1000, torch.Generator().manual_seed(0)).double()
     low, high = interval((drawn @ values / drawn.sum(1))[None], 0.95, len(values))
     shown = {"mean": float(values.mean()), "low": float(low[0]), "high": float(high[0])}

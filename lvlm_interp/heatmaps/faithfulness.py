@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
@@ -263,14 +263,16 @@ def _measured(
     ranked = [*(together / sizes).argsort(dim=1, descending=True, stable=True), *drawn]
     revealed = torch.stack([_cumulated(sizes[order] / sizes.sum()) for order in ranked])
     some = torch.rand(sets, count, generator=generator, dtype=torch.float64) < 0.5
+    shown = torch.stack([_first(order) for order in ranked])
+    asked_for = torch.cat([torch.cat([shown, ~shown]).flatten(0, 1), ~some])
     curves, losses, names = [], [], []
     for substrate in substrates:
         game = Game(asked, regions, substrate)
         names.append(game.hiding.substrate)
-        with game.bar(len(ranked)) as bar:
-            curves.append(torch.stack([_curves(game, order, part, bar) for order in ranked]))
-        losses.append(game.whole[part] - game(~some)[part])
-    inserted, deleted = torch.stack(curves).permute(2, 1, 0, 3)
+        values, without = game.each(asked_for)[part].split([len(asked_for) - sets, sets])
+        curves.append(values.view(2, *shown.shape[:2]))
+        losses.append(game.whole[part] - without)
+    inserted, deleted = torch.stack(curves, 2)
     first = len(numbers.names)
     areas = [area_under(one[first:], revealed[first:]).float() for one in (inserted, deleted)]
     told = {"orders": orders, "sets": sets, "seed": seed, "regions": count, **asked.told}
@@ -295,14 +297,9 @@ def _cumulated(shares: Float[Tensor, " region"]) -> Float[Tensor, " step"]:
     return torch.cat([shares.new_zeros(1), shares.cumsum(0)]).clamp(max=1)
 
 
-def _curves(game: Game, order: Int[Tensor, " region"], part: int, bar: Any) -> Float[Tensor, "2 step"]:
-    """The value with the first k of an order alone, and with all but these."""
-    first = torch.zeros(len(order) + 1, len(order), dtype=torch.bool)
-    for step, region in enumerate(order.tolist(), 1):
-        first[step:, region] = True
-    values = game(torch.cat([first, ~first]))[part]
-    bar.update()
-    return values.view(2, -1)
+def _first(order: Int[Tensor, " region"]) -> Bool[Tensor, "step region"]:
+    """The first k of an order."""
+    return order.argsort() < torch.arange(len(order) + 1)[:, None]
 
 
 @explained

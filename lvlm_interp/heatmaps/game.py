@@ -51,6 +51,16 @@ class Game:
         """v of several sets."""
         return self._values(seen).numbers[0]
 
+    def each(self, sets: Bool[Tensor, "set player"]) -> Float[Tensor, "part set"]:
+        """v of many sets, with a progress bar; one that comes twice is scored once."""
+        once, where = sets.unique(dim=0, return_inverse=True)
+        values = []
+        with self.bar(len(once)) as bar:
+            for some in once.split(self.hiding.at_once):
+                values.append(self(some))
+                bar.update(len(some))
+        return torch.cat(values, 1)[:, where]
+
     def _values(self, seen: Bool[Tensor, "set player"]) -> Valued:
         return self.hiding.valued((~seen).float() @ self.members.float() > 0, self.target)
 

@@ -32,6 +32,8 @@ class Hiding(Protocol):
     substrate: str
     picture: str | None
     """A digest of the other picture, if there is one."""
+    at_once: int
+    """How many sets are best asked for together."""
 
     def valued(self, hidden: Bool[Tensor, "set patch"], target: Target) -> Valued:
         """The values of a target with these patches hidden; alternatives are found among these sets."""
@@ -57,6 +59,7 @@ class OfTokens:
 
     substrate = TOKENS
     picture: str | None = None
+    at_once = 64
 
     def __init__(self, asked: Asked, hide_from: HideFrom | None) -> None:
         self.hide_from: HideFrom | None = hide_from or usual(asked)
@@ -74,6 +77,7 @@ class OfPixels:
     """Other pixels, a whole pass of the model for each set; of a video, in every frame."""
 
     hide_from: HideFrom | None = None
+    at_once = 1
 
     def __init__(self, asked: Asked, substrate: Substrate) -> None:
         if asked.view.picture is None or asked.view.patches is None or any(v.picture is None for v in asked.x.images):

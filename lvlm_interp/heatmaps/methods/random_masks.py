@@ -14,9 +14,7 @@ from lvlm_interp.attribution.asked import Asked
 from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import need_seed
-from lvlm_interp.heatmaps.game import Game, OverSets
-
-AT_ONCE = 64  # sets that are scored between two steps of the bar
+from lvlm_interp.heatmaps.game import OverSets
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,7 @@ class RandomMasks(OverSets):
     def map(self, asked: Asked) -> PatchMap:
         game = self.game(asked)
         sets = self.sets(game.players)
-        with game.bar(len(sets)) as bar:
-            values = torch.cat([self._scored(game, some, bar) for some in sets.split(AT_ONCE)], 1)
-        found, error = self.estimate(values, sets)
+        found, error = self.estimate(game.each(sets), sets)
         told = {"samples": len(sets), "seen": self.seen, "seed": self.seed}
         return game.mapped(self.name, found, told, error, says=self.says)
 
@@ -93,11 +89,6 @@ class RandomMasks(OverSets):
         first, second = values.chunk(2, 1)
         drawn = (first - second)[:, :, None] * torch.where(sets[: len(sets) // 2], 1.0, -1.0).double()
         return drawn.mean(1), drawn.std(1) / drawn.shape[1] ** 0.5
-
-    def _scored(self, game: Game, some: Tensor, bar: object) -> Tensor:
-        values = game(some)
-        bar.update(len(some))  # type: ignore[attr-defined]
-        return values
 
 
 def mean_of(
