@@ -166,6 +166,21 @@ def test_which_map_to_believe(run, loaded, picture, tmp_path):
     assert status == 1 and one_line(err) and "exists" in err
 
 
+def test_what_words_and_regions_do_together(run, loaded, picture, tmp_path):
+    told = ["--image", picture, *ASK, "--answer", "Purple.", "--phrase", "color", "--phrase", "banana"]
+    status, printed, _ = run("interactions", *told, "--out", tmp_path / "pairs.svg", "--frame", tmp_path / "all.csv")
+    assert status == 0 and "joint" in printed and printed.splitlines()[-1].endswith("pairs.svg")
+    assert "banana" in (tmp_path / "pairs.svg").read_text("utf-8")
+    assert len((tmp_path / "all.csv").read_text("utf-8").splitlines()) == 2**6
+    status, printed, _ = run("interactions", *told, "--regions", 1, "--json", "--against", "Yellow")
+    found = json.loads(printed)
+    assert status == 0 and found["players"] == ["region 0", "color", "banana"] and found["value"] == "difference"
+    status, _, err = run("interactions", *told, "--phrase", "zebra")
+    assert status == 1 and one_line(err) and "zebra" in err
+    status, _, err = run("interactions", *told, "--out", tmp_path / "pairs.svg")
+    assert status == 1 and one_line(err) and "exists" in err
+
+
 def test_heatmap(run, picture, tmp_path):
     out = tmp_path / "where.png"
     status, printed, _ = run("heatmap", "--image", picture, *ASK, "--answer", "Purple.", "--out", out)

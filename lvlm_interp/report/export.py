@@ -24,6 +24,7 @@ from lvlm_interp.errors import OutputError
 from lvlm_interp.files import aside, told
 from lvlm_interp.given import checked
 from lvlm_interp.heatmaps.faithfulness import Faithfulness
+from lvlm_interp.heatmaps.joint_effects import JointEffects
 from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.probes.result import ProbeResult
 from lvlm_interp.report import explorer, figures
@@ -223,6 +224,20 @@ def save_curves(found: Faithfulness, path: str | Path, kind: str = "insertion", 
     panels = drawing.own(4.6 * len(found.substrates), 3.6, 1, len(found.substrates))[1][0]
     for ax, substrate in zip(panels, found.substrates, strict=True):
         figures.faithfulness_curves(found, kind, substrate, ax)
+    return _placed(target, _figure(panels[0].figure, ending))
+
+
+@checked
+def save_pairs(found: JointEffects, path: str | Path, force: bool = False) -> Path:
+    """Write what every two players do together to a file, a panel for each part of the answer.
+
+    Raises:
+        OutputError: a kind of file that is not known, one that is there, or that cannot be written.
+    """
+    target, ending = check_file(path, force), figure_kind(path)
+    panels = drawing.own(5.2 * len(found.tokens), 4.6, 1, len(found.tokens))[1][0]
+    for number, ax in enumerate(panels):
+        figures.joint_pairs(found, number, ax)
     return _placed(target, _figure(panels[0].figure, ending))
 
 
