@@ -57,6 +57,18 @@ class Differentiable:
         found = [self._evidence(part, others, rows, features) for part, others in parts]
         return torch.stack([self.asked.value.of(one)[0] for one in found])[None]
 
+    def start(self, baseline: Any) -> tuple[Tensor, dict[str, Any]]:
+        """Features that a way to these begins at, and what provenance tells of them.
+
+        The `mean` of the image's tokens at each of them, or `zero`.
+        """
+        mean = self.features.mean(1, keepdim=True).expand_as(self.features)
+        return (mean if baseline == "mean" else torch.zeros_like(mean)).contiguous(), {"baseline": baseline}
+
+    def by_patch(self, values: Float[Tensor, "part ..."]) -> Float[Tensor, "part patch"]:
+        """Numbers like the features, added up over the tokens that show each patch."""
+        return by_patch(self.asked, values.sum(-1))
+
     def _rows(self, x: Inputs, features: Tensor | None) -> Float[Tensor, "answer vocabulary"]:
         """Logits of the rows that predict the answer."""
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 import xxhash
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
@@ -95,21 +95,33 @@ class OfPixels:
         self.picture = named(self._fillings[0](nothing)) if self.substrate == "picture" else None
 
     @functools.cached_property
-    def _places(self) -> Bool[np.ndarray, "patch height width"]:
-        """The pixels of each patch."""
-        boxes, (width, height) = boxes_of(self.asked.view, self.asked.cells)
-        places = np.zeros((boxes.shape[0] * boxes.shape[1], height, width), bool)
-        for place, box in zip(places, boxes.flatten(0, 1).tolist(), strict=True):
-            place[pixels_in(box, place.shape)] = True
-        return places
+    def _boxes(self) -> list[list[float]]:
+        return boxes_of(self.asked.view, self.asked.cells)[0].flatten(0, 1).tolist()
+
+    def drawn(self, numbers: Sequence[float], elsewhere: float = 0.0) -> Float[np.ndarray, "height width"]:
+        """Each patch's number at all of its pixels."""
+        found = np.full(self._shown[0].size[::-1], elsewhere)
+        for number, box in zip(numbers, self._boxes, strict=True):
+            found[pixels_in(box, found.shape)] = number
+        return found
 
     def changed(self, hidden: Bool[Tensor, " patch"]) -> Inputs:
         """The example with these patches replaced."""
-        where = self._places[hidden.numpy()].any(0)
-        pictures = [
-            Image.fromarray(np.where(where[..., None], filling(where), np.asarray(picture.convert("RGB"))))
-            for picture, filling in zip(self._shown, self._fillings, strict=True)
-        ]
+        where = self.drawn(hidden.tolist()) > 0
+        return self.showing(
+            [
+                Image.fromarray(np.where(where[..., None], filling(where), np.asarray(picture.convert("RGB"))))
+                for picture, filling in zip(self._shown, self._fillings, strict=True)
+            ]
+        )
+
+    def in_shades(self, shades: Float[np.ndarray, "height width"]) -> Inputs:
+        """The example with greys in the picture's place, or in that of each frame, from 0 to 1."""
+        grey = Image.fromarray((shades * 255).round().astype(np.uint8)).convert("RGB")
+        return self.showing([grey] * len(self._shown))
+
+    def showing(self, pictures: list[Image.Image]) -> Inputs:
+        """The example with another picture in the place of this one, or other frames; others stay."""
         shown = [pictures if view is self.asked.view else list(view.clip) or [view.picture] for view in self._views]
         each = [some if view.clip else some[0] for some, view in zip(shown, self._views, strict=True)]
         return self.asked.vlm.with_pictures(self.asked.x, each)
