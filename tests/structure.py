@@ -25,6 +25,7 @@ ORDER = (
     "results",
     "pairs",
     "bootstrap",
+    "columns",
     "checkpoints",
     "inputs",
     "families",

@@ -37,9 +37,16 @@ def of_each(against: Against | None) -> bool:
 
 
 def listed(against: Against) -> tuple[str, ...]:
-    """The alternatives to one part."""
+    """The alternatives to one part.
+
+    Raises:
+        InputError: one that is empty.
+    """
     assert isinstance(against, Sequence)  # what is not is of each part
-    return (against,) if isinstance(against, str) else tuple(map(str, against))
+    found = (against,) if isinstance(against, str) else tuple(map(str, against))
+    if "" in found:
+        raise InputError("against holds an empty text, which no answer is; give words, or leave it out")
+    return found
 
 
 def need_word(word: int, against: Against | None) -> None:

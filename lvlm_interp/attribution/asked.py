@@ -17,10 +17,11 @@ from lvlm_interp.attribution.value import Target, Value, Valued, target_of, text
 from lvlm_interp.engine.decoder import DecoderInputs
 from lvlm_interp.errors import ImageError, InputError
 from lvlm_interp.fields import shown
-from lvlm_interp.given import explained, explaining
+from lvlm_interp.given import explained, explaining, whole
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.view import Box, ImageView
 from lvlm_interp.inputs.words import Unit, unit_name
+from lvlm_interp.model.finite import first_bad, need_finite
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Provenance, Result
 
@@ -64,6 +65,12 @@ class Asked:
         return found
 
     @functools.cached_property
+    def shares(self) -> Float[Tensor, "patch position"]:
+        """The share that each patch has of each position: a token that shows several (a thumbnail's) counts once."""
+        shown = self.patches.double()
+        return shown / shown.sum(0).clamp(min=1)
+
+    @functools.cached_property
     def whole(self) -> Bool[Tensor, " position"]:
         """The positions of the whole image."""
         found = torch.zeros(self.x.length, dtype=torch.bool)
@@ -88,11 +95,14 @@ class Asked:
 
         Raises:
             InputError: numbers for other parts or patches than were asked for.
+            ModelError: NaN or infinity.
         """
         if values.shape != (expected := (len(self.target.parts), self.cells.numel())):
             raise InputError(
                 f"a map of this is [part, patch], {list(expected)} numbers; {method!r} has {shown(values)}"
             )
+        if not values.isfinite().all() and first_bad(self.vlm, self.x):  # else it is the method's, and PatchMap says so
+            need_finite(self.vlm, self.x, values)
         boxes, size = boxes_of(self.view, self.cells)
         return PatchMap(
             tokens=texts_of(self.target.parts),
@@ -151,7 +161,7 @@ def span_of(result: Result, number: int) -> tuple[int, ...] | None:
 def need_same_part(
     name: str, one: Result, number: int, other: Result | Provenance, span: tuple[int, ...] | None
 ) -> None:
-    """Raise where a result is of another example, or of another part of its answer that reads the same.
+    """Raise where a result is of another example or image, or of another part of its answer that reads the same.
 
     Raises:
         InputError: names the result, and what it is of.
@@ -159,6 +169,10 @@ def need_same_part(
     about = other if isinstance(other, Provenance) else other.provenance
     if None not in (one.provenance.example, about.example) and one.provenance.example != about.example:
         raise InputError(f"the map {name!r} is of another example: another picture, prompt or answer")
+    for what in ("image", "frame"):
+        its, asked_for = (told.parameters.get(what, "untold") for told in (one.provenance, about))
+        if "untold" not in (its, asked_for) and its != asked_for:
+            raise InputError(f"the map {name!r} is of {what} {its}, and {what} {asked_for} was asked for")
     own = span_of(one, number)
     if None not in (own, span) and own != span:
         raise InputError(
@@ -178,7 +192,7 @@ def _explained(
     """What the map explains: one value of every part, or of one."""
     each = against if of_each(against) else None
     foils = None if against is None or each is not None else listed(against)
-    unit = unit or ("token" if target is None and against is None else "word")
+    unit = unit if unit is not None else ("token" if target is None and against is None else "word")
     default = "logodds" if against is None else "odds" if foils is None or len(foils) > 1 else "difference"
     every = target_of(vlm, x, [value or default], unit, each)
     if against is not None and not every.compares:
@@ -211,6 +225,8 @@ def _holding(boxes: Sequence[tuple[int, Box]], cell: Box | None) -> list[int]:
 
 
 def _view(x: Inputs, image: int, frame: int | None = None) -> tuple[ImageView, Int[Tensor, "row column"]]:
+    if isinstance(frame, bool) or not isinstance(frame := whole(frame), int | None):
+        raise InputError(f"frame= is the number of a frame, counted from 0; got {frame!r}")
     if isinstance(image, bool) or not 0 <= image < len(x.images):
         raise InputError(f"no image {image}: the prompt has {len(x.images)}, counted from 0")
     view = x.images[image]

@@ -122,7 +122,9 @@ class Judgement(Result):
 
     def missed(self) -> pd.DataFrame:
         """A row for each example that a definition fails on, with the two sources that have most."""
-        return pd.DataFrame([vars(miss) for miss in self.misses], columns=list(Miss.__dataclass_fields__))
+        return pd.DataFrame(
+            [vars(miss) for miss in self.misses], columns=[field.name for field in dataclasses.fields(Miss)]
+        )
 
     def of(self, definition: str, kind: str = ALL) -> float:
         """The share of one definition, for one kind of question.

@@ -45,7 +45,7 @@ def occlusion(asked: Asked, hide_from: HideFrom | None = None) -> PatchMap:
         "occlusion",
         found[:, :1] - found[:, 2:],
         found[:, 0] - found[:, 1],
-        {"hide_from": hide_from},
+        {"hide_from": hide_from, "substrate": "tokens"},
         hide_from=hide_from,
         **asked.compared(valued),
     )

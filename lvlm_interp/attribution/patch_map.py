@@ -54,7 +54,20 @@ class PatchMap(Comparable):
     keys = ("answer", "token", "row", "column", "left", "top", "right", "bottom")
     agreeing = ("tokens", "value", "unit", "alternatives", "hide_from", "size", "boxes", "says", "method")
     settings = (
-        *("substrate", "layers", "heads", "drop_sinks", "generic", "seen", "noise", "baseline", "filtered"),
+        *(
+            "substrate",
+            "picture",
+            "labels",
+            "by",
+            "layers",
+            "heads",
+            "drop_sinks",
+            "generic",
+            "seen",
+            "noise",
+            "baseline",
+            "filtered",
+        ),
         *("insight", "necessity", "scope", "tower", "count", "reading"),
     )
     beside = ("error", "exact")

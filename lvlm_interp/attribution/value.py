@@ -174,7 +174,9 @@ class Target:
         found = [
             n for n, text in enumerate(texts) if (text.casefold() == wanted if isinstance(place, str) else n == place)
         ]
-        if len(found) != 1 or isinstance(place, bool | float):
+        if isinstance(place, bool | float):
+            raise InputError(f"a part is named by its number, counted from 0, or its text; got {place!r}")
+        if len(found) != 1:
             raise InputError(
                 f"{len(found) or 'no'} parts of the answer are {place!r}; by {unit_name(self.search.unit)!r} they are, "
                 f"counted from 0, {list(enumerate(texts))}"

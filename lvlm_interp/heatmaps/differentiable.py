@@ -123,4 +123,4 @@ class Watched(torch.autograd.Function):
 
 def by_patch(asked: Asked, tokens: Float[Tensor, "part token"]) -> Float[Tensor, "part patch"]:
     """Numbers of the image's tokens, added up over those that show each patch."""
-    return tokens.cpu().double() @ asked.patches[:, asked.view.positions].double().T
+    return tokens.cpu().double() @ asked.shares[:, asked.view.positions].T

@@ -12,6 +12,7 @@ chooses regions by these very curves does well on them by itself: look at substr
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -62,6 +63,8 @@ class Faithfulness(Result):
             without them, `[map, substrate]`; NaN where either does not vary.
         value: which value.
         unit: its unit.
+        alternatives: what it is compared with, whatever stands in the place of what is not seen; nothing where it
+            compares with none.
     """
 
     along: ClassVar[Mapping[str, str]] = {"maps": "map", "substrates": "substrate"}
@@ -79,6 +82,7 @@ class Faithfulness(Result):
     sensitivity: Float[Tensor, "map substrate"]
     value: str
     unit: str
+    alternatives: tuple[str, ...] = ()
 
     @property
     def note(self) -> str:
@@ -177,56 +181,69 @@ def faithfulness(
         ImageError: pixels are to be changed, and the original picture is not known.
     """
     need_seed(seed)
-    named = {"map": maps} if isinstance(maps, PatchMap) else dict(maps)
     if orders < 1 or sets < 3:
         raise InputError(f"a null takes 1 random order or more, and a correlation 3 sets; got {orders}, {sets}")
+    given = _maps(maps)
     asked = asked_of(vlm, x, image, None, value, unit, target, against, progress)
-    numbers = _numbers(asked, named, token)
-    part = _part(asked, named, token)
-    return _measured(asked, numbers, part, _several(substrates), regions, orders, sets, seed)
+    judged = _judged(
+        asked, given, {name: number_of(one.tokens, token, f"the map {name!r}") for name, one in given.items()}
+    )
+    return _measured(asked, judged, _several(substrates), regions, orders, sets, seed)
 
 
-def _part(asked: Asked, maps: Mapping[str, PatchMap], token: int | str) -> int:
-    """Which of the parts that are asked for the maps are of: by where it stands in the answer, if they tell."""
-    first = next(iter(maps.values()))
-    number = number_of(first.tokens, token, "the map")
-    span, parts = span_of(first, number), asked.target.parts
-    spans = [(part.start, part.stop) for part in parts]
-    found = spans.index((span[0], span[1])) if span and (span[0], span[1]) in spans else None
-    if found is None:
-        found = number_of([part.text for part in parts], first.tokens[number].strip(), "what is asked for")
-    about = asked.vlm.provenance("faithfulness", asked.x)
-    for name, one in maps.items():
-        need_same_part(name, one, number_of(one.tokens, token, f"the map {name!r}"), about, spans[found])
-    return found
+def _maps(maps: PatchMap | Mapping[str, PatchMap]) -> dict[str, PatchMap]:
+    named = {"map": maps} if isinstance(maps, PatchMap) else dict(maps)
+    if strange := [name for name in named if not isinstance(name, str)]:
+        raise InputError(f"maps are named by texts, which tables and figures show; got {strange[0]!r}")
+    if not named or CENTRE in named:
+        raise InputError(f"give at least one map, and none called {CENTRE!r}, which is a prior that is there already")
+    return named
 
 
 @dataclass(frozen=True)
-class _Numbers:
-    """What each map gives each patch, `[map, patch]`, and the text of the part that it is of."""
+class _Judged:
+    """What each map gives each patch, `[map, patch]`, and which part of what is asked for they are of."""
 
     names: tuple[str, ...]
-    texts: tuple[str, ...]
     values: Float[Tensor, "map patch"]
+    part: int
 
 
-def _numbers(asked: Asked, maps: Mapping[str, PatchMap], token: int | str) -> _Numbers:
-    if not maps or CENTRE in maps:
-        raise InputError(f"give at least one map, and none called {CENTRE!r}, which is a prior that is there already")
-    found, texts = [], []
+def _judged(asked: Asked, maps: Mapping[str, PatchMap], numbers: Mapping[str, int]) -> _Judged:
+    """The maps' numbers, where all are of one image and one part.
+
+    Raises:
+        InputError: a map of other patches, of another example, image, frame or part.
+    """
+    texts = {name: one.tokens[numbers[name]] for name, one in maps.items()}
+    if len({text.strip() for text in texts.values()}) > 1:
+        raise InputError(f"maps of one part of the answer are compared; these are of {texts}")
+    first = next(iter(maps))
+    part = _part(asked, maps[first], numbers[first])
+    about, span = asked.vlm.provenance("faithfulness", asked.x, **asked.told), asked.target.parts[part]
     for name, one in maps.items():
         if one.values.shape[1:] != asked.cells.shape:
             raise InputError(
                 f"the map {name!r} has {list(one.values.shape[1:])} patches, and this image {list(asked.cells.shape)}"
             )
-        number = number_of(one.tokens, token, f"the map {name!r}")
-        found.append(one.values[number].flatten().double())
-        texts.append(one.tokens[number])
-    if len({text.strip() for text in texts}) > 1:
+        need_same_part(name, one, numbers[name], about, (span.start, span.stop))
+    values = [one.values[numbers[name]].flatten().double() for name, one in maps.items()]
+    return _Judged((*maps, CENTRE), torch.stack([*values, _centre(asked)]), part)
+
+
+def _part(asked: Asked, one: PatchMap, number: int) -> int:
+    """Which of the parts that are asked for a map's part is: by where it stands in the answer, if the map tells."""
+    span, parts = span_of(one, number), asked.target.parts
+    spans = [(part.start, part.stop) for part in parts]
+    if span and (span[0], span[1]) in spans:
+        return spans.index((span[0], span[1]))
+    texts = [part.text for part in parts]
+    if one.tokens[number].strip() not in {text.strip() for text in texts}:
         raise InputError(
-            f"maps of one part of the answer are compared; these are of {dict(zip(maps, texts, strict=True))}"
+            f"the map is of {one.tokens[number]!r}, and what is asked for is cut into {texts}: give unit= and target= "
+            "as the map was asked for"
         )
-    return _Numbers((*maps, CENTRE), tuple(dict.fromkeys(texts)), torch.stack([*found, _centre(asked)]))
+    return number_of(texts, one.tokens[number].strip(), "what is asked for")
 
 
 def _centre(asked: Asked) -> Float[Tensor, " patch"]:
@@ -246,8 +263,7 @@ def _several(substrates: Substrate | Sequence[Substrate]) -> list[Substrate]:
 
 def _measured(
     asked: Asked,
-    numbers: _Numbers,
-    part: int,
+    judged: _Judged,
     substrates: Sequence[Substrate],
     regions: Regions,
     orders: int,
@@ -257,7 +273,7 @@ def _measured(
     labels = regions_of(asked, regions)
     count = int(labels.max()) + 1
     sizes = torch.bincount(labels[labels >= 0], minlength=count).double()
-    together = torch.stack([numbers.values[:, labels == region].sum(1) for region in range(count)], 1)
+    together = torch.stack([judged.values[:, labels == region].sum(1) for region in range(count)], 1)
     generator = torch.Generator().manual_seed(int(seed))
     drawn = [torch.randperm(count, generator=generator) for _ in range(orders)]
     ranked = [*(together / sizes).argsort(dim=1, descending=True, stable=True), *drawn]
@@ -265,20 +281,22 @@ def _measured(
     some = torch.rand(sets, count, generator=generator, dtype=torch.float64) < 0.5
     shown = torch.stack([_first(order) for order in ranked])
     asked_for = torch.cat([torch.cat([shown, ~shown]).flatten(0, 1), ~some])
-    curves, losses, names = [], [], []
+    part, curves, losses = judged.part, [], []
+    names: list[str] = []
     for substrate in substrates:
         game = Game(asked, regions, substrate)
-        names.append(game.hiding.substrate)
+        asked = dataclasses.replace(asked, target=game.target)  # every substrate is compared with the same
+        names.append(_named(game.hiding.substrate, names))
         values, without = game.each(asked_for)[part].split([len(asked_for) - sets, sets])
         curves.append(values.view(2, *shown.shape[:2]))
         losses.append(game.whole[part] - without)
     inserted, deleted = torch.stack(curves, 2)
-    first = len(numbers.names)
+    first = len(judged.names)
     areas = [area_under(one[first:], revealed[first:]).float() for one in (inserted, deleted)]
     told = {"orders": orders, "sets": sets, "seed": seed, "regions": count, **asked.told}
     return Faithfulness(
         token=asked.target.parts[part].text,
-        maps=numbers.names,
+        maps=judged.names,
         numbers=(together / sizes).float(),
         substrates=tuple(names),
         revealed=revealed[:first].float(),
@@ -289,8 +307,15 @@ def _measured(
         sensitivity=_correlations(together @ some.double().T, torch.stack(losses)).float(),
         value=asked.value.name,
         unit=asked.value.unit,
+        alternatives=game.valued.alternatives[part] if asked.target.compares else (),
         provenance=asked.vlm.provenance("faithfulness", asked.x, **told),
     )
+
+
+def _named(substrate: str, others: Sequence[str]) -> str:
+    """Several pictures have a name each."""
+    count = sum(other.partition(" ")[0] == substrate for other in others)
+    return f"{substrate} {count + 1}" if count else substrate
 
 
 def _cumulated(shares: Float[Tensor, " region"]) -> Float[Tensor, " step"]:

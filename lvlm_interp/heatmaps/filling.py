@@ -41,7 +41,7 @@ def filling_of(picture: Image.Image, substrate: Substrate) -> Filling:
         InputError: an unknown substrate.
         ImageError: the other picture cannot be read.
     """
-    if substrate == "road" and isinstance(substrate, str):
+    if isinstance(substrate, str) and substrate == "road":
         return lambda gone: imputed(picture, gone)
     other = np.asarray(_other(picture.convert("RGB"), substrate))
     return lambda gone: other
@@ -53,7 +53,7 @@ def _other(picture: Image.Image, substrate: Substrate) -> Image.Image:
             known = ", ".join(map(repr, PIXELS))
             raise InputError(f"substrate is {TOKENS!r}, {known} or another picture; got {substrate!r}")
         return open_image(substrate).resize(picture.size, Image.Resampling.BICUBIC)
-    if substrate == "blur":
+    if isinstance(substrate, str) and substrate == "blur":
         return picture.filter(ImageFilter.GaussianBlur(BLUR * max(picture.size)))
     mean = tuple(round(colour) for colour in ImageStat.Stat(picture).mean)
     return Image.new("RGB", picture.size, mean if substrate == "mean" else "black")

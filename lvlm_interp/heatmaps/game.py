@@ -65,10 +65,15 @@ class Game:
         return self.hiding.valued((~seen).float() @ self.members.float() > 0, self.target)
 
     @property
+    def _each_alone(self) -> bool:
+        """Whether every patch is a region by itself."""
+        return torch.equal(self._labels, torch.arange(self.asked.cells.numel()))
+
+    @property
     def _told(self) -> dict[str, Any]:
         return {
             "regions": self.players,
-            "labels": named(self._labels.numpy()),
+            "labels": None if self._each_alone else named(self._labels.numpy()),
             "substrate": self.hiding.substrate,
             "picture": self.hiding.picture,
             "hide_from": self.hiding.hide_from,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lvlm_interp.bootstrap import bootstrap_weights, interval
+from lvlm_interp.columns import Column, numbered
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import explained, need_seed
 from lvlm_interp.heatmaps.faithfulness import Faithfulness
@@ -70,7 +71,7 @@ class FaithfulnessOver(Result):
 @explained
 def faithfulness_over(
     found: Iterable[Faithfulness],
-    groups: Sequence[Hashable] | None = None,
+    groups: Column | None = None,
     *,
     confidence: float = 0.95,
     samples: int = 1000,
@@ -86,18 +87,18 @@ def faithfulness_over(
         seed: of what it draws.
 
     Raises:
-        InputError: no examples, examples of other maps, substrates or values, or another number of groups.
+        InputError: no examples, examples of other maps, substrates or values, another number of groups, or some that
+            are missing.
     """
     need_seed(seed)
     every = [*found]
     _need_alike(every)
-    names = list(range(len(every))) if groups is None else [*groups]
-    if len(names) != len(every) or not 0 < confidence < 1 or samples < 2:
+    numbers = torch.arange(len(every)) if groups is None else numbered(groups)
+    if len(numbers) != len(every) or not 0 < confidence < 1 or samples < 2:
         raise InputError(
             f"a group for each of the {len(every)} examples, a confidence between 0 and 1 and 2 samples or more are "
-            f"needed; got {len(names)} groups, {confidence}, {samples}"
+            f"needed; got {len(numbers)} groups, {confidence}, {samples}"
         )
-    numbers = torch.tensor(pd.factorize(pd.Series(names, dtype=object))[0].astype("int64"))
     values = torch.stack([_measured(one) for one in every])
     drawn = bootstrap_weights(numbers, samples, torch.Generator().manual_seed(int(seed))).double()
     count = int(numbers.max()) + 1

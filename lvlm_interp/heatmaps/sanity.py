@@ -8,7 +8,7 @@ Saliency Maps: cascading randomisation; their labels are those of training, a fo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,15 +18,29 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lvlm_interp.attribution.patch_map import PatchMap
+from lvlm_interp.columns import Column
 from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.fields import Range
-from lvlm_interp.given import explained, need_seed
+from lvlm_interp.given import explained, need_seed, whole
 from lvlm_interp.heatmaps.attribute import attribute
 from lvlm_interp.heatmaps.method import Method
 from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.quantised import stored_otherwise
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
+
+UNPLAIN: Mapping[str, Callable[[Tensor], bool]] = {
+    "is not in memory but on disk, or offloaded, where its numbers cannot change places: open the model without "
+    "device_map= to shuffle it": lambda weight: weight.is_meta,
+    "was made in torch.inference_mode(), and cannot be written to: open the model outside of it": lambda weight: (
+        weight.is_inference()
+    ),
+    "is one number that stands for many, and has no places: give each its own, weight.clone()": lambda weight: any(
+        size > 1 and step == 0 for size, step in zip(weight.shape, weight.stride(), strict=True)
+    ),
+}
+"""Why the numbers of a weight cannot change places."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +77,14 @@ class Sanity(Result):
 
 
 @explained
+@in_one_go
 def sanity(
     vlm: HookedVLM,
     x: Inputs,
     method: str | Method = "occlusion",
     *,
     foil: str | None = None,
-    blocks: Sequence[int] | None = None,
+    blocks: Column | None = None,
     seed: int = 0,
     **asked: Any,
 ) -> Sanity:
@@ -82,7 +97,7 @@ def sanity(
         vlm: the model.
         x: an example with an image and an answer.
         method: as in `attribute`, and so are `asked`.
-        foil: another answer to the same question.
+        foil: another answer to the same question; the map of its first part is compared, by the same `unit=`.
         blocks: how many blocks of the language model, from the last, are shuffled in each step; by default a quarter,
             half and all of them.
         seed: of the shuffling.
@@ -90,15 +105,17 @@ def sanity(
 
     Raises:
         InputError: more blocks than there are, or a foil that is the answer.
-        ModelError: weights that are quantised, whose numbers have no places of their own to change.
+        ModelError: weights whose numbers have no places of their own to change: they are quantised, elsewhere than in
+            memory, made in inference mode, or one number that stands for many.
     """
     need_seed(seed)
     steps = _steps(vlm, blocks)
     need_plain(vlm)
     if foil is not None and foil.strip() == x.answer.strip():
         raise InputError(f"the foil is the answer itself, {foil!r}: give another answer")
+    rather = None if foil is None else vlm.answered(x, foil)
     own = attribute(vlm, x, method, **asked)
-    other = None if foil is None else attribute(vlm, vlm.answered(x, foil), method, **asked)
+    other = None if rather is None else attribute(vlm, rather, method, **{**asked, **_first(asked)})
     found = []
     for count in steps:
         with shuffled(vlm, count, seed):
@@ -114,25 +131,37 @@ def sanity(
     )
 
 
-def _steps(vlm: HookedVLM, blocks: Sequence[int] | None) -> tuple[int, ...]:
+def _first(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Which part of a foil is mapped, where one of the answer's is: its first, in the unit that one is told in."""
+    told = asked.get("target") is not None or asked.get("against") is not None
+    return {"target": 0, "unit": asked.get("unit") or "word"} if told else {}
+
+
+def _steps(vlm: HookedVLM, blocks: Column | None) -> tuple[int, ...]:
     every = len(vlm.blocks)
-    steps = tuple(dict.fromkeys((max(every // 4, 1), max(every // 2, 1), every))) if blocks is None else tuple(blocks)
-    if not steps or len({*steps}) < len(steps) or not all(1 <= int(count) <= every for count in steps):
+    parts = (max(every // 4, 1), max(every // 2, 1), every)
+    steps = tuple(dict.fromkeys(parts)) if blocks is None else tuple(map(whole, blocks))
+    numbers = all(isinstance(count, int) and not isinstance(count, bool) for count in steps)
+    if not steps or not numbers or len({*steps}) < len(steps) or not all(1 <= count <= every for count in steps):
         raise InputError(f"blocks are counts from 1 to {every}, each once; got {list(steps)}")
     return steps
 
 
 def need_plain(vlm: HookedVLM) -> None:
-    """Raise for weights that are no plain numbers.
+    """Raise for weights that are no plain numbers in memory.
 
     Raises:
-        ModelError: they are quantised.
+        ModelError: names one, and why it is none.
     """
     if name := next((name for name, _ in stored_otherwise(vlm.model)), None):
         raise ModelError(
             f"the weights of {name} are quantised, and their numbers have no places to change: open the model in "
             "bfloat16 to shuffle it, or compare with a foil's map yourself"
         )
+    for number, block in enumerate(vlm.blocks):
+        for name, weight in block.named_parameters():
+            if why := next((why for why, of in UNPLAIN.items() if of(weight)), None):
+                raise ModelError(f"{name} of block {number} {why}")
 
 
 @contextlib.contextmanager

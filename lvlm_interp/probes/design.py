@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from lvlm_interp.columns import Column, numbered
 from lvlm_interp.probes.estimators import strengths
-from lvlm_interp.probes.task import Column, Task, check_folds, inner_folds, make_folds, numbered
+from lvlm_interp.probes.task import Task, check_folds, inner_folds, make_folds
 
 L2 = (1e4, 1e3, 1e2, 1e1, 1e0, 1e-1)
 

@@ -11,10 +11,11 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from lvlm_interp.columns import native
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import explaining
 from lvlm_interp.probes.fit import Problem, Space, solve
-from lvlm_interp.probes.task import Task, native
+from lvlm_interp.probes.task import Task
 
 
 class _Linear(BaseEstimator):

@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvlm_interp.bootstrap import Samples, bootstrap_weights
+from lvlm_interp.columns import Column, native
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import explained
 from lvlm_interp.model.vlm import HookedVLM
@@ -30,7 +31,7 @@ from lvlm_interp.probes import statistics
 from lvlm_interp.probes.design import L2, designed
 from lvlm_interp.probes.fit import BINARY, TOLERANCE
 from lvlm_interp.probes.result import ProbeResult, listed
-from lvlm_interp.probes.task import Column, Task, TaskKind, given_features, native, task_of
+from lvlm_interp.probes.task import Task, TaskKind, given_features, task_of
 from lvlm_interp.probes.validate import Fitted, Plan, fit_block
 from lvlm_interp.results import Provenance
 
@@ -100,7 +101,9 @@ def fit_probes(
     _check_numbers(shares, {"permutations": permutations, "bootstrap": bootstrap}, seed)
     if not isinstance(standardize, (bool, np.bool_)):
         raise InputError(f"standardize is True or False, got {standardize!r}")
-    wanted, count = task_of(labels, task), shape[0]
+    count = shape[0]
+    _check_lengths(count, labels=labels)
+    wanted = task_of(labels, task)
     _check_lengths(count, labels=wanted.truth, groups=groups, types=types, folds=folds, metadata=metadata)
     kept = _columns(metadata)
     design = designed(wanted, groups, types, folds, seed, l2)
@@ -156,7 +159,7 @@ def _checked_shape(features: Any, sites: Sequence[str] | None) -> tuple[tuple[in
 
 def _check_lengths(count: int, **columns: Any) -> None:
     for what, given in columns.items():
-        if isinstance(given, Sized) and len(given) != count:
+        if isinstance(given, Sized) and not isinstance(given, (str, bytes, Mapping)) and len(given) != count:
             raise InputError(f"{count} examples but {len(given)} {what}")
 
 

@@ -45,7 +45,7 @@ def check_file(path: str | Path, force: bool = False) -> Path:
         if file.exists() and not file.is_file():
             raise OutputError(f"{file} is a directory or a device; give a file")
         if os.path.lexists(file) and not force:
-            raise OutputError(f"{file} exists; give another file, or --force to replace it")
+            raise OutputError(f"{file} exists; give another file, or --force (force=True) to replace it")
         if not file.parent.is_dir():
             raise OutputError(f"there is no directory {file.parent} to write {file.name} to")
         _try(file)

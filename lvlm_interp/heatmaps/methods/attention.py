@@ -17,6 +17,7 @@ from lvlm_interp.errors import ImageError, InputError
 from lvlm_interp.given import whole
 from lvlm_interp.heatmaps.method import Kind, Method
 from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.finite import need_finite
 from lvlm_interp.model.vlm import HookedVLM
 
 PATTERN = "blocks.*.attn.hook_pattern"
@@ -108,7 +109,12 @@ class RelativeAttention(OfHeads):
             [view.positions is asked.view.positions for view in asked.x.images].index(True),
         )
         pictures = [view.picture for view in x.images]
-        if any(picture is None for picture in pictures) or any(view.clip for view in x.images):
+        if any(view.clip for view in x.images):
+            raise ImageError(
+                "relative_attention asks another question about pictures, and this example has a video; 'attention' "
+                "takes videos"
+            )
+        if any(picture is None for picture in pictures):
             raise ImageError(
                 "relative_attention asks another question about the original picture, which is not known here: prepare "
                 "the example with vlm.prepare(question, picture); 'attention' needs none"
@@ -138,7 +144,7 @@ class Rollout(Method):
     def map(self, asked: Asked) -> PatchMap:
         rows = torch.arange(asked.x.answer_start - 1, asked.x.length - 1)
         with averaged(asked.vlm) as layers:
-            asked.vlm.run(asked.x)
+            need_finite(asked.vlm, asked.x, asked.vlm.run(asked.x))
         flow = torch.eye(asked.x.length, dtype=torch.float64)[rows]
         for layer in reversed(layers):  # only the rows that are asked for are multiplied out
             flow = (flow @ layer + flow) / 2
@@ -148,6 +154,7 @@ class Rollout(Method):
 def mean_attention(vlm: HookedVLM, x: Inputs, rows: Any, how: Any) -> Float[Tensor, "row position"]:
     """Of some rows, the mean over heads and layers."""
     found = vlm.capture(x, PATTERN, positions=list(rows), layers=how.layers, heads=how.heads)
+    need_finite(vlm, x, found["logits"])
     patterns = [value[0].double().mean(0) for name, value in found.items() if name != "logits"]
     return torch.stack(patterns).mean(0).cpu()
 
@@ -171,7 +178,7 @@ def mapped(
     asked: Asked, name: str, looked: Float[Tensor, "part position"], parameters: Mapping[str, Any], unit: str = SHARE
 ) -> PatchMap:
     """A map of numbers that stand at positions, whatever the value is."""
-    values, total = looked @ asked.patches.double().T, looked @ asked.whole.double()
+    values, total = looked @ asked.shares.T, looked @ asked.whole.double()
     return asked.mapped(name, values, total, parameters, value="attention", says="paid", unit=unit, adds=False)
 
 

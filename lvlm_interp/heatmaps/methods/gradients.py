@@ -1,4 +1,4 @@
-"""Derivatives of the value by what the language model is given for the image, or by pixels; captum's, on our function."""
+"""Derivatives of the value by what the language model is given for the image, or by pixels: captum's, of our value."""
 
 from __future__ import annotations
 

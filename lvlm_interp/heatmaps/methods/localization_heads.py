@@ -18,6 +18,7 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.fields import shown
 from lvlm_interp.heatmaps.method import Kind, Method
 from lvlm_interp.heatmaps.methods.attention import PATTERN, mapped
+from lvlm_interp.model.finite import need_finite
 
 Reading = Literal["paper", "code"]
 Head = tuple[int, int]
@@ -73,7 +74,9 @@ class LocalizationHeads(Method):
 
     def map(self, asked: Asked) -> PatchMap:
         rows = [asked.x.answer_start - 1 + part.start for part in asked.target.parts]
-        looked = by_head(asked.vlm.capture(asked.x, PATTERN, positions=rows))
+        captured = asked.vlm.capture(asked.x, PATTERN, positions=rows)
+        need_finite(asked.vlm, asked.x, captured["logits"])
+        looked = by_head(captured)
         names, patterns = [*looked], torch.stack([*looked.values()])
         given = None if self.heads is None else named(self.heads, names, asked.vlm.depth)
         chosen = [self._chosen(asked, one) if given is None else given for one in patterns.unbind(1)]
@@ -88,7 +91,7 @@ class LocalizationHeads(Method):
         Raises:
             InputError: none is left.
         """
-        maps = (patterns @ asked.patches.double().T).view(-1, *asked.cells.shape)
+        maps = (patterns @ asked.shares.T).view(-1, *asked.cells.shape)
         if chosen := ranked(maps, patterns @ asked.whole.double(), self.reading)[: self.count]:
             return chosen
         raise InputError(

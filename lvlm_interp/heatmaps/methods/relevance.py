@@ -70,7 +70,7 @@ class Relevance(Method):
         flows = self.flows(of)
         return asked.mapped(
             self.name,
-            flows @ asked.patches.double().T,
+            flows @ asked.shares.T,
             flows @ asked.whole.double(),
             self.parameters,
             says="handed on by attention",

@@ -49,10 +49,12 @@ def heatmap_grid(
         the Axes that hold the panels, which are its `child_axes`, row by row.
 
     Raises:
-        InputError: no maps, maps of pictures of different sizes, or a part that a map does not have.
+        InputError: no maps, maps of pictures of different sizes, another limit, or a part that a map does not have.
     """
     if not maps or len({one.size for one in maps.values()}) > 1:
         raise InputError(f"a grid is of one map or more, of one picture; got {[one.size for one in maps.values()]}")
+    if limit not in ("row", "own"):
+        raise InputError(f"limit is 'row' or 'own', since maps measure in units of their own; got {limit!r}")
     asked = _columns(maps) if tokens is None else [*tokens]
     if not asked:
         raise InputError("these maps have no part in common; name the parts with tokens=, or draw them one by one")
