@@ -122,7 +122,7 @@ def test_curves_over_pixels_say_so(tmp_path):
         ({"substrates": ("mean", "mean")}, "each substrate once"),
         ({"substrates": "white"}, "made from processed ones|substrate is"),
         ({"token": 4}, "no token 4"),
-        ({"unit": "token"}, "no tokens read"),
+        ({"unit": "token"}, "give unit= and target= as the map was asked for"),
     ],
 )
 def test_what_cannot_be_judged(vlm, x, shapley, change, message):

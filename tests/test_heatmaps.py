@@ -85,7 +85,7 @@ def test_every_method_gives_a_map_that_says_what_it_is(vlm, name, tmp_path):
         ("shapley", {"regions": np.full((2, 2), 2**63, np.uint64)}, "whole numbers"),
         ("attention", {"heads": (0, 0)}, "asked for twice"),
         ("gradient", {"noise": float("nan")}, "noise is a share"),
-        ("integrated_gradients", {"baseline": "black"}, r"Literal\['zero', 'mean'\]"),
+        ("integrated_gradients", {"baseline": "black"}, "by tokens a baseline is 'mean', 'zero'; got 'black'"),
         ("shapley", {"regions": 0}, "1 or more"),
         ("shapley", {"regions": np.ones((3, 5), int)}, r"labels are of the grid, \[2, 2\], or of the picture"),
         ("shapley", {"regions": np.ones((2, 2))}, "whole numbers"),

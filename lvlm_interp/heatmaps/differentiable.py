@@ -36,7 +36,7 @@ class Differentiable:
         self._valued = valued
 
     @functools.cached_property
-    def features(self) -> Float[Tensor, "1 token width"]:
+    def features(self) -> Float[Tensor, "1 ..."]:
         with torch.inference_mode(False):
             found = self.asked.vlm.capture(self.asked.x, EMBEDDED, positions=self._positions)
             return found[EMBEDDED].clone()
@@ -50,7 +50,7 @@ class Differentiable:
         options = {"decoder_inputs": asked.decoder_inputs}
         return values_of(asked.vlm, asked.x, asked.x.everything[None], asked.target, **options)  # type: ignore[arg-type]
 
-    def __call__(self, features: Float[Tensor, "1 token width"] | None) -> Float[Tensor, "1 part"]:
+    def __call__(self, features: Float[Tensor, "1 ..."] | None) -> Float[Tensor, "1 part"]:
         """v of every part, where the image's tokens are these; None leaves the tower's own, and their graph."""
         rows = self._rows(self.asked.x, features)
         parts = zip(self.asked.target.parts, self.valued.alternative_ids, strict=True)

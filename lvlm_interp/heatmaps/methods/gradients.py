@@ -18,7 +18,7 @@ from lvlm_interp.fields import shown
 from lvlm_interp.given import need_seed
 from lvlm_interp.heatmaps.by_pixels import ByPixels
 from lvlm_interp.heatmaps.differentiable import Differentiable
-from lvlm_interp.heatmaps.filling import PIXELS, Substrate, is_picture
+from lvlm_interp.heatmaps.filling import PIXELS, Substrate
 from lvlm_interp.heatmaps.method import Kind, Method
 
 BASELINES = ("mean", "zero")
@@ -143,9 +143,9 @@ class IntegratedGradients(OfGradients):
         if self.steps < 1:
             raise InputError(f"steps= is 1 or more, got {self.steps}")
         known = BASELINES if self.by == "tokens" else tuple(one for one in PIXELS if one != "road")
-        named = isinstance(self.baseline, str) and (self.by == "tokens" or not is_picture(self.baseline))
-        if (named and self.baseline not in known) or (self.by == "tokens" and not named):
-            other = "" if self.by == "tokens" else " or another picture"
+        other = "" if self.by == "tokens" else " or another picture"
+        word = isinstance(self.baseline, str) and not ("/" in self.baseline or "." in self.baseline)
+        if self.baseline not in known if word else not other:
             raise InputError(
                 f"by {self.by} a baseline is {', '.join(map(repr, known))}{other}; got {shown(self.baseline)}"
             )
