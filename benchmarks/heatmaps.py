@@ -2,8 +2,8 @@
 
 Held-out scenes with a recoloured object whose colour the model names: where it is seen is known, and that it is seen is
 what decides. Every method makes a map of that word, and each is measured: whether it lies on the object (pointing game,
-energy in the box), whether the word follows when patches come and go in its order (tokens on every scene; pixels on the
-first of them, since each set is a pass of the whole model), how it ranks regions beside their exact Shapley values,
+energy in the box), whether the word follows when patches come and go in its order (tokens on every scene; pixels, of fewer
+and larger regions, on the first of them, since each set is a pass of the whole model), how it ranks regions beside their exact Shapley values,
 whether it changes with the weights, and what it costs in plain passes of the same process.
 """
 
@@ -28,18 +28,20 @@ from lvlm_interp.bootstrap import bootstrap_weights, interval
 from lvlm_interp.heatmaps.sanity import ranks_alike, shuffled
 
 AT_ONCE, SEEDS_EACH = 5, 1000  # scenes of one task, and seeds that it may draw them from
-BLOCKS, ORDERS, SETS = 4, 20, 32  # regions along a side, random orders, and sets, of the curves
+ORDERS, SETS = 20, 32  # random orders, and sets, of the curves
+BLOCKS = {"tokens": 4, "mean": 3, "blur": 3, "road": 3}  # regions along a side, by what stands for what is not seen
 PLAYERS = ("question",)
 METHODS: dict[str, dict[str, Any]] = {
     "occlusion": {},
-    "occlusion of pixels": {"substrate": "mean"},
+    "occlusion of pixels": {"substrate": "mean", "regions": 4},
     "shapley": {"regions": 4, "pairs": 4},
     "banzhaf": {"samples": 128},
     "rise": {"samples": 128},
     "greedy": {"regions": 4, "scope": 4},
     "gradient": {},
     "grad_x_input": {},
-    "integrated_gradients": {"steps": 16},
+    "grad_x_input by pixels": {"by": "pixels"},
+    "integrated_gradients": {"steps": 8},
     "attention": {},
     "attention without sinks": {"drop_sinks": True},
     "relative_attention": {},
@@ -96,11 +98,11 @@ def measured(vlm: li.HookedVLM, x: li.Inputs, box: Any, task: Task) -> list[dict
     for name, one in maps.items():
         boxed = li.located(one, box)
         rows[name] |= {"points": boxed.points, "energy": boxed.energy, "precision": boxed.average_precision}
-    substrates = ("tokens", "mean", "blur", "road") if task.pixels else ("tokens",)
-    settings: Any = {"substrates": substrates, "regions": BLOCKS, "orders": ORDERS, "sets": SETS}
-    found = li.faithfulness(vlm, x, maps, unit="answer", **settings)
-    for number, name in enumerate(found.maps):
-        rows.setdefault(name, {}).update(_followed(found, number))
+    for substrate in BLOCKS if task.pixels else ["tokens"]:
+        settings: Any = {"substrates": substrate, "regions": BLOCKS[substrate], "orders": ORDERS, "sets": SETS}
+        found = li.faithfulness(vlm, x, maps, unit="answer", **settings)
+        for number, name in enumerate(found.maps):
+            rows.setdefault(name, {}).update(_followed(found, number))
     exact = li.interactions(vlm, x, PLAYERS, regions=_eighths(x), target=0, unit="answer").scored(maps)
     for one in exact.to_dict("records"):
         rows[one["map"]] |= {f"exact {k}": v for k, v in one.items() if isinstance(v, float)}
