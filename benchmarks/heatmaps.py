@@ -2,9 +2,9 @@
 
 Held-out scenes with a recoloured object whose colour the model names: where it is seen is known, and that it is seen is
 what decides. Every method makes a map of that word, and each is measured: whether it lies on the object (pointing game,
-energy in the box), whether the word follows when patches come and go in its order (tokens on every scene; pixels of fewer
-and larger regions on the first of them, since each set is a pass of the whole model), how it ranks regions beside their
-exact Shapley values, whether it changes with the weights, and what it costs in plain passes of the same process.
+energy in the box), whether the word follows when patches come and go in its order (tokens on every scene; pixels of
+fewer and larger regions on the first of them, since each set is a pass of the whole model), how it ranks regions beside
+their exact Shapley values, whether it changes with the weights, and what it costs in plain passes of the same process.
 """
 
 import argparse

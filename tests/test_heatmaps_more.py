@@ -110,9 +110,48 @@ def test_regions_that_tell_the_same_share_the_credit():
     assert sorted(searched(worth, 4, insight=0.0)[0]) == [0, 0, 0, 1]
 
 
+def from_both_ends(worth, players, scope, update, pending):
+    """The faster search in plain loops: insight and necessity weigh the same."""
+    every = {*range(players)}
+
+    def reached(members):
+        return (worth(members) - worth(set()) + worth(every) - worth(every - members)) / 2
+
+    left, first, last, found = [*range(players)], [], [], {}
+    while left:
+        if len(first) % update == 0:
+            left.sort(key=lambda a: -reached({*first, a}))
+            best = left[0]
+        else:
+            best = max(left[:scope], key=lambda a: reached({*first, a}))
+        found[best] = reached({*first, best}) - reached({*first})
+        first.append(best)
+        left.remove(best)
+        count = 1 if len(first) == 1 else pending if len(left) > pending else 0
+        if pending and left and count:
+            least = max(left[-count:], key=lambda a: reached(every - {*last, a}))
+            found[least] = reached(every - {*last}) - reached(every - {*last, least})
+            last.insert(0, least)
+            left.remove(least)
+    return [found[a] for a in range(players)], first + last
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("how", [(2, 3, 2), (3, 5, 8), (1, 2, 0), (4, 1, 3)])
+def test_a_search_from_both_ends(how, seed):
+    worth, (scope, update, pending) = drawn(9, seed), how
+    gains, order = searched(worth, 9, scope=scope, update=update, pending=pending)
+    expected, steps = from_both_ends(worth, 9, *how)
+    assert order == steps and gains == pytest.approx(expected)
+    assert sum(gains) == pytest.approx(worth({*range(9)}) - worth(set()))
+
+
 def test_a_scope_of_all_regions_is_no_scope():
     worth = drawn(7)
-    assert searched(worth, 7, scope=7) == searched(worth, 7) == searched(worth, 7, scope=100)
+    for scope in (7, 100):
+        gains, order = searched(worth, 7, scope=scope, update=1, pending=0)
+        expected, steps = searched(worth, 7)
+        assert order == steps and gains == pytest.approx(expected)
 
 
 def test_a_small_scope_misses_what_comes_late():
@@ -121,7 +160,7 @@ def test_a_small_scope_misses_what_comes_late():
     def worth(members):
         return sum((0, 1, 2, 3, 10)[one] for one in members) + 7 * ({0, 4} <= members)
 
-    every, few = (searched(worth, 5, necessity=0.0, scope=scope) for scope in (None, 2))
+    every, few = (searched(worth, 5, necessity=0.0, scope=scope, pending=0) for scope in (None, 2))
     assert every[1] == [4, 0, 3, 2, 1] and every[0][0] == 7
     assert few[1] == [4, 3, 2, 0, 1]  # 0 is tried again when it is among the last two
     assert sum(few[0]) == sum(every[0]) == 23
@@ -156,6 +195,8 @@ def test_greedy_over_labels_and_of_other_values(vlm):
         ({"insight": 0.0, "necessity": 0.0}, "one of them above"),
         ({"insight": float("nan")}, "weights"),
         ({"scope": 0}, "1 or more"),
+        ({"scope": 2, "update": 0}, "update= is 1 step or more"),
+        ({"scope": 2, "pending": -1}, "pending= 0 regions or more; got 5 and -1"),
         ({"scope": 1.5}, "takes int"),
     ],
 )

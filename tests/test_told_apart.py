@@ -192,7 +192,7 @@ def test_padding_does_not_hide_a_picture_that_is_looked_at_from_beside():
 @pytest.mark.parametrize("limit", [-2, 0, float("nan"), float("inf")])
 def test_limits_of_scales_are_above_zero(limit):
     vlm = li.wrap(tiny_llava())
-    with pytest.raises(InputError, match="limit is a number of logits above 0"):
+    with pytest.raises(InputError, match="limit is a number, in raw logits, above 0"):
         figures.head_map(li.direct(vlm, tiny_inputs(vlm)), limit=limit)
 
 

@@ -68,7 +68,7 @@ class PatchMap(Comparable):
             "baseline",
             "filtered",
         ),
-        *("insight", "necessity", "scope", "tower", "count", "reading"),
+        *("insight", "necessity", "scope", "tower", "count", "reading", "pending"),
     )
     beside = ("error", "exact")
     ranges: ClassVar[Mapping[str, Range]] = {"error": POSITIVE}

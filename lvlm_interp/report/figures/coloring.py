@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import math
+from typing import Any, Literal, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -47,6 +48,28 @@ def colors(cmap: str | Colormap | None) -> Colormap:
         return mpl.colormaps[cmap or SEQUENTIAL]
     except KeyError:
         raise InputError(f"matplotlib has no colour map {cmap!r}; 'viridis' is one, 'RdBu_r' another") from None
+
+
+def signed_square(
+    ax: Axes,
+    values: np.ndarray,
+    unit: str,
+    limit: float | None,
+    cmap: str | Colormap | None,
+    origin: Literal["upper", "lower"] = "upper",
+) -> None:
+    """Numbers of either sign in rows and columns, as colours about 0.
+
+    Raises:
+        InputError: a limit that is not above 0.
+    """
+    if limit is not None and not 0 < limit < math.inf:
+        raise InputError(f"limit is a number, in {unit}, above 0; got {limit!r}")
+    largest = limit or max(1e-6, float(np.abs(values).max()))
+    scale = Normalize(-largest, largest)
+    image = ax.imshow(values, cmap=diverging(cmap), norm=scale, aspect="auto", origin=origin)
+    ax.set_facecolor("white")
+    color_bar(ax, image, unit)
 
 
 def color_bar(ax: Axes, scale: ScalarMappable, label: str) -> None:

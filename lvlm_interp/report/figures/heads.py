@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Colormap
 
 from lvlm_interp.errors import InputError
 from lvlm_interp.inside.direct import DirectAttribution
@@ -89,13 +88,7 @@ def _by_layer(
     ax: Axes | None, values: np.ndarray, names: Sequence[str], limit: float | None, cmap: str | Colormap | None
 ) -> Axes:
     ax = drawing.axes(ax, 2.2 + 0.42 * len(names), 1.4 + drawing.high(len(values), 0.16))
-    if limit is not None and not (math.isfinite(limit) and limit > 0):
-        raise InputError(f"limit is a number of logits above 0; got {limit!r}")
-    largest = limit or max(1e-6, float(np.abs(values).max()))
-    scale = Normalize(-largest, largest)
-    image = ax.imshow(values, cmap=coloring.diverging(cmap), norm=scale, aspect="auto", origin="lower")
-    ax.set_facecolor("white")
+    coloring.signed_square(ax, values, "raw logits", limit, cmap, origin="lower")
     drawing.layer_ticks(ax, range(len(values)), "block")
     drawing.quiet(ax)
-    coloring.color_bar(ax, image, "raw logits")
     return ax

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Colormap
 
-from lvlm_interp.errors import InputError
 from lvlm_interp.heatmaps.joint_effects import JointEffects
 from lvlm_interp.report.figures import coloring, drawing
 from lvlm_interp.report.figures.drawing import figure
@@ -38,18 +35,13 @@ def joint_pairs(
         InputError: no such part or colour map, or a limit that is not above 0.
     """
     number = drawing.number_of(found.tokens, token, "the answer")
-    if limit is not None and not 0 < limit < math.inf:
-        raise InputError(f"limit is a number above 0; got {limit!r}")
     values, count = found.pairs[number].numpy(), len(found.players)
     ax = drawing.axes(ax, 3.4 + 0.42 * count, max(2.6, 1.2 + drawing.high(count, 0.42)))
-    largest = limit or max(1e-6, float(abs(values).max()))
-    image = ax.imshow(values, cmap=coloring.diverging(cmap), norm=Normalize(-largest, largest), aspect="auto")
-    ax.set_facecolor("white")
+    coloring.signed_square(ax, values, f"{found.value}, {found.unit}", limit, cmap)
     names = [f"{literal(shorter(name, 18) or '')}  {n}" for n, name in enumerate(found.players)]
     ax.set_xticks(range(count), [str(n) for n in range(count)])
     ax.set_yticks(range(count), names)
     drawing.quiet(ax)
-    coloring.color_bar(ax, image, f"{found.value}, {found.unit}")
     joint, total = float(found.joint[number]), float(found.total[number])
     drawing.title(ax, title or f"{quoted(found.tokens[number])}: {joint:.1f} of {total:.1f} together")
     return ax
