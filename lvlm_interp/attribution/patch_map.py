@@ -54,21 +54,8 @@ class PatchMap(Comparable):
     keys = ("answer", "token", "row", "column", "left", "top", "right", "bottom")
     agreeing = ("tokens", "value", "unit", "alternatives", "hide_from", "size", "boxes", "says", "method")
     settings = (
-        *(
-            "substrate",
-            "picture",
-            "labels",
-            "by",
-            "layers",
-            "heads",
-            "drop_sinks",
-            "generic",
-            "seen",
-            "noise",
-            "baseline",
-            "filtered",
-        ),
-        *("insight", "necessity", "scope", "tower", "count", "reading", "pending"),
+        *("substrate", "picture", "labels", "by", "baseline", "noise", "seen", "insight", "necessity", "scope"),
+        *("update", "pending", "layers", "heads", "drop_sinks", "generic", "filtered", "tower", "count", "reading"),
     )
     beside = ("error", "exact")
     ranges: ClassVar[Mapping[str, Range]] = {"error": POSITIVE}

@@ -76,7 +76,7 @@ class Greedy(OverSets):
             raise InputError(f"scope= is how many regions are tried at each step, 1 or more; got {self.scope}")
         if self.update < 1 or self.pending < 0:
             raise InputError(
-                f"update= is 1 step or more, pending= 0 regions or more; got {self.update}, {self.pending}"
+                f"update= is 1 step or more, and pending= 0 regions or more; got {self.update} and {self.pending}"
             )
 
     def map(self, asked: Asked) -> PatchMap:
