@@ -96,6 +96,16 @@ def test_a_way_between_pictures_adds_up(vlm, x, baseline):
     torch.testing.assert_close(many.image_total, seen.image_total, atol=1e-4, rtol=1e-4)
 
 
+def test_what_is_no_pixel_stays(vlm):
+    """Padding, other pictures, and numbers that say where a patch stands: noise would move it."""
+    x = vlm.prepare("a b", [picture(60, 44), picture(30, 30)], answer="cat")
+    of = ByPixels(asked_of(vlm, x, 0))
+    leaf = of.features.requires_grad_()
+    (slope,) = torch.autograd.grad(of(leaf)[0, 0], leaf)
+    tiles = slope[0]
+    assert (tiles[1] == 0).all() and (tiles[0] != 0).any()
+
+
 def test_by_pixels_is_not_by_tokens(vlm, x):
     one, other = (li.attribute(vlm, x, "grad_x_input", by=by) for by in ("tokens", "pixels"))
     with pytest.raises(InputError, match="their by are not the same"):

@@ -60,7 +60,9 @@ class ByPixels(Differentiable):
 
     def _rows(self, x: Inputs, features: Tensor | None) -> Float[Tensor, "answer vocabulary"]:
         assert features is not None
-        return super()._rows(x.with_model_inputs(**{self._name: features[0]}), None)
+        own = x.model_inputs[self._name]
+        pixels = torch.where(self._white != self._black, features[0], own)  # others say where a patch stands
+        return super()._rows(x.with_model_inputs(**{self._name: pixels}), None)
 
     def by_patch(self, values: Float[Tensor, "part ..."]) -> Float[Tensor, "part patch"]:
         """Numbers like the features, added up over those that each patch's pixels become."""
