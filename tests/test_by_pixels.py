@@ -44,12 +44,59 @@ def test_each_number_is_of_the_patch_that_changes_it(family):
     count = of.asked.cells.numel()
     assert {*patches.tolist()} - {-1} == {*range(count)}
     for patch in {0, 1, count // 2, count - 1}:
-        white = [float(number == patch) for number in range(count)]
-        changed = of._share(torch.tensor(white).view(of.asked.cells.shape), elsewhere=0.0).flatten().nan_to_num()
-        own = patches == patch
+        white = hiding.drawn([float(number == patch) for number in range(count)])
+        changed, own = of._share(white).flatten(), patches == patch
         assert changed[own].mean() > 0.6 and changed[own].sum() > 0.6 * changed.clamp(min=0).sum()
         assert changed[~own].mean() < 0.1
     assert hiding.substrate == "black"
+
+
+def fine(side=9):
+    pixels = type(saved.processor("llava").image_processor)
+    wide = 14 * side
+    made = pixels(size={"shortest_edge": wide}, crop_size={"height": wide, "width": wide})
+    return li.wrap(tiny_llava(side=side), saved.processor("llava", pixels=made))
+
+
+@pytest.mark.parametrize(
+    "size", [(18, 18), (19, 23), (28, 28), (31, 57), (64, 40), (126, 126), (200, 133), (1000, 700)]
+)
+def test_numbers_of_any_size_are_of_the_patch_that_the_model_sees(size):
+    """Of a picture that is made larger too, where one of its pixels is several of the model's."""
+    vlm = fine()
+    of = ByPixels(asked_of(vlm, vlm.prepare("a b", picture(*size), answer="cat")))
+    rows = torch.arange(126) // 14
+    expected = (rows[:, None] * 9 + rows).expand(3, 126, 126)
+    assert (of._patches.view(3, 126, 126) != expected).double().mean() < 0.002
+
+
+def test_a_map_is_that_of_the_model_s_own_derivative():
+    vlm = fine()
+    x = vlm.prepare("a b", picture(28, 28), answer="cat")
+    found = li.attribute(vlm, x, "grad_x_input", by="pixels", value="logprob", target=0, unit="token")
+    leaf = x.model_inputs["pixel_values"].clone().requires_grad_()
+    logits = vlm.model(**{**x.model_inputs, "pixel_values": leaf}).logits[0, x.answer_start - 1].log_softmax(-1)
+    (slope,) = torch.autograd.grad(logits[int(x.answer_ids[0])], leaf)
+    expected = (slope * leaf).detach().reshape(3, 9, 14, 9, 14).sum((0, 2, 4))
+    torch.testing.assert_close(found.values[0], expected, atol=0.02 * float(expected.abs().max()), rtol=0.02)
+
+
+def test_too_few_pixels_for_patches(vlm):
+    x = vlm.prepare("a b", picture(1, 1), answer="cat")
+    with pytest.raises(ImageError, match=r"1 × 1 pixels has too few for 2 × 2 patches.*enlarge it"):
+        li.attribute(vlm, x, "gradient", by="pixels")
+
+
+def test_totals_and_noise_are_of_this_picture(vlm):
+    grey, other = Image.new("RGB", (28, 28), (120, 120, 120)), picture(28, 28)
+    x = vlm.prepare("a b", [grey, other], answer="cat")
+    one, two = (li.attribute(vlm, x, "grad_x_input", by="pixels", image=image) for image in (0, 1))
+    for found in (one, two):
+        torch.testing.assert_close(found.image_total, found.values.sum((1, 2)))
+    assert not torch.allclose(one.image_total, two.image_total)
+    of, beside = (ByPixels(asked_of(vlm, vlm.prepare("a b", [grey, y], answer="cat"))) for y in (grey, other))
+    assert of.spread == beside.spread < 1 < beside.features.max() - beside.features.min()
+    assert two.values.abs().sum() > 0
 
 
 def test_other_pictures_are_of_no_patch(vlm):

@@ -57,6 +57,11 @@ class Differentiable:
         found = [self._evidence(part, others, rows, features) for part, others in parts]
         return torch.stack([self.asked.value.of(one)[0] for one in found])[None]
 
+    @property
+    def spread(self) -> float:
+        """How far features are apart, of which noise is a share."""
+        return float(self.features.max() - self.features.min())
+
     def start(self, baseline: Any) -> tuple[Tensor, dict[str, Any]]:
         """Features that a way to these begins at, and what provenance tells of them.
 

@@ -89,8 +89,7 @@ class Gradient(OfGradients):
 
     def map(self, asked: Asked) -> PatchMap:
         of = self.of(asked)
-        wide = float(of.features.max() - of.features.min())
-        drawn = {"noise": self.noise * wide, "samples": self.samples, "seed": self.seed}
+        drawn = {"noise": self.noise * of.spread, "samples": self.samples, "seed": self.seed}
         squares = each_part(of, "Saliency", abs=False, **drawn).square()
         values, total = of.by_patch(squares).sqrt(), squares.flatten(1).sum(1).sqrt()
         told = {**self.parameters, "seed": self.seed if self.noise else None}
