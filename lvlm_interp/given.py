@@ -144,7 +144,7 @@ def _misfits(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
         return
     for name, value, hint in _each(plain, bound):
         if not _fits(value, hint):
-            yield f"{_called(plain)}({name}=…) takes {_wanted(hint)}; got {_got(value)}{HINTS.get(_called(plain), '')}"
+            yield f"{_called(plain)}({name}=…) takes {_wanted(hint)}; got {_got(value)}{HINTS.get(plain.__qualname__, '')}"
 
 
 def _called(plain: Callable[..., Any]) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from lvlm_interp.errors import InputError, OutputError
 from lvlm_interp.fields import ANY, Range, check_fields, check_numbers, equal
 from lvlm_interp.files import aside
-from lvlm_interp.given import explained, explaining
+from lvlm_interp.given import checked, explained, explaining
 from lvlm_interp.shown import printable
 from lvlm_interp.storing import KINDS, is_frame, is_tensor, need_numbers, packed, scalar, settled, storable, unpacked
 
@@ -206,7 +206,7 @@ class Result:
         return path
 
     @classmethod
-    @explained
+    @checked
     def load(cls: type[R], path: str | Path) -> R:
         """Read what `save` wrote; `lvlm_interp.load_result` needs not know of which kind it is.
 

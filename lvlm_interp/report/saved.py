@@ -10,7 +10,7 @@ from lvlm_interp.attribution.split import CreditSplit
 from lvlm_interp.attribution.swap import SwapTest
 from lvlm_interp.counterfactuals.contrast import Contrast, Contrasts
 from lvlm_interp.engine.score import Scores
-from lvlm_interp.given import explained
+from lvlm_interp.given import checked
 from lvlm_interp.heatmaps.faithfulness import Faithfulness
 from lvlm_interp.heatmaps.joint_effects import JointEffects
 from lvlm_interp.heatmaps.localization import Located
@@ -42,7 +42,7 @@ KINDS: tuple[type[Result], ...] = (
 )
 
 
-@explained
+@checked
 def load_result(path: str | Path) -> Result:
     """Read a result that was saved, whatever kind it is of.
 
