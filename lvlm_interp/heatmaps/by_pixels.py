@@ -94,7 +94,7 @@ class ByPixels(Differentiable):
         inside = across & down & (self._white != self._black)
         return torch.where(inside, row * len(left[0]) + column, -1).flatten().cpu()
 
-    def _along(self, axis: int) -> Float[Tensor, ...]:
+    def _along(self, axis: int) -> Float[Tensor, "*feature"]:
         """Where along a side of the picture each feature is, from 0 to 1.
 
         Shades are whole numbers, too few for a long side: it is told window by window, by ramps that are level outside.
@@ -108,15 +108,15 @@ class ByPixels(Differentiable):
             found += (self._share(shades) - DARK) / (LIGHT - DARK)
         return found / WINDOWS
 
-    def _share(self, shades: Float[np.ndarray, "height width"]) -> Float[Tensor, ...]:
+    def _share(self, shades: Float[np.ndarray, "height width"]) -> Float[Tensor, "*feature"]:
         """How white each feature becomes of these shades, from 0 to 1; 0 where it is of no pixel."""
         found = self._hiding.in_shades(shades).pixels[self._name]
         return ((found - self._black).double() / (self._white - self._black).double()).nan_to_num(0.0, 0.0, 0.0).cpu()
 
 
 def _within(
-    places: Float[Tensor, ...], starts: Float[Tensor, " part"], ends: Float[Tensor, " part"]
-) -> tuple[Bool[Tensor, ...], Int[Tensor, ...]]:
+    places: Float[Tensor, "*feature"], starts: Float[Tensor, " part"], ends: Float[Tensor, " part"]
+) -> tuple[Bool[Tensor, "*feature"], Int[Tensor, "*feature"]]:
     """Whether each place, in pixels, is in one of the parts of a side, and in which."""
     number = (torch.searchsorted(starts.contiguous(), places, right=True) - 1).clamp(0, len(starts) - 1)
     return (places > starts[0] - 0.5) & (places < ends[-1] + 0.5), number
