@@ -144,7 +144,8 @@ def _misfits(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
         return
     for name, value, hint in _each(plain, bound):
         if not _fits(value, hint):
-            yield f"{_called(plain)}({name}=…) takes {_wanted(hint)}; got {_got(value)}{HINTS.get(plain.__qualname__, '')}"
+            more = HINTS.get(plain.__qualname__, "")
+            yield f"{_called(plain)}({name}=…) takes {_wanted(hint)}; got {_got(value)}{more}"
 
 
 def _called(plain: Callable[..., Any]) -> str:
