@@ -1,5 +1,6 @@
 """Heatmaps and what is measured of them, as outsiders broke them: what was silently wrong is right, or refused."""
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -246,6 +247,31 @@ def test_targets_that_are_no_numbers(vlm, x, target):
 
 def test_what_was_missed_has_the_columns_of_a_miss():
     assert [*li.judged(made_test()).missed().columns][:2] == ["definition", "example"]
+
+
+def test_a_token_is_not_held_against_itself(vlm, x):
+    with pytest.raises(InputError, match="is the token that is taken apart itself"):
+        li.direct(vlm, x, target="c", against="c")
+    assert li.direct(vlm, x, against="c").logit[0] == 0  # only where the answer says the same
+
+
+def test_probes_are_fitted_as_finely_within_autocast():
+    features, labels = torch.randn(60, 1, 8, generator=torch.Generator().manual_seed(0)), [0, 1] * 30
+    how = {"l2": 1.0, "permutations": 0, "bootstrap": 0}
+    plain = li.fit_probes(features, labels, **how)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(li.fit_probes(features, labels, **how).values, plain.values)
+
+
+def test_one_text_is_no_sites():
+    with pytest.raises(InputError, match="got one text, 'ab'"):
+        li.fit_probes(torch.randn(20, 2, 5), ["a", "b"] * 10, sites="ab")
+
+
+def test_a_contrast_of_no_threshold_is_drawn(vlm, x):
+    found = li.contrast(vlm, x)
+    bare = dataclasses.replace(found, provenance=dataclasses.replace(found.provenance, parameters={}))
+    assert len(figures.contrast_bars(bare).lines) < len(figures.contrast_bars(found).lines)
 
 
 def test_labels_are_counted_first():

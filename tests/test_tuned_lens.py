@@ -37,6 +37,16 @@ def test_it_is_nearer_to_what_the_model_will_say(fitted):
     assert (fitted.gain_low <= fitted.plain_kl - fitted.tuned_kl).all()
 
 
+def test_the_model_s_own_gradients_are_its_user_s(examples):
+    """She may be in the middle of training it."""
+    own = li.wrap(tiny_model("llava"))
+    weight = own.model.get_input_embeddings().weight
+    weight.grad = torch.ones_like(weight)
+    li.fit_tuned_lens(own, examples[:4], dataclasses.replace(HOW, steps=2))
+    assert (weight.grad == 1).all()
+    assert all(one.grad is None for name, one in own.model.named_parameters() if one is not weight)
+
+
 def test_without_training_it_is_the_logit_lens(vlm, examples):
     """The control: translators that learnt nothing gain nothing."""
     none = li.fit_tuned_lens(vlm, examples, dataclasses.replace(HOW, steps=0, seed=3))

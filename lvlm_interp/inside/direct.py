@@ -156,7 +156,7 @@ def direct(
         against: a token whose logit is subtracted: why the target *rather than* this.
 
     Raises:
-        InputError: no answer, or a target that is not one token of the vocabulary.
+        InputError: no answer, a target that is not one token of the vocabulary, or is held against itself.
         SiteError: attention that cannot be read in this model, or parts that do not add up to the logit.
         ModelError: the model gives NaN or infinity; an edit, or a hook of yours, behind the last block.
     """
@@ -165,6 +165,8 @@ def direct(
     rows = x.answer_positions - 1
     ids = x.answer_ids.cpu() if target is None else torch.tensor([_token(vlm, whole(target))] * len(rows))
     other = None if against is None else _token(vlm, whole(against))
+    if other is not None and bool((ids == other).all()):
+        raise InputError(f"against={against!r} is the token that is taken apart itself: give another")
     stream = stream_of(vlm, x, rows)
     out = _readout(vlm, stream[-1].post, ids.to(vlm.device), other)
     gains = gains_of(stream)

@@ -251,7 +251,8 @@ def _fitted(
             losses = [_loss(vlm, data[kind].states, weight[n], bias[n], how, step) for n, kind in enumerate(MODALITIES)]
             optimizer.zero_grad()
             with torch.enable_grad():
-                sum(loss for loss in losses if loss is not None).backward()  # type: ignore[union-attr]
+                total = sum(loss for loss in losses if loss is not None)
+                total.backward(inputs=[weight, bias])  # type: ignore[union-attr]  # the model's own are its user's
             optimizer.step()
             bar.update()
             if path is not None and ((step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == how.steps):

@@ -16,6 +16,7 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.given import explaining
 from lvlm_interp.probes.fit import Problem, Space, solve
 from lvlm_interp.probes.task import Task
+from lvlm_interp.probes.uncast import uncast
 
 
 class _Linear(BaseEstimator):
@@ -53,6 +54,7 @@ class Probe(ClassifierMixin, _Linear):
         classes_: the labels.
     """
 
+    @uncast
     def fit(self, X: Any, y: Any) -> Probe:
         """Fit to features `[example, dim]` and labels `[example]`."""
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
@@ -93,6 +95,7 @@ class PointProbe(RegressorMixin, _Linear):
         intercept_: `[output]`.
     """
 
+    @uncast
     def fit(self, X: Any, y: Any) -> PointProbe:
         """Fit to features `[example, dim]` and values `[example]` or `[example, output]`."""
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], multi_output=True, y_numeric=True)

@@ -32,6 +32,7 @@ from lvlm_interp.probes.design import L2, designed
 from lvlm_interp.probes.fit import BINARY, TOLERANCE
 from lvlm_interp.probes.result import ProbeResult, listed
 from lvlm_interp.probes.task import Task, TaskKind, given_features, task_of
+from lvlm_interp.probes.uncast import uncast
 from lvlm_interp.probes.validate import Fitted, Plan, fit_block
 from lvlm_interp.results import Provenance
 
@@ -43,6 +44,7 @@ BLOCK = 1 << 24  # bytes of features that are fitted together: what stays in a c
 
 
 @explained
+@uncast
 def fit_probes(
     features: Any,
     labels: Any,
@@ -149,6 +151,8 @@ def _checked_shape(features: Any, sites: Sequence[str] | None) -> tuple[tuple[in
     shape = tuple(features.shape)
     if len(shape) not in (3, 4) or 0 in shape:
         raise InputError(f"features are [example, site, dim] or [example, layer, head, dim], none empty; got {shape}")
+    if isinstance(sites, str):
+        raise InputError(f"sites are names, one for each site; got one text, {sites!r}")
     names = tuple(sites) if sites is not None else tuple(".".join(map(str, i)) for i in np.ndindex(shape[1:-1]))
     if odd := [name for name in names if not isinstance(name, str)]:
         raise InputError(f"sites are names, texts, one for each site; got {odd[0]!r}")

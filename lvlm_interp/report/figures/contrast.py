@@ -43,8 +43,8 @@ def contrast_bars(
     colors = {kind: drawing.shade(ax, color) for kind, color in CLASS_COLORS.items()}
     ax.barh(np.arange(len(values)), values, height=0.62, color=[colors[kind] for kind in contrast.classes])
     if quantity == "delta_nats":  # the classes are drawn where they are decided
-        threshold = contrast.provenance.parameters["threshold"]
-        for side in (threshold, -threshold):
+        threshold = contrast.provenance.parameters.get("threshold")
+        for side in () if threshold is None else (threshold, -threshold):
             ax.axvline(side, color=drawing.ink(ax), linewidth=0.7, linestyle=":")
     drawing.word_axis(ax, contrast.tokens)
     ax.set_xlabel(f"with − without the image, {UNITS[quantity]}")
