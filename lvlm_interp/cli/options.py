@@ -145,6 +145,21 @@ class Asked(Told):
         vlm = self.opened(self.image)
         return vlm, example(vlm, **row)
 
+    def need_figure(self, out: Path | None) -> None:
+        """Raise for a figure that cannot be written, before anything is opened."""
+        if out is not None:
+            from lvlm_interp.report import export
+
+            export.figure_kind(out)
+            export.check_file(out, self.force)
+            need_apart([out], self.read)
+
+
+def of_word(word: int, against: str | None) -> dict[str, Any]:
+    """One word of the answer, as `attribute` and its kin are asked for it."""
+    unit = {"unit": "word"} if against is None else {}
+    return {"target": word, "against": against, "progress": sys.stderr.isatty(), **unit}
+
 
 @dataclass(frozen=True)
 class AskedOrTable(Told):

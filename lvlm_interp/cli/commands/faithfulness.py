@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 import lvlm_interp as li
-from lvlm_interp.cli.options import Asked, Json, Word, asking, need_apart, need_texts
+from lvlm_interp.cli.options import Asked, Json, Word, asking, need_texts, of_word
 from lvlm_interp.cli.terminal import say
 from lvlm_interp.errors import InputError
 
@@ -43,13 +42,9 @@ def faithfulness(
     methods = {name: method_of(name, {}) for name in method or METHODS}
     substrates = _substrates(substrate or ["tokens", "mean", "blur"])
     need_texts("--against", [against])
-    if out is not None:
-        export.figure_kind(out)
-        export.check_file(out, asked.force)
-        need_apart([out], asked.read)
+    asked.need_figure(out)
     vlm, x = asked.open()
-    told: dict[str, Any] = {"target": word, "against": against, "progress": sys.stderr.isatty()}
-    told |= {} if against is not None else {"unit": "word"}
+    told = of_word(word, against)
     maps = {name: li.attribute(vlm, x, how, **told) for name, how in methods.items()}
     settings = {"substrates": substrates, "regions": regions, "orders": orders, "seed": seed}
     found = li.faithfulness(vlm, x, maps, **settings, **told)

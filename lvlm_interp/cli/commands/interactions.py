@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 import lvlm_interp as li
-from lvlm_interp.cli.options import Asked, Json, Word, asking, need_apart, need_texts
+from lvlm_interp.cli.options import Asked, Json, Word, asking, need_texts, of_word
 from lvlm_interp.cli.terminal import say
 
 PLACE = 54
@@ -38,13 +37,9 @@ def interactions(
 
     need_texts("--against", [against])
     need_texts("--phrase", phrase or ())
-    if out is not None:
-        export.figure_kind(out)
-        export.check_file(out, asked.force)
-        need_apart([out], asked.read)
+    asked.need_figure(out)
     vlm, x = asked.open()
-    told: dict[str, Any] = {"target": word, "against": against, "progress": sys.stderr.isatty()}
-    told |= {} if against is not None else {"unit": "word"}
+    told = of_word(word, against)
     found = li.interactions(vlm, x, phrase or "roles", regions=regions, hide_from=hide_from, **told)
     if out is not None:
         export.save_pairs(found, out, asked.force)
