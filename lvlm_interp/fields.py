@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from jaxtyping import AbstractArray, jaxtyped
 
+from lvlm_interp.causes import unread
 from lvlm_interp.errors import InputError
 from lvlm_interp.storing import KINDS, is_array, is_frame, is_tensor
 
@@ -47,6 +48,8 @@ def check_fields(value: Any, along: Mapping[str, str], among: Mapping[str, Itera
     kind, sizes = type(value).__name__, dict[str, int]()
     for name, hint in _hints(value).items():
         held = getattr(value, name)
+        if is_tensor(held) and (told := unread(held)):
+            raise InputError(f"{kind}.{name} is {told}")
         if not fits(held, hint):
             raise InputError(f"{kind}.{name} is {shown(held)}; it should be {named(hint)}")
         for axis, size in _axes(held, hint):

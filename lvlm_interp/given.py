@@ -11,13 +11,13 @@ from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
+from lvlm_interp.causes import RAW, cause
 from lvlm_interp.errors import ArgumentError, InputError, LvlmInterpError
 from lvlm_interp.fields import fits, named, shown
 
 P = ParamSpec("P")
 T = TypeVar("T")
 K = TypeVar("K", bound=type)
-RAW = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 TRUTHS = (bool, "bool", "bool | None")
 MADE = {  # how what is asked for is made, by its type
     "HookedVLM": "an opened model: lvlm_interp.load(name), or wrap(model, processor)",
@@ -57,22 +57,18 @@ def explained(function: Callable[P, T]) -> Callable[P, T]:
         except LvlmInterpError:
             raise
         except RAW as error:
-            if told := _misgiven(function, args, kwargs) or _elsewhere():
+            if told := _misgiven(function, args, kwargs) or cause(_named(plain, args, kwargs)):
                 raise told from error
             raise
 
     return _marked(call)
 
 
-def _elsewhere() -> InputError | None:
-    """What an error may come of where torch makes new tensors on another device than the cpu."""
-    torch = sys.modules.get("torch")
-    if torch is None or (device := torch.empty(0).device).type == "cpu":
-        return None
-    return InputError(
-        f"torch's default device is {str(device)!r}, where it would make what is computed beside the model: leave that "
-        "`with torch.device(…)`, or torch.set_default_device('cpu'); the model may be on any device"
-    )
+def _named(plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by their names; none where there is another number of them, of which Python's own error tells."""
+    with suppress(TypeError):
+        return inspect.signature(plain).bind(*args, **kwargs).arguments
+    return {}
 
 
 def _truths_of(plain: Callable[..., Any]) -> dict[str, int]:
@@ -138,11 +134,7 @@ def _misgiven(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
 def _misfits(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[str]:
     """What is to say of each argument that is not what its annotation says."""
     plain = inspect.unwrap(function)
-    try:
-        bound = inspect.signature(plain).bind(*args, **kwargs).arguments
-    except TypeError:  # another number of arguments: Python's own error says so
-        return
-    for name, value, hint in _each(plain, bound):
+    for name, value, hint in _each(plain, _named(plain, args, kwargs)):
         if not _fits(value, hint):
             more = HINTS.get(plain.__qualname__, "")
             yield f"{_called(plain)}({name}=…) takes {_wanted(hint)}; got {_got(value)}{more}"

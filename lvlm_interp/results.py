@@ -82,6 +82,12 @@ class Provenance:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameters", _settled(self.parameters))
+        check_fields(self, {}, {})
+
+
+def _is_strewn(value: Any) -> bool:
+    """Whether a tensor's numbers stand in memory in another order than in a file."""
+    return is_tensor(value) and str(value.layout) == "torch.strided" and not value.is_contiguous()
 
 
 def _settled(value: Any) -> Any:
@@ -122,8 +128,11 @@ class Result:
     provenance: Provenance = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        for name, frame in [(name, value) for name, value in vars(self).items() if is_frame(value)]:
-            object.__setattr__(self, name, settled(frame))
+        for name, value in [*vars(self).items()]:
+            if is_frame(value):
+                object.__setattr__(self, name, settled(value))
+            elif _is_strewn(value):  # sums round by how numbers are laid out, and a file holds them in a row
+                object.__setattr__(self, name, value.contiguous())
         check_fields(self, self.along, self.among)
         check_numbers(self)
 

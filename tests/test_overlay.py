@@ -116,5 +116,5 @@ def test_numbers_of_a_map_as_files(tmp_path):
         assert json.loads(str(held["provenance"]))["method"] == patches.method
     told = json.loads(export.save_heatmap(patches, None, tmp_path / "map.json").read_text("utf-8"))
     assert told["values"] == patches.values.tolist() and told["provenance"]["method"] == patches.method
-    with pytest.raises(OutputError, match="does not end like"):
+    with pytest.raises(OutputError, match=r"does not end like.*; \.npz and \.json hold the numbers"):
         export.save_heatmap(patches, None, tmp_path / "map.pt")

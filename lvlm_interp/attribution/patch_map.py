@@ -82,6 +82,8 @@ class PatchMap(Comparable):
         left, top, right, bottom = self.boxes.unbind(-1)
         if not ((left <= right) & (top <= bottom)).all():
             raise InputError("boxes of a map are (left, top, right, bottom), left before right and top before bottom")
+        if not ((left < self.size[0]) & (top < self.size[1]) & (right > 0) & (bottom > 0)).any():  # padding has some
+            raise InputError(f"every box of the map lies outside of its picture, which is of {self.size} pixels")
         for some in (self.alternatives, self.alternative_ids):
             if len(some) not in (0, len(self.tokens)):
                 raise InputError(f"a map of {len(self.tokens)} parts has alternatives for {len(some)}")

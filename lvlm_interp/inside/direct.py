@@ -258,7 +258,8 @@ def _readout(
     direction = norm.back(row)
     raw = along(last, direction) + bias.cpu()
     logits = readout(last)
-    eps, logits = torch.finfo(last.dtype).eps, logits.double()
+    eps = max(torch.finfo(numbers.dtype).eps for numbers in (last, logits))  # autocast has logits of fewer digits
+    logits = logits.double()
     own = logits.gather(1, ids[:, None])[:, 0]
     subtracted = torch.zeros_like(own) if other is None else logits[:, other]
     summed = (direction * last.double()).norm(dim=-1)  # errors of its terms have no common sign

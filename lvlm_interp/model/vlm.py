@@ -34,6 +34,7 @@ from lvlm_interp.model.quantised import need_gradients
 from lvlm_interp.model.sites import Site, match
 from lvlm_interp.model.training import need_evaluation
 from lvlm_interp.model.walking import looked_up, named_modules, walking_once
+from lvlm_interp.model.weights import need_one_type
 from lvlm_interp.results import Provenance
 
 # What is said where image tokens do not match the features; the last by torch, where transformers does not look.
@@ -183,7 +184,8 @@ class HookedVLM(Preparing):
         Raises:
             InputError: no inputs, or image tokens in the prompt that do not match the features of the image.
             MisfitError: shapes and kinds of numbers with which the model cannot be run.
-            ModelError: the model, or a part of it, was put in training mode.
+            ModelError: the model, or a part of it, was put in training mode; its weights are of several types, which
+                it cannot be run with.
         """
         need_evaluation(self.model)
         if not model_inputs:
@@ -214,6 +216,7 @@ class HookedVLM(Preparing):
                 ) from error
             if self.active_edits:  # what they gave may be at fault
                 raise
+            need_one_type(self.model, error)
             beyond = isinstance(error, IndexError) and self.embedding_rows > 0
             known = f", which knows the ids up to {self.embedding_rows - 1}," if beyond else ""
             raise unfitting(model_inputs, f"{self.name!r}{known} cannot be run", error) from error

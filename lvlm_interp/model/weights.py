@@ -6,6 +6,7 @@ packed integers; under an adapter (LoRA), it is a part of the map only. There th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from lvlm_interp.errors import ModelError
 from lvlm_interp.model.acting import wrapped_by
+from lvlm_interp.shown import gist
 
+OF_TYPES = re.compile(r"dtype|scalar type|type \(.*\) and .*type \(")  # as torch's errors tell of them
 AT_ONCE = 1024  # unit vectors that a module is given together
 
 
@@ -33,6 +36,25 @@ def all_fetched(model: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, T
     for name in names:
         path, _, last = name.rpartition(".")
         yield name, fetched(model.get_submodule(path), last)
+
+
+def need_one_type(model: nn.Module, error: BaseException) -> None:
+    """Raise where an error of numbers of two types comes of weights of two types.
+
+    Raises:
+        ModelError: names them.
+    """
+    held: dict[torch.dtype, list[str]] = {}
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point():
+            held.setdefault(weight.dtype, []).append(name)
+    if len(held) < 2 or not OF_TYPES.search(str(error)):
+        return
+    told = (f"{str(kind).removeprefix('torch.')} ({len(names)}, {names[0]!r} first)" for kind, names in held.items())
+    raise ModelError(
+        f"the weights are of several types: {', '.join(told)}; the model cannot be run so ({gist(error)}): "
+        "model.to(dtype) makes them one, `with torch.autocast(…)` bridges them"
+    ) from error
 
 
 def sizes_of(module: nn.Module | None) -> tuple[int, int] | None:

@@ -141,11 +141,15 @@ def map_kind(path: str | Path) -> str:
         OutputError: none that is known.
     """
     kind = Path(path).suffix.lower().removeprefix(".")
-    return kind if kind in DATA else figure_kind(path)
+    return kind if kind in DATA else figure_kind(path, or_numbers="; .npz and .json hold the numbers")
 
 
-def figure_kind(path: str | Path) -> str:
+def figure_kind(path: str | Path, or_numbers: str = "") -> str:
     """What kind of picture a file's name asks for: one of those that matplotlib writes, `pdf` for instance.
+
+    Args:
+        path: the file.
+        or_numbers: what an error says of other kinds that would do.
 
     Raises:
         OutputError: none that it knows, or one that it cannot write here: some need programs or codecs of their own.
@@ -155,7 +159,7 @@ def figure_kind(path: str | Path) -> str:
     if kind not in known:
         raise OutputError(
             f"{str(path)!r} does not end like a picture that can be written: give it one of "
-            f"{', '.join(f'.{name}' for name in sorted(known))}"
+            f"{', '.join(f'.{name}' for name in sorted(known))}{or_numbers}"
         )
     _try_figure(path, kind)
     return kind
