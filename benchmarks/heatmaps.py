@@ -1,4 +1,7 @@
-"""Which heatmap to trust: `python benchmarks/heatmaps.py --kept FOLDER`, which goes on where it was stopped.
+"""Which heatmap to trust: `python benchmarks/heatmaps.py --out benchmarks/results/heatmaps.json`.
+
+What was measured of these weights is kept as a table, a row for each scene and method, and is not measured again: a run
+that was stopped goes on, here or elsewhere.
 
 Held-out scenes with a recoloured object whose colour the model names: where it is seen is known, and that it is seen is
 what decides. Every method makes a map of that word, and each is measured: whether it lies on the object (pointing game,
@@ -13,7 +16,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +34,8 @@ AT_ONCE, SEEDS_EACH = 5, 1000  # scenes of one task, and seeds that it may draw 
 ORDERS, SETS = 20, 32  # random orders, and sets, of the curves
 BLOCKS = {"tokens": 4, "mean": 3, "blur": 3, "road": 3}  # regions along a side, by what stands for what is not seen
 PLAYERS = ("question",)
+ABOUT = ("weights", "seed", "question", "method")  # what a row is of
+KEPT = Path(__file__).parent / "results" / "heatmaps.csv"
 METHODS: dict[str, dict[str, Any]] = {
     "occlusion": {},
     "occlusion of pixels": {"substrate": "mean", "regions": 4},
@@ -56,12 +61,11 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 class Task(NamedTuple):
-    """Some scenes, and what is measured of them."""
+    """Some scenes, from a first seed on, and what is measured of them."""
 
     first: int
     pixels: bool
     weights: bool
-    path: Path
 
 
 @functools.cache
@@ -131,25 +135,47 @@ def _eighths(x: li.Inputs) -> torch.Tensor:
     return row[:, None] * 4 + column
 
 
-def _some(task: Task) -> Path:
-    """Measure some scenes, unless they are; returns where their rows are kept."""
-    if not task.path.exists():
-        vlm, rows = _opened(), []
-        for x, item in correct_answers(vlm, AT_ONCE, task.first):
-            rows += [{"scene": f"{task.first} {x.question}", **row} for row in measured(vlm, x, item.box, task)]
-        partial = task.path.with_suffix(".partial")
-        pd.DataFrame(rows).to_json(partial, orient="records")
-        partial.rename(task.path)
-    return task.path
+def _some(task: Task) -> list[dict[str, Any]]:
+    """Some scenes measured: a row for each method of each."""
+    vlm, rows = _opened(), []
+    for x, item in correct_answers(vlm, AT_ONCE, task.first):
+        found = measured(vlm, x, item.box, task)
+        rows += [{"seed": task.first, "question": x.question, **row} for row in found]
+    return rows
+
+
+def kept_of(path: Path, weights: str) -> pd.DataFrame:
+    """The rows of these weights that were measured already."""
+    if not path.exists():
+        return pd.DataFrame({"weights": [], "seed": []})
+    frame = pd.read_csv(path)
+    return frame[frame["weights"] == weights]
+
+
+def keep(frame: pd.DataFrame, path: Path) -> None:
+    """Written whole, or left as it was."""
+    partial = path.with_suffix(".partial")
+    frame.to_csv(partial, index=False, float_format="%.4g")
+    partial.replace(path)
+
+
+def measured_of(tasks: Sequence[Task], weights: str, path: Path, workers: int) -> pd.DataFrame:
+    """The rows of all tasks; those of each are kept as soon as they are there."""
+    frame = kept_of(path, weights)
+    left = [task for task in tasks if task.first not in set(frame["seed"])]
+    with get_context("spawn").Pool(workers) as pool:
+        for rows in tqdm(pool.imap_unordered(_some, left), total=len(left), desc=f"{AT_ONCE} scenes each"):
+            frame = pd.concat([frame, pd.DataFrame(rows).assign(weights=weights)], ignore_index=True)
+            keep(frame, path)
+    return frame
 
 
 def summary(frame: pd.DataFrame) -> dict[str, Any]:
     """Of each method and measure, the mean over scenes with its 95% interval, and over how many."""
     told: dict[str, Any] = {}
     for name, rows in frame.groupby("method", sort=False):
-        told[str(name)] = {
-            m: mean_of(torch.tensor(rows[m].dropna().to_numpy())) for m in rows.columns[2:] if rows[m].notna().any()
-        }
+        numbers = [column for column in rows.columns if column not in ABOUT and rows[column].notna().any()]
+        told[str(name)] = {column: mean_of(torch.tensor(rows[column].dropna().to_numpy())) for column in numbers}
     return told
 
 
@@ -169,21 +195,19 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--weights", type=int, default=100, help="scenes whose maps are made of shuffled weights too")
     parser.add_argument("--seed", type=int, default=20_000, help="first scene; training never used these")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
-    parser.add_argument("--kept", type=Path, default=Path("heatmap-parts"), help="folder of what is done")
+    parser.add_argument("--kept", type=Path, default=KEPT, help="table of what is measured already")
     parser.add_argument("--out", type=Path, help="write the table as JSON")
     options = parser.parse_args(None if arguments is None else list(arguments))
-    vlm = _opened()
-    folder = options.kept / vlm.fingerprint
-    folder.mkdir(parents=True, exist_ok=True)
+    weights = _opened().fingerprint
     tasks = [
-        Task(options.seed + SEEDS_EACH * n, done < options.pixels, done < options.weights, folder / f"{n}.json")
+        Task(options.seed + SEEDS_EACH * n, done < options.pixels, done < options.weights)
         for n, done in enumerate(range(0, options.scenes, AT_ONCE))
     ]
-    with get_context("spawn").Pool(options.workers) as pool:
-        paths = list(tqdm(pool.imap(_some, tasks), total=len(tasks), desc=f"{AT_ONCE} scenes each"))
-    frame = pd.concat([pd.read_json(path) for path in paths], ignore_index=True)
-    about = {"processor": platform.processor() or platform.machine(), "weights": vlm.fingerprint, "seed": options.seed}
-    text = json.dumps({**about, "scenes": int(frame["scene"].nunique()), "methods": summary(frame)}, indent=2)
+    frame = measured_of(tasks, weights, options.kept, options.workers)
+    about = {"processor": platform.processor() or platform.machine(), "weights": weights, "seed": options.seed}
+    text = json.dumps(
+        {**about, "scenes": int(frame.groupby("method").size().max()), "methods": summary(frame)}, indent=2
+    )
     print(text)
     if options.out:
         options.out.write_text(text + "\n")

@@ -20,6 +20,7 @@ ORDER = (
     "files",
     "compat",
     "storing",
+    "causes",
     "fields",
     "given",
     "results",
