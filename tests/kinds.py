@@ -34,6 +34,7 @@ def one_of_each():
         *(diagnosis, diagnosis.contrast, diagnosis.credit, diagnosis.patches, tuned),
         *(li.lens(vlm, x, target=5), li.direct(vlm, x), li.fit_probes(*labelled(), **QUICK)),
         diagnosis.contrast - diagnosis.contrast,
+        li.intervene(vlm, x, li.Knockout("last", "image"), unit="answer"),
         li.collect_features(vlm, [x], {"all": "blocks.*.hook_resid_pre"})["all"],
         Contrasts({"hidden": diagnosis.contrast}, provenance=about("contrast")),
         Captured({"blocks.0.hook_resid_pre": y}, provenance=about("capture", positions=[3])),

@@ -39,6 +39,7 @@ ORDER = (
     "counterfactuals",
     "inside",
     "heatmaps",
+    "interventions",
     "probes",
     "tables",
     "report",

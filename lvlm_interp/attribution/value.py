@@ -290,7 +290,7 @@ def values_of(
         asked = torch.ones(len(target.parts), len(visible), dtype=torch.bool) if asked is None else asked
         rivals = rivals_of(vlm, x, target.parts, target.search, scores, asked, decoder_inputs, given)
         others = others_of(vlm, x, visible, rivals, hide_from, decoder_inputs)
-    found = [_evidence(vlm, scores, *pair) for pair in zip(target.parts, others, strict=True)]
+    found = [evidence(vlm, scores, *pair) for pair in zip(target.parts, others, strict=True)]
     numbers = torch.stack([torch.stack([value.of(one) for one in found]) for value in target.values])
     if not rivals:
         return Valued(numbers, ((),) * len(target.parts), ((),) * len(target.parts))
@@ -298,7 +298,8 @@ def values_of(
     return Valued(numbers, tuple(names_of(vlm, rival) for rival in rivals), ids)
 
 
-def _evidence(vlm: HookedVLM, scores: Scores, part: Word, others: Float[Tensor, "coalition rival"]) -> Evidence:
+def evidence(vlm: HookedVLM, scores: Scores, part: Word, others: Float[Tensor, "coalition rival"]) -> Evidence:
+    """What scores of an answer say of a part of it, beside its alternatives."""
     logit, logprob, logodds = (
         numbers[:, part.start : part.stop].double() for numbers in (scores.logit, scores.logprob, scores.logodds)
     )

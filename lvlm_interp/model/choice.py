@@ -29,6 +29,7 @@ Positions = str | Iterable[str] | Iterable[int] | Tensor
 # Axes of (positions, heads), counted from the last: a vision tower may have no batch axis in front.
 _PER_HEAD = {f"hook_{name}": (-3, -2) for name in ("q", "k", "v", "z", "rot_q", "rot_k")}
 _AXES = {**_PER_HEAD, "hook_pattern": (-2, -3), "hook_attn_scores": (-2, -3)}
+_OTHERS = (-2, 0)
 _OF_THE_PROMPT = ("blocks.", "ln_final.", "hook_embed")
 _KEYS = ("hook_k", "hook_v", "hook_rot_k")
 
@@ -93,7 +94,7 @@ class Choice:
         return not self.grad and all(one is None for one in chosen)
 
     def _axes(self, name: str, value: Tensor) -> list[tuple[int, Tensor]]:
-        positions, heads = _AXES.get(name.rpartition(".")[2], (-2, 0))
+        positions, heads = axes_of(name)
         if self.positions is not None and value.shape[positions] != self.length:
             raise SiteError(
                 f"{name!r} has {value.shape[positions]} positions where the prompt has {self.length}: "
@@ -108,9 +109,9 @@ class Choice:
         return [(axis, index.to(value.device)) for axis, index in both if index is not None]
 
     def _finished(self, name: str, part: Tensor) -> Tensor:
-        axis = _AXES.get(name.rpartition(".")[2], (-2, 0))[0]
+        axis = axes_of(name)[0]
         if self.reduce:
-            part = self._reduced(part, axis) if _off_the_prompt(name) else self._reduced_by_row(name, part, axis)
+            part = self._reduced(part, axis) if off_the_prompt(name) else self._reduced_by_row(name, part, axis)
         return part.to(device=self.device, dtype=self.dtype)
 
     def _reduced(self, part: Tensor, axis: int) -> Tensor:
@@ -177,7 +178,7 @@ def choose(
     need_device(device)
     converted = None if dtype is None else floating(dtype, "None, which keeps the model's own")
     if positions is not None:
-        _refuse(sites, _off_the_prompt, "have positions of their own, so positions= cannot choose among them")
+        _refuse(sites, off_the_prompt, "have positions of their own, so positions= cannot choose among them")
     if heads is not None:
         globs = [f"*.{name}" for name in sorted(_AXES)]
         _refuse(sites, _headless, f"have no heads, so heads= cannot choose among them; {globs} do")
@@ -213,12 +214,21 @@ def _attended(x: Inputs | Batch, chosen: Int[Tensor, " position"] | None) -> Boo
     return seen
 
 
-def _off_the_prompt(name: str) -> bool:
+def axes_of(name: str) -> tuple[int, int]:
+    """The axes of a site's positions and of its heads, counted from the last; one without heads has none there."""
+    return _AXES.get(name.rpartition(".")[2], _OTHERS)
+
+
+def has_heads(name: str) -> bool:
+    return name.rpartition(".")[2] in _AXES
+
+
+def off_the_prompt(name: str) -> bool:
     return not name.startswith(_OF_THE_PROMPT) or ("cross_attn" in name and name.endswith(_KEYS))
 
 
 def _headless(name: str) -> bool:
-    return name.rpartition(".")[2] not in _AXES
+    return not has_heads(name)
 
 
 def _refuse(sites: Sequence[Site], wrong: Callable[[str], bool], why: str) -> None:

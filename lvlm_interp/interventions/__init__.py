@@ -1,0 +1,23 @@
+"""Interventions: what a model would do, if a route were cut, a head removed, a state exchanged or pushed."""
+
+from lvlm_interp.interventions.attention import Knockout, Scale
+from lvlm_interp.interventions.effects import Effects, intervene
+from lvlm_interp.interventions.intervention import Certificate, Intervention, Together, intervening
+from lvlm_interp.interventions.places import Region
+from lvlm_interp.interventions.states import Ablate, Freeze, Patch, Steer
+
+__all__ = [
+    "Ablate",
+    "Certificate",
+    "Effects",
+    "Freeze",
+    "Intervention",
+    "Knockout",
+    "Patch",
+    "Region",
+    "Scale",
+    "Steer",
+    "Together",
+    "intervene",
+    "intervening",
+]
