@@ -40,6 +40,7 @@ ORDER = (
     "inside",
     "heatmaps",
     "interventions",
+    "generation",
     "probes",
     "tables",
     "report",

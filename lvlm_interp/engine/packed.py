@@ -7,9 +7,9 @@ import dataclasses
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -102,7 +102,7 @@ class Runner:
     def _extended(self, prefix: Prefix, group: list[Run]) -> Prefix:
         first, length = group[0], self._agreed(group)
         shared = Run(first.rows[:length], first.seen[:length], 0, ())
-        cache = self._forward([shared], prefix)[1]
+        cache = self.forward([shared], prefix, keep=True)[1]
         assert cache is not None and length > len(prefix.rows)
         return Prefix(shared.rows, tuple((layer.keys, layer.values) for layer in cache.layers))
 
@@ -111,7 +111,7 @@ class Runner:
         while waiting:
             pack = fitting(waiting, len(prefix.rows), self.at_once)
             try:
-                found = self._forward(pack, prefix)[0]
+                found = self.forward(pack, prefix)[0]
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if len(pack) == 1 or not out_of_memory(error):
                     raise
@@ -120,57 +120,23 @@ class Runner:
             del waiting[: len(pack)]
             yield from zip(pack, found, strict=True)
 
-    def _forward(self, pack: list[Run], prefix: Prefix) -> tuple[list[Tensor], DynamicCache | None]:
+    def forward(self, pack: list[Run], prefix: Prefix, keep: bool = False) -> tuple[list[Tensor], DynamicCache | None]:
         """One forward pass over the rows that the sequences of a pack have beyond the prefix: what each one reads."""
-        done, inputs, direct = len(prefix.rows), self.inputs, self.vlm.family.own_masks
-        device = inputs.embeds.device
-        numbers, nodes = tree(pack, done, inputs.cut_before)
-        rows = torch.tensor(numbers, device=device)
+        done, device = len(prefix.rows), self.inputs.embeds.device
+        numbers, nodes = tree(pack, done, self.inputs.cut_before)
         whole = self._whole(pack)
-        cache = DynamicCache() if prefix.rows or not pack[0].reads or whole is not None else None
+        cache = DynamicCache() if prefix.rows or keep or whole is not None else None
         for layer, (keys, values) in enumerate(prefix.states):
             cache.update(keys, values, layer)  # type: ignore[union-attr]
-        positions = inputs.positions[:, inputs.index.to(device)[rows]]
-        masks = [self._mask(pack, prefix, nodes, len(rows), kind) for kind in inputs.sight.kinds]
-        pairs = () if inputs.sight.causal and not direct else zip(inputs.sight.kinds, masks, strict=True)
-        with (
-            masking({m: mask for kind, mask in pairs if mask is not None for m in kind.modules}),
-            self._told(rows, done),
-        ):
-            out = self._called(
-                inputs_embeds=inputs.embeds[rows][None],
-                position_ids=positions if len(positions) == 1 else positions[:, None],
-                attention_mask=masks[0] if masks and not direct else None,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                **inputs.extras_of(rows),
-            )
-        self.rows += len(rows)
+        masks = [self._mask(pack, prefix, nodes, len(numbers), kind) for kind in self.inputs.sight.kinds]
+        states = run_rows(self.vlm, self.inputs, torch.tensor(numbers, device=device), masks, cache, done)
+        self.rows += len(numbers)
         if self.kept is not None and whole is not None:
             at = torch.tensor([*range(done), *(done + n for n in nodes[whole])], device=device)[: self.prompt]
             layers = cache.layers  # type: ignore[union-attr]
             states_kept = tuple((layer.keys[:, :, at], layer.values[:, :, at]) for layer in layers)
             self.kept.append(Prefix(tuple(range(self.prompt)), states_kept))
-        states = out.last_hidden_state[0]
         return [states[at[len(at) - run.reads :]] for run, at in zip(pack, nodes, strict=True)], cache
-
-    @contextlib.contextmanager
-    def _told(self, rows: Tensor, done: int) -> Iterator[None]:
-        """Within the `with`, layers that count rows or know the length are told of the whole; none is compiled."""
-        inputs, attentions = self.inputs, itertools.chain(*self.vlm.attention_kinds)
-        places = inputs.index.to(rows.device)[rows]
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(uncompiled(self.vlm.decoder))
-            stack.enter_context(rescaling(recounted(self.vlm.family, attentions, places, done)))
-            if inputs.last is not None:
-                rotaries = following(self.vlm.decoder)
-                forget(rotaries)
-                stack.enter_context(lengthened(rotaries, inputs.last))
-            yield
-
-    def _called(self, **arguments: Any) -> Any:
-        with passing(self.vlm.model, self.vlm.decoder):
-            return self.vlm.decoder(**arguments)
 
     def _whole(self, pack: list[Run]) -> int | None:
         """Which sequence of a pack begins with the prompt, nothing hidden, where that is wanted and not known yet."""
@@ -220,6 +186,55 @@ class Runner:
         block &= seen | (sighted[done:, None] & sighted)
         own = torch.arange(len(block))
         block[own, done + own] = True
+
+
+def run_rows(
+    vlm: HookedVLM,
+    inputs: DecoderInputs,
+    rows: Int[Tensor, " row"],
+    masks: Sequence[Tensor | None],
+    cache: DynamicCache | None,
+    done: int,
+) -> Float[Tensor, "row width"]:
+    """One call of the decoder: the states of some rows behind those that the cache holds, of which there are `done`.
+
+    Args:
+        vlm: the model.
+        inputs: what it is called with.
+        rows: which of its rows.
+        masks: for each kind of layer, what to add to the scores `[1, 1, row, key]`.
+        cache: is read, and gets the rows' keys and values.
+        done: how many rows a layer that counts them has had.
+    """
+    direct, kinds = vlm.family.own_masks, inputs.sight.kinds
+    positions = inputs.positions[:, inputs.index.to(rows.device)[rows]]
+    pairs = () if inputs.sight.causal and not direct else zip(kinds, masks, strict=True)
+    by_module = {m: mask for kind, mask in pairs if mask is not None for m in kind.modules}
+    with masking(by_module), _told(vlm, inputs, rows, done), passing(vlm.model, vlm.decoder):
+        out = vlm.decoder(
+            inputs_embeds=inputs.embeds[rows][None],
+            position_ids=positions if len(positions) == 1 else positions[:, None],
+            attention_mask=masks[0] if masks and not direct else None,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **inputs.extras_of(rows),
+        )
+    states: Tensor = out.last_hidden_state[0]
+    return states
+
+
+@contextlib.contextmanager
+def _told(vlm: HookedVLM, inputs: DecoderInputs, rows: Tensor, done: int) -> Iterator[None]:
+    """Within the `with`, layers that count rows or know the length are told of the whole; none is compiled."""
+    places = inputs.index.to(rows.device)[rows]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(uncompiled(vlm.decoder))
+        stack.enter_context(rescaling(recounted(vlm.family, itertools.chain(*vlm.attention_kinds), places, done)))
+        if inputs.last is not None:
+            rotaries = following(vlm.decoder)
+            forget(rotaries)
+            stack.enter_context(lengthened(rotaries, inputs.last))
+        yield
 
 
 def out_of_memory(error: BaseException) -> bool:

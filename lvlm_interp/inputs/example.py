@@ -238,6 +238,14 @@ class Inputs:
         """The model inputs without the answer's positions."""
         return self.first(self.answer_start)
 
+    @property
+    def prompt(self) -> Inputs:
+        """The same without its answer."""
+        start = self.answer_start
+        texts = {role: text for role, text in self.texts.items() if role != "answer"}
+        kept = {"roles": self.roles[:start], "tokens": self.tokens[:start], "texts": texts}
+        return dataclasses.replace(self, model_inputs=self.prompt_inputs(), **kept)
+
     def with_answer(self, ids: Sequence[int], tokens: Sequence[str], text: str) -> Inputs:
         """The same prompt followed by this answer."""
         if not len(ids):

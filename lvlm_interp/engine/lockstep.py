@@ -1,0 +1,171 @@
+"""Streams of one answer: each sees another part of the prompt, or another picture, and all read the same tokens.
+
+Prompts are computed once. Then each token is a row for each stream, all in one call of the decoder, whose cache holds
+the keys of all of them: a mask says whose they are. Where that cannot be (layers that hand on a state, edits in the
+decoder), every token is computed from all positions anew.
+
+Promise: states as `score_answers` gives them for the same tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from lvlm_interp.engine.decoder import DecoderInputs, Prefix, hooked_in_front, made_of, run_to_decoder, standing
+from lvlm_interp.engine.masks import LayerKind
+from lvlm_interp.engine.packed import Runner, run_rows
+from lvlm_interp.engine.plan import Run, tree
+from lvlm_interp.engine.score import score_answers
+from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.quantised import mixing
+from lvlm_interp.model.vlm import HookedVLM
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """A prompt, and what of it is seen."""
+
+    x: Inputs
+    visible: Bool[Tensor, " position"]
+
+
+class Lockstep(Protocol):
+    """Streams that go on together."""
+
+    def begin(self) -> Float[Tensor, "stream width"]:
+        """The states that predict the first token."""
+        ...
+
+    def step(self, token: int) -> Float[Tensor, "stream width"]:
+        """Those that predict the next one, behind this."""
+        ...
+
+
+def lockstep(vlm: HookedVLM, streams: Sequence[Stream], most: int) -> Lockstep:
+    """Streams that read up to `most` tokens."""
+    examples = list(dict.fromkeys(stream.x for stream in streams))
+    if (
+        vlm.family.carriers
+        or vlm.family.gates
+        or standing(vlm)
+        or hooked_in_front(vlm)
+        or mixing(vlm.decoder, vlm.dtype)
+    ):
+        return Anew(vlm, streams)
+    inputs = [run_to_decoder(vlm, x, room=most + 1) for x in examples]
+    ends = (x.answer_start + most + 1 for x in examples)
+    alone = any(one.sight.whole or one.sight.alone for one in inputs)
+    if alone or any(one.within(vlm, end).last is not None for one, end in zip(inputs, ends, strict=True)):
+        return Anew(vlm, streams)
+    return Together(vlm, streams, inputs) if _alike(inputs) else Anew(vlm, streams)
+
+
+def _alike(inputs: Sequence[DecoderInputs]) -> bool:
+    """Whether rows of several examples can stand in one call: only what stands at the image's places differs."""
+    first = inputs[0]
+    return len(inputs) == 1 or all(
+        not one.extras and torch.equal(one.positions, first.positions) and torch.equal(one.image, first.image)
+        for one in inputs
+    )
+
+
+class Anew:
+    """From all positions, for each token."""
+
+    def __init__(self, vlm: HookedVLM, streams: Sequence[Stream]) -> None:
+        self.vlm, self.streams, self._ids = vlm, streams, list[int]()
+
+    def begin(self) -> Float[Tensor, "stream width"]:
+        return self._states()
+
+    def step(self, token: int) -> Float[Tensor, "stream width"]:
+        self._ids.append(token)
+        return self._states()
+
+    def _states(self) -> Float[Tensor, "stream width"]:
+        found: dict[int, Tensor] = {}
+        ids = torch.tensor([*self._ids, self.vlm.stops()[0]])  # the last is not read: what stands before it predicts it
+        for x in dict.fromkeys(stream.x for stream in self.streams):
+            own = [n for n, stream in enumerate(self.streams) if stream.x is x]
+            visible = torch.stack([self.streams[n].visible[: x.answer_start] for n in own])
+            scores = score_answers(self.vlm, x, visible, [ids], reads=[1])[0]
+            found |= dict(zip(own, scores.states[:, -1], strict=True))
+        return torch.stack([found[n] for n in range(len(self.streams))])
+
+
+class Together:
+    """A row for each stream, over the keys of all of them."""
+
+    def __init__(self, vlm: HookedVLM, streams: Sequence[Stream], inputs: Sequence[DecoderInputs]) -> None:
+        self.vlm, self.streams, self.inputs = vlm, streams, inputs
+        self._start, self._count = streams[0].x.answer_start, 0
+        self._cache = DynamicCache()
+        self._owned = torch.zeros(len(streams), 0, dtype=torch.bool)  # [stream, key]
+        self._places = torch.zeros(0, dtype=torch.long)  # the position of each key
+
+    def begin(self) -> Float[Tensor, "stream width"]:
+        found: dict[int, Tensor] = {}
+        layers: list[list[tuple[Tensor, Tensor]]] = []
+        for inputs in self.inputs:
+            own = [n for n, stream in enumerate(self.streams) if stream.x is inputs.source]
+            runs = [self._run(self.streams[n]) for n in own]
+            states, cache = Runner(self.vlm, inputs, self._start, "all").forward(runs, Prefix(), keep=True)
+            assert cache is not None
+            layers.append([(layer.keys, layer.values) for layer in cache.layers])
+            self._note(inputs, own, runs)
+            found |= {n: one[-1] for n, one in zip(own, states, strict=True)}
+        for number, each in enumerate(zip(*layers, strict=True)):
+            keys, values = (torch.cat(some, 2) for some in zip(*each, strict=True))
+            self._cache.update(keys, values, number)
+        return torch.stack([found[n] for n in range(len(self.streams))])
+
+    def _run(self, stream: Stream) -> Run:
+        seen = stream.visible[: self._start] & stream.x.model_inputs["attention_mask"][0, : self._start].bool().cpu()
+        rows = tuple(seen.nonzero()[:, 0].tolist())
+        return Run(rows, (True,) * len(rows), 1, ())
+
+    def _note(self, inputs: DecoderInputs, own: Sequence[int], runs: list[Run]) -> None:
+        """Whose the keys are that were just computed, and where they stand."""
+        rows, nodes = tree(runs, 0, inputs.cut_before)
+        owned = torch.zeros(len(self.streams), len(rows), dtype=torch.bool)
+        for n, at in zip(own, nodes, strict=True):
+            owned[n, at] = True
+        self._owned = torch.cat([self._owned, owned], 1)
+        self._places = torch.cat([self._places, torch.tensor(rows)])
+
+    def step(self, token: int) -> Float[Tensor, "stream width"]:
+        count, place, done = len(self.streams), self._start + self._count, len(self._places)
+        self._owned = torch.cat([self._owned, torch.eye(count, dtype=torch.bool)], 1)
+        self._places = torch.cat([self._places, torch.full((count,), place)])
+        self._count += 1
+        inputs = self._row_of(token, place)
+        masks = [self._mask(kind, place, inputs) for kind in inputs.sight.kinds]
+        rows = torch.arange(count, device=inputs.embeds.device)
+        return run_rows(self.vlm, inputs, rows, masks, self._cache, done)
+
+    def _row_of(self, token: int, place: int) -> DecoderInputs:
+        """What the decoder is called with for one token, at the same place in each stream."""
+        first, count = self.inputs[0], len(self.streams)
+        ids = torch.full((count,), token, dtype=torch.long, device=first.embeds.device)
+        embedded = self.vlm.model.get_input_embeddings()(ids)
+        return dataclasses.replace(
+            first,
+            embeds=embedded.to(first.embeds.dtype),
+            of_tokens={k: made_of(self.vlm.decoder, k, ids).to(v) for k, v in first.of_tokens.items()},
+            image=torch.zeros(count, dtype=torch.bool),
+            index=torch.full((count,), place),
+        )
+
+    def _mask(self, kind: LayerKind, place: int, inputs: DecoderInputs) -> Float[Tensor, "1 1 stream key"]:
+        dtype = inputs.embeds.dtype
+        see: Int[Tensor, "stream key"] = self._owned & kind.see[place, self._places]
+        mask = torch.zeros(1, 1, *see.shape, dtype=dtype).masked_fill_(~see, torch.finfo(dtype).min)
+        return mask.to(inputs.embeds.device)

@@ -1,0 +1,1 @@
+"""The answer while it is written: with the image and without it, in lockstep on the same tokens."""
