@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,6 +24,7 @@ from lvlm_interp.engine.masks import LayerKind
 from lvlm_interp.engine.packed import Runner, run_rows
 from lvlm_interp.engine.plan import Run, tree
 from lvlm_interp.engine.score import score_answers
+from lvlm_interp.errors import ModelError
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.quantised import mixing
 from lvlm_interp.model.vlm import HookedVLM
@@ -37,6 +38,7 @@ class Stream:
     visible: Bool[Tensor, " position"]
 
 
+@runtime_checkable
 class Lockstep(Protocol):
     """Streams that go on together."""
 
@@ -52,13 +54,8 @@ class Lockstep(Protocol):
 def lockstep(vlm: HookedVLM, streams: Sequence[Stream], most: int) -> Lockstep:
     """Streams that read up to `most` tokens."""
     examples = list(dict.fromkeys(stream.x for stream in streams))
-    if (
-        vlm.family.carriers
-        or vlm.family.gates
-        or standing(vlm)
-        or hooked_in_front(vlm)
-        or mixing(vlm.decoder, vlm.dtype)
-    ):
+    read_beside = vlm.family.carriers or vlm.family.gates  # pictures that are not among the rows
+    if read_beside or standing(vlm) or hooked_in_front(vlm) or mixing(vlm.decoder, vlm.dtype):
         return Anew(vlm, streams)
     inputs = [run_to_decoder(vlm, x, room=most + 1) for x in examples]
     ends = (x.answer_start + most + 1 for x in examples)
@@ -87,6 +84,9 @@ class Anew:
         return self._states()
 
     def step(self, token: int) -> Float[Tensor, "stream width"]:
+        if token in self.vlm.visual_token_ids:
+            name = self.vlm.token_strings([token])[0]
+            raise ModelError(f"{self.vlm.name!r} writes {name!r}, behind which it would look for a picture")
         self._ids.append(token)
         return self._states()
 

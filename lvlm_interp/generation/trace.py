@@ -59,7 +59,8 @@ def trace(
 
     Raises:
         InputError: no image, a counterfactual that is not known or stands twice, or no tokens to write.
-        ModelError: the model gives NaN or infinity, or writes what stands for a picture.
+        ModelError: the model gives NaN or infinity; or it writes what stands for a picture, where every token is
+            computed from all positions anew.
     """
     x.need_image()
     need_seed(seed)
@@ -115,16 +116,13 @@ def _written(
     ids, steps = list[int](), list[dict[str, Tensor]]()
     generator = torch.Generator().manual_seed(int(seed))
     running = lockstep(vlm, streams, most)
-    stops, shown = {*vlm.stops()}, {*vlm.visual_token_ids}
-    states = running.begin()
+    stops, states = {*vlm.stops()}, running.begin()
     with tqdm(total=most, desc="tokens", disable=not progress, leave=False) as bar:
         while True:
             logits = _finite(vlm, vlm.readout.logits(states).float())
             token = choosing.choose(logits, ids, generator)
             if token in stops or len(ids) == most:
                 return ids, steps, token in stops
-            if token in shown:
-                raise ModelError(f"{vlm.name!r} writes {vlm.token_strings([token])[0]!r}, which stands for a picture")
             ids.append(token)
             steps.append(compared(logits, token))
             bar.update()
