@@ -9,7 +9,7 @@ import lvlm_interp as li
 from lvlm_interp.engine import lockstep
 from lvlm_interp.engine.lockstep import Anew, Stream, Together
 from lvlm_interp.errors import InputError, LvlmInterpError
-from lvlm_interp.generation.choosing import Sampled
+from lvlm_interp.generation.choosing import CONTRASTIVE, Contrastive, Greedy, Sampled
 from lvlm_interp.generation.traced import compared
 from tests.families import tiny_example, tiny_model
 from tests.test_interventions import FAMILIES, MORE
@@ -106,6 +106,37 @@ def test_what_is_drawn_is_drawn_from_the_seed(vlm, x):
         counts[Sampled(temperature=2.0, top_p=0.85).choose(logits, [], generator)] += 1
     kept = (logits[0] / 2).softmax(-1)[:3]
     assert torch.allclose(counts[:3] / 2000, kept / kept.sum(), atol=0.04) and counts[3] == 0
+
+
+def test_contrastive_rules_by_hand():
+    logits = torch.tensor([[3.0, 2.9, 2.0, -9.0], [3.0, 1.0, 2.5, -30.0]])
+    seen, other = logits.double().log_softmax(-1)
+    vcd = CONTRASTIVE["vcd"].contrasted(logits, 1)
+    assert torch.allclose(vcd[:3], (2 * logits[0] - logits[1])[:3]) and vcd[3] == -torch.inf  # p < .1 max p
+    crg = CONTRASTIVE["crg"].contrasted(logits, 1)
+    assert torch.allclose(crg, 2 * logits[0] - logits[1])
+    pai = CONTRASTIVE["pai"].contrasted(logits, 1)
+    assert torch.allclose(pai[:3].double(), (1.1 * (seen - other) + other)[:3])
+    for step, factor in ((1, 0.0202), (100, 6.389), (200, 53.6)):
+        m3id = CONTRASTIVE["m3id"].contrasted(logits, step)
+        assert torch.allclose(m3id[:3].double(), (seen + factor * (seen - other))[:3], rtol=1e-3, atol=1e-2)
+    sure = Contrastive(gate=0.4)
+    assert torch.allclose(sure.contrasted(logits, 1)[:3], logits[0, :3])  # .46 is surer than the gate
+    assert not torch.allclose(Contrastive(gate=0.5).contrasted(logits, 1)[:3], logits[0, :3])
+    generator = torch.Generator()
+    assert CONTRASTIVE["vcd"].choose(logits, [], generator) == 1 != Greedy().choose(logits, [], generator)
+    assert CONTRASTIVE["m3id"].choose(logits, [], generator) == 0  # a factor of .02 moves no answer of one token
+    with pytest.raises(InputError, match="no stream 1"):
+        Contrastive(stream=1).contrasted(logits, 1)
+    with pytest.raises(InputError, match="probabilities"):
+        Contrastive(cut=2.0)
+
+
+def test_no_contrast_is_greedy(vlm, x):
+    plain, cut = li.trace(vlm, x, max_new_tokens=8), Contrastive(weight=0.0)
+    assert li.trace(vlm, x, max_new_tokens=8, choosing=cut).ids.equal(plain.ids)
+    other = li.trace(vlm, x, max_new_tokens=8, choosing=Contrastive(weight=5.0))
+    assert not other.ids.equal(plain.ids) and "weight=5.0" in other.provenance.parameters["choosing"]
 
 
 def test_it_stops_at_a_text(vlm, x):
