@@ -5,6 +5,7 @@ Nothing is looked at before there is an error.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -13,13 +14,14 @@ from typing import Any
 from lvlm_interp.errors import InputError, LvlmInterpError
 from lvlm_interp.storing import is_tensor
 
+MOST_WHOLE, LARGEST = 2**63, 1e300
 MOST = 100  # members of a list that are looked at
 RAW = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 def cause(arguments: Mapping[str, Any]) -> LvlmInterpError | None:
     """What is to be said of these arguments; None where nothing is known."""
-    return _unreadable(arguments) or _elsewhere() or _unrunnable(arguments.values())
+    return _elsewhere() or _unreadable(arguments) or _beyond(arguments) or _unrunnable(arguments.values())
 
 
 def _unreadable(arguments: Mapping[str, Any]) -> InputError | None:
@@ -27,6 +29,17 @@ def _unreadable(arguments: Mapping[str, Any]) -> InputError | None:
         for tensor in filter(is_tensor, _members(value)):
             if told := unread(tensor):
                 return InputError(f"{name}= holds {told}")
+    return None
+
+
+def _beyond(arguments: Mapping[str, Any]) -> InputError | None:
+    """Numbers that no tensor and no drawing holds."""
+    for name, value in arguments.items():
+        for number in _members(value):
+            if isinstance(number, int) and abs(number) >= MOST_WHOLE:
+                return InputError(f"{name}= holds a whole number of {number.bit_length()} bits, which are too many")
+            if isinstance(number, float) and LARGEST < abs(number) < math.inf:
+                return InputError(f"{name}= holds {number:g}, which is larger than can be computed with")
     return None
 
 

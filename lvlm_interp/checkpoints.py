@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,9 +25,14 @@ def need_place(path: Path) -> Path:
     with told("write the checkpoint", path):
         if path.is_dir():
             raise OutputError(f"{path} is a directory; give the checkpoint's file")
-        with tempfile.TemporaryFile(dir=path.parent) as trial:
-            trial.write(b"0")
+        partial = _partial(path)
+        partial.write_bytes(b"0")  # by its name, which may be longer than names may be
+        partial.unlink()
     return path
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}.partial")
 
 
 def write_checkpoint(
@@ -55,10 +59,10 @@ def write_checkpoint(
     kept = {f"{VALUE}/{name}": parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         kept.update({f"{key}/{name}": state for key, state in optimizer.state.get(parameter, {}).items()})
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = _partial(path)
     try:
         whole = {k: v.contiguous() for k, v in kept.items()}
-        save_file(whole, partial, {STEP: str(step), DIGEST: _digest(whole), **(about or {})})
+        save_file(whole, partial, {STEP: str(step), DIGEST: _digest(whole, str(step)), **(about or {})})
         os.replace(partial, path)
     except Exception as error:  # safetensors raises its own kinds for a full disk or a missing folder
         raise OutputError(f"could not write the checkpoint {path}: {error}") from error
@@ -115,13 +119,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"{path} is no checkpoint that can be read ({error}); choose another file") from error
     if STEP not in header:
         raise InputError(f"{path} is no checkpoint: it says nothing of steps; choose another file")
-    if header.get(DIGEST) not in (None, _digest(tensors)):  # older ones have none
+    if header.get(DIGEST) not in (None, _digest(tensors, header[STEP])):  # older ones have none
         raise InputError(f"{path} is damaged: its numbers are not those that were written; choose another file")
     return tensors, header
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    found = xxh3_128()
+def _digest(tensors: Mapping[str, Tensor], step: str) -> str:
+    found = xxh3_128(step.encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name}{tuple(tensor.shape)}".encode())
         found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)

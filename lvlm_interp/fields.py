@@ -12,7 +12,7 @@ import numbers
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jaxtyping import AbstractArray, jaxtyped
@@ -194,10 +194,20 @@ def _is_made_of(value: Any, origin: type, parts: tuple[Any, ...], strict: bool) 
         return all(fits(k, parts[0], strict) and fits(v, parts[1], strict) for k, v in value.items())
     if isinstance(value, (str, bytes)) or not isinstance(value, origin if strict else Iterable):
         return False
+    if not strict and _has_no_order(value, origin, parts):
+        return False
     if origin is tuple and parts[-1:] != (...,) and isinstance(value, Sized) and len(value) != len(parts):
         return False
     members: Any = value
     return isinstance(value, Iterator) or all(fits(one, parts[0], strict) for one in members)
+
+
+def _has_no_order(value: Any, origin: type, parts: tuple[Any, ...]) -> bool:
+    """Whether a value is given where order tells which is which, and has none, or can be gone through once only."""
+    in_order = issubclass(origin, Sequence)
+    if isinstance(value, (set, frozenset)):
+        return in_order or (origin is Iterable and parts[0] not in (str, int))
+    return in_order and isinstance(value, Iterator)
 
 
 def _is_a(value: Any, hint: Any, strict: bool) -> bool:

@@ -36,8 +36,9 @@ def explained(function: Callable[P, T]) -> Callable[P, T]:
     """The function, which says which argument is of the wrong kind where that made it fail.
 
     What works is left alone: nothing is looked at before there is an error. Only where what is returned begins later
-    (a generator, the start of a `with`) is it looked at in the call, so that the error stands there; and what is True
-    or False always, since anything passes for one: `"no"` is true, and `trust_remote_code="False"` would trust.
+    (a generator, the start of a `with`) is it looked at in the call, so that the error stands there. What is True or
+    False is always, since anything passes for one: `"no"` is true, and `trust_remote_code="False"` would trust. So are
+    sets, whose order is nobody's.
     """
     plain = inspect.unwrap(function)
     if inspect.isgeneratorfunction(plain):
@@ -50,6 +51,8 @@ def explained(function: Callable[P, T]) -> Callable[P, T]:
             given = kwargs[name] if name in kwargs else args[place] if place < len(args) else None
             if not _is_truth(given):
                 raise ArgumentError(f"{_called(plain)}({name}=…) takes True or False; got {_got(given)}")
+        if any(isinstance(one, (set, frozenset)) for one in (*args, *kwargs.values())):
+            need_order(plain, args, kwargs)
         try:
             return function(*args, **kwargs)
         except ArgumentError as error:  # of what this function handed on, as its own argument
@@ -113,6 +116,17 @@ def need_arguments(function: Callable[..., Any], *args: Any, **kwargs: Any) -> N
     """
     if told := _misgiven(function, args, kwargs):
         raise told
+
+
+def need_order(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise for a set where order tells which is which: that of a set is another in each process.
+
+    Raises:
+        ArgumentError: names it.
+    """
+    for name, value, hint in _each(function, _named(function, args, kwargs)):
+        if isinstance(value, (set, frozenset)) and not _fits(value, hint):
+            raise ArgumentError(f"{_called(function)}({name}=…) takes {_wanted(hint)}, in order; got {_got(value)}")
 
 
 def _marked(call: Callable[P, T], when: str = "afterwards") -> Callable[P, T]:

@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from lvlm_interp.causes import RAW
 from lvlm_interp.errors import InputError, OutputError
 from lvlm_interp.fields import ANY, Range, check_fields, check_numbers, equal
 from lvlm_interp.files import aside
@@ -236,7 +237,7 @@ class Result:
             result = unpacked(json.loads(header["value"]), tensors)
             if type(result) is not kind:
                 raise TypeError(f"holds a {type(result).__name__}")
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError) as error:
+        except (*RAW, MemoryError) as error:
             raise OutputError(f"{path} is damaged: {type(error).__name__} {error}") from error
         return result
 
@@ -249,6 +250,8 @@ def _need_own(path: Path) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
+    if os.path.exists(path) and not os.path.isfile(path):  # opened, a pipe would be waited for
+        raise OutputError(f"could not write {path}: it is a directory, a pipe or a device; give the name of a file")
     others = False
     with contextlib.suppress(OSError, SafetensorError), safe_open(str(path), "pt") as file:
         others = "result" not in (file.metadata() or {})

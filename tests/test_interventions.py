@@ -409,6 +409,20 @@ def test_what_cannot_be_made(made):
         made()
 
 
+def test_positions_are_those_of_the_example(vlm, x):
+    shorter = vlm.inputs(torch.tensor([[1, 20, 21, 22]]), answer_start=3)
+    for run in (
+        lambda: vlm.run(vlm.batch([x, x])),
+        lambda: vlm.run(shorter),
+        lambda: li.score(vlm, shorter, shorter.everything),
+    ):
+        with (
+            pytest.raises(InputError, match="positions of an intervention are those of its example"),
+            li.intervening(vlm, x, Ablate("blocks.1.hook_mlp_out", "image")),
+        ):
+            run()
+
+
 def test_sums_keep_their_order(vlm, x):
     """Removed and then pushed is not pushed and then removed."""
     push, remove = Steer("blocks.1.hook_mlp_out", direction=torch.ones(32)), Ablate("blocks.1.hook_mlp_out")

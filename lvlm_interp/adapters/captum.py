@@ -6,7 +6,8 @@ found = captum_attribution(vlm, x, players, "ShapleyValueSampling", n_samples=50
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -104,6 +105,17 @@ def captum_attribution(
     return torch.stack(found)
 
 
+@contextlib.contextmanager
+def _finely() -> Iterator[None]:
+    """Within the `with` torch's default type is no half: captum makes its steps in it."""
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(before if before == torch.float64 else torch.float32)
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 @explained
 def captum_gradient(
     forward: Callable[[Tensor], Float[Tensor, "1 part"]],
@@ -134,7 +146,7 @@ def captum_gradient(
 
     if method not in GRADIENTS:
         raise InputError(f"{method!r} is not one of captum's methods of gradients: {', '.join(GRADIENTS)}")
-    with torch.inference_mode(False):  # whatever is on around: there is to be a graph
+    with torch.inference_mode(False), _finely():  # whatever is on around: there is to be a graph
         explainer, generator = getattr(captum.attr, method)(forward), torch.Generator().manual_seed(int(seed))
         found = torch.zeros_like(leaf)
         for _ in range(samples if noise else 1):

@@ -259,6 +259,8 @@ class CreditSplit(Comparable):
             VisibilityError: an unknown player, one that is grouped twice, or a group named like another column.
         """
         frame = self._named(str)
+        if alone := [name for name, members in groups.items() if isinstance(members, str)]:
+            raise VisibilityError(f"a group is of several players: {alone[0]}=({groups[alone[0]]!r},) is of one")
         if unknown := [m for ms in groups.values() for m in ms if m not in (*self.players, *CREDITED, "prior")]:
             known = list(dict.fromkeys((*CREDITED, *self.players, "prior")))
             raise VisibilityError(f"cannot group {unknown}; players are {known}")

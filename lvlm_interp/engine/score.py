@@ -19,7 +19,7 @@ import contextlib
 import dataclasses
 import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -148,7 +148,7 @@ def score_answers(
     vlm: HookedVLM,
     x: Inputs,
     visible: Tensor,
-    answers: Sequence[Tensor],
+    answers: Iterable[Tensor],
     hide_from: HideFrom = "all",
     progress: bool = False,
     decoder_inputs: DecoderInputs | None = None,
@@ -161,6 +161,9 @@ def score_answers(
     many of the last tokens of each answer are scored; all by default.
     """
     start = x.answer_start
+    if isinstance(answers, Tensor):
+        raise InputError(f"answers= are several tensors of ids, in a list; got one, {list(answers.shape)}")
+    answers = list(answers)
     if not answers or any(not len(ids) for ids in answers):
         x.need_answer()
         raise VisibilityError("an answer to score has no tokens")

@@ -13,7 +13,7 @@ chooses regions by these very curves does well on them by itself: look at substr
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -148,7 +148,7 @@ def faithfulness(
     maps: PatchMap | Mapping[str, PatchMap],
     token: int | str = 0,
     *,
-    substrates: Substrate | Sequence[Substrate] = (TOKENS, "mean", "blur"),
+    substrates: Substrate | Iterable[Substrate] = (TOKENS, "mean", "blur"),
     regions: Regions = 8,
     orders: int = 20,
     sets: int = 64,
@@ -252,8 +252,8 @@ def _centre(asked: Asked) -> Float[Tensor, " patch"]:
     return -(down[:, None].square() + across.square()).flatten()
 
 
-def _several(substrates: Substrate | Sequence[Substrate]) -> list[Substrate]:
-    one = isinstance(substrates, (str, Image.Image, np.ndarray, Tensor)) or not isinstance(substrates, Sequence)
+def _several(substrates: Substrate | Iterable[Substrate]) -> list[Substrate]:
+    one = isinstance(substrates, (str, Image.Image, np.ndarray, Tensor)) or not isinstance(substrates, Iterable)
     found = [substrates] if one else list(substrates)  # type: ignore[arg-type]
     words = [substrate for substrate in found if isinstance(substrate, str)]
     if not found or len({*words}) < len(words):

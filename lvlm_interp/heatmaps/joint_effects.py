@@ -64,6 +64,7 @@ class JointEffects(Result):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "dividends", self.dividends.double())  # sums of thousands are read off them
         count, coalitions = len(self.players), self.dividends.shape[1]
         if coalitions != 1 << count or {len(self.kinds), len(self.player_texts)} != {count}:
             raise InputError(

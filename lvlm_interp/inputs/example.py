@@ -27,6 +27,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 CREDITED: tuple[Role, ...] = ("question", "context", "system", "image")
 """The roles that can be given credit; template and the answer so far are always visible."""
 
+MOST_ID = 2**63  # of 64 bits
 DIGITS = 32  # of a digest that a result is told by
 INSTEAD = {  # model inputs in whose place something else works
     "inputs_embeds": "roles and image tokens are read from input_ids, and models take one of both. Give input_ids, and "
@@ -366,6 +367,8 @@ class Answer(str):
         kept = ids.tolist() if isinstance(ids, (Tensor, np.ndarray)) else list(ids)
         if not isinstance(text, str) or not all(isinstance(one, Integral) for one in kept):
             raise InputError(f"an answer is a text and its token ids, whole numbers; got {shown(text)}, {shown(kept)}")
+        if beyond := [one for one in kept if not -MOST_ID <= one < MOST_ID]:
+            raise InputError(f"ids of tokens are numbers of at most 64 bits; got one of {int(beyond[0]).bit_length()}")
         answer = super().__new__(cls, text)
         answer.ids, answer.finished = tuple(map(int, kept)), finished
         return answer

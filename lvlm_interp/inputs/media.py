@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from lvlm_interp.inputs.sources import ImageLike, is_picture, named, picture_of
 VideoLike = Sequence[Any] | np.ndarray | Tensor
 """Frames: PIL images, paths or arrays `[height, width, 3]` of bytes; or one array of them all, `[frame, …]`."""
 STILLS = ("MPO",)  # a photo with smaller ones behind it, as phones and cameras take them
-BITS = 258  # TIFF's tag for how many a number has
+BITS, MEANING, WHITE_IS_0 = 258, 262, 0  # TIFF's tags for how many a number has, and for what it says
+FEW_BITS = {"1": 255, "L;2": 85, "L;4": 17}  # what Pillow multiplies numbers of few bits by
 OF_BYTES_TOO = 255  # a picture of larger numbers is one of 16 bits
 
 
@@ -101,16 +102,18 @@ def _upright(opened: Image.Image, name: str) -> Image.Image:
     frames = getattr(opened, "n_frames", 1)
     if frames > 1 and opened.format not in STILLS:
         raise ImageError(
-            f"{name} is animated ({frames} frames); give one frame as a PIL image: picture.seek(0), picture.copy()"
+            f"{name} has {frames} frames or pages; give one of them as a PIL image: picture.seek(0), picture.copy()"
         )
     if opened.tell():
         opened.seek(0)
     _need_clear_key(opened)
+    _spread_key(opened)
     opened.load()
     if min(opened.size) == 0:
         raise ImageError("the image is empty (0 pixels)")
-    turned = ImageOps.exif_transpose(opened)
-    told = getattr(opened, "tag_v2", {}).get(BITS, (16,)) == (16,)
+    tags = getattr(opened, "tag_v2", {})
+    turned = _as_tagged(ImageOps.exif_transpose(opened), tags)
+    told = tags.get(BITS, (16,))[0] <= 16
     turned.format = opened.format if told else None  # of a file of 32 bits nobody knows how far its numbers go
     return turned
 
@@ -123,6 +126,29 @@ def _need_clear_key(opened: Image.Image) -> None:
             "a picture of 16 bits a colour, of which one colour is transparent, cannot be read exactly: save it with "
             "an alpha channel (RGBA), or with 8 bits"
         )
+
+
+def _spread_key(opened: Image.Image) -> None:
+    """Of a grey PNG of 1, 2 or 4 bits Pillow spreads the numbers over bytes, and not the one that is transparent."""
+    raw, key = [tile[3] for tile in getattr(opened, "tile", ())], opened.info.get("transparency")
+    step = next((FEW_BITS[mode] for mode in raw if mode in FEW_BITS), None)
+    if step and isinstance(key, int) and opened.format == "PNG" and opened.mode in ("1", "L"):
+        opened.info["transparency"] = key * step
+
+
+def _as_tagged(picture: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """A grey TIFF of more than 8 bits as its tags say: how many bits count, whether 0 is white; Pillow asks neither.
+
+    Raises:
+        ImageError: floats, or numbers of 32 bits, of which 0 is white.
+    """
+    (bits, *_), white = tags.get(BITS, (16,)), tags.get(MEANING) == WHITE_IS_0
+    if picture.mode[0] not in "IF" or not (white or bits < 16):
+        return picture
+    if bits > 16:
+        raise ImageError("a TIFF of floats, or of 32 bits, in which 0 is white: save it with 8 or 16 bits")
+    values = np.rint(np.asarray(picture).astype(np.float64) * (65535 / (2**bits - 1)))
+    return Image.fromarray((65535 - values if white else values).astype(np.uint16))
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -189,6 +189,8 @@ class Prompter:
         Raises:
             InputError: the word tokenises to nothing.
         """
+        if not word.strip():
+            raise InputError(f"the word {word!r} tokenises to nothing; give at least one letter")
         blank = word[:1].isspace() if blank is None else blank
         word = word.strip() if blank else word
         if not blank:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -145,7 +145,7 @@ class Fitting:
 @in_one_go
 def fit_tuned_lens(
     vlm: HookedVLM,
-    examples: Sequence[Inputs],
+    examples: Iterable[Inputs],
     fitting: Fitting | None = None,
     *,
     checkpoint: str | Path | None = None,
@@ -168,7 +168,7 @@ def fit_tuned_lens(
         ModelError: an edit, or a hook of yours, behind the last block; the model gives NaN or infinity.
     """
     need_plain_end(vlm, "a lens")
-    how = fitting or Fitting()
+    how, examples = fitting or Fitting(), list(examples)
     split = len(examples) - max(1, round(how.held_out * len(examples)))
     if split < 1:
         raise InputError(f"a tuned lens needs examples to fit and to hold out; got {len(examples)}")

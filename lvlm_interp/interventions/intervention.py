@@ -20,6 +20,7 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.fields import shown
 from lvlm_interp.given import explained, explaining, need_arguments
 from lvlm_interp.inputs.example import Inputs, digest
+from lvlm_interp.model.choice import axes_of, off_the_prompt
 from lvlm_interp.model.sites import Site
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.storing import is_tensor, storable
@@ -158,8 +159,8 @@ class _Entry:
 class Ledger:
     """What the changes of interventions did so far."""
 
-    def __init__(self, entries: Sequence[_Entry]) -> None:
-        self._entries = entries
+    def __init__(self, entries: Sequence[_Entry], prompt: int) -> None:
+        self._entries, self._prompt = entries, prompt
 
     @property
     def certificates(self) -> tuple[Certificate, ...]:
@@ -189,10 +190,11 @@ class Ledger:
         return {site: self._visit(site, acting) for site in sites}
 
     def _visit(self, site: Site, acting: bool) -> Callable[[Tensor], Tensor]:
-        changing = [entry for entry in self._entries if entry.act.site is site]
-        seeing = [entry for entry in self._entries if entry.act.seen is site and entry.act.site is not site]
+        changing = [entry for entry in self._entries if entry.act.site == site]
+        seeing = [entry for entry in self._entries if entry.act.seen == site != entry.act.site]
 
         def visit(value: Tensor) -> Tensor:
+            self._need_example(site, value)
             for entry in changing:
                 value = self._changed(entry, value) if acting else self._looked_at(entry, value)
             for entry in seeing:
@@ -201,17 +203,26 @@ class Ledger:
 
         return visit
 
+    def _need_example(self, site: Site, value: Tensor) -> None:
+        """Raise for a pass of other examples, in which positions would mean others."""
+        rows = value.shape[axes_of(site.name)[0]]
+        if not off_the_prompt(site.name) and (len(value) != 1 or rows < self._prompt):
+            raise InputError(
+                f"positions of an intervention are those of its example, whose prompt has {self._prompt}; a pass of "
+                f"{len(value)} × {rows} is of others: run these under interventions of their own"
+            )
+
     def _changed(self, entry: _Entry, value: Tensor) -> Tensor:
         found = entry.act.change(value)
         entry.fired += 1
         if found.shape == value.shape:
             entry.changed += int((found != value).sum())
-        if entry.act.seen is entry.act.site:
+        if entry.act.seen == entry.act.site:
             self._noted(entry, True, value, found)
         return found
 
     def _looked_at(self, entry: _Entry, value: Tensor) -> Tensor:
-        if entry.act.seen is entry.act.site:
+        if entry.act.seen == entry.act.site:
             self._noted(entry, False, value, value)
         return value
 
@@ -236,7 +247,7 @@ def ledger_of(vlm: HookedVLM, x: Inputs, interventions: Intervention) -> Ledger:
     entries = [_Entry(one, act) for one in _each(interventions) for act in one.acts(vlm, x)]
     if not entries:
         raise InputError("no intervention is given, so that nothing would change")
-    return Ledger(entries)
+    return Ledger(entries, x.answer_start)
 
 
 @explained
@@ -253,8 +264,8 @@ def intervening(vlm: HookedVLM, x: Inputs, interventions: Intervention) -> Itera
         A `Ledger`, whose `certificates` say what was done so far.
 
     Raises:
-        InputError: on leaving without another error, an intervention that ran and changed nothing, or did not achieve
-            what it was to.
+        InputError: a pass of other examples; on leaving without another error, an intervention that ran and changed
+            nothing, or did not achieve what it was to.
     """
     ledger = ledger_of(vlm, x, interventions)
     with vlm.visiting(ledger.visits(acting=True)):

@@ -18,6 +18,9 @@ from lvlm_interp.probes.fit import Problem, Space, solve
 from lvlm_interp.probes.task import Task
 from lvlm_interp.probes.uncast import uncast
 
+LEAST, MOST = 1e-12, 1e30  # strengths of L2
+LITTLE = 1e-3  # below which gradients of classes that come apart are rounding in single precision
+
 
 class _Linear(BaseEstimator):
     """What both estimators share; every parameter of `__init__` is an attribute of the same name.
@@ -29,11 +32,11 @@ class _Linear(BaseEstimator):
         self.l2, self.standardize, self.tolerance = l2, standardize, tolerance
 
     def _fit(self, x: np.ndarray, task: Task) -> None:
-        features = torch.tensor(native(x))[None]
+        (strength,) = strengths(self.l2)
+        features = torch.tensor(native(x)).to(precision([strength], torch.from_numpy(native(x)).dtype))[None]
         space = Space.of(features, self.standardize)
         targets = task.targets(task.truth).to(features.dtype)[:, None]
         problem = Problem(space.enter(features), targets, task.likelihood)
-        (strength,) = strengths(self.l2)
         weights = solve(problem, features.new_full((1,), strength), tolerance=self.tolerance)
         coef, intercept = space.leave(weights)
         coef = (coef[0, :, 0] * task.spread[1]).to(features.dtype)
@@ -122,4 +125,11 @@ def strengths(l2: float | Sequence[float]) -> tuple[float, ...]:
     found = tuple(sorted({float(v) for v in given}, reverse=True))
     if not found or not all(np.isfinite(v) and v > 0 for v in found):
         raise InputError(f"l2 must be above 0 (separable classes have no finite answer without it), got {l2}")
+    if not LEAST <= found[-1] <= found[0] <= MOST:
+        raise InputError(f"l2 is from {LEAST:g} to {MOST:g}, beyond which fits are rounding; got {l2}")
     return found
+
+
+def precision(l2: Sequence[float], own: torch.dtype) -> torch.dtype:
+    """The type of numbers that a fit with these strengths needs, of features in single or double precision."""
+    return torch.float64 if own == torch.float64 or min(l2) < LITTLE else torch.float32

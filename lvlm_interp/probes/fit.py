@@ -106,9 +106,12 @@ class Space:
     @classmethod
     def of(cls, x: Sites, standardize: bool = True) -> Space:
         """The coordinates that these training examples call for."""
-        deviation, mean = torch.std_mean(x, 1, correction=0, keepdim=True)
+        # In double precision: beside a large mean, a small deviation would be rounding.
+        deviation, mean = torch.std_mean(x.double(), 1, correction=0, keepdim=True)
         # Rounding leaves a constant feature a tiny deviation; dividing by it would make noise of it.
-        constant = deviation <= 10 * torch.finfo(x.dtype).eps * mean.abs()
+        rounding = x.shape[1] * torch.finfo(torch.float64).eps * mean.abs()
+        constant = (x == x[:, :1]).all(1, keepdim=True) | (deviation <= rounding)
+        deviation, mean = deviation.to(x.dtype), mean.to(x.dtype)
         scale = torch.where(constant, 1.0, deviation) if standardize else torch.ones_like(deviation)
         if x.shape[2] <= x.shape[1]:
             return cls(mean, scale)

@@ -29,12 +29,14 @@ from lvlm_interp.given import explained
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.probes import statistics
 from lvlm_interp.probes.design import L2, designed
+from lvlm_interp.probes.estimators import precision
 from lvlm_interp.probes.fit import BINARY, TOLERANCE
 from lvlm_interp.probes.result import ProbeResult, listed
 from lvlm_interp.probes.task import Task, TaskKind, given_features, task_of
 from lvlm_interp.probes.uncast import uncast
 from lvlm_interp.probes.validate import Fitted, Plan, fit_block
 from lvlm_interp.results import Provenance
+from lvlm_interp.storing import scalar
 
 CONTROLS = 3  # draws of control labels that selectivity is averaged over
 BLOCK = 1 << 24  # bytes of features that are fitted together: what stays in a cache is passed over fast
@@ -114,7 +116,7 @@ def fit_probes(
     targets = _targets(wanted, design.types, generator)
     plan = Plan(wanted, targets, fold, design.inner, design.l2, standardize, tolerance)
     orders = statistics.exchanges(fold, grouped, permutations, generator, wanted.truth)
-    blocks = list(_blocks(features, shape, names))
+    blocks = list(_blocks(features, shape, names, design.l2))
     for read in blocks if isinstance(features, (Tensor, np.ndarray)) else ():
         read()  # what is broken at the last site is found before the first is fitted
     found = Fitted.together([fit_block(x(), plan, orders) for x in tqdm(blocks, disable=not progress, unit="block")])
@@ -168,7 +170,8 @@ def _check_lengths(count: int, **columns: Any) -> None:
 
 
 def _columns(metadata: pd.DataFrame | None) -> dict[str, list[Any]]:
-    columns = [] if metadata is None else [(str(name), values.tolist()) for name, values in metadata.items()]
+    told = {} if metadata is None else metadata  # as a file keeps it: dates as text, what is missing as None
+    columns = [(str(name), [scalar(one) for one in values]) for name, values in told.items()]
     if len(found := dict(columns)) < len(columns):
         raise InputError(f"columns of metadata have names of their own; got {[name for name, _ in columns]}")
     return found
@@ -187,7 +190,7 @@ def _check_numbers(shares: Mapping[str, float], counts: Mapping[str, int], seed:
         raise InputError(f"a seed is a number from 0 to {2**32 - 2}, got {seed}")
 
 
-def _blocks(features: Any, shape: tuple[int, ...], names: tuple[str, ...]) -> Iterator[Any]:
+def _blocks(features: Any, shape: tuple[int, ...], names: tuple[str, ...], l2: Sequence[float]) -> Iterator[Any]:
     """For every block of sites a function that reads it as `[site, example, dim]`."""
     inside = int(np.prod(shape[2:-1]))  # sites for each step along the first site axis
     several = max(1, BLOCK // (4 * shape[0] * inside * shape[-1]))
@@ -196,7 +199,7 @@ def _blocks(features: Any, shape: tuple[int, ...], names: tuple[str, ...]) -> It
         def read() -> Float[Tensor, "site example dim"]:
             part = features[:, start : start + several]
             x = part.detach().cpu() if isinstance(part, Tensor) else torch.as_tensor(native(part))
-            x = x.to(x.dtype if x.dtype == torch.float64 else torch.float32)
+            x = x.to(precision(l2, x.dtype))
             x = x.reshape(len(x), -1, shape[-1]).transpose(0, 1).contiguous()
             broken = (~x.isfinite()).any(-1)
             if broken.any():

@@ -131,6 +131,7 @@ class Scene:
         rng.shuffle(found)
         return tuple(found)
 
+    @checked
     def redrawn(self, objects: Sequence[str] | None = None, colors: Sequence[str | None] | None = None) -> Scene:
         """The same picture with other things at the same spots, or with the same in other colours.
 
