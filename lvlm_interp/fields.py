@@ -204,10 +204,9 @@ def _is_made_of(value: Any, origin: type, parts: tuple[Any, ...], strict: bool) 
 
 def _has_no_order(value: Any, origin: type, parts: tuple[Any, ...]) -> bool:
     """Whether a value is given where order tells which is which, and has none, or can be gone through once only."""
-    in_order = issubclass(origin, Sequence)
     if isinstance(value, (set, frozenset)):
-        return in_order or (origin is Iterable and parts[0] not in (str, int))
-    return in_order and isinstance(value, Iterator)
+        return issubclass(origin, Sequence) or (origin is Iterable and parts[0] not in (str, int))
+    return origin is Sequence and isinstance(value, Iterator)
 
 
 def _is_a(value: Any, hint: Any, strict: bool) -> bool:

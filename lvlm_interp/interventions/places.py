@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from lvlm_interp.errors import ImageError, InputError, SiteError
+from lvlm_interp.given import explaining
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.view import Box
 from lvlm_interp.model.choice import Positions, indices, listed
@@ -19,6 +20,7 @@ from lvlm_interp.model.vlm import HookedVLM
 LAST, PREDICTING = "last", "predicting"
 
 
+@explaining
 @dataclass(frozen=True)
 class Region:
     """The tokens of an image of which more than a half lies in a box, or those of which it does not.

@@ -10,6 +10,7 @@ from lvlm_interp.attribution.split import CreditSplit
 from lvlm_interp.attribution.swap import SwapTest
 from lvlm_interp.counterfactuals.contrast import Contrast, Contrasts
 from lvlm_interp.engine.score import Scores
+from lvlm_interp.generation.traced import Trace
 from lvlm_interp.given import checked
 from lvlm_interp.heatmaps.faithfulness import Faithfulness
 from lvlm_interp.heatmaps.joint_effects import JointEffects
@@ -19,6 +20,7 @@ from lvlm_interp.heatmaps.sanity import Sanity
 from lvlm_interp.inside.direct import DirectAttribution
 from lvlm_interp.inside.lens import Lens
 from lvlm_interp.inside.tuned_lens import TunedLens
+from lvlm_interp.interventions.effects import Effects
 from lvlm_interp.model.capture import Captured
 from lvlm_interp.opening.conformance import Conformance
 from lvlm_interp.probes.features import Features
@@ -39,6 +41,8 @@ KINDS: tuple[type[Result], ...] = (
     FaithfulnessOver,
     Sanity,
     JointEffects,
+    Effects,
+    Trace,
 )
 
 
