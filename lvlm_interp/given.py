@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import operator
@@ -106,6 +107,18 @@ def explaining(kind: K) -> K:
         if inspect.isfunction(member) and not name.startswith("_") and not is_explained(member):
             setattr(kind, name, explained(member))
     return kind
+
+
+class Parametric:
+    """What is data: subclasses are frozen dataclasses, whose fields are parameters of the types that they name."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        explaining(cls)
+
+    def __post_init__(self) -> None:
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        need_arguments(type(self).__init__, self, **{one.name: getattr(self, one.name) for one in fields})
 
 
 def need_arguments(function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:

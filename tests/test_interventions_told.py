@@ -100,6 +100,12 @@ REFUSED = {
     "beyond the prompt": (lambda x, y: Knockout("last", [99]), InputError, "99"),
     "no such layer": (lambda x, y: Knockout(layers=[7]), SiteError, "no layer 7"),
     "no such head": (lambda x, y: Ablate(heads=[(1, 9)]), SiteError, "no head 9 in layer 1"),
+    "a head elsewhere": (lambda x, y: Ablate(heads=[(1, 2), (2, 0)], layers=[1]), SiteError, "layer 2, which layers="),
+    "a direction elsewhere": (
+        lambda x, y: Steer(direction={1: torch.ones(32), 9: torch.ones(32)}),
+        SiteError,
+        "layer 9",
+    ),
     "no such neuron": (lambda x, y: Ablate("blocks.1.hook_mlp_out", neurons=99), SiteError, "no neuron 99"),
     "no such site": (lambda x, y: Ablate("blocks.1.hook_nothing"), SiteError, "hook_nothing"),
     "no heads": (lambda x, y: Ablate("blocks.1.hook_mlp_out", heads=1), SiteError, "no heads"),

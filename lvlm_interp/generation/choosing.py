@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,20 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lvlm_interp.errors import InputError
-from lvlm_interp.given import explaining, need_arguments
+from lvlm_interp.given import Parametric, explaining
 
 
 @explaining
-class Choosing(abc.ABC):
+class Choosing(Parametric, abc.ABC):
     """A way to choose; subclasses are frozen dataclasses, whose fields are its parameters."""
-
-    def __init_subclass__(cls, **options: object) -> None:
-        super().__init_subclass__(**options)
-        explaining(cls)
-
-    def __post_init__(self) -> None:
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        need_arguments(type(self).__init__, self, **{one.name: getattr(self, one.name) for one in fields})
 
     @abc.abstractmethod
     def choose(self, logits: Float[Tensor, "stream vocabulary"], ids: Sequence[int], generator: torch.Generator) -> int:

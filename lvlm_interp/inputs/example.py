@@ -244,8 +244,13 @@ class Inputs:
         """The same without its answer."""
         start = self.answer_start
         texts = {role: text for role, text in self.texts.items() if role != "answer"}
-        kept = {"roles": self.roles[:start], "tokens": self.tokens[:start], "texts": texts}
-        return dataclasses.replace(self, model_inputs=self.prompt_inputs(), **kept)
+        return dataclasses.replace(
+            self,
+            model_inputs=self.prompt_inputs(),
+            roles=self.roles[:start],
+            tokens=self.tokens[:start],
+            texts=texts,
+        )
 
     def with_answer(self, ids: Sequence[int], tokens: Sequence[str], text: str) -> Inputs:
         """The same prompt followed by this answer."""

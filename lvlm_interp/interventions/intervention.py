@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lvlm_interp.errors import InputError
 from lvlm_interp.fields import shown
-from lvlm_interp.given import explained, explaining, need_arguments
+from lvlm_interp.given import Parametric, explained, explaining
 from lvlm_interp.inputs.example import Inputs, digest
 from lvlm_interp.model.choice import axes_of, off_the_prompt
 from lvlm_interp.model.sites import Site
@@ -51,16 +51,8 @@ class Act:
 
 
 @explaining
-class Intervention(abc.ABC):
+class Intervention(Parametric, abc.ABC):
     """Something that is changed; subclasses are frozen dataclasses. `one + other` does both, in this order."""
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        explaining(cls)
-
-    def __post_init__(self) -> None:
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        need_arguments(type(self).__init__, self, **{one.name: getattr(self, one.name) for one in fields})
 
     @abc.abstractmethod
     def acts(self, vlm: HookedVLM, x: Inputs) -> Sequence[Act]:

@@ -150,4 +150,9 @@ def headed(heads: Heads, layer: int | None, count: int) -> Bool[Tensor, " head"]
 def layers_of(heads: Heads, layers: Layers) -> Layers:
     """The layers that are meant: where heads are pairs, those that are in one."""
     pairs = () if heads is None or isinstance(heads, int) else [one for one in heads if isinstance(one, tuple)]
-    return sorted({layer for layer, _ in pairs}) if pairs and layers is None else layers
+    if not pairs:
+        return layers
+    meant = {layer for layer, _ in pairs}
+    if layers is not None and (left := sorted(meant - {*listed(layers)})):
+        raise SiteError(f"heads= names one of layer {left[0]}, which layers= leaves out")
+    return sorted(meant)

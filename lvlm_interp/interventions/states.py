@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,9 +99,9 @@ class _Replacing(_OfStates):
 
     directions: Float[Tensor, "*direction width"] | None = None
 
+    @abc.abstractmethod
     def replacements(self, vlm: HookedVLM, x: Inputs, sites: Sequence[Site]) -> Mapping[str, Made]:
         """By site, what takes the place of its value, of the value's shape or one that broadcasts over it."""
-        raise NotImplementedError
 
     def acts(self, vlm: HookedVLM, x: Inputs) -> Sequence[Act]:
         sites = self.sites(vlm)
@@ -252,6 +253,9 @@ class Steer(_OfStates):
     def acts(self, vlm: HookedVLM, x: Inputs) -> Sequence[Act]:
         sites = self.sites(vlm)
         if isinstance(self.direction, Mapping):
+            known = {layer_of(site.name) for site in sites}
+            if left := sorted(layer for layer in self.direction if layer not in known):
+                raise SiteError(f"there is a direction for layer {left[0]}, and no site of it is meant")
             sites = [site for site in sites if layer_of(site.name) in self.direction]
         return [self._act(x, site) for site in sites]
 

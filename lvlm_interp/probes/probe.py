@@ -170,7 +170,7 @@ def _check_lengths(count: int, **columns: Any) -> None:
 
 
 def _columns(metadata: pd.DataFrame | None) -> dict[str, list[Any]]:
-    told = {} if metadata is None else metadata  # as a file keeps it: dates as text, what is missing as None
+    told: Any = {} if metadata is None else metadata  # as a file keeps it: dates as text, what is missing as None
     columns = [(str(name), [scalar(one) for one in values]) for name, values in told.items()]
     if len(found := dict(columns)) < len(columns):
         raise InputError(f"columns of metadata have names of their own; got {[name for name, _ in columns]}")
