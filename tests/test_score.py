@@ -251,7 +251,7 @@ def test_memory_that_runs_out_makes_packs_smaller(vlm, monkeypatch):
     x, calls = tiny_inputs(vlm), []
     visible = random_coalitions(x, 12)
     expected = li.score(vlm, x, visible).logit
-    forward = packed.Runner._forward
+    forward = packed.Runner.forward
 
     def short_of_memory(self, pack, prefix):
         calls.append(len(pack))
@@ -259,7 +259,7 @@ def test_memory_that_runs_out_makes_packs_smaller(vlm, monkeypatch):
             raise torch.OutOfMemoryError("out of memory")
         return forward(self, pack, prefix)
 
-    monkeypatch.setattr(packed.Runner, "_forward", short_of_memory)
+    monkeypatch.setattr(packed.Runner, "forward", short_of_memory)
     assert torch.allclose(li.score(vlm, x, visible).logit, expected, atol=1e-5)
     assert max(calls) > 2 >= calls[-1]
 
