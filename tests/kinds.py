@@ -35,6 +35,7 @@ def one_of_each():
         *(li.lens(vlm, x, target=5), li.direct(vlm, x), li.fit_probes(*labelled(), **QUICK)),
         diagnosis.contrast - diagnosis.contrast,
         li.intervene(vlm, x, li.Knockout("last", "image"), unit="answer"),
+        li.sweep(vlm, x, li.Knockout("last", "image"), unit="answer"),
         li.trace(vlm, x, max_new_tokens=2),
         li.collect_features(vlm, [x], {"all": "blocks.*.hook_resid_pre"})["all"],
         Contrasts({"hidden": diagnosis.contrast}, provenance=about("contrast")),

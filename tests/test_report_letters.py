@@ -61,6 +61,15 @@ def joined(count):
     return JointEffects(("Purple",), names, kinds, names, regions, dividends, dividends.sum(1), **settings)
 
 
+def swept(axes, labels):
+    """The change of one part under each of some interventions."""
+    count = len(labels)
+    values, idle = torch.linspace(-9, 3, count)[:, None], ((),)
+    settings = {"value": "difference", "unit": "nats", "alternatives": idle, "share": 0.5}
+    told = (torch.zeros(1), values, torch.ones(count, 2), torch.ones(count, dtype=torch.long))
+    return li.Sweep(axes, labels, ("Purple",), *told, **settings, provenance=about("sweep"))
+
+
 DRAWN = {
     "component_bars": {
         "few": lambda: figures.component_bars(heads(2, 1)),
@@ -107,6 +116,13 @@ DRAWN = {
     },
     "probe_layers": {"one": lambda: figures.probe_layers({"a": probes(6, 1)})},
     "probe_map": {"few": lambda: figures.probe_map(probes(2, 3)), "many": lambda: figures.probe_map(probes(32, 16))},
+    "sweep_map": {
+        "layers": lambda: figures.sweep_map(swept(("layer",), tuple((n,) for n in range(32)))),
+        "routes": lambda: figures.sweep_map(swept(("rows → keys",), tuple((f"image → {n}",) for n in ("last", "all")))),
+        "heads": lambda: figures.sweep_map(
+            swept(("layer", "head"), tuple((n, h) for n in range(32) for h in range(32)))
+        ),
+    },
     "word_map": {
         "words": lambda: figures.word_map(a_lens(), a_view()),
         "one": lambda: figures.word_map(a_lens(), a_view(), target="Purple"),

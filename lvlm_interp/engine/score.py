@@ -182,7 +182,7 @@ def score_answers(
         within = _standing(within, edited, visible)
     if mixed:
         warnings.warn(f"{mixed} {SIDE_BY_SIDE}. {ADVICE}", LvlmInterpWarning, stacklevel=2)
-    decoder_inputs, paths = _with_answers(vlm, within, start, answers, placed, bool(edited))
+    decoder_inputs, paths = with_answers(vlm, within, start, answers, placed, bool(edited))
     ends = [ids[-n:] for ids, n in zip(answers, reads or map(len, answers), strict=True)]
     seen = visible[:, :start] & x.model_inputs["attention_mask"][:, :start].bool().cpu()
     found: dict[tuple[int, int], Tensor] = {}
@@ -262,8 +262,13 @@ def _check(x: Inputs, visible: Tensor, hide_from: str) -> None:
         raise VisibilityError("the answer so far cannot be hidden from itself")
 
 
-def _with_answers(
-    vlm: HookedVLM, decoder_inputs: DecoderInputs, start: int, answers: Sequence[Tensor], placed: bool, whole: bool
+def with_answers(
+    vlm: HookedVLM,
+    decoder_inputs: DecoderInputs,
+    start: int,
+    answers: Sequence[Tensor],
+    placed: bool = False,
+    whole: bool = False,
 ) -> tuple[DecoderInputs, list[tuple[int, ...]]]:
     """The rows of the prompt, then those of the answers, and which of them each answer is.
 

@@ -1,10 +1,12 @@
 """Interventions: what a model would do, if a route were cut, a head removed, a state exchanged or pushed."""
 
 from lvlm_interp.interventions.attention import Knockout, Scale
+from lvlm_interp.interventions.axes import windows
 from lvlm_interp.interventions.effects import Effects, intervene
 from lvlm_interp.interventions.intervention import Certificate, Intervention, Together, intervening
 from lvlm_interp.interventions.places import Region
 from lvlm_interp.interventions.states import Ablate, Freeze, Patch, Steer
+from lvlm_interp.interventions.sweep import Sweep, sweep
 
 __all__ = [
     "Ablate",
@@ -17,7 +19,10 @@ __all__ = [
     "Region",
     "Scale",
     "Steer",
+    "Sweep",
     "Together",
     "intervene",
     "intervening",
+    "sweep",
+    "windows",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor
 from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.interventions.intervention import Act, Intervention, Measured
-from lvlm_interp.interventions.places import Heads, Layers, Places, chosen_layers, headed, layers_of, placed
+from lvlm_interp.interventions.places import Heads, Layers, Places, chosen_layers, first_of, headed, layers_of, placed
 from lvlm_interp.model.sites import Site
 from lvlm_interp.model.vlm import HookedVLM
 
@@ -92,7 +92,14 @@ class Knockout(_OfEdges):
 
     def acts(self, vlm: HookedVLM, x: Inputs) -> Sequence[Act]:
         return [
-            Act(scores, functools.partial(self._cut, x, layer), pattern, self.mass(x, layer), _none_left)
+            Act(
+                scores,
+                functools.partial(self._cut, x, layer),
+                pattern,
+                self.mass(x, layer),
+                _none_left,
+                first=first_of(x, self.rows),
+            )
             for layer, scores, pattern in self.places(vlm, x)
         ]
 
@@ -143,6 +150,7 @@ class Scale(_OfEdges):
                 pattern,
                 self.mass(x, layer),
                 bool,
+                first=first_of(x, self.rows),
             )
             for layer, scores, pattern in self.places(vlm, x)
         ]

@@ -28,6 +28,7 @@ from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.words import Unit, unit_name
 from lvlm_interp.interventions.intervention import Certificate, Intervention, ledger_of
+from lvlm_interp.interventions.readings import default_value
 from lvlm_interp.model.finite import need_finite
 from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
@@ -151,8 +152,7 @@ def intervene(
         ModelError: the model gives NaN or infinity.
     """
     x.need_answer()
-    default = "logprob" if against is None else "difference" if isinstance(against, str) else "odds"
-    target = target_of(vlm, x, [value or default], unit, against, word)
+    target = target_of(vlm, x, [value or default_value(against)], unit, against, word)
     ledger = ledger_of(vlm, x, interventions)
     plain = vlm.run(x)[0, x.answer_start - 1 : -1].float()
     with vlm.visiting(ledger.visits(acting=False)):

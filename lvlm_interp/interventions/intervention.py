@@ -26,6 +26,7 @@ from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.storing import is_tensor, storable
 
 Measured = Mapping[str, float]
+Reads = Sequence[tuple[Inputs, Sequence[str]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,7 @@ class Act:
             twice.
         holds: whether that is what was to be achieved.
         may_be_idle: whether the model may be as it was afterwards.
+        first: the first position that is changed, or looked at for it; those before may be shown as 0.
     """
 
     site: Site
@@ -48,6 +50,7 @@ class Act:
     measure: Callable[[Tensor, Tensor], Measured]
     holds: Callable[[Measured], bool]
     may_be_idle: bool = False
+    first: int = 0
 
 
 @explaining
@@ -58,10 +61,14 @@ class Intervention(Parametric, abc.ABC):
     def acts(self, vlm: HookedVLM, x: Inputs) -> Sequence[Act]:
         """Its changes in a model, for an example; what it takes from other examples is computed here."""
 
+    def reads(self, vlm: HookedVLM, x: Inputs) -> Reads:
+        """Examples that it takes states from, and at which sites: computed once for many interventions."""
+        return []
+
     def __add__(self, other: Intervention) -> Together:
         if not isinstance(other, Intervention):
             raise InputError(f"an intervention is added to another one; got {shown(other)}")
-        return Together((*_each(self), *_each(other)))
+        return Together((*each_of(self), *each_of(other)))
 
     @property
     def described(self) -> str:
@@ -84,12 +91,15 @@ class Together(Intervention):
     def acts(self, vlm: HookedVLM, x: Inputs) -> Sequence[Act]:
         return [act for one in self.each for act in one.acts(vlm, x)]
 
+    def reads(self, vlm: HookedVLM, x: Inputs) -> Reads:
+        return [read for one in self.each for read in one.reads(vlm, x)]
+
     @property
     def described(self) -> str:
         return " + ".join(one.described for one in self.each)
 
 
-def _each(one: Intervention) -> tuple[Intervention, ...]:
+def each_of(one: Intervention) -> tuple[Intervention, ...]:
     return one.each if isinstance(one, Together) else (one,)
 
 
@@ -158,6 +168,28 @@ class Ledger:
     def certificates(self) -> tuple[Certificate, ...]:
         return tuple(entry.certificate() for entry in self._entries)
 
+    @property
+    def acts(self) -> list[Act]:
+        return [entry.act for entry in self._entries]
+
+    @property
+    def changed(self) -> int:
+        """How many numbers became others so far."""
+        return sum(entry.changed for entry in self._entries)
+
+    def need_achieved(self) -> None:
+        """Raise for an intervention that ran, and did not achieve what it was to.
+
+        Raises:
+            InputError: names it.
+        """
+        for entry in self._entries:
+            if entry.fired and not entry.act.holds(entry.achieved):
+                raise InputError(
+                    f"{entry.by.described} did not achieve at {entry.act.site.name!r} what it was to: "
+                    f"{dict(entry.achieved)}, without it {dict(entry.untouched)}"
+                )
+
     def need_done(self) -> None:
         """Raise for an intervention that ran, and changed nothing, or not what it was to change.
 
@@ -169,12 +201,7 @@ class Ledger:
             if ran and not any(entry.changed or entry.act.may_be_idle for entry in ran):
                 sites = [entry.act.site.name for entry in ran]
                 raise InputError(f"{by.described} changed nothing at {sites[0]!r}{_more(sites)}: it touches nothing")
-            for entry in ran:
-                if not entry.act.holds(entry.achieved):
-                    raise InputError(
-                        f"{by.described} did not achieve at {entry.act.site.name!r} what it was to: "
-                        f"{dict(entry.achieved)}, without it {dict(entry.untouched)}"
-                    )
+        self.need_achieved()
 
     def visits(self, acting: bool) -> dict[Site, Callable[[Tensor], Tensor]]:
         """What is put at each site: the changes, or only the look at what is there without them."""
@@ -236,7 +263,7 @@ def ledger_of(vlm: HookedVLM, x: Inputs, interventions: Intervention) -> Ledger:
     Raises:
         InputError: nothing is changed.
     """
-    entries = [_Entry(one, act) for one in _each(interventions) for act in one.acts(vlm, x)]
+    entries = [_Entry(one, act) for one in each_of(interventions) for act in one.acts(vlm, x)]
     if not entries:
         raise InputError("no intervention is given, so that nothing would change")
     return Ledger(entries, x.answer_start)

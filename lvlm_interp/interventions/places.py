@@ -94,6 +94,11 @@ def placed(x: Inputs, places: Places | None, length: int) -> Bool[Tensor, " posi
     return found[:length]
 
 
+def first_of(x: Inputs, places: Places | None) -> int:
+    """The first of the places; behind all where there is none."""
+    return next(iter(placed(x, places, x.length).nonzero()[:, 0].tolist()), x.length)
+
+
 def layer_of(name: str) -> int | None:
     """The number of the block that a site of the language model is in."""
     return int(name.split(".")[1]) if name.startswith("blocks.") else None

@@ -1,9 +1,15 @@
-"""What an intervention takes from another run: examples are run, captures are read."""
+"""What an intervention takes from another run: examples are run, captures are read.
+
+Many interventions that take from the same examples have each run once (`remembering`).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -17,6 +23,31 @@ from lvlm_interp.model.vlm import HookedVLM
 
 One = Inputs | Capture | Captured
 Source = Inputs | Capture | Captured | Sequence[Inputs]
+_KNOWN: ContextVar[Mapping[Inputs, Capture] | None] = ContextVar("known", default=None)
+
+
+def examples_of(source: Source | None, names: Sequence[str]) -> list[tuple[Inputs, Sequence[str]]]:
+    """The examples that have to be run for a source, and what is taken from each."""
+    several = [source] if isinstance(source, (Inputs, Capture, Captured)) else list(source or ())
+    return [(one, names) for one in several if isinstance(one, Inputs)]
+
+
+@contextlib.contextmanager
+def remembering(vlm: HookedVLM, reads: Iterable[tuple[Inputs, Sequence[str]]]) -> Iterator[None]:
+    """Within the `with`, what these examples have at these sites is known: each was run once."""
+    wanted: dict[Inputs, dict[str, None]] = defaultdict(dict)
+    for x, names in reads:
+        wanted[x].update(dict.fromkeys(names))
+    token = _KNOWN.set({x: vlm.capture(x, list(names)) for x, names in wanted.items()})
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
+
+
+def _captured(vlm: HookedVLM, x: Inputs, names: Sequence[str]) -> Mapping[str, Tensor]:
+    known = (_KNOWN.get() or {}).get(x)
+    return known if known is not None and {*names} <= {*known} else vlm.capture(x, list(names))
 
 
 def values_at(
@@ -50,7 +81,7 @@ def _taken(
     vlm: HookedVLM, x: Inputs, source: One, names: Sequence[str], there: Places | None, mean: bool
 ) -> dict[str, Tensor]:
     """What stands there; of a capture that has other positions than the example, all that it has."""
-    of, values = (source, vlm.capture(source, list(names))) if isinstance(source, Inputs) else (x, _own(vlm, source))
+    of, values = (source, _captured(vlm, source, names)) if isinstance(source, Inputs) else (x, _own(vlm, source))
     found = {}
     for name in names:
         rows = axes_of(name)[0]

@@ -15,9 +15,19 @@ from torch import Tensor
 from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.given import need_seed
 from lvlm_interp.inputs.example import Inputs
-from lvlm_interp.interventions.intervention import Act, Intervention, Measured
-from lvlm_interp.interventions.places import Heads, Layers, Places, chosen_sites, headed, layer_of, layers_of, placed
-from lvlm_interp.interventions.sources import Source, values_at
+from lvlm_interp.interventions.intervention import Act, Intervention, Measured, Reads
+from lvlm_interp.interventions.places import (
+    Heads,
+    Layers,
+    Places,
+    chosen_sites,
+    first_of,
+    headed,
+    layer_of,
+    layers_of,
+    placed,
+)
+from lvlm_interp.interventions.sources import Source, examples_of, values_at
 from lvlm_interp.model.choice import axes_of, has_heads, off_the_prompt
 from lvlm_interp.model.sites import Site
 from lvlm_interp.model.vlm import HookedVLM
@@ -25,6 +35,7 @@ from lvlm_interp.model.vlm import HookedVLM
 HEADS = "blocks.*.attn.hook_z"
 STREAM = "blocks.*.hook_resid_post"
 DISTANCE, COSINE, NORM = "distance to what replaces it", "cosine with the direction", "length of the push"
+WHOLE = 16  # rows that noise is drawn for at once
 Made = Callable[[Tensor], Tensor]
 
 
@@ -59,6 +70,10 @@ class _OfStates(Intervention):
             if self.positions is not None and off_the_prompt(site.name):
                 raise SiteError(f"{site.name!r} has positions of its own, so positions= cannot choose among them")
         return found
+
+    def first(self, x: Inputs, name: str) -> int:
+        """The first position that is changed or looked at."""
+        return 0 if off_the_prompt(name) else first_of(x, self.positions)
 
     def where(self, x: Inputs, name: str, value: Tensor) -> Bool[Tensor, ...]:
         """Which numbers of a site's value, on axes that broadcast over it."""
@@ -114,7 +129,7 @@ class _Replacing(_OfStates):
         def measure(before: Tensor, after: Tensor) -> Measured:
             return {DISTANCE: float((wanted(before) - after).abs().max())}
 
-        return Act(site, wanted, site, measure, _exactly, may_be_idle=isinstance(self, Freeze))
+        return Act(site, wanted, site, measure, _exactly, isinstance(self, Freeze), self.first(x, site.name))
 
     def _wanted(self, x: Inputs, name: str, made: Made, value: Tensor) -> Tensor:
         new = made(value).to(value).expand_as(value)
@@ -177,6 +192,12 @@ class Ablate(_Replacing):
         mean = self.by == "mean"
         return values_at(vlm, x, self.source, [site.name for site in sites], self.positions, self.positions, mean)
 
+    def first(self, x: Inputs, name: str) -> int:
+        return 0 if self.by == "noise" else super().first(x, name)  # noise is as wide as all positions are
+
+    def reads(self, vlm: HookedVLM, x: Inputs) -> Reads:
+        return examples_of(self.source, [site.name for site in self.sites(vlm)])
+
     def _mean(self, x: Inputs, name: str, value: Tensor) -> Tensor:
         rows = axes_of(name)[0]
         chosen = torch.ones(value.shape[rows], dtype=torch.bool)
@@ -185,11 +206,14 @@ class Ablate(_Replacing):
         return value.index_select(rows, chosen.nonzero()[:, 0].to(value.device)).mean(rows, keepdim=True)
 
     def _noise(self, x: Inputs, name: str, value: Tensor) -> Tensor:
-        """Drawn alike each time that it is asked for."""
+        """Drawn alike each time that it is asked for, however many positions follow; as wide as the prompt's are."""
         seed = (self.seed << 16) + (layer_of(name) or 0)
-        drawn = torch.randn(value.shape, generator=torch.Generator().manual_seed(seed % 2**63))
-        rows = axes_of(name)[0]
-        return value.mean(rows, keepdim=True) + value.std(rows, keepdim=True) * drawn.to(value)
+        by_row = value.movedim(axes_of(name)[0], 0)
+        shape = (-(-len(by_row) // WHOLE) * WHOLE, *by_row.shape[1:])  # torch draws the last few of a tensor otherwise
+        drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed % 2**63))[: len(by_row)].to(value)
+        of_prompt = by_row if off_the_prompt(name) else by_row[: x.answer_start]
+        made = of_prompt.mean(0) + of_prompt.std(0) * drawn
+        return made.movedim(0, axes_of(name)[0])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -219,6 +243,10 @@ class Patch(_Replacing):
         found = values_at(vlm, x, source, taken, self.positions, there)
         return found if self.source_site is None else dict.fromkeys(own, found[self.source_site])
 
+    def reads(self, vlm: HookedVLM, x: Inputs) -> Reads:
+        own = [site.name for site in self.sites(vlm)]
+        return examples_of(self.source or x, own if self.source_site is None else [self.source_site])
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Freeze(_Replacing):
@@ -226,6 +254,9 @@ class Freeze(_Replacing):
 
     def replacements(self, vlm: HookedVLM, x: Inputs, sites: Sequence[Site]) -> Mapping[str, Made]:
         return values_at(vlm, x, x, [site.name for site in sites], self.positions, self.positions)
+
+    def reads(self, vlm: HookedVLM, x: Inputs) -> Reads:
+        return examples_of(x, [site.name for site in self.sites(vlm)])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -265,7 +296,8 @@ class Steer(_OfStates):
         def measure(before: Tensor, after: Tensor) -> Measured:
             return _push(self.where(x, site.name, before), before, after, _as_wide(way, before, site.name))
 
-        return Act(site, functools.partial(self._pushed, x, site.name, way), site, measure, self._holds)
+        change = functools.partial(self._pushed, x, site.name, way)
+        return Act(site, change, site, measure, self._holds, first=self.first(x, site.name))
 
     def _pushed(self, x: Inputs, name: str, way: Tensor, value: Tensor) -> Tensor:
         way = _as_wide(way, value, name).to(value.device, torch.float32)
