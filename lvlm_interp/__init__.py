@@ -64,6 +64,8 @@ _HOMES = {
     "sweep": "interventions.sweep",
     "Sweep": "interventions.sweep",
     "windows": "interventions.axes",
+    "attention_routes": "interventions.routes",
+    "Routes": "interventions.routes",
     "trace": "generation.trace",
     "Trace": "generation.traced",
     "lens": "inside.lens",

@@ -70,6 +70,14 @@ def swept(axes, labels):
     return li.Sweep(axes, labels, ("Purple",), *told, **settings, provenance=about("sweep"))
 
 
+def routed(routes, layers):
+    """What answers lose where routes are cut."""
+    change = -torch.rand(len(routes), 3, 1, layers, generator=torch.Generator().manual_seed(0))
+    told = (change, change - 0.1, change + 0.1, torch.ones(change.shape, dtype=torch.long), -0.1, 200)
+    names = (routes, ("route", "equal size", "equal mass"), (9,), tuple(range(layers)))
+    return li.Routes(*names, *told, "logprob", "nats", 0.95, provenance=about("attention_routes"))
+
+
 DRAWN = {
     "component_bars": {
         "few": lambda: figures.component_bars(heads(2, 1)),
@@ -116,6 +124,10 @@ DRAWN = {
     },
     "probe_layers": {"one": lambda: figures.probe_layers({"a": probes(6, 1)})},
     "probe_map": {"few": lambda: figures.probe_map(probes(2, 3)), "many": lambda: figures.probe_map(probes(32, 16))},
+    "route_lines": {
+        "few": lambda: figures.route_lines(routed(("image → last",), 3)),
+        "many": lambda: figures.route_lines(routed(tuple(f"rest of image → {n}" for n in "abcdef"), 32)),
+    },
     "sweep_map": {
         "layers": lambda: figures.sweep_map(swept(("layer",), tuple((n,) for n in range(32)))),
         "routes": lambda: figures.sweep_map(swept(("rows → keys",), tuple((f"image → {n}",) for n in ("last", "all")))),

@@ -5,6 +5,7 @@ from lvlm_interp.interventions.axes import windows
 from lvlm_interp.interventions.effects import Effects, intervene
 from lvlm_interp.interventions.intervention import Certificate, Intervention, Together, intervening
 from lvlm_interp.interventions.places import Region
+from lvlm_interp.interventions.routes import Routes, attention_routes
 from lvlm_interp.interventions.states import Ablate, Freeze, Patch, Steer
 from lvlm_interp.interventions.sweep import Sweep, sweep
 
@@ -17,10 +18,12 @@ __all__ = [
     "Knockout",
     "Patch",
     "Region",
+    "Routes",
     "Scale",
     "Steer",
     "Sweep",
     "Together",
+    "attention_routes",
     "intervene",
     "intervening",
     "sweep",

@@ -21,6 +21,7 @@ from lvlm_interp.inside.direct import DirectAttribution
 from lvlm_interp.inside.lens import Lens
 from lvlm_interp.inside.tuned_lens import TunedLens
 from lvlm_interp.interventions.effects import Effects
+from lvlm_interp.interventions.routes import Routes
 from lvlm_interp.interventions.sweep import Sweep
 from lvlm_interp.model.capture import Captured
 from lvlm_interp.opening.conformance import Conformance
@@ -44,6 +45,7 @@ KINDS: tuple[type[Result], ...] = (
     JointEffects,
     Effects,
     Sweep,
+    Routes,
     Trace,
 )
 
