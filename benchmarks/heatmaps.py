@@ -32,7 +32,7 @@ from lvlm_interp.heatmaps.sanity import ranks_alike, shuffled
 
 AT_ONCE, SEEDS_EACH = 5, 1000  # scenes of one task, and seeds that it may draw them from
 ORDERS, SETS = 20, 32  # random orders, and sets, of the curves
-BLOCKS = {"tokens": 4, "mean": 3, "blur": 3, "road": 3}  # regions along a side, by what stands for what is not seen
+BLOCKS = {"tokens": 3, "mean": 3, "blur": 3, "road": 3}  # regions along a side, by what stands for what is not seen
 PLAYERS = ("question",)
 ABOUT = ("weights", "seed", "question", "method")  # what a row is of
 KEPT = Path(__file__).parent / "results" / "heatmaps.csv"

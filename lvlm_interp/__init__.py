@@ -66,6 +66,8 @@ _HOMES = {
     "windows": "interventions.axes",
     "attention_routes": "interventions.routes",
     "Routes": "interventions.routes",
+    "causal_trace": "interventions.tracing",
+    "Tracing": "interventions.tracing",
     "trace": "generation.trace",
     "Trace": "generation.traced",
     "lens": "inside.lens",

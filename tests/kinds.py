@@ -37,6 +37,7 @@ def one_of_each():
         li.intervene(vlm, x, li.Knockout("last", "image"), unit="answer"),
         li.sweep(vlm, x, li.Knockout("last", "image"), unit="answer"),
         li.attention_routes(vlm, [x], widths=[1], layers=1, samples=2),
+        li.causal_trace(vlm, [(x, tiny_inputs(vlm, (9, 8), seed=5))], unit="token", samples=2),
         li.trace(vlm, x, max_new_tokens=2),
         li.collect_features(vlm, [x], {"all": "blocks.*.hook_resid_pre"})["all"],
         Contrasts({"hidden": diagnosis.contrast}, provenance=about("contrast")),

@@ -78,6 +78,13 @@ def routed(routes, layers):
     return li.Routes(*names, *told, "logprob", "nats", 0.95, provenance=about("attention_routes"))
 
 
+def traced(axes, labels):
+    """Shares of a difference that places carry."""
+    share = torch.linspace(-0.5, 1, 2 * len(labels)).view(1, 2, -1)
+    told = (share, share - 0.1, share + 0.1, torch.ones(1), torch.zeros(1), 40, ("nats",), 0.95)
+    return li.Tracing(("difference",), ("denoising", "noising"), axes, labels, *told, provenance=about("causal_trace"))
+
+
 DRAWN = {
     "component_bars": {
         "few": lambda: figures.component_bars(heads(2, 1)),
@@ -133,6 +140,12 @@ DRAWN = {
         "routes": lambda: figures.sweep_map(swept(("rows → keys",), tuple((f"image → {n}",) for n in ("last", "all")))),
         "heads": lambda: figures.sweep_map(
             swept(("layer", "head"), tuple((n, h) for n in range(32) for h in range(32)))
+        ),
+    },
+    "trace_map": {
+        "line": lambda: figures.trace_map(traced(("layer",), tuple((n,) for n in range(32)))),
+        "map": lambda: figures.trace_map(
+            traced(("layer", "positions"), tuple((n, p) for n in range(30) for p in LONG[:5]))
         ),
     },
     "word_map": {

@@ -79,9 +79,9 @@ def test_a_sweep_is_its_interventions_one_by_one(vlm, x, other, name):
 @torch.no_grad()
 def test_alternatives_of_several_tokens_follow_their_own_passes(vlm, x):
     rivals, cut = ((11, 12), (13,)), Knockout("last", "image")
-    readings = readings_of(vlm, x, "odds", "answer")
+    readings = readings_of(vlm, x, ["odds"], "answer")
     readings._rivals = (rivals,)
-    found = readings.under(change_of(ledger_of(vlm, x, cut))).values
+    found = readings.under(change_of(ledger_of(vlm, x, cut))).values[0]
     with li.intervening(vlm, x, cut):
         answers = [x.answer_ids, *map(torch.tensor, rivals)]
         scored = [score_answers(vlm, x, x.everything[None], [ids])[0] for ids in answers]

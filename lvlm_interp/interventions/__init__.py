@@ -8,6 +8,7 @@ from lvlm_interp.interventions.places import Region
 from lvlm_interp.interventions.routes import Routes, attention_routes
 from lvlm_interp.interventions.states import Ablate, Freeze, Patch, Steer
 from lvlm_interp.interventions.sweep import Sweep, sweep
+from lvlm_interp.interventions.tracing import Tracing, causal_trace
 
 __all__ = [
     "Ablate",
@@ -23,7 +24,9 @@ __all__ = [
     "Steer",
     "Sweep",
     "Together",
+    "Tracing",
     "attention_routes",
+    "causal_trace",
     "intervene",
     "intervening",
     "sweep",

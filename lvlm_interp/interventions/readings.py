@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lvlm_interp.attribution.value import Evidence, Target, target_of, values_of
+from lvlm_interp.attribution.against import Against
+from lvlm_interp.attribution.value import Evidence, Target, Value, target_of, values_of
 from lvlm_interp.engine.resumed import Change, Resumed, Whole, passes_over
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.words import Unit, Word
@@ -34,12 +35,12 @@ class Reading:
     """What one pass says of an answer.
 
     Attributes:
-        values: of each part, float64.
+        values: each value of each part, float64.
         kl: KL(untouched ‖ this pass) at each token, over the whole vocabulary, in nats.
         logit: how large the logit of each token is.
     """
 
-    values: Float[Tensor, " part"]
+    values: Float[Tensor, "value part"]
     kl: Float[Tensor, " answer"]
     logit: Float[Tensor, " answer"]
 
@@ -88,7 +89,7 @@ class Readings:
             self._evidence(part, logits.double().cpu(), logprobs, other)
             for part, other in zip(self.target.parts, others, strict=True)
         ]
-        values = torch.cat([self.target.values[0].of(one) for one in evidence])
+        values = torch.stack([torch.cat([value.of(one) for one in evidence]) for value in self.target.values])
         kl = (self._plain.exp() * (self._plain - logprobs)).sum(-1).clamp(min=0)
         own = logits.cpu().gather(-1, torch.tensor(self._own)[:, None])[:, 0]
         return Reading(values, kl, own)
@@ -141,15 +142,16 @@ def change_of(ledger: Ledger, acting: bool = True) -> Change:
 def readings_of(
     vlm: HookedVLM,
     x: Inputs,
-    value: Any = None,
+    values: Sequence[str | Value | None] = (None,),
     unit: Unit = "token",
-    against: Any = None,
+    against: Against | None = None,
     word: int = 0,
 ) -> Readings:
-    """Readings of what a user asks to be told.
+    """Readings of what a user asks to be told; a value that is None is the usual one.
 
     Raises:
         InputError: no answer, or a value, unit or alternatives that do not fit.
     """
     x.need_answer()
-    return Readings(vlm, x, target_of(vlm, x, [value or default_value(against)], unit, against, word))
+    chosen = [value or default_value(against) for value in values]
+    return Readings(vlm, x, target_of(vlm, x, chosen, unit, against, word))

@@ -29,9 +29,9 @@ from lvlm_interp.inputs.view import Box
 from lvlm_interp.inputs.words import Unit, unit_name
 from lvlm_interp.interventions.axes import windows
 from lvlm_interp.interventions.controls import KINDS, Route
-from lvlm_interp.interventions.intervention import ledger_of
 from lvlm_interp.interventions.places import Layers, Places, Region, chosen_layers
-from lvlm_interp.interventions.readings import Readings, change_of, readings_of
+from lvlm_interp.interventions.readings import Readings, readings_of
+from lvlm_interp.interventions.sweep import under
 from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
@@ -147,10 +147,10 @@ def attention_routes(
     spans = [[windows(vlm, width)[layer] for layer in centres] for width in widths]
     found, plain = [], []
     for n, x in enumerate(tqdm(examples, desc="examples", disable=not progress, leave=False)):
-        readings = readings_of(vlm, x, value, unit)
+        readings = readings_of(vlm, x, [value], unit)
         own = _routes(routes, None if boxes is None else boxes[n])
         found.append(torch.stack([_cut(readings, Route(vlm, x, *own[name], seed + n), kinds, spans) for name in own]))
-        plain.append(float(readings.untouched.values[0]))
+        plain.append(float(readings.untouched.values[0, 0]))
     told = {"widths": widths, "value": readings.target.values[0].name, "unit": unit_name(unit), "samples": samples}
     changes = torch.stack(found)
     return Routes(
@@ -209,14 +209,12 @@ def _cut(
     readings: Readings, route: Route, kinds: Sequence[str], spans: Sequence[Sequence[range]]
 ) -> Float[Tensor, "kind width layer"]:
     """What the answer's first part gains by each cut; NaN where there is none of that kind."""
-    plain = readings.untouched.values[0]
+    plain = readings.untouched.values[0, 0]
     found = torch.full((len(kinds), len(spans), len(spans[0])), torch.nan, dtype=torch.float64)
     for k, w, n in torch.cartesian_prod(*map(torch.arange, found.shape)).tolist():
         cut = route.cut(kinds[k], spans[w][n])  # type: ignore[arg-type]
         if cut is not None:
-            ledger = ledger_of(readings.vlm, readings.x, cut)
-            found[k, w, n] = readings.under(change_of(ledger)).values[0] - plain
-            ledger.need_achieved()
+            found[k, w, n] = under(readings, cut)[0].values[0, 0] - plain
     return found
 
 

@@ -22,7 +22,7 @@ from lvlm_interp.fields import POSITIVE, Range
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.words import Unit, unit_name
-from lvlm_interp.interventions.axes import Cell, Label, Over, cells_of
+from lvlm_interp.interventions.axes import Label, Over, cells_of
 from lvlm_interp.interventions.intervention import Intervention, ledger_of
 from lvlm_interp.interventions.readings import Reading, Readings, change_of, readings_of
 from lvlm_interp.interventions.sources import remembering
@@ -128,12 +128,12 @@ def sweep(
         ModelError: the model gives NaN or infinity.
     """
     axes, cells = cells_of(vlm, x, intervention, over)
-    readings = readings_of(vlm, x, value, unit, against, word)
+    readings = readings_of(vlm, x, [value], unit, against, word)
     reads = [read for cell in cells for read in cell.intervention.reads(vlm, x)]
     found: list[tuple[Reading, int]] = []
     with remembering(vlm, reads):
         for cell in tqdm(cells, desc="interventions", disable=not progress, leave=False):
-            found.append(_under(vlm, x, readings, cell))
+            found.append(under(readings, cell.intervention))
     if not any(changed for _, changed in found):
         raise InputError(f"{intervention.described} touches nothing, wherever it is tried")
     target = readings.target
@@ -142,8 +142,8 @@ def sweep(
         axes=axes,
         labels=tuple(cell.label for cell in cells),
         parts=texts_of(target.parts),
-        untouched=readings.untouched.values.float(),
-        values=torch.stack([reading.values for reading, _ in found]).float(),
+        untouched=readings.untouched.values[0].float(),
+        values=torch.stack([reading.values[0] for reading, _ in found]).float(),
         kl=torch.stack([reading.kl for reading, _ in found]).float(),
         changed=torch.tensor([changed for _, changed in found]),
         value=target.values[0].name,
@@ -154,9 +154,13 @@ def sweep(
     )
 
 
-def _under(vlm: HookedVLM, x: Inputs, readings: Readings, cell: Cell) -> tuple[Reading, int]:
-    """What an answer is worth under one intervention, and how many numbers that changed."""
-    ledger = ledger_of(vlm, x, cell.intervention)
+def under(readings: Readings, intervention: Intervention) -> tuple[Reading, int]:
+    """What an answer is worth under an intervention, and how many numbers that changed.
+
+    Raises:
+        InputError: it did not achieve what it was to.
+    """
+    ledger = ledger_of(readings.vlm, readings.x, intervention)
     reading = readings.under(change_of(ledger))
     ledger.need_achieved()
     return reading, ledger.changed

@@ -23,6 +23,7 @@ from lvlm_interp.inside.tuned_lens import TunedLens
 from lvlm_interp.interventions.effects import Effects
 from lvlm_interp.interventions.routes import Routes
 from lvlm_interp.interventions.sweep import Sweep
+from lvlm_interp.interventions.tracing import Tracing
 from lvlm_interp.model.capture import Captured
 from lvlm_interp.opening.conformance import Conformance
 from lvlm_interp.probes.features import Features
@@ -46,6 +47,7 @@ KINDS: tuple[type[Result], ...] = (
     Effects,
     Sweep,
     Routes,
+    Tracing,
     Trace,
 )
 
