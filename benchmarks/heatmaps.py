@@ -5,9 +5,9 @@ that was stopped goes on, here or elsewhere.
 
 Held-out scenes with a recoloured object whose colour the model names: where it is seen is known, and that it is seen is
 what decides. Every method makes a map of that word, and each is measured: whether it lies on the object (pointing game,
-energy in the box), whether the word follows when patches come and go in its order (tokens on every scene; pixels of
-fewer and larger regions on the first of them, since each set is a pass of the whole model), how it ranks regions beside
-their exact Shapley values, whether it changes with the weights, and what it costs in plain passes of the same process.
+energy in the box), whether the word follows when eight regions come and go in its order (as tokens on every scene; as
+pixels on the first of them, since each set is then a pass of the whole model), how it ranks these regions beside their
+exact Shapley values, whether it changes with the weights, and what it costs in plain passes of the same process.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from lvlm_interp.heatmaps.sanity import ranks_alike, shuffled
 
 AT_ONCE, SEEDS_EACH = 5, 1000  # scenes of one task, and seeds that it may draw them from
 ORDERS, SETS = 20, 32  # random orders, and sets, of the curves
-BLOCKS = {"tokens": 3, "mean": 3, "blur": 3, "road": 3}  # regions along a side, by what stands for what is not seen
+SUBSTRATES = ("tokens", "mean", "blur", "road")  # what stands for what is not seen
 PLAYERS = ("question",)
 ABOUT = ("weights", "seed", "question", "method")  # what a row is of
 KEPT = Path(__file__).parent / "results" / "heatmaps.csv"
@@ -40,9 +40,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "occlusion": {},
     "occlusion of pixels": {"substrate": "mean", "regions": 4},
     "shapley": {"regions": 4, "pairs": 4},
-    "banzhaf": {"samples": 128},
-    "rise": {"samples": 128},
-    "greedy": {"regions": 4, "scope": 4},
+    "banzhaf": {"samples": 64},
+    "rise": {"samples": 64},
+    "greedy": {"regions": 3},
     "gradient": {},
     "grad_x_input": {},
     "grad_x_input by pixels": {"by": "pixels"},
@@ -102,11 +102,10 @@ def measured(vlm: li.HookedVLM, x: li.Inputs, box: Any, task: Task) -> list[dict
     for name, one in maps.items():
         boxed = li.located(one, box)
         rows[name] |= {"points": boxed.points, "energy": boxed.energy, "precision": boxed.average_precision}
-    for substrate in BLOCKS if task.pixels else ["tokens"]:
-        settings: Any = {"substrates": substrate, "regions": BLOCKS[substrate], "orders": ORDERS, "sets": SETS}
-        found = li.faithfulness(vlm, x, maps, unit="answer", **settings)
-        for number, name in enumerate(found.maps):
-            rows.setdefault(name, {}).update(_followed(found, number))
+    settings: Any = {"substrates": SUBSTRATES if task.pixels else "tokens", "regions": _eighths(x)}
+    found = li.faithfulness(vlm, x, maps, unit="answer", orders=ORDERS, sets=SETS, **settings)
+    for number, name in enumerate(found.maps):
+        rows.setdefault(name, {}).update(_followed(found, number))
     exact = li.interactions(vlm, x, PLAYERS, regions=_eighths(x), target=0, unit="answer").scored(maps)
     for one in exact.to_dict("records"):
         rows[one["map"]] |= {f"exact {k}": v for k, v in one.items() if isinstance(v, float)}
@@ -191,8 +190,8 @@ def mean_of(values: torch.Tensor) -> dict[str, float]:
 def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Which heatmap to trust.")
     parser.add_argument("--scenes", type=int, default=300)
-    parser.add_argument("--pixels", type=int, default=40, help="scenes whose pixels are changed as well")
-    parser.add_argument("--weights", type=int, default=100, help="scenes whose maps are made of shuffled weights too")
+    parser.add_argument("--pixels", type=int, default=30, help="scenes whose pixels are changed as well")
+    parser.add_argument("--weights", type=int, default=50, help="scenes whose maps are made of shuffled weights too")
     parser.add_argument("--seed", type=int, default=20_000, help="first scene; training never used these")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--kept", type=Path, default=KEPT, help="table of what is measured already")

@@ -6,11 +6,13 @@ Each entry says which release ends it: once that is the lower bound in `pyprojec
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 import transformers
 from transformers import cache_utils
 from transformers.utils import output_capturing
@@ -19,6 +21,17 @@ from transformers.utils import output_capturing
 EMPTY_LAYER: type | None = getattr(cache_utils, "DummyLayer", None)
 # By 5.23: only those hidden states of a tower are kept that are asked for, and layer 0 alone is taken for none.
 READS_LAYER_ZERO = not hasattr(output_capturing, "select_hidden_states")
+
+
+def recounted(tensor: torch.Tensor, count: int) -> None:
+    """Have torch's count of writes into a tensor say what it said, where it can be told to."""
+    set_count = getattr(torch._C._autograd, "_unsafe_set_version_counter", None)
+    with contextlib.suppress(TypeError):  # up to 2.5 it takes one tensor
+        if set_count is not None:
+            set_count((tensor,), (count,))
+            return
+    if set_count is not None:
+        set_count(tensor, count)
 
 
 def has_transformers(release: str) -> bool:

@@ -35,6 +35,7 @@ PACKAGES = ("lvlm-interp", "torch", "transformers", "numpy")
 LAYOUT = "3"  # of files
 WHOLE = "result"  # how a file is called until it is
 NOTHING = "no tensors"
+LONGEST = 99_000_000  # bytes of a header; safetensors reads 100 MB
 ENDING = ".safetensors"
 
 
@@ -202,7 +203,10 @@ class Result:
             os.fspath(path).encode()  # safetensors opens no names that are not UTF-8
             header["value"] = json.dumps(packed(self, "", tensors))
             need_numbers(tensors)
-            tensors = tensors or {NOTHING: torch.zeros(1)}  # safetensors before 0.5 cannot read a file without any
+            tensors = tensors or {
+                NOTHING: torch.zeros(1, device="cpu")
+            }  # safetensors before 0.5 cannot read a file without any
+            _need_short(header["value"])
             header["digest"] = _digest(header, tensors)
             place = path.resolve()  # behind a link
             with aside(place.parent) as folder:
@@ -366,3 +370,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_plain(v) for v in value]
     return scalar(value)
+
+
+def _need_short(text: str) -> None:
+    """Raise for more text than a file of safetensors has room for: some releases would write what none can read.
+
+    Raises:
+        OutputError: says how much there is.
+    """
+    if (size := len(text.encode())) > LONGEST:
+        raise OutputError(
+            f"the result has {size / 1e6:.0f} MB of names, texts and tables, and a file holds {LONGEST / 1e6:.0f} MB: "
+            "save it in parts, of fewer examples each; to_frame() is not bound by that"
+        )

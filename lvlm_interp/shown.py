@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 # What a terminal obeys rather than shows: C0 but tab and newline, DEL, C1, line and paragraph separators, and what
 # turns the direction of writing, so that text reads otherwise than it is.
-STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+STEERING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 ELSEWHERE = re.compile(r"[^.!\n]*\babove report\b[^.!\n]*[.!]?")  # which was logged, if anything was
 UNFINISHED = re.compile(r"([:,;]|\b(or|and))$")

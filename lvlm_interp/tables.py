@@ -12,7 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -239,11 +239,15 @@ def _lost(values: Mapping[str, int | float], whole: Collection[str]) -> bool:
     """Whether numbers are not what was written: too large, rounded whole ones, or one for what differs."""
     if any(abs(value) > LARGEST for value in values.values()) or any(int(text) != values[text] for text in whole):
         return True
-    if any(value == 0 and Decimal(text) for text, value in values.items()):  # too small
+    try:
+        exact = {text: Decimal(text) for text in values}
+    except InvalidOperation:  # an exponent beyond what decimals have
+        return True
+    if any(value == 0 and exact[text] for text, value in values.items()):  # too small
         return True
     different = len({*values.values()})
     all_whole = all(float(value).is_integer() for value in values.values())  # 7 and 7.0 are two classes
-    return different < (len(values) if all_whole else len({*map(Decimal, values)}))
+    return different < (len(values) if all_whole else len({*exact.values()}))
 
 
 def _jsonl(file: Path, texts: Collection[str]) -> pd.DataFrame:

@@ -30,7 +30,6 @@ def found(vlm, pairs):
 
 def read(vlm, pair):
     """By hand: the first token of the clean answer, alone and against the corrupt one's, in both runs."""
-    clean, corrupt = pair
     logprobs = [vlm.run(x)[0, x.answer_start - 1].log_softmax(-1) for x in pair]
     return torch.stack([torch.stack([p[7] - p[9], p[7]]) for p in logprobs])
 
@@ -56,7 +55,7 @@ def test_shares_are_means_divided_by_means_of_exchanges_alone(vlm, pairs, found)
 
 
 def test_all_positions_carry_all_of_it(found):
-    """Exchanging every position makes the other run of it, both ways; the image's alone does so below its first reader."""
+    """Exchanging every position makes the other run of it; the image's, behind the last reader of it, nothing."""
     everything = [n for n, label in enumerate(found.labels) if label[1] == "all"]
     assert torch.allclose(found.share[:, :, everything], torch.ones(()), atol=1e-4)
     last = found.labels.index((2, "image"))

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -189,6 +189,7 @@ def swap_test(
     maps: bool = True,
     max_new_tokens: int = 64,
     progress: bool = False,
+    interrupted: Literal["raise", "return"] = "raise",
 ) -> SwapTest:
     """Ask about examples and variants of their sources, and find which source decides each answer.
 
@@ -206,6 +207,7 @@ def swap_test(
         maps: hold the heatmap against the smallest change of pixels that changes the answer, where one has a place.
         max_new_tokens: where the model is cut off if it does not stop.
         progress: show a progress bar.
+        interrupted: what Ctrl-C does: as always, or to return the test of the examples that were done.
 
     Returns:
         What was answered, which source decides, and credits. A row that fails, or is answered with nothing, is kept
@@ -226,11 +228,24 @@ def swap_test(
     need_no_markers(cases, vlm.prompter.special)
     asking = _Asking(vlm, chosen, maps, max_new_tokens)
     with tqdm(total=sum(len(case.versions) for case in cases), disable=not progress, leave=False) as bar:
-        found = tuple(asking.swapped(case, bar.update) for case in cases)
+        found = tuple(_asked(asking, cases, bar.update, interrupted == "return"))
     if all(example.variants[0].failed for example in found):
         raise InputError(f"no original could be answered; the first failed with: {found[0].variants[0].failed}")
+    cases = cases[: len(found)]
     about = vlm.provenance("swap test", parts=list(chosen), maps=maps, max_new_tokens=max_new_tokens)
     return SwapTest(found, by, provenance=dataclasses.replace(about, example=_digest(cases)))
+
+
+def _asked(asking: _Asking, cases: Sequence[Case], done: Callable[[], Any], to_return: bool) -> Iterator[Swapped]:
+    """Example after example."""
+    for number, case in enumerate(cases):
+        try:
+            found = asking.swapped(case, done)
+        except KeyboardInterrupt:
+            if to_return and number:
+                return
+            raise
+        yield found
 
 
 def _digest(cases: Sequence[Case]) -> str:

@@ -11,6 +11,7 @@ import importlib
 import io
 import os
 import pkgutil
+import signal
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -25,6 +26,11 @@ from lvlm_interp.errors import LvlmInterpError
 NEAREST = "lvlm_interp.nearest"
 NEAR = str.maketrans({"−": "-", "–": "-", "—": "-", "…": "...", "→": "->", "×": "x", "⏎": "\\n", "Δ": "D", "·": "."})
 INTERRUPTED = 130  # what shells report after Ctrl-C
+ENDED = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class Ended(KeyboardInterrupt):
+    """Somebody asked the process to end: what was done is kept, as after Ctrl-C."""
 
 
 class Once(typer.core.TyperCommand):
@@ -68,11 +74,16 @@ def main() -> NoReturn:
     """Run the command line: 0 done, 1 an error of the user's or the world's, 2 wrong usage, 130 interrupted."""
     _open_streams()
     _open_log()
+    for number in ENDED:
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has it ignored
+            signal.signal(number, _end)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=NEAREST)  # a terminal that lacks a letter of an answer shows "?"
     try:
         code: Any = _run()
+    except Ended as end:
+        code = 128 + end.args[0]
     except KeyboardInterrupt:
         code = INTERRUPTED
     except LvlmInterpError as error:
@@ -84,6 +95,10 @@ def main() -> NoReturn:
     if code == INTERRUPTED:
         complain("interrupted")
     sys.exit(code)
+
+
+def _end(number: int, _: Any) -> NoReturn:
+    raise Ended(number)
 
 
 class Log(io.FileIO):

@@ -118,6 +118,14 @@ class Told:
             frame_kind(self.frame)
             check_file(self.frame, self.force)
 
+    def need_two_places(self, out: Path) -> None:
+        """Raise where the frame would be written over what `--out` is, or into a directory that has to be empty."""
+        if self.frame is None:
+            return
+        frame, other = self.frame.resolve(), out.resolve()
+        if frame == other or other in frame.parents:
+            raise typer.BadParameter(f"--frame {self.frame} and --out {out} are one place: give two")
+
     def opened(self, image: str | Path) -> Any:
         """The model; a bad picture is found before it takes its time."""
         return open_model(self.model, image, self.verbose, self.device, self.dtype)
@@ -152,6 +160,7 @@ class Asked(Told):
 
             export.figure_kind(out)
             export.check_file(out, self.force)
+            self.need_two_places(out)
             need_apart([out], self.read)
 
 
@@ -278,7 +287,10 @@ def need_apart(written: Iterable[Path], read: Iterable[str | Path]) -> None:
 
 def _path_of(read: str | Path) -> str | Path:
     """Where a file is that is read by its address."""
-    address = urllib.parse.urlsplit(read) if isinstance(read, str) else None
+    try:
+        address = urllib.parse.urlsplit(read) if isinstance(read, str) else None
+    except ValueError:  # no address that could be one of a file
+        return read
     return urllib.request.url2pathname(address.path) if address and address.scheme.lower() == "file" else read
 
 

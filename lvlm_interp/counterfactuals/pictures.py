@@ -116,7 +116,7 @@ def black_box(box: tuple[float, float, float, float], image: int = 0) -> Counter
     """The pixels of one box made black (contrastive region guidance, Wan et al. 2024); of a video, in every frame.
 
     Args:
-        box: (left, top, right, bottom) in pixels of the original image.
+        box: (left, top, right, bottom) in pixels of the original image; those whose middle lies in it become black.
         image: which image of the prompt.
     """
 
@@ -130,7 +130,8 @@ def black_box(box: tuple[float, float, float, float], image: int = 0) -> Counter
                 raise ImageError(
                     f"the box {box} does not lie in the image of {picture.size} pixels, or is less than one of them"
                 )
-            ImageDraw.Draw(picture).rectangle((left, top, right - 1, bottom - 1), fill="black")
+            first, last = [math.ceil(edge - 0.5) for edge in (left, top)], [math.ceil(e - 0.5) for e in (right, bottom)]
+            ImageDraw.Draw(picture).rectangle((*first, last[0] - 1, last[1] - 1), fill="black")
         return _with_pictures(vlm, x, pictures)
 
     return Counterfactual("black box", change, {"box": box, "image": image})

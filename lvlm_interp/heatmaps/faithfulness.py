@@ -33,6 +33,7 @@ from lvlm_interp.fields import Range
 from lvlm_interp.given import explained, need_seed
 from lvlm_interp.heatmaps.filling import TOKENS, Substrate
 from lvlm_interp.heatmaps.game import Game
+from lvlm_interp.heatmaps.hiding import named
 from lvlm_interp.heatmaps.regions import Regions, regions_of
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.words import Unit
@@ -282,18 +283,20 @@ def _measured(
     shown = torch.stack([_first(order) for order in ranked])
     asked_for = torch.cat([torch.cat([shown, ~shown]).flatten(0, 1), ~some])
     part, curves, losses = judged.part, [], []
-    names: list[str] = []
+    names, pictures = list[str](), list[str | None]()
     for substrate in substrates:
         game = Game(asked, regions, substrate)
         asked = dataclasses.replace(asked, target=game.target)  # every substrate is compared with the same
         names.append(_named(game.hiding.substrate, names))
+        pictures.append(game.hiding.picture)
         values, without = game.each(asked_for)[part].split([len(asked_for) - sets, sets])
         curves.append(values.view(2, *shown.shape[:2]))
         losses.append(game.whole[part] - without)
     inserted, deleted = torch.stack(curves, 2)
     first = len(judged.names)
     areas = [area_under(one[first:], revealed[first:]).float() for one in (inserted, deleted)]
-    told = {"orders": orders, "sets": sets, "seed": seed, "regions": count, **asked.told}
+    of = {"labels": named(labels.numpy()), "maps": named(judged.values.numpy()), "pictures": pictures}
+    told = {"orders": orders, "sets": sets, "seed": seed, "regions": count, **of, **asked.told}
     return Faithfulness(
         token=asked.target.parts[part].text,
         maps=judged.names,

@@ -5,6 +5,7 @@ Patches count by their centres: one lies in a box if its centre does. Only posit
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -78,6 +79,7 @@ def located(patches: PatchMap, boxes: Any, token: int | str = 0) -> Located:
         )
     values = patches.values[number].double()
     most, positive = values == values.max(), values.clamp(min=0)
+    about, told = patches.provenance, {"map": patches.provenance.method, "boxes": several, "token": number}
     return Located(
         token=patches.tokens[number],
         points=float(inside[most].double().mean()),
@@ -86,7 +88,7 @@ def located(patches: PatchMap, boxes: Any, token: int | str = 0) -> Located:
         best_iou=max(_iou(values >= level, inside) for level in values.unique()),
         otsu_iou=_iou(values > otsu(values.flatten()), inside),
         average_precision=float(average_precision_score(inside.flatten().numpy(), values.flatten().numpy())),
-        provenance=patches.provenance,
+        provenance=dataclasses.replace(about, method="located", parameters={**about.parameters, **told}),
     )
 
 

@@ -18,6 +18,7 @@ from lvlm_interp.columns import Column, numbered
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import explained, need_seed
 from lvlm_interp.heatmaps.faithfulness import Faithfulness
+from lvlm_interp.heatmaps.hiding import named
 from lvlm_interp.results import Provenance, Result
 
 NUMBERS = ("mean", "low", "high", "less_first", "less_first_low", "less_first_high")
@@ -104,7 +105,14 @@ def faithfulness_over(
     count = int(numbers.max()) + 1
     mean, low, high = _means(values, drawn, confidence, count)
     less, less_low, less_high = _means(values - values[:, :, :1], drawn, confidence, count)
-    told = {"examples": len(every), "groups": count, "confidence": confidence, "samples": samples, "seed": seed}
+    told = {
+        "examples": len(every),
+        "groups": count,
+        "of groups": named(numbers.numpy()),
+        "confidence": confidence,
+        "samples": samples,
+        "seed": seed,
+    }
     return FaithfulnessOver(
         every[0].maps,
         every[0].substrates,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lvlm_interp.attribution.patch_map import PatchMap
 from lvlm_interp.columns import Column
+from lvlm_interp.compat import recounted
 from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.fields import Range
 from lvlm_interp.given import explained, need_seed, whole
@@ -170,6 +171,7 @@ def shuffled(vlm: HookedVLM, count: int, seed: int) -> Iterator[None]:
     weights = {id(one): one for block in vlm.blocks[-count:] for one in block.parameters()}
     kept = [(weight, weight.detach().clone()) for weight in weights.values()]
     generator = torch.Generator().manual_seed(int(seed))
+    counts = [(weight, weight._version) for weight, _ in kept if not weight.is_inference()]
     try:
         for weight, before in kept:
             places = torch.randperm(before.numel(), generator=generator).to(before.device)
@@ -178,6 +180,8 @@ def shuffled(vlm: HookedVLM, count: int, seed: int) -> Iterator[None]:
     finally:
         for weight, before in kept:
             _write(weight, before)
+        for weight, count in counts:  # what was computed before is of these very numbers
+            recounted(weight, count)
 
 
 @torch.no_grad()

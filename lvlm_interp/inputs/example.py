@@ -19,6 +19,7 @@ from torch import Tensor
 from lvlm_interp.errors import InputError, VisibilityError
 from lvlm_interp.fields import shown
 from lvlm_interp.given import explained, explaining
+from lvlm_interp.inputs.replaced import need_ids, need_read, need_same_tokens
 from lvlm_interp.inputs.view import ImageView
 from lvlm_interp.shown import printable
 
@@ -204,16 +205,32 @@ class Inputs:
             raise InputError("there is no image in this example; prepare it with one")
 
     def with_model_inputs(self, **changed: Tensor) -> Inputs:
-        """The same example with some model inputs replaced (pixels, for instance); shapes must stay."""
+        """The same example with some model inputs replaced; of other pixels nobody knows the picture any more.
+
+        Raises:
+            InputError: other shapes or tokens, or a mask that leaves out what the answer is read from.
+        """
         for name, value in changed.items():
             found = self.model_inputs.get(name)
             if found is None or found.shape != value.shape:
                 shape = None if found is None else tuple(found.shape)
                 raise InputError(f"model input {name!r} has shape {shape}; got {tuple(value.shape)}")
-        return dataclasses.replace(self, model_inputs={**self.model_inputs, **changed})
+        if self.tokens and "input_ids" in changed:
+            need_same_tokens(self.input_ids, changed["input_ids"])
+        if "attention_mask" in changed:
+            need_read(changed["attention_mask"], self.answer_start)
+        anew = changed.keys() & self.pixels.keys()
+        views = tuple(dataclasses.replace(view, picture=None, clip=()) for view in self.images) if anew else self.images
+        return dataclasses.replace(self, model_inputs={**self.model_inputs, **changed}, images=views)
 
     def with_noise(self, kept: float, generator: torch.Generator) -> Inputs:
-        """The same example with noise on its pixels, √kept·x + √(1−kept)·ε; where patches stand is left as it is."""
+        """The same example with noise on its pixels, √kept·x + √(1−kept)·ε; where patches stand is left as it is.
+
+        Raises:
+            InputError: a share that is not from 0 to 1.
+        """
+        if not 0 <= kept <= 1:
+            raise InputError(f"kept is the share of the picture that stays, from 0 to 1; got {kept}")
         noisy = {}
         for name, value in self.pixels.items():
             drawn = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value)
@@ -256,7 +273,7 @@ class Inputs:
         """The same prompt followed by this answer."""
         if not len(ids):
             raise InputError(f"the answer {text!r} tokenises to nothing; give at least one word")
-        made = self._followed(ids, tokens, "answer")
+        made = self._followed(need_ids(ids), tokens, "answer")
         return dataclasses.replace(made, texts={**self.texts, "answer": text})
 
     def with_opening(self, tokens: Sequence[str]) -> Inputs:

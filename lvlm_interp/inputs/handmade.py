@@ -24,6 +24,7 @@ RAW = frozenset(
     }
 )
 OURS = ("use_cache", "return_dict")
+NUMBERS = re.compile("scalar type|dtype|data type|without overflow", re.IGNORECASE)
 NO_ROOM = re.compile("memory|CUDA error", re.IGNORECASE)  # of a processor torch says so in a RuntimeError
 
 
@@ -38,6 +39,12 @@ def may_be_of_shapes(error: BaseException) -> bool:
 def unfitting(model_inputs: Mapping[str, Any], asked: str, error: BaseException) -> MisfitError:
     """What is to be said of inputs with which something failed."""
     named = ", ".join(f"{name}: {_shape(value)}" for name, value in model_inputs.items())
+    default = str(torch.get_default_dtype()).removeprefix("torch.")
+    if default != "float32" and NUMBERS.search(str(error)):
+        return MisfitError(
+            f"{asked} while torch's default dtype is {default}: parts of it make numbers of that type ({gist(error)}). "
+            "Set torch.set_default_dtype(torch.float32) around it"
+        )
     return MisfitError(
         f"{asked} with these model inputs: {named} ({gist(error)}). Their axes and numbers are those that the model's "
         "own processor gives: vlm.prepare(question, image) makes them, and its .model_inputs show how they look"

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from lvlm_interp.errors import ImageError, LvlmInterpError
+from lvlm_interp.errors import ImageError, InputError, LvlmInterpError
+from lvlm_interp.fields import shown
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.arrays import eight_bits
 from lvlm_interp.inputs.sources import ImageLike, is_picture, named, picture_of
+from lvlm_interp.inputs.view import ImageView
 
 VideoLike = Sequence[Any] | np.ndarray | Tensor
 """Frames: PIL images, paths or arrays `[height, width, 3]` of bytes; or one array of them all, `[frame, …]`."""
@@ -85,10 +89,37 @@ def open_video(video: VideoLike) -> list[Image.Image]:
     return frames
 
 
+def shown_anew(view: ImageView, given: Any) -> ImageView:
+    """The view of another picture, or of other frames, in the place of its own.
+
+    Raises:
+        InputError: another number of frames.
+        ImageError: another size, or what is no picture.
+    """
+    clip = tuple(open_video(given)) if view.frames is not None or view.clip else ()
+    picture = clip[0] if clip else open_image(given)
+    if view.clip and len(clip) != len(view.clip):
+        raise InputError(f"the video has {len(view.clip)} frames; got {len(clip)}")
+    if view.picture is not None and picture.size != view.picture.size:
+        raise ImageError(
+            f"the picture is {picture.size[0]} × {picture.size[1]} pixels, and takes the place of one of "
+            f"{view.picture.size[0]} × {view.picture.size[1]}: resize it, or prepare the question with it"
+        )
+    return dataclasses.replace(view, picture=picture, clip=clip)
+
+
 def _frame(frame: Any) -> Image.Image:
     if is_picture(frame) and not isinstance(frame, (np.ndarray, Tensor)):
         return open_image(frame)
-    values = np.asarray(frame)
+    if np.ma.is_masked(frame):
+        raise ImageError("a frame of which some numbers are masked is none: say what they are, array.filled(0)")
+    kind = frame.dtype if isinstance(frame, Tensor) else None
+    if kind not in (None, torch.uint8):
+        raise ImageError(f"a frame is an array [height, width, 3] of bytes (uint8); got {kind} {list(frame.shape)}")
+    try:
+        values = np.asarray(frame.cpu() if isinstance(frame, Tensor) else frame)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ImageError(f"a frame is a PIL image, a path, or an array of bytes; got {shown(frame)}") from error
     if values.dtype != np.uint8 or values.ndim != 3 or values.shape[2] != 3:
         raise ImageError(
             "a frame is a PIL image, a path, or an array [height, width, 3] of bytes (uint8); "

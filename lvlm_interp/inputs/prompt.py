@@ -21,6 +21,7 @@ from lvlm_interp.inputs.chat import Message, Segment, about_videos, conversation
 from lvlm_interp.inputs.example import Written, pixels_of
 from lvlm_interp.inputs.once import once
 from lvlm_interp.inputs.refused import need_pictures_taken, settings_of
+from lvlm_interp.inputs.replaced import need_ids
 from lvlm_interp.inputs.spelling import LOST, piece_text, pieces_of
 
 PLACEHOLDERS = ("X", "Q", "k", "7")
@@ -222,7 +223,7 @@ class Prompter:
 
     def text(self, ids: Sequence[int]) -> str:
         """Token ids as one text, letter for letter: a character's bytes may be in several tokens."""
-        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+        return str(self.tokenizer.decode(need_ids(ids), clean_up_tokenization_spaces=False))
 
     def read(self, token: int) -> str:
         """What a token reads as behind other text: Llama's tokenizers drop the blank that a text begins with.

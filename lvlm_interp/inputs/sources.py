@@ -59,6 +59,7 @@ what has a PIL image as `.image`."""
 SECONDS = 30  # that an address has to answer
 AGENT = {"User-Agent": "lvlm-interp"}  # some ask for a name
 ADDRESS = re.compile(r"(https?|file)://|(data):(image|application)/", re.IGNORECASE)
+OTHER_SCHEME = re.compile("[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # one letter is a drive
 SHORTENED = re.compile(r"(https?):/+", re.IGNORECASE)  # what paths make of an address
 KINDS = (Image.Image, str, os.PathLike, bytes, bytearray, memoryview, np.ndarray, Tensor, Mapping, Readable, Pictured)
 KEYS = ("image", "bytes", "url", "path", "base64")
@@ -145,6 +146,8 @@ def _why_none(path: Path, name: str) -> str:
         return f"{name} is in a folder that may not be entered"
     except (OSError, ValueError):  # what else is wrong with it is that there is none
         pass
+    if OTHER_SCHEME.match(os.fspath(path)):
+        return f"{name} is an address of a kind that is not read: http://, https://, file:// and data: are"
     return f"no image file at {name}"
 
 

@@ -154,7 +154,10 @@ def attention_routes(
     told = {"widths": widths, "value": readings.target.values[0].name, "unit": unit_name(unit), "samples": samples}
     changes = torch.stack(found)
     return Routes(
-        *(tuple(names), tuple(kinds), tuple(widths), tuple(centres)),
+        routes=tuple(names),
+        kinds=tuple(kinds),
+        widths=tuple(widths),
+        layers=tuple(centres),
         **_means(changes, numbers, confidence, samples, seed),
         counts=(~changes.isnan()).sum(0),
         untouched=sum(plain) / len(plain),
@@ -212,7 +215,7 @@ def _cut(
     plain = readings.untouched.values[0, 0]
     found = torch.full((len(kinds), len(spans), len(spans[0])), torch.nan, dtype=torch.float64)
     for k, w, n in torch.cartesian_prod(*map(torch.arange, found.shape)).tolist():
-        cut = route.cut(kinds[k], spans[w][n])  # type: ignore[arg-type]
+        cut = route.cut(kinds[k], spans[w][n])
         if cut is not None:
             found[k, w, n] = under(readings, cut)[0].values[0, 0] - plain
     return found

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import pandas as pd
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvlm_interp.attribution.against import Against
-from lvlm_interp.attribution.value import Target, Value
+from lvlm_interp.attribution.value import Target, Value, target_of
 from lvlm_interp.bootstrap import bootstrap_weights, interval
 from lvlm_interp.columns import Column, numbered
 from lvlm_interp.errors import InputError
@@ -32,7 +32,7 @@ from lvlm_interp.given import explained, need_seed
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.words import Unit, parts_of, unit_name
 from lvlm_interp.interventions.axes import Cell, Label, Over, cells_of
-from lvlm_interp.interventions.readings import Readings, readings_of
+from lvlm_interp.interventions.readings import Readings
 from lvlm_interp.interventions.sources import remembering
 from lvlm_interp.interventions.states import Patch
 from lvlm_interp.interventions.sweep import under
@@ -155,14 +155,14 @@ def causal_trace(
             f"{len(pairs)} pairs, {len(numbers)} groups, a confidence of {confidence}, {samples} samples: give a pair "
             "or more, a group for each or none, a confidence between 0 and 1, 2 samples or more"
         )
-    foils = [_foil(vlm, pair, unit, against, values) for pair in pairs]
-    asked = [(vlm, pair, values, unit, foil) for pair, foil in zip(pairs, foils, strict=True)]
-    target = _Runs(*asked[0]).clean.target
-    wholes = torch.stack([_Runs(*one).whole for one in asked])
+    asked = [(pair, _target(vlm, pair, values, unit, against)) for pair in pairs]
+    target = asked[0][1]
+    wholes = torch.stack([_Runs(vlm, *one).whole for one in asked])
     _need_difference(target, wholes)
-    found, axes, labels = [], (), []
+    axes: tuple[str, ...] = ()
+    found, labels = list[Tensor](), list[tuple[tuple[Label, ...], ...]]()
     for one in tqdm(asked, desc="pairs", disable=not progress, leave=False):
-        run = _Runs(*one)  # made anew: states of all pairs together take much memory
+        run = _Runs(vlm, *one)  # made anew: states of all pairs together take much memory
         axes, cells = cells_of(vlm, run.clean.x, patch or Patch(), over(run.clean.x) if callable(over) else over)
         labels.append(tuple(cell.label for cell in cells))
         _need_the_same(labels)
@@ -170,7 +170,10 @@ def causal_trace(
     told = {"patch": (patch or Patch()).described, "over": axes, "unit": unit_name(unit), "samples": samples}
     both = [x for pair in pairs for x in pair]
     return Tracing(
-        *(tuple(value.name for value in target.values), DIRECTIONS, axes, labels[0]),
+        values=tuple(value.name for value in target.values),
+        directions=DIRECTIONS,
+        axes=axes,
+        labels=labels[0],
         **_shares(torch.stack(found), wholes, numbers, confidence, samples, seed),
         clean=wholes.mean(0)[0].float(),
         corrupt=wholes.mean(0)[1].float(),
@@ -184,12 +187,10 @@ def causal_trace(
 class _Runs:
     """The clean and the corrupt run of a pair, both read at the clean one's answer."""
 
-    def __init__(
-        self, vlm: HookedVLM, pair: Pair, values: Sequence[str | Value], unit: Unit, foil: Against | None
-    ) -> None:
+    def __init__(self, vlm: HookedVLM, pair: Pair, target: Target) -> None:
         clean, corrupt = pair
         answered = corrupt.with_answer(clean.answer_ids.tolist(), clean.answer_tokens, clean.answer)
-        self.clean, self.corrupt = (readings_of(vlm, x, values, unit, foil) for x in (clean, answered))
+        self.clean, self.corrupt = Readings(vlm, clean, target), Readings(vlm, answered, target)
         self.whole = torch.stack([run.untouched.values[:, 0] for run in (self.clean, self.corrupt)])
 
     def exchanged(self, cells: Sequence[Cell]) -> Float[Tensor, "value direction cell"]:
@@ -197,7 +198,7 @@ class _Runs:
         ways = ((self.corrupt, self.clean, 1.0), (self.clean, self.corrupt, -1.0))
         found = []
         for into, source, sign in ways:
-            patches = [dataclasses.replace(cell.intervention, source=source.x) for cell in cells]  # type: ignore[type-var]
+            patches: list[Any] = [dataclasses.replace(cast(Patch, c.intervention), source=source.x) for c in cells]
             found.append(sign * (_read(into, patches) - into.untouched.values[:, :1]))
         return torch.stack(found, 1)
 
@@ -208,16 +209,34 @@ def _read(into: Readings, patches: Sequence[Patch]) -> Float[Tensor, "value cell
         return torch.stack([under(into, patch)[0].values[:, 0] for patch in patches], 1)
 
 
-def _foil(
-    vlm: HookedVLM, pair: Pair, unit: Unit, against: Against | None, values: Sequence[str | Value]
-) -> Against | None:
-    """What the clean answer is compared with: what was asked for, or the corrupt one's own.
+def _target(vlm: HookedVLM, pair: Pair, values: Sequence[str | Value], unit: Unit, against: Against | None) -> Target:
+    """The first part of the clean answer, beside what was asked for, or what the corrupt example is answered with.
 
     Raises:
         InputError: examples of other lengths, no answer, or none to compare with.
     """
     clean, corrupt = pair
     clean.need_answer()
+    _need_alike(pair)
+    target = target_of(vlm, clean, values, unit, against).only(0)
+    if against is not None or not target.compares:
+        return target
+    if corrupt.answer_start == corrupt.length:
+        raise InputError("the corrupt example has no answer to compare with: give it one, or against=")
+    own, other = (parts_of(x, unit, vlm.decode)[0] for x in pair)
+    ids = tuple(corrupt.answer_ids[other.start : other.stop].tolist())
+    if ids == tuple(clean.answer_ids[own.start : own.stop].tolist()):
+        raise InputError(f"both examples of a pair are answered {own.text.strip()!r}: there is no difference to trace")
+    search = dataclasses.replace(target.search, given={0: (vlm.text_of(ids),)}, ids={0: (ids,)}, written=True)
+    return dataclasses.replace(target, search=search)
+
+
+def _need_alike(pair: Pair) -> None:
+    """Raise for prompts whose positions are not each other's.
+
+    Raises:
+        InputError: names the first that differs.
+    """
     prompts = [x.roles[: x.answer_start] for x in pair]
     if prompts[0] != prompts[1]:
         both = zip(*prompts, strict=False)
@@ -226,14 +245,6 @@ def _foil(
             f"states are exchanged position by position; these prompts have {len(prompts[0])} and {len(prompts[1])}, "
             f"and position {first} is the first that differs in its role"
         )
-    if against is not None or corrupt.answer_start == corrupt.length:
-        if against is None and "difference" in values:
-            raise InputError("the corrupt example has no answer to compare with: give it one, or against=")
-        return against
-    own, other = (parts_of(x, unit, vlm.decode)[0].text.strip() for x in pair)
-    if own == other:
-        raise InputError(f"both examples of a pair are answered {own!r}: there is no difference to trace")
-    return other
 
 
 def _need_difference(target: Target, wholes: Float[Tensor, "pair run value"]) -> None:

@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import torch
 from jaxtyping import Int
-from PIL.Image import Image
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, LvlmInterpWarning, ModelError
@@ -24,7 +23,7 @@ from lvlm_interp.inputs import chat, prompt
 from lvlm_interp.inputs.batch import Batch, batched
 from lvlm_interp.inputs.example import VIDEO_PIXELS, Answer, Inputs, Role, Written, need_by_position, pixels_of
 from lvlm_interp.inputs.handmade import need_kinds, need_predicting, need_usual, read_by_hand
-from lvlm_interp.inputs.media import VideoLike, open_images, open_video
+from lvlm_interp.inputs.media import VideoLike, open_images, open_video, shown_anew
 from lvlm_interp.inputs.roles import need_roles
 from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.inputs.spelling import LOST, Decode, spelled
@@ -336,17 +335,21 @@ class Preparing(Anatomy):
         return why_apart(self.model, self.family, self.dtype, lengths)
 
     @checked
-    def with_pictures(self, x: Inputs, pictures: Sequence[Image | list[Image]]) -> Inputs:
+    def with_pictures(self, x: Inputs, pictures: Sequence[ImageLike | VideoLike]) -> Inputs:
         """The same example with other pictures of the same size in the place of its own; of a video, its frames.
 
+        They are opened as `prepare` opens them, and are the example's pictures from then on.
+
         Raises:
-            InputError: another number of pictures than the example has.
+            InputError: another number of pictures than the example has, or of frames.
+            ImageError: pictures of another size, or what is none.
         """
         if len(pictures) != len(x.images):
             raise InputError(f"the example has {len(x.images)} pictures and videos; got {len(pictures)}")
-        processed = self.prompter.pixels(pictures)
+        views = [shown_anew(view, given) for view, given in zip(x.images, pictures, strict=True)]
+        processed = self.prompter.pixels([list(view.clip) or view.picture for view in views])
         changed = {k: v.to(x.model_inputs[k]) for k, v in processed.items() if k in x.model_inputs}
-        return x.with_model_inputs(**changed)
+        return dataclasses.replace(x.with_model_inputs(**changed), images=tuple(views))
 
     def answered(self, x: Inputs, answer: str) -> Inputs:
         """The same prompt with this answer, as the chat template writes it.

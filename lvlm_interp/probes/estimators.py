@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
 
-from lvlm_interp.columns import native
+from lvlm_interp.columns import native, need_unmasked
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import explaining
 from lvlm_interp.probes.fit import Problem, Space, solve
@@ -32,8 +35,9 @@ class _Linear(BaseEstimator):
         self.l2, self.standardize, self.tolerance = l2, standardize, tolerance
 
     def _fit(self, x: np.ndarray, task: Task) -> None:
-        (strength,) = strengths(self.l2)
+        strength = self._strength()
         features = torch.tensor(native(x)).to(precision([strength], torch.from_numpy(native(x)).dtype))[None]
+        need_squares(features, ["the features"])
         space = Space.of(features, self.standardize)
         targets = task.targets(task.truth).to(features.dtype)[:, None]
         problem = Problem(space.enter(features), targets, task.likelihood)
@@ -41,6 +45,21 @@ class _Linear(BaseEstimator):
         coef, intercept = space.leave(weights)
         coef = (coef[0, :, 0] * task.spread[1]).to(features.dtype)
         self.coef_, self.intercept_ = coef.T.numpy(), task.margins(intercept[0, 0]).numpy()
+
+    def _strength(self) -> float:
+        """The strength of L2, once all options are what they must be.
+
+        Raises:
+            InputError: one that is not.
+        """
+        if not isinstance(self.standardize, (bool, np.bool_)):
+            raise InputError(f"standardize is True or False, got {self.standardize!r}")
+        if isinstance(self.tolerance, bool) or not isinstance(self.tolerance, Real) or not 0 < self.tolerance < 1:
+            raise InputError(f"tolerance is a share between 0 and 1, got {self.tolerance!r}")
+        found = strengths(self.l2)
+        if len(found) != 1:
+            raise InputError(f"an estimator has one l2, which fit_probes chooses of several; got {self.l2!r}")
+        return found[0]
 
     def _margins(self, x: Any) -> np.ndarray:
         check_is_fitted(self, "coef_")
@@ -60,6 +79,7 @@ class Probe(ClassifierMixin, _Linear):
     @uncast
     def fit(self, X: Any, y: Any) -> Probe:
         """Fit to features `[example, dim]` and labels `[example]`."""
+        X, y = (given_array(one, what) for one, what in ((X, "features"), (y, "labels")))
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
         check_classification_targets(y)
         self.classes_, numbers = np.unique(y, return_inverse=True)
@@ -101,9 +121,11 @@ class PointProbe(RegressorMixin, _Linear):
     @uncast
     def fit(self, X: Any, y: Any) -> PointProbe:
         """Fit to features `[example, dim]` and values `[example]` or `[example, output]`."""
+        X, y = (given_array(one, what) for one, what in ((X, "features"), (y, "values")))
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], multi_output=True, y_numeric=True)
         self._flat = np.ndim(y) == 1
         values = torch.tensor(np.asarray(y, dtype=X.dtype)).view(len(X), -1)
+        need_squares(values[None], ["the values"])
         self._fit(X, Task("regress", tuple(range(values.shape[1])), values))
         return self
 
@@ -116,6 +138,31 @@ class PointProbe(RegressorMixin, _Linear):
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
+
+
+def given_array(given: Any, what: str) -> Any:
+    """What an estimator is fitted to: a tensor as an array, all else as scikit-learn takes it.
+
+    Raises:
+        InputError: entries are masked, of which scikit-learn would read what stands behind the mask.
+    """
+    need_unmasked(given, what)
+    if isinstance(given, Tensor):
+        plain = given.detach().cpu()
+        return (plain.float() if plain.dtype in (torch.bfloat16, torch.float16) else plain).numpy()
+    return given
+
+
+def need_squares(x: Float[Tensor, "site example dim"], names: Sequence[str]) -> None:
+    """Raise for features of which no spread can be computed in their type of numbers."""
+    largest, numbers = x.abs().amax((1, 2)), torch.finfo(x.dtype)
+    lost = (largest > 0) & ((largest < numbers.tiny**0.5) | (largest > (numbers.max / x.shape[1]) ** 0.5))
+    if lost.any():
+        site = int(lost.int().argmax())
+        raise InputError(
+            f"features reach {float(largest[site]):.0e} at {names[site]!r}, and their squares are 0 or infinite in "
+            f"{str(x.dtype).removeprefix('torch.')}: give them in another unit"
+        )
 
 
 def strengths(l2: float | Sequence[float]) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ That a probe reads something off a site shows that it is there, not that the mod
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from numbers import Integral
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+import xxhash
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -29,7 +31,7 @@ from lvlm_interp.given import explained
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.probes import statistics
 from lvlm_interp.probes.design import L2, designed
-from lvlm_interp.probes.estimators import precision
+from lvlm_interp.probes.estimators import need_squares, precision
 from lvlm_interp.probes.fit import BINARY, TOLERANCE
 from lvlm_interp.probes.result import ProbeResult, listed
 from lvlm_interp.probes.task import Task, TaskKind, given_features, task_of
@@ -119,7 +121,12 @@ def fit_probes(
     blocks = list(_blocks(features, shape, names, design.l2))
     for read in blocks if isinstance(features, (Tensor, np.ndarray)) else ():
         read()  # what is broken at the last site is found before the first is fitted
-    found = Fitted.together([fit_block(x(), plan, orders) for x in tqdm(blocks, disable=not progress, unit="block")])
+    seen = xxhash.xxh3_128()
+    found = Fitted.together(
+        [fit_block(_noted(x(), seen), plan, orders) for x in tqdm(blocks, disable=not progress, unit="block")]
+    )
+    for column in (wanted.truth, grouped, design.types, fold):
+        seen.update(b"none" if column is None else column.cpu().contiguous().numpy().tobytes())
     weights = bootstrap_weights(grouped, bootstrap, generator)
     p, q = _tested(found.statistic)
     about = {"permutations": permutations, "bootstrap": bootstrap, "examples": count, "folds": len(plan.inner)}
@@ -142,7 +149,7 @@ def fit_probes(
         confidence=confidence,
         notes=_notes(found, names, wanted.truth[orders], alpha),
         metadata=kept,
-        provenance=_provenance(vlm, seed, plan, about),
+        provenance=dataclasses.replace(_provenance(vlm, seed, plan, about), example=seen.hexdigest()),
     )
 
 
@@ -208,7 +215,7 @@ def _blocks(features: Any, shape: tuple[int, ...], names: tuple[str, ...], l2: S
                     f"features have NaN or infinite values at {listed(bad)}, first in example "
                     f"{int(broken.any(0).nonzero()[0])}"
                 )
-            _need_squares(x, names[start * inside :])
+            need_squares(x, names[start * inside :])
             return x
 
         return read
@@ -216,16 +223,10 @@ def _blocks(features: Any, shape: tuple[int, ...], names: tuple[str, ...], l2: S
     return (reader(start) for start in range(0, shape[1], several))
 
 
-def _need_squares(x: Float[Tensor, "site example dim"], names: Sequence[str]) -> None:
-    """Raise for features of which no spread can be computed in their type of numbers."""
-    largest, numbers = x.abs().amax((1, 2)), torch.finfo(x.dtype)
-    lost = (largest > 0) & ((largest < numbers.tiny**0.5) | (largest > (numbers.max / x.shape[1]) ** 0.5))
-    if lost.any():
-        site = int(lost.int().argmax())
-        raise InputError(
-            f"features reach {float(largest[site]):.0e} at {names[site]!r}, and their squares are 0 or infinite in "
-            f"{str(x.dtype).removeprefix('torch.')}: give them in another unit"
-        )
+def _noted(x: Float[Tensor, "site example dim"], seen: xxhash.xxh3_128) -> Float[Tensor, "site example dim"]:
+    """The features, of which a digest is made for provenance."""
+    seen.update(x.numpy().tobytes())
+    return x
 
 
 def _targets(

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,11 +41,12 @@ from lvlm_interp.reference.architecture import (
 )
 from lvlm_interp.reference.base_weights import load_language_model, load_tokenizer, load_vision_tower
 from lvlm_interp.reference.scenes import SIZE
-from lvlm_interp.reference.sources import cache_directory, lock, reason
+from lvlm_interp.reference.sources import LANGUAGE_MODEL, VISION_TOWER, cache_directory, lock, reason
 
 MANIFEST = "manifest.json"
 """In the checkpoint's directory: the SHA-256 of every file that was built."""
 BUILDING = ".building-"
+BUILT = re.compile("reference-[0-9a-f]{12}")
 OF_SYSTEMS = ("Thumbs.db", "desktop.ini")  # what systems put into folders by themselves
 WEIGHTS = "model.safetensors"
 TEMPLATE = """\
@@ -128,19 +130,29 @@ def damage(folder: Path) -> str | None:
 
 
 def clear() -> list[Path]:
-    """Remove everything that was fetched or built; returns what was removed.
+    """Remove everything that was fetched or built, and nothing else that stands beside it; returns what was removed.
 
     Raises:
         OutputError: something cannot be removed.
     """
-    kinds = ("sources", "reference-*", f"{BUILDING}*")
-    removed = sorted(path for kind in kinds for path in cache_directory().glob(kind))
+    removed = sorted(_ours(cache_directory()))
     for path in removed:
         try:
             shutil.rmtree(path)
         except OSError as error:
             raise OutputError(f"could not remove {path}: {reason(error)}") from error
+    with contextlib.suppress(OSError):  # something of another's is in it, or it is not there
+        (cache_directory() / "sources").rmdir()
     return removed
+
+
+def _ours(kept: Path) -> Iterator[Path]:
+    """The directories that fetching and building make: another's may begin with the same words."""
+    for path in kept.glob("*"):
+        if BUILT.fullmatch(path.name) or path.name.startswith(BUILDING):
+            yield path
+    for source in (LANGUAGE_MODEL, VISION_TOWER):
+        yield from (kept / "sources").glob(f"{source.package}-*")
 
 
 def assemble(adapter: dict[str, Tensor]) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:

@@ -24,6 +24,7 @@ def diagnose(asked: AskedOrTable, out: OutDir) -> None:
     from lvlm_interp.report import export
 
     export.check(out, asked.force)
+    asked.need_two_places(out)
     vlm, rows = asked.open_rows(_ours(out))
     diagnoses: list[Any] = []
 

@@ -11,6 +11,7 @@ import lvlm_interp as li
 from lvlm_interp.cli.options import Asked, Json, Word, asking, need_texts, of_word
 from lvlm_interp.cli.terminal import say
 from lvlm_interp.errors import InputError
+from lvlm_interp.given import need_seed
 
 PLACE = 52
 METHODS = ("occlusion", "attention", "integrated_gradients")
@@ -41,6 +42,7 @@ def faithfulness(
 
     methods = {name: method_of(name, {}) for name in method or METHODS}
     substrates = _substrates(substrate or ["tokens", "mean", "blur"])
+    need_seed(seed)
     need_texts("--against", [against])
     asked.need_figure(out)
     vlm, x = asked.open()
@@ -48,12 +50,11 @@ def faithfulness(
     maps = {name: li.attribute(vlm, x, how, **told) for name, how in methods.items()}
     settings = {"substrates": substrates, "regions": regions, "orders": orders, "seed": seed}
     found = li.faithfulness(vlm, x, maps, **settings, **told)
-    if out is not None:
-        export.save_curves(found, out, curve, asked.force)
     with asked.showing(as_json) as shown:
         shown(found, x)
-    if out is not None and not as_json:
-        say(out)
+    if out is not None:
+        export.save_curves(found, out, curve, asked.force)
+        say(out) if not as_json else None
 
 
 def _substrates(names: list[str]) -> list[str]:

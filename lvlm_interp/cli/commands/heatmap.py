@@ -40,18 +40,20 @@ def heatmap(
     export.map_kind(out)
     how = method_of(method, parameters_of(parameter or [], hide_from))
     export.check_file(out, asked.force)
+    asked.need_two_places(out)
     need_apart([out], [*asked.read, *(value for value in how.parameters.values() if isinstance(value, str))])
     need_texts("--against", [against])
     vlm, x = asked.open()
     patches, drawn = _mapped(vlm, x, word, against, {"method": how, "progress": sys.stderr.isatty()})
-    export.check_file(out, asked.force)  # another process may have written it meanwhile
-    export.save_heatmap(patches, x.images[0].picture, out, drawn, x.question)
     with asked.showing(as_json) as shown:
         shown.keep(patches.to_frame())
-    if as_json:
-        show(patches, True, x.answer)
-    else:
-        show_frame(peaks(patches), f"{x.question}  →  {x.answer}", patches.note)
+        if as_json:
+            show(patches, True, x.answer)
+        else:
+            show_frame(peaks(patches), f"{x.question}  →  {x.answer}", patches.note)
+    export.check_file(out, asked.force)  # another process may have written it meanwhile
+    export.save_heatmap(patches, x.images[0].picture, out, drawn, x.question)
+    if not as_json:
         say(out)
 
 
@@ -73,7 +75,7 @@ def _read(value: str) -> Any:
     import numpy as np
 
     for reader in (json.loads, ast.literal_eval):
-        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        with contextlib.suppress(ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             read = reader(value)
             nested = isinstance(read, (list, tuple)) and any(isinstance(one, (list, tuple)) for one in read)
             return np.array(read) if nested else tuple(read) if isinstance(read, list) else read

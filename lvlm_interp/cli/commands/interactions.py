@@ -41,9 +41,8 @@ def interactions(
     vlm, x = asked.open()
     told = of_word(word, against)
     found = li.interactions(vlm, x, phrase or "roles", regions=regions, hide_from=hide_from, **told)
-    if out is not None:
-        export.save_pairs(found, out, asked.force)
     with asked.showing(as_json) as shown:
         shown(found, x)
-    if out is not None and not as_json:
-        say(out)
+    if out is not None:
+        export.save_pairs(found, out, asked.force)
+        say(out) if not as_json else None

@@ -116,7 +116,7 @@ def _need_apart(store: Path | None, out: Path) -> None:
     from lvlm_interp.probes.store import need_store
     from lvlm_interp.report import export
 
-    one, other = store.absolute(), out.absolute()
+    one, other = store.resolve(), out.resolve()
     if one == other or other in one.parents or one in other.parents:
         raise typer.BadParameter(f"--store {store} and --out {out} are one inside the other: give two directories")
     export.check(store, force=True)

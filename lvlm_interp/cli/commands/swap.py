@@ -65,12 +65,14 @@ def swap(
     shown = [name for names in frame.get("picture", []) for name in names] if table else []
     need_apart([out / name for name in export.SWAPPED], [table, *shown] if table else [])
     vlm = open_model(model, None, verbose, device, dtype)
-    test = li.swap_test(vlm, frame, by, parts=parts, maps=maps, progress=sys.stderr.isatty())
+    test = li.swap_test(vlm, frame, by, parts=parts, maps=maps, progress=sys.stderr.isatty(), interrupted="return")
     found = _judged(test, definition, unclear)
     export.write_swap(test, found, out, force)
     for where, why in test.failures.items():
         complain(f"note: {where}: {why}")
     _show(test, found, as_json, f"{table or 'The reference world'}: {len(test.examples)} examples")
+    if len(test.examples) < frame["example"].nunique():
+        raise KeyboardInterrupt
 
 
 def _judged(test: Any, definitions: list[str] | None, unclear: bool) -> Any:

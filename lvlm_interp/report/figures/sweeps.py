@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -128,5 +128,5 @@ def _ticks(ax: Axes, names: Sequence[str], along: str) -> None:
         ax.set_yticks(range(0, len(names), every), names[::every])
         return
     every = lettering.step(len(names), ax, "width", ems=min(2.0, 0.8 * longest))
-    slanted = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if longest > 4 else {}
+    slanted: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if longest > 4 else {}
     ax.set_xticks(range(0, len(names), every), names[::every], **slanted)
