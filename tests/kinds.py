@@ -23,6 +23,8 @@ def one_of_each():
     """Result by the name of its kind."""
     vlm, diagnosis = li.wrap(tiny_llava()), made(context="Told before.", system="Be short.")
     x, y = tiny_inputs(vlm), torch.ones(2, 3)
+    pair = (tiny_inputs(vlm, (7, 8)), tiny_inputs(vlm, (9, 8), seed=5))
+    ranked = li.attribution_patching(vlm, [pair], exact=2)
     tuned = TunedLens(torch.ones(2, 3, 4, 4), torch.ones(2, 3, 4), y, y, y, y, 1, provenance=about("tuned lens"))
     mapped = li.attribute(vlm, x, "shapley", unit="answer")
     found = (
@@ -37,7 +39,8 @@ def one_of_each():
         li.intervene(vlm, x, li.Knockout("last", "image"), unit="answer"),
         li.sweep(vlm, x, li.Knockout("last", "image"), unit="answer"),
         li.attention_routes(vlm, [x], widths=[1], layers=1, samples=2),
-        li.causal_trace(vlm, [(x, tiny_inputs(vlm, (9, 8), seed=5))], unit="token", samples=2),
+        li.causal_trace(vlm, [pair], unit="token", samples=2),
+        *(ranked, li.circuits(vlm, [pair], ranked, [0.5], samples=2)),
         li.trace(vlm, x, max_new_tokens=2),
         li.collect_features(vlm, [x], {"all": "blocks.*.hook_resid_pre"})["all"],
         Contrasts({"hidden": diagnosis.contrast}, provenance=about("contrast")),

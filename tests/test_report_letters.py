@@ -85,7 +85,18 @@ def traced(axes, labels):
     return li.Tracing(("difference",), ("denoising", "noising"), axes, labels, *told, provenance=about("causal_trace"))
 
 
+def kept(orders, sizes):
+    """Faithfulness of the first components of some orders."""
+    share = torch.rand(len(orders), len(sizes), generator=torch.Generator().manual_seed(0))
+    told = (torch.ones(len(sizes), dtype=torch.long), share, share - 0.1, share + 0.1, 1 - share, 8.0, 0.0, 40, 0.95)
+    return li.Circuits(orders, sizes, *told, provenance=about("circuits"))
+
+
 DRAWN = {
+    "circuit_curves": {
+        "few": lambda: figures.circuit_curves(kept(("a", "random"), (0.1, 0.5))),
+        "many": lambda: figures.circuit_curves(kept((*LONG[:4], "random"), (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.5))),
+    },
     "component_bars": {
         "few": lambda: figures.component_bars(heads(2, 1)),
         "many": lambda: figures.component_bars(heads()),

@@ -2,8 +2,10 @@
 
 from lvlm_interp.interventions.attention import Knockout, Scale
 from lvlm_interp.interventions.axes import windows
+from lvlm_interp.interventions.circuits import Circuits, circuits
 from lvlm_interp.interventions.effects import Effects, intervene
 from lvlm_interp.interventions.intervention import Certificate, Intervention, Together, intervening
+from lvlm_interp.interventions.patching import Components, attribution_patching
 from lvlm_interp.interventions.places import Region
 from lvlm_interp.interventions.routes import Routes, attention_routes
 from lvlm_interp.interventions.states import Ablate, Freeze, Patch, Steer
@@ -13,6 +15,8 @@ from lvlm_interp.interventions.tracing import Tracing, causal_trace
 __all__ = [
     "Ablate",
     "Certificate",
+    "Circuits",
+    "Components",
     "Effects",
     "Freeze",
     "Intervention",
@@ -26,7 +30,9 @@ __all__ = [
     "Together",
     "Tracing",
     "attention_routes",
+    "attribution_patching",
     "causal_trace",
+    "circuits",
     "intervene",
     "intervening",
     "sweep",

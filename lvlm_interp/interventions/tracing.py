@@ -91,7 +91,7 @@ class Tracing(Result):
             f"{name} {float(self.clean[n]):.2f} clean, {float(self.corrupt[n]):.2f} corrupt ({self.units[n]})"
             for n, name in enumerate(self.values)
         ]
-        return f"shares of the difference over {self.pairs} pairs: {'; '.join(told)}"
+        return f"shares of the difference, pairs: {self.pairs}; {'; '.join(told)}"
 
     def to_frame(self) -> pd.DataFrame:
         """One row for each value, direction and place."""
@@ -155,14 +155,14 @@ def causal_trace(
             f"{len(pairs)} pairs, {len(numbers)} groups, a confidence of {confidence}, {samples} samples: give a pair "
             "or more, a group for each or none, a confidence between 0 and 1, 2 samples or more"
         )
-    asked = [(pair, _target(vlm, pair, values, unit, against)) for pair in pairs]
+    asked = [(pair, target_of_pair(vlm, pair, values, unit, against)) for pair in pairs]
     target = asked[0][1]
-    wholes = torch.stack([_Runs(vlm, *one).whole for one in asked])
+    wholes = torch.stack([Runs(vlm, *one).whole for one in asked])
     _need_difference(target, wholes)
     axes: tuple[str, ...] = ()
     found, labels = list[Tensor](), list[tuple[tuple[Label, ...], ...]]()
     for one in tqdm(asked, desc="pairs", disable=not progress, leave=False):
-        run = _Runs(vlm, *one)  # made anew: states of all pairs together take much memory
+        run = Runs(vlm, *one)  # made anew: states of all pairs together take much memory
         axes, cells = cells_of(vlm, run.clean.x, patch or Patch(), over(run.clean.x) if callable(over) else over)
         labels.append(tuple(cell.label for cell in cells))
         _need_the_same(labels)
@@ -184,7 +184,7 @@ def causal_trace(
     )
 
 
-class _Runs:
+class Runs:
     """The clean and the corrupt run of a pair, both read at the clean one's answer."""
 
     def __init__(self, vlm: HookedVLM, pair: Pair, target: Target) -> None:
@@ -209,7 +209,9 @@ def _read(into: Readings, patches: Sequence[Patch]) -> Float[Tensor, "value cell
         return torch.stack([under(into, patch)[0].values[:, 0] for patch in patches], 1)
 
 
-def _target(vlm: HookedVLM, pair: Pair, values: Sequence[str | Value], unit: Unit, against: Against | None) -> Target:
+def target_of_pair(
+    vlm: HookedVLM, pair: Pair, values: Sequence[str | Value], unit: Unit, against: Against | None
+) -> Target:
     """The first part of the clean answer, beside what was asked for, or what the corrupt example is answered with.
 
     Raises:

@@ -20,7 +20,9 @@ from lvlm_interp.heatmaps.sanity import Sanity
 from lvlm_interp.inside.direct import DirectAttribution
 from lvlm_interp.inside.lens import Lens
 from lvlm_interp.inside.tuned_lens import TunedLens
+from lvlm_interp.interventions.circuits import Circuits
 from lvlm_interp.interventions.effects import Effects
+from lvlm_interp.interventions.patching import Components
 from lvlm_interp.interventions.routes import Routes
 from lvlm_interp.interventions.sweep import Sweep
 from lvlm_interp.interventions.tracing import Tracing
@@ -48,6 +50,8 @@ KINDS: tuple[type[Result], ...] = (
     Sweep,
     Routes,
     Tracing,
+    Components,
+    Circuits,
     Trace,
 )
 

@@ -78,7 +78,7 @@ def trace_map(
         raise InputError(f"values are {found.values}, directions {found.directions}; got {value!r}, {direction!r}")
     shares = found.share[found.values.index(value), found.directions.index(direction)].numpy()
     ax = _drawn(found.axes, found.labels, shares, "share of the difference", ax, limit, cmap)
-    drawing.title(ax, title or f"{direction}, {value}, {found.pairs} pairs")
+    drawing.title(ax, title or f"{direction}, {value}, pairs: {found.pairs}")
     return ax
 
 
