@@ -111,7 +111,7 @@ def _drawn(
 
 
 def _line(axis: str, names: Sequence[str], numbers: np.ndarray, unit: str, ax: Axes | None) -> Axes:
-    ax = drawing.axes(ax, min(8.0, 2.4 + 0.2 * len(names)), 2.6)
+    ax = drawing.axes(ax, float(np.clip(2.4 + 0.2 * len(names), 4.0, 8.0)), 2.6)
     ax.axhline(0, linewidth=0.8, color=drawing.ink(ax), alpha=0.4)
     ax.plot(range(len(names)), numbers, marker="o", markersize=3)
     _ticks(ax, names, "x")
