@@ -120,7 +120,7 @@ MISTAKES = {
     "no ids": (lambda vlm, x: vlm.text_of(None), r"ids=…"),
     "no pictures": (lambda vlm, x: vlm.with_pictures(x, None), r"pictures=…"),
     "fewer pictures": (lambda vlm, x: vlm.with_pictures(x, []), "has 1 pictures and videos; got 0"),
-    "a picture by its name again": (lambda vlm, x: vlm.with_pictures(x, ["nope"]), r"pictures=…"),
+    "a picture by its name again": (lambda vlm, x: vlm.with_pictures(x, ["nope"]), "no image file at"),
     "an answer without ids": (lambda vlm, x: li.Answer("x", None), r"Answer\(ids=…\)"),
     "ids of another model": (lambda vlm, x: vlm.inputs(x.input_ids * 0 + 10**9), "holds 1000000000, and the tokens"),
     "ids below 0": (lambda vlm, x: vlm.inputs(x.input_ids * 0 - 1), "holds -1, and the tokens of this model are 0 to"),

@@ -5,6 +5,8 @@ nnsight knows no names but the model's own; which of them a site means is writte
 mistake in `model.sites` shows.
 """
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -24,7 +26,8 @@ def other_words(vlm, name):
     """An example of the same shape with another image and other words: what no comparison may take for the first."""
     x = tiny_example(vlm, name, seed=2)
     ids = x.input_ids
-    return x.with_model_inputs(input_ids=torch.where(ids < IMAGE, ids + 1, ids))
+    changed = {"input_ids": torch.where(ids < IMAGE, ids + 1, ids)}
+    return dataclasses.replace(x, model_inputs={**x.model_inputs, **changed})
 
 
 def disagreeing(ours, theirs):

