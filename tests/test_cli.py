@@ -299,8 +299,9 @@ def test_errors_of_ours_show_a_traceback(monkeypatch):
         cli.main()
 
 
-def test_interrupted(tmp_path):
-    """Ctrl-C in the middle of a command."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted(tmp_path, number):
+    """Ctrl-C in the middle of a command, or a system that shuts down, or a terminal that is closed."""
     code = (
         "import sys, time, lvlm_interp as li; from lvlm_interp import cli\n"
         "def slow(name, **options): print('waiting', flush=True); time.sleep(60)\n"
@@ -312,11 +313,11 @@ def test_interrupted(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         # A shell starts its background jobs with SIGINT ignored, and they would hand that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     assert process.stdout.readline() == "waiting\n"
     time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err.strip().endswith("interrupted") and "Traceback" not in err
     assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ import os
 import pkgutil
 import signal
 import sys
+import threading
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -27,10 +28,6 @@ NEAREST = "lvlm_interp.nearest"
 NEAR = str.maketrans({"−": "-", "–": "-", "—": "-", "…": "...", "→": "->", "×": "x", "⏎": "\\n", "Δ": "D", "·": "."})
 INTERRUPTED = 130  # what shells report after Ctrl-C
 ENDED = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-
-
-class Ended(KeyboardInterrupt):
-    """Somebody asked the process to end: what was done is kept, as after Ctrl-C."""
 
 
 class Once(typer.core.TyperCommand):
@@ -74,7 +71,7 @@ def main() -> NoReturn:
     """Run the command line: 0 done, 1 an error of the user's or the world's, 2 wrong usage, 130 interrupted."""
     _open_streams()
     _open_log()
-    for number in ENDED:
+    for number in ENDED if threading.current_thread() is threading.main_thread() else ():
         if signal.getsignal(number) is signal.SIG_DFL:  # nohup has it ignored
             signal.signal(number, _end)
     for stream in (sys.stdout, sys.stderr):
@@ -82,8 +79,6 @@ def main() -> NoReturn:
             stream.reconfigure(errors=NEAREST)  # a terminal that lacks a letter of an answer shows "?"
     try:
         code: Any = _run()
-    except Ended as end:
-        code = 128 + end.args[0]
     except KeyboardInterrupt:
         code = INTERRUPTED
     except LvlmInterpError as error:
@@ -98,7 +93,8 @@ def main() -> NoReturn:
 
 
 def _end(number: int, _: Any) -> NoReturn:
-    raise Ended(number)
+    """Somebody asked the process to end: what was done is kept, as after Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 class Log(io.FileIO):

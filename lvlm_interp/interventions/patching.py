@@ -13,7 +13,7 @@ It is a guess: some components are exchanged in earnest, and how both agree stan
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -35,6 +35,7 @@ from lvlm_interp.interventions.sweep import under
 from lvlm_interp.interventions.tracing import Pair, Runs, target_of_pair
 from lvlm_interp.model.choice import axes_of
 from lvlm_interp.model.holding import in_one_go
+from lvlm_interp.model.hooks import stopped
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
 
@@ -288,11 +289,6 @@ class _Effects:
 
 def _back(lead: Tensor, inputs: Sequence[Tensor], without: Sequence[Tensor]) -> list[Tensor]:
     """Derivatives, where nothing goes back through some values."""
-    stopped: Callable[[Tensor], Tensor] = torch.zeros_like
-    handles = [value.register_hook(stopped) for value in without]
-    try:
+    with stopped(without):
         found = torch.autograd.grad(lead, inputs, retain_graph=True, allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
     return [torch.zeros_like(of) if one is None else one for one, of in zip(found, inputs, strict=True)]

@@ -335,6 +335,15 @@ def arguments_of(modules: Sequence[nn.Module], run: Callable[[], Any]) -> list[d
 
 
 @contextlib.contextmanager
+def stopped(values: Iterable[Tensor]) -> Iterator[None]:
+    """Within the `with` no derivative goes back through these values of a graph."""
+    with contextlib.ExitStack() as stack:
+        for value in values:
+            stack.callback(value.register_hook(torch.zeros_like).remove)
+        yield
+
+
+@contextlib.contextmanager
 def masking(masks: Mapping[nn.Module, Tensor]) -> Iterator[None]:
     """Within the `with`, each attention module is called with this mask instead of the one that it would get."""
 
