@@ -20,13 +20,17 @@ from tests.tiny import tiny_inputs, tiny_llava
 # Where there may be no number, and NaN says so: nowhere else.
 BLANK = {
     "Checked": {"measured", "limit"},  # of a check that could not be carried out
+    "Circuits": {"low", "high"},  # of one pair
+    "Components": {"exact"},  # of those that were not exchanged in earnest
     "Faithfulness": {"sensitivity"},  # of what does not vary
     "FaithfulnessOver": {*over_examples.NUMBERS},  # of one group; sensitivity of what does not vary
     "Judgement": {"low", "high"},  # of one group
     "Located": {"energy"},  # of a map without a positive number
     "Miss": {"second_value"},  # of one source
     "ProbeResult": {"control", "p", "q"},  # without types, without permutations
+    "Routes": {"change", "low", "high"},  # of controls that no example has; of one example
     "Sanity": {"weights", "foil"},  # of a flat map, without a foil
+    "Tracing": {"low", "high"},  # of one pair
     "TunedLens": {"tuned_kl", "plain_kl", "gain_low", "gain_high"},  # of a kind without positions, of one example
 }
 # Whatever a model, a user or a metric gives.
