@@ -286,7 +286,10 @@ def test_exponents_beyond_decimals_stay_text(tmp_path, number):
 
 @pytest.mark.parametrize("address", ["http://[x/y.png", "//[tmp/p.png", "//\u2100/p.png", "file://[x/p.png"])
 def test_addresses_that_are_none(address, tmp_path):
-    need_apart([tmp_path / "out.png"], [address])
+    (out := tmp_path / "out.png").touch()
+    need_apart([out], [address])  # no error of Python's; what cannot be read is told when it is opened
+    with pytest.raises(OutputError, match="a file that this command reads"):
+        need_apart([out], [address, str(out)])
 
 
 @pytest.mark.parametrize(

@@ -246,12 +246,13 @@ class _Effects:
 
     def found(self, steps: int, drop: bool) -> Float[Tensor, "kind place"]:
         """Effects and strengths."""
-        derivatives = [self._derivatives(share / steps) for share in range(1, steps + 1)]
-        mean = [torch.stack(some).mean(0) for some in zip(*(next(one) for one in derivatives), strict=True)]
-        effect = self._products(mean)
-        if not drop:
+        if not drop:  # one graph at a time
+            each = [self._products(next(self._derivatives(share / steps))) for share in range(1, steps + 1)]
+            effect = torch.stack(each).mean(0)
             return torch.stack([effect, effect.abs()])
-        sizes = torch.stack([self._products(one).abs() for one in derivatives[0]])  # without each layer in turn
+        derivatives = self._derivatives(1.0)
+        effect = self._products(next(derivatives))
+        sizes = torch.stack([self._products(one).abs() for one in derivatives])  # without each layer in turn
         own = torch.tensor([[layer == place[0] for place in self.places] for layer in range(len(sizes))])
         return torch.stack([effect, sizes.masked_fill(own, 0).sum(0) / max(1, len(sizes) - 1)])
 

@@ -54,7 +54,8 @@ def faithfulness(
         shown(found, x)
     if out is not None:
         export.save_curves(found, out, curve, asked.force)
-        say(out) if not as_json else None
+    if out is not None and not as_json:
+        say(out)
 
 
 def _substrates(names: list[str]) -> list[str]:

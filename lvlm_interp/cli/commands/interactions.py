@@ -45,4 +45,5 @@ def interactions(
         shown(found, x)
     if out is not None:
         export.save_pairs(found, out, asked.force)
-        say(out) if not as_json else None
+    if out is not None and not as_json:
+        say(out)
