@@ -6,8 +6,9 @@ that was stopped goes on, here or elsewhere.
 Held-out scenes with a recoloured object whose colour the model names: where it is seen is known, and that it is seen is
 what decides. Every method makes a map of that word, and each is measured: whether it lies on the object (pointing game,
 energy in the box), whether the word follows when eight regions come and go in its order (as tokens on every scene; as
-pixels on the first of them, since each set is then a pass of the whole model), how it ranks these regions beside their
-exact Shapley values, whether it changes with the weights, and what it costs in plain passes of the same process.
+pixels on the first of them, in six regions, since each set is then a pass of the whole model), how it ranks the eight
+beside their exact Shapley values, whether it changes with the weights, and what it costs in plain passes of the same
+process.
 """
 
 import argparse
@@ -30,10 +31,9 @@ import lvlm_interp as li
 from lvlm_interp.bootstrap import bootstrap_weights, interval
 from lvlm_interp.heatmaps.sanity import ranks_alike, shuffled
 
-AT_ONCE, SEEDS_EACH = 5, 1000  # scenes of one task, and seeds that it may draw them from
-ORDERS, SETS = 20, 32  # random orders, and sets, of the curves
-SUBSTRATES = ("tokens", "mean", "blur", "road")  # what stands for what is not seen
-PLAYERS = ("question",)
+AT_ONCE, SEEDS_EACH = 2, 400  # scenes of one task, and seeds that it may draw them from
+ORDERS, SETS = 10, 16  # random orders, and sets, of the curves
+PIXELS = ("mean", "blur", "road")  # what stands for what is not seen
 ABOUT = ("weights", "seed", "question", "method")  # what a row is of
 KEPT = Path(__file__).parent / "results" / "heatmaps.csv"
 METHODS: dict[str, dict[str, Any]] = {
@@ -42,11 +42,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "shapley": {"regions": 4, "pairs": 4},
     "banzhaf": {"samples": 64},
     "rise": {"samples": 64},
-    "greedy": {"regions": 3},
+    "greedy": {"regions": 3, "scope": 3},
     "gradient": {},
     "grad_x_input": {},
     "grad_x_input by pixels": {"by": "pixels"},
-    "integrated_gradients": {"steps": 8},
+    "integrated_gradients": {"steps": 5},
     "attention": {},
     "attention without sinks": {"drop_sinks": True},
     "relative_attention": {},
@@ -102,11 +102,12 @@ def measured(vlm: li.HookedVLM, x: li.Inputs, box: Any, task: Task) -> list[dict
     for name, one in maps.items():
         boxed = li.located(one, box)
         rows[name] |= {"points": boxed.points, "energy": boxed.energy, "precision": boxed.average_precision}
-    settings: Any = {"substrates": SUBSTRATES if task.pixels else "tokens", "regions": _eighths(x)}
-    found = li.faithfulness(vlm, x, maps, unit="answer", orders=ORDERS, sets=SETS, **settings)
-    for number, name in enumerate(found.maps):
-        rows.setdefault(name, {}).update(_followed(found, number))
-    exact = li.interactions(vlm, x, PLAYERS, regions=_eighths(x), target=0, unit="answer").scored(maps)
+    for substrates, columns in ((("tokens",), 4), (PIXELS, 3))[: 1 + task.pixels]:
+        settings: Any = {"substrates": substrates, "regions": blocks(x, columns), "orders": ORDERS, "sets": SETS}
+        found = li.faithfulness(vlm, x, maps, unit="answer", **settings)
+        for number, name in enumerate(found.maps):
+            rows.setdefault(name, {}).update(_followed(found, number))
+    exact = li.interactions(vlm, x, (), regions=blocks(x, 4), target=0, unit="answer").scored(maps)
     for one in exact.to_dict("records"):
         rows[one["map"]] |= {f"exact {k}": v for k, v in one.items() if isinstance(v, float)}
     if task.weights:
@@ -127,11 +128,11 @@ def _followed(found: li.Faithfulness, number: int) -> dict[str, float]:
     return row
 
 
-def _eighths(x: li.Inputs) -> torch.Tensor:
-    """Eight regions of the grid, two rows of four."""
+def blocks(x: li.Inputs, count: int) -> torch.Tensor:
+    """Regions of the grid, two rows of so many."""
     rows, columns = x.images[0].cells.shape
-    row, column = torch.arange(rows) * 2 // rows, torch.arange(columns) * 4 // columns
-    return row[:, None] * 4 + column
+    row, column = torch.arange(rows) * 2 // rows, torch.arange(columns) * count // columns
+    return row[:, None] * count + column
 
 
 def _some(task: Task) -> list[dict[str, Any]]:
@@ -190,8 +191,8 @@ def mean_of(values: torch.Tensor) -> dict[str, float]:
 def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Which heatmap to trust.")
     parser.add_argument("--scenes", type=int, default=300)
-    parser.add_argument("--pixels", type=int, default=30, help="scenes whose pixels are changed as well")
-    parser.add_argument("--weights", type=int, default=50, help="scenes whose maps are made of shuffled weights too")
+    parser.add_argument("--pixels", type=int, default=20, help="scenes whose pixels are changed as well")
+    parser.add_argument("--weights", type=int, default=20, help="scenes whose maps are made of shuffled weights too")
     parser.add_argument("--seed", type=int, default=20_000, help="first scene; training never used these")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--kept", type=Path, default=KEPT, help="table of what is measured already")

@@ -45,7 +45,7 @@ def test_a_function_is_all_that_is_needed():
 
 
 def test_names():
-    assert {"hidden", "blur"} < set(NAMED) == set(COUNTERFACTUALS) - {"black_box", "swap"}
+    assert {"hidden", "blur"} < set(NAMED) == set(COUNTERFACTUALS) - {"black_box", "instruction", "swap"}
     assert all(make().name == name for name, make in NAMED.items())
     with pytest.raises(AttributeError, match="no counterfactual 'fog'; there are"):
         counterfactuals.fog()

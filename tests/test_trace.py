@@ -9,7 +9,7 @@ import lvlm_interp as li
 from lvlm_interp.engine import lockstep
 from lvlm_interp.engine.lockstep import Anew, Stream, Together
 from lvlm_interp.errors import InputError, LvlmInterpError
-from lvlm_interp.generation.choosing import CONTRASTIVE, Contrastive, Greedy, Sampled
+from lvlm_interp.generation import CONTRASTIVE, Contrastive, Greedy, Sampled, Step
 from lvlm_interp.generation.traced import compared
 from tests.families import tiny_example, tiny_model
 from tests.test_interventions import FAMILIES, MORE
@@ -52,7 +52,9 @@ def test_in_families_it_is_as_from_all_positions_anew(family, monkeypatch):
     if {*found.ids.tolist()} & {*vlm.visual_token_ids}:
         pytest.skip("it writes what stands for a picture")
     made = []
-    monkeypatch.setattr(lockstep, "Together", lambda vlm, streams, inputs: made.append(1) or Anew(vlm, streams))
+    monkeypatch.setattr(
+        lockstep, "Together", lambda vlm, streams, inputs, layers: made.append(1) or Anew(vlm, streams, layers)
+    )
     slow = li.trace(vlm, x, max_new_tokens=5)
     assert bool(made) == (family not in BESIDE)
     assert found.ids.equal(slow.ids)
@@ -103,32 +105,37 @@ def test_what_is_drawn_is_drawn_from_the_seed(vlm, x):
     generator = torch.Generator().manual_seed(0)
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     for _ in range(2000):
-        counts[Sampled(temperature=2.0, top_p=0.85).choose(logits, [], generator)] += 1
+        counts[Sampled(temperature=2.0, top_p=0.85).choose(Step(logits), generator)] += 1
     kept = (logits[0] / 2).softmax(-1)[:3]
     assert torch.allclose(counts[:3] / 2000, kept / kept.sum(), atol=0.04) and counts[3] == 0
+
+
+def at(logits, number):
+    """The choice of the token of this number, counted from 1."""
+    return Step(logits, range(number - 1))
 
 
 def test_contrastive_rules_by_hand():
     logits = torch.tensor([[3.0, 2.9, 2.0, -9.0], [3.0, 1.0, 2.5, -30.0]])
     seen, other = logits.double().log_softmax(-1)
-    vcd = CONTRASTIVE["vcd"].contrasted(logits, 1)
+    vcd = CONTRASTIVE["vcd"].changed(at(logits, 1))
     assert torch.allclose(vcd[:3], (2 * logits[0] - logits[1])[:3]) and vcd[3] == -torch.inf  # p < .1 max p
-    crg = CONTRASTIVE["crg"].contrasted(logits, 1)
+    crg = CONTRASTIVE["crg"].changed(at(logits, 1))
     assert torch.allclose(crg, 2 * logits[0] - logits[1])
-    pai = CONTRASTIVE["pai"].contrasted(logits, 1)
+    pai = CONTRASTIVE["pai"].changed(at(logits, 1))
     assert torch.allclose(pai[:3].double(), (1.1 * (seen - other) + other)[:3])
     for step, factor in ((1, 0.0202), (100, 6.389), (200, 53.6)):
-        m3id = CONTRASTIVE["m3id"].contrasted(logits, step)
+        m3id = CONTRASTIVE["m3id"].changed(at(logits, step))
         assert torch.allclose(m3id[:3].double(), (seen + factor * (seen - other))[:3], rtol=1e-3, atol=1e-2)
     sure = Contrastive(gate=0.4)
-    assert torch.allclose(sure.contrasted(logits, 1)[:3], logits[0, :3])  # .46 is surer than the gate
-    assert not torch.allclose(Contrastive(gate=0.5).contrasted(logits, 1)[:3], logits[0, :3])
+    assert torch.allclose(sure.changed(at(logits, 1))[:3], logits[0, :3])  # .46 is surer than the gate
+    assert not torch.allclose(Contrastive(gate=0.5).changed(at(logits, 1))[:3], logits[0, :3])
     generator = torch.Generator()
-    assert CONTRASTIVE["vcd"].choose(logits, [], generator) == 1 != Greedy().choose(logits, [], generator)
-    assert CONTRASTIVE["m3id"].choose(logits, [], generator) == 0  # a factor of .02 moves no answer of one token
+    assert CONTRASTIVE["vcd"].choose(Step(logits), generator) == 1 != Greedy().choose(Step(logits), generator)
+    assert CONTRASTIVE["m3id"].choose(Step(logits), generator) == 0  # a factor of .02 moves no answer of one token
     with pytest.raises(InputError, match="no stream 1"):
-        Contrastive(stream=1).contrasted(logits, 1)
-    with pytest.raises(InputError, match="probabilities"):
+        Contrastive(stream=1).changed(at(logits, 1))
+    with pytest.raises(InputError, match="probability"):
         Contrastive(cut=2.0)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lvlm_interp.counterfactuals import pictures as pictures  # what is a counterfactual there is a name here
+from lvlm_interp.counterfactuals import texts as texts
 from lvlm_interp.counterfactuals.counterfactual import COUNTERFACTUALS, NAMED, Counterfactual, applied, named
 
 __all__ = ["NAMED", "Counterfactual", "applied", "named"]

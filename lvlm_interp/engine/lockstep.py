@@ -9,8 +9,10 @@ Promise: states as `score_answers` gives them for the same tokens.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -26,8 +28,11 @@ from lvlm_interp.engine.plan import Run, tree
 from lvlm_interp.engine.score import score_answers
 from lvlm_interp.errors import ModelError
 from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.model.hooks import visiting
 from lvlm_interp.model.quantised import mixing
 from lvlm_interp.model.vlm import HookedVLM
+
+STREAM = "blocks.{}.hook_resid_post"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +45,13 @@ class Stream:
 
 @runtime_checkable
 class Lockstep(Protocol):
-    """Streams that go on together."""
+    """Streams that go on together.
+
+    Attributes:
+        behind: of the first stream, what these blocks gave where the newest state was computed, by their number.
+    """
+
+    behind: dict[int, Float[Tensor, " width"]]
 
     def begin(self) -> Float[Tensor, "stream width"]:
         """The states that predict the first token."""
@@ -51,18 +62,18 @@ class Lockstep(Protocol):
         ...
 
 
-def lockstep(vlm: HookedVLM, streams: Sequence[Stream], most: int) -> Lockstep:
-    """Streams that read up to `most` tokens."""
+def lockstep(vlm: HookedVLM, streams: Sequence[Stream], most: int, layers: Sequence[int] = ()) -> Lockstep:
+    """Streams that read up to `most` tokens; what blocks give is kept of `layers`."""
     examples = list(dict.fromkeys(stream.x for stream in streams))
     read_beside = vlm.family.carriers or vlm.family.gates  # pictures that are not among the rows
     if read_beside or standing(vlm) or hooked_in_front(vlm) or mixing(vlm.decoder, vlm.dtype):
-        return Anew(vlm, streams)
+        return Anew(vlm, streams, layers)
     inputs = [run_to_decoder(vlm, x, room=most + 1) for x in examples]
     ends = (x.answer_start + most + 1 for x in examples)
     alone = any(one.sight.whole or one.sight.alone for one in inputs)
     if alone or any(one.within(vlm, end).last is not None for one, end in zip(inputs, ends, strict=True)):
-        return Anew(vlm, streams)
-    return Together(vlm, streams, inputs) if _alike(inputs) else Anew(vlm, streams)
+        return Anew(vlm, streams, layers)
+    return Together(vlm, streams, inputs, layers) if _alike(inputs) else Anew(vlm, streams, layers)
 
 
 def _alike(inputs: Sequence[DecoderInputs]) -> bool:
@@ -77,8 +88,9 @@ def _alike(inputs: Sequence[DecoderInputs]) -> bool:
 class Anew:
     """From all positions, for each token."""
 
-    def __init__(self, vlm: HookedVLM, streams: Sequence[Stream]) -> None:
-        self.vlm, self.streams, self._ids = vlm, streams, list[int]()
+    def __init__(self, vlm: HookedVLM, streams: Sequence[Stream], layers: Sequence[int] = ()) -> None:
+        self.vlm, self.streams, self.layers, self._ids = vlm, streams, layers, list[int]()
+        self.behind: dict[int, Tensor] = {}
 
     def begin(self) -> Float[Tensor, "stream width"]:
         return self._states()
@@ -98,14 +110,27 @@ class Anew:
             visible = torch.stack([self.streams[n].visible[: x.answer_start] for n in own])
             scores = score_answers(self.vlm, x, visible, [ids], reads=[1])[0]
             found |= dict(zip(own, scores.states[:, -1], strict=True))
+        self._look()
         return torch.stack([found[n] for n in range(len(self.streams))])
+
+    def _look(self) -> None:
+        """In a pass of its own."""
+        if self.layers:
+            x = self.streams[0].x
+            written = x.with_answer(self._ids, [""] * len(self._ids), "") if self._ids else x
+            last = x.answer_start + len(self._ids) - 1
+            found = self.vlm.capture(written, [STREAM.format(n) for n in self.layers], positions=[last])
+            self.behind = {n: found[STREAM.format(n)][0, 0] for n in self.layers}
 
 
 class Together:
     """A row for each stream, over the keys of all of them."""
 
-    def __init__(self, vlm: HookedVLM, streams: Sequence[Stream], inputs: Sequence[DecoderInputs]) -> None:
-        self.vlm, self.streams, self.inputs = vlm, streams, inputs
+    def __init__(
+        self, vlm: HookedVLM, streams: Sequence[Stream], inputs: Sequence[DecoderInputs], layers: Sequence[int] = ()
+    ) -> None:
+        self.vlm, self.streams, self.inputs, self.layers = vlm, streams, inputs, layers
+        self.behind: dict[int, Tensor] = {}
         self._start, self._count = streams[0].x.answer_start, 0
         self._cache = DynamicCache()
         self._owned = torch.zeros(len(streams), 0, dtype=torch.bool)  # [stream, key]
@@ -117,10 +142,11 @@ class Together:
         for inputs in self.inputs:
             own = [n for n, stream in enumerate(self.streams) if stream.x is inputs.source]
             runs = [self._run(self.streams[n]) for n in own]
-            states, cache = Runner(self.vlm, inputs, self._start, "all").forward(runs, Prefix(), keep=True)
+            nodes = self._note(inputs, own, runs)
+            with self._looking(nodes[0][-1]) if 0 in own else contextlib.nullcontext():
+                states, cache = Runner(self.vlm, inputs, self._start, "all").forward(runs, Prefix(), keep=True)
             assert cache is not None
             layers.append([(layer.keys, layer.values) for layer in cache.layers])
-            self._note(inputs, own, runs)
             found |= {n: one[-1] for n, one in zip(own, states, strict=True)}
         for number, each in enumerate(zip(*layers, strict=True)):
             keys, values = (torch.cat(some, 2) for some in zip(*each, strict=True))
@@ -132,14 +158,27 @@ class Together:
         rows = tuple(seen.nonzero()[:, 0].tolist())
         return Run(rows, (True,) * len(rows), 1, ())
 
-    def _note(self, inputs: DecoderInputs, own: Sequence[int], runs: list[Run]) -> None:
-        """Whose the keys are that were just computed, and where they stand."""
+    @contextlib.contextmanager
+    def _looking(self, row: int) -> Iterator[None]:
+        """Within the `with`, what blocks give in this row of a pass is kept."""
+
+        def keep(layer: int, value: Tensor) -> Tensor:
+            self.behind[layer] = value[0, row]
+            return value
+
+        sites = {self.vlm.sites[STREAM.format(n)]: functools.partial(keep, n) for n in self.layers}
+        with visiting(self.vlm.model, sites) if sites else contextlib.nullcontext():
+            yield
+
+    def _note(self, inputs: DecoderInputs, own: Sequence[int], runs: list[Run]) -> list[list[int]]:
+        """Whose the keys are that are to be computed, and where they stand; which rows are those of each run."""
         rows, nodes = tree(runs, 0, inputs.cut_before)
         owned = torch.zeros(len(self.streams), len(rows), dtype=torch.bool)
         for n, at in zip(own, nodes, strict=True):
             owned[n, at] = True
         self._owned = torch.cat([self._owned, owned], 1)
         self._places = torch.cat([self._places, torch.tensor(rows)])
+        return nodes
 
     def step(self, token: int) -> Float[Tensor, "stream width"]:
         count, place, done = len(self.streams), self._start + self._count, len(self._places)
@@ -149,7 +188,8 @@ class Together:
         inputs = self._row_of(token, place)
         masks = [self._mask(kind, place, inputs) for kind in inputs.sight.kinds]
         rows = torch.arange(count, device=inputs.embeds.device)
-        return run_rows(self.vlm, inputs, rows, masks, self._cache, done)
+        with self._looking(0):
+            return run_rows(self.vlm, inputs, rows, masks, self._cache, done)
 
     def _row_of(self, token: int, place: int) -> DecoderInputs:
         """What the decoder is called with for one token, at the same place in each stream."""

@@ -14,10 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lvlm_interp.counterfactuals.counterfactual import Counterfactual, applied, named
+from lvlm_interp.counterfactuals.counterfactual import Counterfactual
 from lvlm_interp.engine.lockstep import Stream, lockstep
 from lvlm_interp.errors import InputError, ModelError
-from lvlm_interp.generation.choosing import Choosing, Greedy
+from lvlm_interp.generation.choosing import Choosing, Greedy, Step
+from lvlm_interp.generation.streams import named_all, streams_of
 from lvlm_interp.generation.traced import Trace, compared
 from lvlm_interp.given import explained, need_seed, whole
 from lvlm_interp.inputs.example import Inputs
@@ -50,8 +51,8 @@ def trace(
         x: a prompt with an image; an answer that it has is ignored.
         without: what the other streams go without: one of `lvlm_interp.counterfactuals`, its name, or several.
         max_new_tokens: at most; the end of the turn is not counted.
-        choosing: which token is written, from the distributions of all streams (`generation.choosing`); the likeliest
-            by default.
+        choosing: which token is written, from the distributions of all streams (`lvlm_interp.generation`); the
+            likeliest by default.
         stop: texts at which the answer ends; they are left out of it.
         seed: of what is drawn, in counterfactuals and in choosing.
         each: is called with the text so far, after every token.
@@ -69,9 +70,9 @@ def trace(
     if not isinstance(most, int) or isinstance(most, bool) or most < 1 or not all(ends):
         raise InputError(f"max_new_tokens is 1 or more, and stop= no empty text; got {max_new_tokens!r}, {stop!r}")
     prompt = x.prompt
-    chosen = _named(without)
+    chosen = named_all(without)
     writer = choosing or Greedy()
-    streams = [Stream(prompt, prompt.everything), *(_stream(vlm, prompt, one, seed) for one in chosen)]
+    streams = streams_of(vlm, prompt, chosen, seed)
     ids, steps, finished = _written(vlm, streams, writer, most, ends, seed, each, progress)
     seen = {name: torch.stack([step[name] for step in steps], -1).cpu() for name in steps[0]} if steps else None
     found = _none(streams) if seen is None else seen
@@ -87,21 +88,6 @@ def trace(
     )
 
 
-def _named(without: str | Counterfactual | Sequence[str | Counterfactual]) -> list[Counterfactual]:
-    found = [named(one) for one in ([without] if isinstance(without, (str, Counterfactual)) else without)]
-    names = [one.name for one in found]
-    if not names or len({*names}) < len(names):
-        raise InputError(f"streams go without different things, at least one; got {names}")
-    return found
-
-
-def _stream(vlm: HookedVLM, x: Inputs, one: Counterfactual, seed: int) -> Stream:
-    if one.change is None:
-        return Stream(x, x.hidden("image"))
-    changed = applied(one, vlm, x, seed)
-    return Stream(changed, changed.everything)
-
-
 def _written(
     vlm: HookedVLM,
     streams: Sequence[Stream],
@@ -115,12 +101,13 @@ def _written(
     """The ids, what was seen of each, and whether the answer ended by itself."""
     ids, steps = list[int](), list[dict[str, Tensor]]()
     generator = torch.Generator().manual_seed(int(seed))
-    running = lockstep(vlm, streams, most)
+    running = lockstep(vlm, streams, most, choosing.layers_of(vlm.depth))
     stops, states = {*vlm.stops()}, running.begin()
     with tqdm(total=most, desc="tokens", disable=not progress, leave=False) as bar:
         while True:
             logits = _finite(vlm, vlm.readout.logits(states).float())
-            token = choosing.choose(logits, ids, generator)
+            layers = {n: vlm.readout(state).float() for n, state in running.behind.items()}
+            token = choosing.choose(Step(logits, ids, layers), generator)
             if token in stops or len(ids) == most:
                 return ids, steps, token in stops
             ids.append(token)
