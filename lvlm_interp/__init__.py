@@ -74,6 +74,7 @@ _HOMES = {
     "Circuits": "interventions.circuits",
     "trace": "generation.trace",
     "Trace": "generation.traced",
+    "Watched": "generation.watched",
     "lens": "inside.lens",
     "Lens": "inside.lens",
     "fit_tuned_lens": "inside.tuned_lens",

@@ -219,12 +219,32 @@ def test_a_site_that_does_not_fire_is_an_error(vlm):
     assert hooks_of(vlm.model) == before
 
 
-def test_one_capture_at_a_time(vlm):
+def test_one_pass_at_a_time(vlm):
     x = tiny_inputs(vlm)
     site = "blocks.0.attn.hook_z"
-    with pytest.raises(ModelError, match="captured already"):
+    with pytest.raises(ModelError, match="runs the model that it is called from"):
         vlm.capture(x, site, edits={site: lambda value: vlm.capture(x, site)[site]})
     assert torch.equal(vlm.run(x), vlm.run(x))
+
+
+def test_attention_is_captured_while_it_is_edited(vlm):
+    """What an outer `with` changes is what an inner one sees, whole or some rows; what is left leaves nothing."""
+    x = tiny_inputs(vlm)
+    pattern, z = "blocks.1.attn.hook_pattern", "blocks.1.attn.hook_z"
+    plain = vlm.capture(x, [pattern, z])
+    edits = {pattern: lambda value: value * 0.5}
+    at_once = vlm.capture(x, [pattern, z], edits=edits)
+    with vlm.visiting(edits):
+        nested = vlm.capture(x, [pattern, z])
+        rows = vlm.capture(x, pattern, positions=[5])
+        with vlm.visiting({z: lambda value: value + 1}):
+            both = vlm.capture(x, z)
+        again = vlm.capture(x, z)
+    for name in (pattern, z):
+        assert torch.equal(nested[name], at_once[name]) and not torch.allclose(nested[name], plain[name])
+        assert torch.equal(vlm.capture(x, name)[name], plain[name])
+    assert torch.allclose(rows[pattern][:, :, 0], at_once[pattern][:, :, 5])
+    assert torch.allclose(both[z], at_once[z] + 1) and torch.equal(again[z], at_once[z])
 
 
 def test_other_kinds_of_models_are_refused():

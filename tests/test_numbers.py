@@ -32,12 +32,14 @@ BLANK = {
     "Sanity": {"weights", "foil"},  # of a flat map, without a foil
     "Tracing": {"low", "high"},  # of one pair
     "TunedLens": {"tuned_kl", "plain_kl", "gain_low", "gain_high"},  # of a kind without positions, of one example
+    "Watched": {"attention", "vision_heads"},  # of layers without attention
 }
 # Whatever a model, a user or a metric gives.
 FREE = {
     "Captured": {"activations"},
     "ProbeResult": {"values", "low", "high", "baseline", "metadata"},
     "Provenance": {"parameters"},
+    "Watched": {"captured"},
 }
 NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 LEFT_OUT = {("Lens", "top_logprobs", "-inf"), ("Lens", "target_logprob", "-inf")}  # of the vocabulary

@@ -85,6 +85,31 @@ def traced(axes, labels):
     return li.Tracing(("difference",), ("denoising", "noising"), axes, labels, *told, provenance=about("causal_trace"))
 
 
+def written(tokens):
+    """An answer as it was written beside two streams."""
+    step, both = torch.linspace(0.1, 1, len(tokens)), torch.linspace(0.1, 0.6, 2 * len(tokens)).view(2, -1)
+    of_steps = {"logit": step, "logprob": -step, "entropy": step}
+    names = ("delta", "delta_nats", "kl", "jensen_shannon", "hellinger", "entropy_without")
+    return li.Trace(
+        "".join(tokens),
+        tokens,
+        torch.arange(len(tokens)),
+        True,
+        ("hidden", "noise"),
+        **of_steps,
+        **dict.fromkeys(names, both),
+        rank=torch.ones(both.shape, dtype=torch.long),
+        provenance=about("trace"),
+    )
+
+
+def inside(tokens, layers):
+    """What was inside meanwhile."""
+    looked, heads = torch.rand(layers, 2, len(tokens)) / 2, torch.ones(1, layers, 2, len(tokens))
+    told = (tokens, ("image", "sinks"), looked, ("hidden",), heads, looked[:, 0], {})
+    return li.Watched(*told, provenance=about("watched"))
+
+
 def kept(orders, sizes):
     """Faithfulness of the first components of some orders."""
     share = torch.rand(len(orders), len(sizes), generator=torch.Generator().manual_seed(0))
@@ -152,6 +177,14 @@ DRAWN = {
         "heads": lambda: figures.sweep_map(
             swept(("layer", "head"), tuple((n, h) for n in range(32) for h in range(32)))
         ),
+    },
+    "trace_layers": {
+        "few": lambda: figures.trace_layers(inside(("a",), 2)),
+        "many": lambda: figures.trace_layers(inside(LONG * 3, 32), "hidden"),
+    },
+    "trace_lines": {
+        "few": lambda: figures.trace_lines(written(("a",))),
+        "many": lambda: figures.trace_lines(written(LONG * 3), "jensen_shannon"),
     },
     "trace_map": {
         "line": lambda: figures.trace_map(traced(("layer",), tuple((n,) for n in range(32)))),

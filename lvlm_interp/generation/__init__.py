@@ -6,6 +6,7 @@ from lvlm_interp.generation.layered import DeCo, DoLa
 from lvlm_interp.generation.processing import ChangedLogits
 from lvlm_interp.generation.trace import trace
 from lvlm_interp.generation.traced import Trace
+from lvlm_interp.generation.watched import Watched
 
 __all__ = [
     "CONTRASTIVE",
@@ -19,5 +20,6 @@ __all__ = [
     "Sampled",
     "Step",
     "Trace",
+    "Watched",
     "trace",
 ]

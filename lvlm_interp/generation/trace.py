@@ -20,6 +20,7 @@ from lvlm_interp.errors import InputError, ModelError
 from lvlm_interp.generation.choosing import Choosing, Greedy, Step
 from lvlm_interp.generation.streams import named_all, streams_of
 from lvlm_interp.generation.traced import Trace, compared
+from lvlm_interp.generation.watched import need_watchable, watched
 from lvlm_interp.given import explained, need_seed, whole
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.holding import in_one_go
@@ -41,6 +42,8 @@ def trace(
     choosing: Choosing | None = None,
     stop: str | Sequence[str] = (),
     seed: int = 0,
+    inside: bool = False,
+    sites: str | Sequence[str] = (),
     each: Seen | None = None,
     progress: bool = False,
 ) -> Trace:
@@ -55,11 +58,16 @@ def trace(
             likeliest by default.
         stop: texts at which the answer ends; they are left out of it.
         seed: of what is drawn, in counterfactuals and in choosing.
+        inside: tell where each token looked, what heads made of the image, and what layers knew (`Trace.inside`), at
+            the price of a pass over the finished answer for each stream.
+        sites: names or globs whose values are kept for each token (`Trace.inside.captured`).
         each: is called with the text so far, after every token.
         progress: show a progress bar.
 
     Raises:
-        InputError: no image, a counterfactual that is not known or stands twice, or no tokens to write.
+        InputError: no image, a counterfactual that is not known or stands twice, no tokens to write, or what is inside
+            cannot be told.
+        SiteError: a site that is not there.
         ModelError: the model gives NaN or infinity; or it writes what stands for a picture, where every token is
             computed from all positions anew.
     """
@@ -73,16 +81,19 @@ def trace(
     chosen = named_all(without)
     writer = choosing or Greedy()
     streams = streams_of(vlm, prompt, chosen, seed)
+    wanted = need_watchable(vlm, streams, [sites] if isinstance(sites, str) else sites) if inside or sites else []
     ids, steps, finished = _written(vlm, streams, writer, most, ends, seed, each, progress)
     seen = {name: torch.stack([step[name] for step in steps], -1).cpu() for name in steps[0]} if steps else None
     found = _none(streams) if seen is None else seen
-    told: dict[str, Any] = {"without": [one.name for one in chosen], "choosing": writer.described, "stop": ends}
+    names = tuple(one.name for one in chosen)
+    told: dict[str, Any] = {"without": [*names], "choosing": writer.described, "stop": ends}
     return Trace(
         answer=_cut(vlm.text_of(ids), ends),
         tokens=vlm.token_strings(ids),
         ids=torch.tensor(ids, dtype=torch.long),
         finished=finished,
-        streams=tuple(one.name for one in chosen),
+        streams=names,
+        inside=watched(vlm, streams, names, torch.tensor(ids), wanted) if ids and (inside or sites) else None,
         **{name: numbers if name == "rank" else numbers.float() for name, numbers in found.items()},
         provenance=vlm.provenance("trace", prompt, seed=seed, max_new_tokens=most, **told),
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lvlm_interp.errors import InputError
 from lvlm_interp.fields import LOGPROB, POSITIVE, SHARE, Range
+from lvlm_interp.generation.watched import Watched
 from lvlm_interp.results import Result, heading, html, shown_frame, table, text
 from lvlm_interp.shown import table_html
 
@@ -43,6 +44,7 @@ class Trace(Result):
         hellinger: distance, 0 (same) … 1 (disjoint).
         rank: how many tokens are likelier than the written one, without.
         entropy_without: nats.
+        inside: where tokens looked, what heads made of the image, what layers knew; None where that was not asked for.
     """
 
     along: ClassVar[Mapping[str, str]] = {"tokens": "step", "streams": "stream"}
@@ -70,6 +72,7 @@ class Trace(Result):
     hellinger: Float[Tensor, "stream step"]
     rank: Int[Tensor, "stream step"]
     entropy_without: Float[Tensor, "stream step"]
+    inside: Watched | None = None
 
     @property
     def note(self) -> str:

@@ -237,22 +237,17 @@ def implementations(model: PreTrainedModel) -> dict[int, tuple[Any, str]]:
 
 @contextlib.contextmanager
 def tapped(model: PreTrainedModel, taps: Mapping[nn.Module, Tap | Rows], whose: Whose = everybody_s) -> Iterator[None]:
-    """Within the `with`, these attention modules hand their intermediates to their taps.
+    """Within the `with`, these attention modules hand their intermediates to these taps, and to no other.
 
-    Afterwards every config names the implementation that it named before.
+    Afterwards every config names the implementation that it named before, and every module has the tap that it had.
 
     Raises:
-        ModelError: a tapped module already has a tap, or attention is computed by a function of the user's own.
+        ModelError: attention is computed by a function of the user's own.
     """
     if not taps:
         yield
         return
-    if any(module in _TAPS for module in taps):
-        raise ModelError(
-            "this model's attention is being captured already, or edited: ask for both in one call, "
-            "vlm.capture(x, sites, edits={…}), or leave that `with` first"
-        )
-    before = implementations(model)
+    before, outer = implementations(model), {module: _TAPS.get(module) for module in taps}
     own = {key: kernel.removeprefix(PREFIX) for key, (_, kernel) in before.items()}  # ours, where others are tapped
     for kernel in own.values():
         _need_known(kernel)
@@ -262,8 +257,11 @@ def tapped(model: PreTrainedModel, taps: Mapping[nn.Module, Tap | Rows], whose: 
         _TAPS.update({module: whose(lambda tap=tap: tap) for module, tap in taps.items()})
         yield
     finally:
-        for module in taps:
-            _TAPS.pop(module, None)
+        for module, tap in outer.items():
+            if tap is None:
+                _TAPS.pop(module, None)
+            else:
+                _TAPS[module] = tap
         for config, kernel in before.values():
             config._attn_implementation_internal = kernel
 

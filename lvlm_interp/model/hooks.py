@@ -22,14 +22,13 @@ from transformers.utils import ModelOutput
 
 from lvlm_interp.errors import ModelError, SiteError
 from lvlm_interp.families.shared.registry import NAMES
-from lvlm_interp.model.attention import tapped
 from lvlm_interp.model.compiled import uncompiled
 from lvlm_interp.model.holding import NESTED, Held, Whose, held, mine
 from lvlm_interp.model.norms import NormPart, Parts, renormed
 from lvlm_interp.model.silence import why_silent
 from lvlm_interp.model.sites import Site
 from lvlm_interp.model.sums import Seen, Visits, follow
-from lvlm_interp.model.taps import Reading, Visit, tap_of
+from lvlm_interp.model.taps import Reading, Visit, attended
 
 TOKENS = "input_ids"  # given to a projector that embeds some tokens as well (Gemma 3n): such calls are no site's
 # Its hooks keep hidden states (those of a tower that the projector reads), from the first pass on and for good.
@@ -71,7 +70,7 @@ def visiting(model: PreTrainedModel, visits: Mapping[Site, Visit], whose: Whose 
                 stack.callback(handle.remove)
         for norm, parts in norms.items():
             stack.enter_context(_normed(norm, parts, whose))
-        stack.enter_context(tapped(model, {module: tap_of(parts) for module, parts in taps.items()}, whose))
+        stack.enter_context(attended(model, taps, whose))
         stack.callback(model.register_forward_pre_hook(whose(lambda module, args: called.append(module))).remove)
         yield
     ran = called or use.passes > before  # a model that is called by its user, and what we run of it

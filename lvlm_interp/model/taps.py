@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from lvlm_interp.model.attention import SQUARE, Rows, Tap
+from lvlm_interp.model.attention import SQUARE, Rows, Tap, tapped
+from lvlm_interp.model.holding import Whose
 from lvlm_interp.model.sums import in_turn
 
 Visit = Callable[[Tensor], Tensor]
 """Is given a site's value and returns the value to go on with."""
+Parts = Mapping[str, Sequence[Visit]]
+_STANDING: WeakKeyDictionary[nn.Module, list[Parts]] = WeakKeyDictionary()  # what each open `with` visits, outer first
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,3 +61,21 @@ def _by_position(visit: Visit, part: str) -> Visit:
     if part in SQUARE:
         return visit
     return lambda value: visit(value.transpose(1, 2)).transpose(1, 2)
+
+
+@contextlib.contextmanager
+def attended(model: PreTrainedModel, taps: Mapping[nn.Module, Parts], whose: Whose) -> Iterator[None]:
+    """What attention modules compute passes through visits: in one tap for all `with`s that are open, outer first."""
+    for module, parts in taps.items():
+        _STANDING.setdefault(module, []).append(parts)
+    try:
+        with tapped(model, {module: tap_of(_joined(_STANDING[module])) for module in taps}, whose):
+            yield
+    finally:
+        for module in taps:
+            _STANDING[module].pop()
+
+
+def _joined(standing: Sequence[Parts]) -> dict[str, list[Visit]]:
+    names = dict.fromkeys(name for parts in standing for name in parts)
+    return {name: [visit for parts in standing for visit in parts.get(name, ())] for name in names}
