@@ -56,6 +56,7 @@ _HOMES = {
     "intervening": "interventions.intervention",
     "Knockout": "interventions.attention",
     "Scale": "interventions.attention",
+    "Redistribute": "interventions.sinks",
     "Ablate": "interventions.states",
     "Patch": "interventions.states",
     "Freeze": "interventions.states",

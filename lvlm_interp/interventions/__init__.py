@@ -8,6 +8,7 @@ from lvlm_interp.interventions.intervention import Certificate, Intervention, To
 from lvlm_interp.interventions.patching import Components, attribution_patching
 from lvlm_interp.interventions.places import Region
 from lvlm_interp.interventions.routes import Routes, attention_routes
+from lvlm_interp.interventions.sinks import Redistribute
 from lvlm_interp.interventions.states import Ablate, Freeze, Patch, Steer
 from lvlm_interp.interventions.sweep import Sweep, sweep
 from lvlm_interp.interventions.tracing import Tracing, causal_trace
@@ -22,6 +23,7 @@ __all__ = [
     "Intervention",
     "Knockout",
     "Patch",
+    "Redistribute",
     "Region",
     "Routes",
     "Scale",

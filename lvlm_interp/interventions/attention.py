@@ -22,7 +22,7 @@ ON_EDGES = "attention on these edges"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _OfEdges(Intervention):
+class OfEdges(Intervention):
     """Edges of attention, from rows that read to keys that are read.
 
     Attributes:
@@ -83,7 +83,7 @@ class _OfEdges(Intervention):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Knockout(_OfEdges):
+class Knockout(OfEdges):
     """Edges of attention are cut: these rows do not see these keys, as in Geva et al. 2023.
 
     `Knockout("last", "image", layers=range(8, 17))` keeps the first token of the answer from reading the image there.
@@ -121,7 +121,7 @@ def _none_left(found: Measured) -> bool:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Scale(_OfEdges):
+class Scale(OfEdges):
     """Keys are read more, or less.
 
     Attributes:
