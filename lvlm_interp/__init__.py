@@ -76,6 +76,8 @@ _HOMES = {
     "trace": "generation.trace",
     "Trace": "generation.traced",
     "Watched": "generation.watched",
+    "compare_decodings": "generation.yes_no",
+    "Decodings": "generation.yes_no",
     "lens": "inside.lens",
     "Lens": "inside.lens",
     "fit_tuned_lens": "inside.tuned_lens",

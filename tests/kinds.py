@@ -7,6 +7,7 @@ import torch
 
 import lvlm_interp as li
 from lvlm_interp.counterfactuals.contrast import Contrasts
+from lvlm_interp.generation import Decodings
 from lvlm_interp.heatmaps.localization import located
 from lvlm_interp.inside.tuned_lens import TunedLens
 from lvlm_interp.model.capture import Captured
@@ -43,6 +44,7 @@ def one_of_each():
         *(ranked, li.circuits(vlm, [pair], ranked, [0.5], samples=2)),
         *((traced := li.trace(vlm, x, max_new_tokens=2, sites="blocks.0.hook_resid_post")), traced.inside),
         li.collect_features(vlm, [x], {"all": "blocks.*.hook_resid_pre"})["all"],
+        Decodings(("greedy",), (("Yes.",),), *[torch.tensor([0.5])] * 12, 0.95, provenance=about("compare_decodings")),
         Contrasts({"hidden": diagnosis.contrast}, provenance=about("contrast")),
         Captured({"blocks.0.hook_resid_pre": y}, provenance=about("capture", positions=[3])),
         dataclasses.replace(li.score(vlm, x, x.everything[None]), readout=None),

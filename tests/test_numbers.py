@@ -22,6 +22,7 @@ BLANK = {
     "Checked": {"measured", "limit"},  # of a check that could not be carried out
     "Circuits": {"low", "high"},  # of one pair
     "Components": {"exact"},  # of those that were not exchanged in earnest
+    "Decodings": {"precision", "recall", "f1", "low", "high", "gain_low", "gain_high"},  # of no yes; of one group
     "Faithfulness": {"sensitivity"},  # of what does not vary
     "FaithfulnessOver": {*over_examples.NUMBERS},  # of one group; sensitivity of what does not vary
     "Judgement": {"low", "high"},  # of one group

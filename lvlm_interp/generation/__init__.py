@@ -7,19 +7,24 @@ from lvlm_interp.generation.processing import ChangedLogits
 from lvlm_interp.generation.trace import trace
 from lvlm_interp.generation.traced import Trace
 from lvlm_interp.generation.watched import Watched
+from lvlm_interp.generation.yes_no import CONTROLS, Decodings, Way, compare_decodings
 
 __all__ = [
     "CONTRASTIVE",
+    "CONTROLS",
     "ChangedLogits",
     "Changing",
     "Choosing",
     "Contrastive",
     "DeCo",
+    "Decodings",
     "DoLa",
     "Greedy",
     "Sampled",
     "Step",
     "Trace",
     "Watched",
+    "Way",
+    "compare_decodings",
     "trace",
 ]

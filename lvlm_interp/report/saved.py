@@ -12,6 +12,7 @@ from lvlm_interp.counterfactuals.contrast import Contrast, Contrasts
 from lvlm_interp.engine.score import Scores
 from lvlm_interp.generation.traced import Trace
 from lvlm_interp.generation.watched import Watched
+from lvlm_interp.generation.yes_no import Decodings
 from lvlm_interp.given import checked
 from lvlm_interp.heatmaps.faithfulness import Faithfulness
 from lvlm_interp.heatmaps.joint_effects import JointEffects
@@ -55,6 +56,7 @@ KINDS: tuple[type[Result], ...] = (
     Circuits,
     Trace,
     Watched,
+    Decodings,
 )
 
 
