@@ -146,12 +146,20 @@ class Asked(Told):
     question: Annotated[str, QUESTION]
 
     def open(self) -> tuple[Any, Any]:
-        """The model and the example."""
+        """The model and the example with its answer."""
+        vlm, row = self._opened()
+        return vlm, example(vlm, **row)
+
+    def open_prompt(self) -> tuple[Any, Any]:
+        """The model and the example, not answered yet."""
+        vlm, row = self._opened()
+        return vlm, vlm.prepare(row["question"], row["image"], row["context"], row["system"])
+
+    def _opened(self) -> tuple[Any, dict[str, Any]]:
         self.check()
         need_apart([self.frame] if self.frame else [], self.read)
         row = self.row(self.image, self.question)
-        vlm = self.opened(self.image)
-        return vlm, example(vlm, **row)
+        return self.opened(self.image), row
 
     def need_figure(self, out: Path | None) -> None:
         """Raise for a figure that cannot be written, before anything is opened."""

@@ -3,6 +3,7 @@
 from lvlm_interp.generation.choosing import Changing, Choosing, Greedy, Sampled, Step
 from lvlm_interp.generation.contrasting import CONTRASTIVE, Contrastive
 from lvlm_interp.generation.layered import DeCo, DoLa
+from lvlm_interp.generation.named import DECODINGS, decoding
 from lvlm_interp.generation.processing import ChangedLogits
 from lvlm_interp.generation.trace import trace
 from lvlm_interp.generation.traced import Trace
@@ -12,6 +13,7 @@ from lvlm_interp.generation.yes_no import CONTROLS, Decodings, Way, compare_deco
 __all__ = [
     "CONTRASTIVE",
     "CONTROLS",
+    "DECODINGS",
     "ChangedLogits",
     "Changing",
     "Choosing",
@@ -26,5 +28,6 @@ __all__ = [
     "Watched",
     "Way",
     "compare_decodings",
+    "decoding",
     "trace",
 ]

@@ -9,11 +9,12 @@ import re
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
@@ -243,6 +244,17 @@ def save_pairs(found: JointEffects, path: str | Path, force: bool = False) -> Pa
     for number, ax in enumerate(panels):
         figures.joint_pairs(found, number, ax)
     return _placed(target, _figure(panels[0].figure, ending))
+
+
+@checked
+def save_drawn(draw: Callable[[], Axes], path: str | Path, force: bool = False) -> Path:
+    """Write what a function draws to a file.
+
+    Raises:
+        OutputError: a kind of file that is not known, one that is there, or that cannot be written.
+    """
+    target, ending = check_file(path, force), figure_kind(path)
+    return _placed(target, _figure(draw().figure, ending))
 
 
 @checked
