@@ -70,6 +70,8 @@ _HOMES = {
     "Tracing": "interventions.tracing",
     "attribution_patching": "interventions.patching",
     "Components": "interventions.patching",
+    "edge_attribution": "interventions.edges",
+    "Edges": "interventions.edges",
     "circuits": "interventions.circuits",
     "Circuits": "interventions.circuits",
     "trace": "generation.trace",

@@ -22,6 +22,7 @@ BLANK = {
     "Checked": {"measured", "limit"},  # of a check that could not be carried out
     "Circuits": {"low", "high"},  # of one pair
     "Components": {"exact"},  # of those that were not exchanged in earnest
+    "Edges": {"score"},  # of a sender that does not come before the receiver
     "Faithfulness": {"sensitivity"},  # of what does not vary
     "FaithfulnessOver": {*over_examples.NUMBERS},  # of one group; sensitivity of what does not vary
     "Judgement": {"low", "high"},  # of one group

@@ -3,6 +3,7 @@
 from lvlm_interp.interventions.attention import Knockout, Scale
 from lvlm_interp.interventions.axes import windows
 from lvlm_interp.interventions.circuits import Circuits, circuits
+from lvlm_interp.interventions.edges import Edges, edge_attribution
 from lvlm_interp.interventions.effects import Effects, intervene
 from lvlm_interp.interventions.intervention import Certificate, Intervention, Together, intervening
 from lvlm_interp.interventions.patching import Components, attribution_patching
@@ -17,6 +18,7 @@ __all__ = [
     "Certificate",
     "Circuits",
     "Components",
+    "Edges",
     "Effects",
     "Freeze",
     "Intervention",
@@ -33,6 +35,7 @@ __all__ = [
     "attribution_patching",
     "causal_trace",
     "circuits",
+    "edge_attribution",
     "intervene",
     "intervening",
     "sweep",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lvlm_interp.attribution.value import Target
@@ -30,12 +31,16 @@ class Leads:
         with torch.no_grad():
             self.before, self.after = (vlm.capture(x, [EMBEDDED, *sites]) for x in (self.clean, self.corrupt))
 
-    def graph(self, sites: Sequence[str], share: float) -> tuple[Tensor, Capture]:
+    def graph(self, sites: Sequence[str], share: float) -> tuple[Float[Tensor, ""], Capture]:
         """The lead this far on the way from the corrupt inputs to the clean ones, and values that it is made of."""
         corrupt, clean = self.after[EMBEDDED], self.before[EMBEDDED]
         wide = torch.promote_types(clean.dtype, torch.float32)
         start = torch.lerp(corrupt.to(wide), clean.to(wide), share).to(clean.dtype)
         found = self.vlm.capture(self.clean, sites, grad=True, edits={EMBEDDED: lambda value: start.to(value)})
         with torch.inference_mode(False), torch.enable_grad():
-            row = found["logits"][0, self.clean.answer_start - 1].double()
-            return row[self._tokens[0]] - row[self._tokens[1]], found
+            return self.lead(found), found
+
+    def lead(self, run: Capture) -> Float[Tensor, ""]:
+        """Of a run, in logits."""
+        row = run["logits"][0, self.clean.answer_start - 1].double()
+        return row[self._tokens[0]] - row[self._tokens[1]]
