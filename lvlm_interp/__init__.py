@@ -72,6 +72,7 @@ _HOMES = {
     "Components": "interventions.patching",
     "edge_attribution": "interventions.edges",
     "Edges": "interventions.edges",
+    "path_patching": "interventions.paths",
     "circuits": "interventions.circuits",
     "Circuits": "interventions.circuits",
     "trace": "generation.trace",

@@ -7,6 +7,7 @@ from lvlm_interp.interventions.edges import Edges, edge_attribution
 from lvlm_interp.interventions.effects import Effects, intervene
 from lvlm_interp.interventions.intervention import Certificate, Intervention, Together, intervening
 from lvlm_interp.interventions.patching import Components, attribution_patching
+from lvlm_interp.interventions.paths import path_patching
 from lvlm_interp.interventions.places import Region
 from lvlm_interp.interventions.routes import Routes, attention_routes
 from lvlm_interp.interventions.states import Ablate, Freeze, Patch, Steer
@@ -38,6 +39,7 @@ __all__ = [
     "edge_attribution",
     "intervene",
     "intervening",
+    "path_patching",
     "sweep",
     "windows",
 ]

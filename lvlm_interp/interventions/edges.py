@@ -34,7 +34,7 @@ from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
 
-LOGITS = "logits"
+EMBED, LOGITS = "embed", "logits"
 READING = {**{kind: KINDS[kind].site for kind in ("q", "k", "v")}, "attn": "hook_attn_out", "mlp": "hook_mlp_out"}
 """What a receiver of each kind makes of what it reads: its derivative is handed back to the stream."""
 
@@ -244,10 +244,9 @@ class _Edges:
         """Of each sender, what arrives in the stream there times the derivative."""
         layer = self.vlm.depth if stream == _end(self.vlm) else int(stream.split(".")[1])
         found = torch.full((len(back), len(self.senders)), torch.nan, dtype=back.dtype)
-        arriving = [(0, self.writes.gain(0, layer), self.writes.embedded())]
-        arriving += [(1 + n, self.writes.gain(n + 1, layer), None) for n in range(layer)]
-        for group, gain, own in arriving:
-            written = self.writes.of_layer(group - 1) if own is None else own
+        for group in range(layer + 1):  # that of the embedding, and those of layers
+            written = self.writes.of_layer(group - 1) if group else self.writes.embedded()
+            gain = self.writes.gain(group, layer)
             found[:, self._starts[group] : self._starts[group + 1]] = gain * _products(back, written)
         if stream.endswith("resid_mid"):
             written, start = self.writes.of_heads(layer), self._starts[layer + 1]

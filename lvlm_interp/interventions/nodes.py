@@ -13,6 +13,7 @@ import torch
 from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.interventions.intervention import Intervention
+from lvlm_interp.interventions.places import Places
 from lvlm_interp.interventions.states import Patch
 from lvlm_interp.model.choice import axes_of
 from lvlm_interp.model.vlm import HookedVLM
@@ -109,7 +110,7 @@ def _numbers(kind: str, shape: Sequence[int]) -> Sequence[int]:
     return [MLP] if kind == "mlp" else range(shape[axes_of(KINDS["z"].site)[1]])
 
 
-def exchange(nodes: Sequence[Node], source: Any) -> Intervention:
+def exchange(nodes: Sequence[Node], source: Any, positions: Places | None = None) -> Intervention:
     """Nodes with their states of another run."""
     patches: list[Intervention] = []
     for kind, about in KINDS.items():
@@ -120,5 +121,5 @@ def exchange(nodes: Sequence[Node], source: Any) -> Intervention:
                 if kind == "mlp"
                 else {"heads": [(node.layer, node.head) for node in some]}
             )
-            patches.append(Patch(f"blocks.*.{about.site}", source=source, **where))
+            patches.append(Patch(f"blocks.*.{about.site}", positions, source=source, **where))
     return functools.reduce(lambda one, other: one + other, patches)
