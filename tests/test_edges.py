@@ -201,6 +201,17 @@ def test_families(family):
         assert float(found.sums[some].sum()) == pytest.approx(float(by_hand), abs=1e-5)
 
 
+def test_blocks_that_multiply_their_stream():
+    """Gemma 4's: what is added before a block arrives behind it multiplied."""
+    vlm = li.wrap(tiny_model("gemma4_unified", dtype=torch.float64))
+    for block in vlm.blocks:
+        block.layer_scalar.fill_(0.7)
+    clean = tiny_example(vlm, "gemma4_unified")
+    corrupt = tiny_example(vlm, "gemma4_unified", seed=2).with_answer([11, 12], ["", ""], "")
+    found = edge_attribution(vlm, [(clean, corrupt)], receivers=("q", "mlp", "logits"))
+    assert found.missed < 1e-5 and float(found.whole.abs().max()) > 0.01
+
+
 def read_by(vlm, norm, x, moved):
     """The lead, and what a norm reads, which is moved."""
     kept = []
