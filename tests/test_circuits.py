@@ -8,7 +8,8 @@ import torch
 import lvlm_interp as li
 from lvlm_interp.errors import InputError
 from lvlm_interp.interventions import Patch, attribution_patching, circuits
-from lvlm_interp.interventions.patching import MLP, _Effects, exchange, named, places_of
+from lvlm_interp.interventions.nodes import MLP, Node, exchange, nodes_of
+from lvlm_interp.interventions.patching import _Effects
 from lvlm_interp.interventions.tracing import target_of_pair
 from lvlm_interp.report import figures
 from tests.tiny import tiny_inputs, tiny_llava
@@ -36,7 +37,7 @@ def lead(logits, x):
 
 def effects_of(vlm, pair):
     target = target_of_pair(vlm, pair, ["difference"], "token", None)
-    return _Effects(vlm, pair, target, places_of(vlm, pair[0]))
+    return _Effects(vlm, pair, target, nodes_of(vlm, pair[0]))
 
 
 def pushed(gap, head, by):
@@ -55,7 +56,7 @@ def pushed(gap, head, by):
 def test_effects_are_derivatives_by_finite_differences(vlm, pairs):
     x, of, by = pairs[0][0], effects_of(vlm, pairs[0]), 2e-3
     found = of.found(1, drop=False)[0]
-    for number, place in enumerate(of.places):
+    for number, place in enumerate(of.nodes):
         site = f"blocks.{place[0]}.{'hook_mlp_out' if place[1] == MLP else 'attn.hook_z'}"
         ends = [
             lead(vlm.capture(x, "hook_embed", edits={site: pushed(of._gap[site], place[1], sign * by)})["logits"], x)
@@ -68,7 +69,7 @@ def test_along_a_way_effects_of_everything_add_up_to_the_lead(vlm, pairs):
     """Integrated over the embeddings alone, where nothing else differs: the sum closes as steps grow."""
     clean, corrupt = pairs[0]
     of = effects_of(vlm, pairs[0])
-    start, end = of._ends
+    start, end = of.leads.after["hook_embed"], of.leads.before["hook_embed"]
     gaps, steps = (end - start).double(), 64
     total = 0.0
     for n in range(steps):
@@ -97,7 +98,7 @@ def test_strengths_are_means_without_each_other_layer(vlm, pairs, ranked):
     of = effects_of(vlm, pairs[0])
     strength = of.found(1, drop=True)[1]
     sizes = torch.stack([of._products(one).abs() for one in [*of._derivatives(1.0)][1:]])
-    for number, (layer, _) in enumerate(of.places):
+    for number, (layer, _, _) in enumerate(of.nodes):
         others = [n for n in range(vlm.depth) if n != layer]
         assert float(strength[number]) == pytest.approx(float(sizes[others, number].mean()), rel=1e-9)
     assert bool((ranked.strength >= 0).all())
@@ -122,12 +123,12 @@ def test_a_result_tells_how_far_it_can_be_trusted(ranked):
     assert told["tried"] == 15 and -1 <= told["rank correlation"] <= 1
     assert "exchanged in earnest" in ranked.note
     assert ranked.to_frame()["component"].iloc[0] == ranked.names[ranked.order[0]]
-    assert named((2, 3)) == "L2H3" and named((2, MLP)) == "L2 MLP"
+    assert Node(2, 3, "z").name == "L2H3" and Node(2, MLP, "mlp").name == "L2 MLP"
 
 
 def test_a_circuit_is_what_is_not_exchanged(vlm, pairs, ranked):
     found = circuits(vlm, pairs, {"mine": ranked}, [0.2, 0.6])
-    places, kept = places_of(vlm, pairs[0][0]), int(found.kept[1])
+    places, kept = nodes_of(vlm, pairs[0][0]), int(found.kept[1])
     assert kept == 9
     gone = [places[n] for n in ranked.order.tolist()[kept:]]
     leads = torch.zeros(3, dtype=torch.float64)  # with the circuit, with everything, with nothing

@@ -3,9 +3,11 @@
 from lvlm_interp.interventions.attention import Knockout, Scale
 from lvlm_interp.interventions.axes import windows
 from lvlm_interp.interventions.circuits import Circuits, circuits
+from lvlm_interp.interventions.edges import Edges, edge_attribution
 from lvlm_interp.interventions.effects import Effects, intervene
 from lvlm_interp.interventions.intervention import Certificate, Intervention, Together, intervening
 from lvlm_interp.interventions.patching import Components, attribution_patching
+from lvlm_interp.interventions.paths import path_patching
 from lvlm_interp.interventions.places import Region
 from lvlm_interp.interventions.routes import Routes, attention_routes
 from lvlm_interp.interventions.sinks import Redistribute
@@ -18,6 +20,7 @@ __all__ = [
     "Certificate",
     "Circuits",
     "Components",
+    "Edges",
     "Effects",
     "Freeze",
     "Intervention",
@@ -35,8 +38,10 @@ __all__ = [
     "attribution_patching",
     "causal_trace",
     "circuits",
+    "edge_attribution",
     "intervene",
     "intervening",
+    "path_patching",
     "sweep",
     "windows",
 ]

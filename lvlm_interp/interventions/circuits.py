@@ -24,7 +24,8 @@ from lvlm_interp.columns import Column, numbered
 from lvlm_interp.errors import InputError
 from lvlm_interp.fields import POSITIVE, Range
 from lvlm_interp.given import explained, need_seed
-from lvlm_interp.interventions.patching import Components, Place, exchange, places_of
+from lvlm_interp.interventions.nodes import KINDS, Node, exchange, nodes_of
+from lvlm_interp.interventions.patching import Components
 from lvlm_interp.interventions.sources import remembering
 from lvlm_interp.interventions.sweep import under
 from lvlm_interp.interventions.tracing import Pair, Runs, target_of_pair
@@ -136,11 +137,11 @@ def circuits(
             f"{len(pairs)} pairs, {len(numbers)} groups, orders {[*named]}, sizes {list(sizes)}: give at least one of "
             "each, a group for each pair or none, and sizes between 0 and 1"
         )
-    places = places_of(vlm, pairs[0][0])
-    orders = _orders(vlm, named, places, seed)
-    counts = [max(1, round(size * len(places))) for size in sizes]
+    nodes = nodes_of(vlm, pairs[0][0], [kind for kind in KINDS if any(kind in one.kinds for one in named.values())])
+    orders = _orders(vlm, named, nodes, seed)
+    counts = [max(1, round(size * len(nodes))) for size in sizes]
     leads = [
-        _leads(Runs(vlm, pair, target_of_pair(vlm, pair, ["difference"], "token", None)), places, orders, counts)
+        _leads(Runs(vlm, pair, target_of_pair(vlm, pair, ["difference"], "token", None)), nodes, orders, counts)
         for pair in tqdm(pairs, desc="pairs", disable=not progress, leave=False)
     ]
     kept, ends = (torch.stack(some) for some in zip(*leads, strict=True))
@@ -158,32 +159,35 @@ def circuits(
     )
 
 
-def _orders(vlm: HookedVLM, named: Mapping[str, Components], places: Sequence[Place], seed: int) -> list[list[int]]:
+def _orders(vlm: HookedVLM, named: Mapping[str, Components], nodes: Sequence[Node], seed: int) -> list[list[int]]:
     """The strongest first, of each; the last is random.
 
     Raises:
-        InputError: they are of another model.
+        InputError: they are of another model, or not all of the same components.
     """
-    own = list(named.values())
-    if any(one.provenance.weights != vlm.identity or len(one.names) != len(places) for one in own):
-        raise InputError("components were ranked in another model, or in this one before its weights changed")
-    drawn = torch.randperm(len(places), generator=torch.Generator().manual_seed(int(seed)))
+    own, names = list(named.values()), tuple(node.name for node in nodes)
+    if any(one.provenance.weights != vlm.identity or one.names != names for one in own):
+        raise InputError(
+            "components were ranked in another model, or in this one before its weights changed, or several orders are "
+            "not of the same components (nodes=)"
+        )
+    drawn = torch.randperm(len(nodes), generator=torch.Generator().manual_seed(int(seed)))
     return [*(one.order.tolist() for one in own), drawn.tolist()]
 
 
 def _leads(
-    runs: Runs, places: Sequence[Place], orders: Sequence[Sequence[int]], counts: Sequence[int]
+    runs: Runs, nodes: Sequence[Node], orders: Sequence[Sequence[int]], counts: Sequence[int]
 ) -> tuple[Float[Tensor, "kind order size"], Float[Tensor, " end"]]:
     """The lead with the first of each order alone, and with all others; and with everything, and with nothing."""
     run, source = runs.clean, runs.corrupt.x
-    with remembering(run.vlm, exchange(places, source).reads(run.vlm, run.x)):
+    with remembering(run.vlm, exchange(nodes, source).reads(run.vlm, run.x)):
 
         def without(gone: Sequence[int]) -> Tensor:
-            return under(run, exchange([places[n] for n in gone], source))[0].values[0, 0]
+            return under(run, exchange([nodes[n] for n in gone], source))[0].values[0, 0]
 
         kept = [[without(order[count:]) for count in counts] for order in orders]
         left = [[without(order[:count]) for count in counts] for order in orders]
-        ends = torch.stack([run.untouched.values[0, 0], without(range(len(places)))])
+        ends = torch.stack([run.untouched.values[0, 0], without(range(len(nodes)))])
     return torch.stack([torch.stack([torch.stack(row) for row in some]) for some in (kept, left)]), ends
 
 

@@ -5,7 +5,10 @@ Attribution patching (Nanda 2023): putting a component's states of the corrupt r
 `steps` the derivative is the mean along a way from the corrupt inputs to the clean ones (EAP-IG's: Hanna et al. 2024,
 arXiv 2403.17806, with the clean end among its points). Where a component's direct and indirect effects cancel, their
 sum hides it: with `drop` its strength is the mean, over layers, of its effect's size with the derivative through that
-layer left out (AtP*'s GradDrop: Kramár et al. 2024, arXiv 2403.00745).
+layer left out (AtP*'s GradDrop: Kramár et al. 2024, arXiv 2403.00745). What queries and keys do goes through a softmax,
+where a derivative tells little: the pattern is computed anew with those of the corrupt run (AtP*'s fix of queries and
+keys), and the difference of both patterns is multiplied by ∂m/∂pattern. What a head writes is linear in its pattern, so
+that this product is that of what it writes otherwise and ∂m/∂(what it writes), and no pattern is held.
 
 It is a guess: some components are exchanged in earnest, and how both agree stands on the result.
 """
@@ -13,7 +16,8 @@ It is a guess: some components are exchanged in earnest, and how both agree stan
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,28 +28,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lvlm_interp.attribution.value import Target
-from lvlm_interp.errors import InputError, SiteError
+from lvlm_interp.errors import InputError
 from lvlm_interp.fields import POSITIVE, Range
 from lvlm_interp.given import explained, need_seed
-from lvlm_interp.inputs.example import Inputs
-from lvlm_interp.interventions.intervention import Intervention
+from lvlm_interp.interventions.leads import Leads
+from lvlm_interp.interventions.nodes import KINDS, Node, exchange, need_kinds, nodes_of
 from lvlm_interp.interventions.places import layer_of
-from lvlm_interp.interventions.states import Patch
 from lvlm_interp.interventions.sweep import under
 from lvlm_interp.interventions.tracing import Pair, Runs, target_of_pair
-from lvlm_interp.model.choice import axes_of
 from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.hooks import stopped
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
-
-EMBEDDED, HEADS, MLPS, ATTENTION = (
-    "hook_embed",
-    "blocks.*.attn.hook_z",
-    "blocks.*.hook_mlp_out",
-    "blocks.*.hook_attn_out",
-)
-MLP = -1  # in the place of a head's number
 
 
 @dataclass(frozen=True)
@@ -53,8 +47,9 @@ class Components(Result):
     """What each head and MLP carries of the difference between clean and corrupt runs, to first order.
 
     Attributes:
-        names: `L12H3`, `L12 MLP`.
-        layers, heads: where each is; the head of an MLP is -1.
+        names: `L12H3`, `L12H3 q`, `L12KV1 k`, `L12 MLP`.
+        kinds: `z` of what a head writes, `q`, `k` and `v` of what it reads by, `mlp`.
+        layers, heads: where each is; the head of an MLP is -1, that of `k` and `v` a key-value head.
         effect: what the clean answer's lead would lose, if the component had its states of the corrupt run: the mean
             over pairs, in logits.
         strength: how large that is, whatever cancels: what components are ranked by.
@@ -63,10 +58,12 @@ class Components(Result):
         pairs: how many there are.
     """
 
-    along: ClassVar[Mapping[str, str]] = {"names": "node"}
+    along: ClassVar[Mapping[str, str]] = {"names": "node", "kinds": "node"}
+    among: ClassVar[Mapping[str, Collection[str]]] = {"kinds": tuple(KINDS)}
     blank: ClassVar[frozenset[str]] = frozenset({"exact"})
     ranges: ClassVar[Mapping[str, Range]] = {"strength": POSITIVE, "pairs": POSITIVE}
     names: tuple[str, ...]
+    kinds: tuple[str, ...]
     layers: Int[Tensor, " node"]
     heads: Int[Tensor, " node"]
     effect: Float[Tensor, " node"]
@@ -106,7 +103,8 @@ class Components(Result):
         """One row for each component, the strongest first."""
         numbers = {name: getattr(self, name)[self.order].tolist() for name in ("effect", "strength", "exact")}
         names = [self.names[n] for n in self.order.tolist()]
-        places = {"layer": self.layers[self.order].tolist(), "head": self.heads[self.order].tolist()}
+        kinds = [self.kinds[n] for n in self.order.tolist()]
+        places = {"kind": kinds, "layer": self.layers[self.order].tolist(), "head": self.heads[self.order].tolist()}
         return self.identified(pd.DataFrame({"component": names, **places, **numbers}))
 
 
@@ -116,6 +114,8 @@ def attribution_patching(
     vlm: HookedVLM,
     pairs: Sequence[Pair],
     *,
+    nodes: Sequence[str] = ("z", "mlp"),
+    qk_fix: bool = True,
     steps: int = 1,
     drop: bool = True,
     exact: int = 30,
@@ -127,6 +127,9 @@ def attribution_patching(
     Args:
         vlm: the model.
         pairs: clean and corrupt examples with their answers, as long as each other (`causal_trace`).
+        nodes: kinds of them: what heads write (`z`) and read by (`q`, `k`, `v`), `mlp`. Keys and values are those of
+            key-value heads, which several heads may share.
+        qk_fix: compute patterns anew for `q` and `k`, instead of a derivative through the softmax.
         steps: along the way from the corrupt inputs to the clean ones; 1 takes the derivative in the clean run.
         drop: leave out the derivative through each layer in turn, a way back for each; not with several steps.
         exact: how many components are exchanged in earnest, drawn at random, for each pair.
@@ -134,59 +137,47 @@ def attribution_patching(
         progress: show a progress bar.
 
     Raises:
-        InputError: no pairs, examples of other lengths, answers that begin alike, or no steps.
+        InputError: no pairs, no such nodes, examples of other lengths, answers that begin alike, or no steps.
         SiteError: a model without heads that can be seen.
         ModelError: no gradients.
     """
     need_seed(seed)
+    need_kinds(nodes)
     if not pairs or steps < 1 or exact < 0:
         raise InputError(f"give a pair or more, 1 step or more; got {len(pairs)} pairs, steps={steps}, exact={exact}")
     targets = [target_of_pair(vlm, pair, ["difference"], "token", None) for pair in pairs]
-    places, found, true = places_of(vlm, pairs[0][0]), [], []
-    tried = torch.randperm(len(places), generator=torch.Generator().manual_seed(int(seed)))[:exact]
+    every, found, true = nodes_of(vlm, pairs[0][0], nodes), [], []
+    tried = torch.randperm(len(every), generator=torch.Generator().manual_seed(int(seed)))[:exact]
     leads = list[Tensor]()
     for pair, target in tqdm([*zip(pairs, targets, strict=True)], desc="pairs", disable=not progress, leave=False):
-        found.append(_Effects(vlm, pair, target, places).found(steps, drop and steps == 1))
+        found.append(_Effects(vlm, pair, target, every, qk_fix).found(steps, drop and steps == 1))
         runs = _run(vlm, pair, target)
         leads.append(runs.whole[:, 0])
-        true.append(_exchanged(runs, [places[n] for n in tried.tolist()]))
+        true.append(_exchanged(runs, [every[n] for n in tried.tolist()]))
     effect, strength = torch.stack(found).mean(0).unbind()
-    kept = torch.full((len(places),), torch.nan)
+    kept = torch.full((len(every),), torch.nan)
     kept[tried] = torch.stack(true).mean(0).float() if exact else kept[tried]
     clean, corrupt = torch.stack(leads).mean(0).tolist()
-    both = [x for pair in pairs for x in pair]
+    told = {"nodes": tuple(nodes), "qk_fix": qk_fix, "steps": steps, "drop": drop and steps == 1}
     return Components(
-        names=tuple(map(named, places)),
-        layers=torch.tensor([layer for layer, _ in places]),
-        heads=torch.tensor([head for _, head in places]),
+        **_labels(every),
         effect=effect.float(),
         strength=strength.float(),
         exact=kept,
         clean=clean,
         corrupt=corrupt,
         pairs=len(pairs),
-        provenance=vlm.provenance("attribution_patching", *both, seed=seed, steps=steps, drop=drop and steps == 1),
+        provenance=vlm.provenance("attribution_patching", *(x for pair in pairs for x in pair), seed=seed, **told),
     )
 
 
-Place = tuple[int, int]
-"""A layer, and a head or `MLP`."""
-
-
-def named(place: Place) -> str:
-    layer, head = place
-    return f"L{layer} MLP" if head == MLP else f"L{layer}H{head}"
-
-
-def exchange(places: Sequence[Place], source: Any) -> Intervention:
-    """Components with their states of another run."""
-    heads, mlps = [one for one in places if one[1] != MLP], [layer for layer, head in places if head == MLP]
-    patches: list[Intervention] = []
-    if heads:
-        patches.append(Patch(HEADS, heads=heads, source=source))
-    if mlps:
-        patches.append(Patch(MLPS, layers=mlps, source=source))
-    return functools.reduce(lambda one, other: one + other, patches)
+def _labels(nodes: Sequence[Node]) -> dict[str, Any]:
+    return {
+        "names": tuple(node.name for node in nodes),
+        "kinds": tuple(node.kind for node in nodes),
+        "layers": torch.tensor([node.layer for node in nodes]),
+        "heads": torch.tensor([node.head for node in nodes]),
+    }
 
 
 @torch.no_grad()
@@ -195,54 +186,43 @@ def _run(vlm: HookedVLM, pair: Pair, target: Target) -> Runs:
 
 
 @torch.no_grad()
-def _exchanged(runs: Runs, places: Sequence[Place]) -> Float[Tensor, " place"]:
-    """What the lead loses by each component alone."""
+def _exchanged(runs: Runs, nodes: Sequence[Node]) -> Float[Tensor, " place"]:
+    """What the lead loses by each node alone."""
     lost = [
-        runs.clean.untouched.values[0, 0] - under(runs.clean, exchange([place], runs.corrupt.x))[0].values[0, 0]
-        for place in places
+        runs.clean.untouched.values[0, 0] - under(runs.clean, exchange([node], runs.corrupt.x))[0].values[0, 0]
+        for node in nodes
     ]
     return torch.stack(lost) if lost else torch.empty(0, dtype=torch.float64)
-
-
-@torch.no_grad()
-def places_of(vlm: HookedVLM, x: Inputs) -> list[Place]:
-    """Every head and MLP, layer by layer."""
-    sites = [name for name in vlm.sites if _in_block(name, ("attn.hook_z", "hook_mlp_out"))]
-    if not any(name.endswith("hook_z") for name in sites):
-        raise SiteError(f"{vlm.name!r} has no heads that can be seen")
-    found = vlm.capture(x, sites, positions=[0])
-    places = list[Place]()
-    for layer in range(vlm.depth):
-        if (z := found.get(f"blocks.{layer}.attn.hook_z")) is not None:
-            places += [(layer, head) for head in range(z.shape[axes_of("blocks.0.attn.hook_z")[1]])]
-        places += [(layer, MLP)] if f"blocks.{layer}.hook_mlp_out" in found else []
-    return places
-
-
-def _in_block(name: str, endings: tuple[str, ...]) -> bool:
-    return name.startswith("blocks.") and name.partition(".")[2].partition(".")[2] in endings
 
 
 class _Effects:
     """First-order effects of one pair."""
 
-    def __init__(self, vlm: HookedVLM, pair: Pair, target: Target, places: Sequence[Place]) -> None:
-        self.vlm, (self.clean, self.corrupt), self.places = vlm, pair, places
-        self._tokens = [int(pair[0].answer_ids[0]), target.search.ids[0][0][0]]
-        self._sites = sorted({self._site(place) for place in places})
-        with torch.no_grad():
-            before, after = (vlm.capture(x, [EMBEDDED, *self._sites]) for x in (self.clean, self._corrupt))
-        self._gap = {name: (before[name] - after[name]).double() for name in self._sites}
-        self._ends = after[EMBEDDED], before[EMBEDDED]
+    def __init__(self, vlm: HookedVLM, pair: Pair, target: Target, nodes: Sequence[Node], qk_fix: bool = True) -> None:
+        self.vlm, self.nodes, self._heads = vlm, nodes, Counter(node.site for node in nodes)
+        kinds = {node.site: node.kind for node in nodes}
+        anew = [kind for kind in ("q", "k") if qk_fix and kind in kinds.values()]
+        self._read = {site: _written_at(site) if kind in anew else site for site, kind in kinds.items()}
+        self._sites = sorted({*self._read.values()})
+        self.leads = Leads(vlm, pair, target, [*dict.fromkeys([*self._sites, *self._read])])
+        before, after = self.leads.before, self.leads.after
+        self._gap = {site: (before[site] - after[site]).double() for site, kind in kinds.items() if kind not in anew}
+        for kind in anew:
+            self._gap |= self._written_otherwise([site for site, own in kinds.items() if own == kind])
 
-    @property
-    def _corrupt(self) -> Inputs:
-        """Answered with the clean answer, so that positions are each other's."""
-        clean = self.clean
-        return self.corrupt.with_answer(clean.answer_ids.tolist(), clean.answer_tokens, clean.answer)
+    @torch.no_grad()
+    def _written_otherwise(self, sites: Sequence[str]) -> dict[str, Tensor]:
+        """What heads write in the clean run less what they write with queries, or keys, of the corrupt run.
 
-    def _site(self, place: Place) -> str:
-        return f"blocks.{place[0]}.hook_mlp_out" if place[1] == MLP else f"blocks.{place[0]}.attn.hook_z"
+        The stream is held at every block, so that all else that a pattern is made of is as it is in the clean run.
+        """
+        vlm, clean = self.vlm, self.leads.clean
+        streams = [f"blocks.{layer}.hook_resid_pre" for layer in range(vlm.depth)]
+        held = vlm.capture(clean, streams)
+        edits = {name: functools.partial(_instead, held[name]) for name in streams}
+        edits |= {site: functools.partial(_instead, self.leads.after[site]) for site in sites}
+        found = vlm.capture(clean, [_written_at(site) for site in sites], edits=edits)
+        return {s: (self.leads.before[at] - found[at]).double() for s in sites for at in [_written_at(s)]}
 
     def found(self, steps: int, drop: bool) -> Float[Tensor, "kind place"]:
         """Effects and strengths."""
@@ -253,39 +233,44 @@ class _Effects:
         derivatives = self._derivatives(1.0)
         effect = self._products(next(derivatives))
         sizes = torch.stack([self._products(one).abs() for one in derivatives])  # without each layer in turn
-        own = torch.tensor([[layer == place[0] for place in self.places] for layer in range(len(sizes))])
+        own = torch.tensor([[layer == node.layer for node in self.nodes] for layer in range(len(sizes))])
         return torch.stack([effect, sizes.masked_fill(own, 0).sum(0) / max(1, len(sizes) - 1)])
 
     def _products(self, derivatives: Sequence[Tensor]) -> Float[Tensor, " place"]:
-        """Each component's states' difference, times the derivative by them."""
+        """Each node's states' difference, times the derivative by them."""
+        by = dict(zip(self._sites, derivatives, strict=True))
         sums = {
-            name: (self._gap[name] * by.double()).flatten(0, 1).sum(0)
-            for name, by in zip(self._sites, derivatives, strict=True)
+            site: (gap * by[self._read[site]].double()).flatten(0, 1).sum(0).cpu() for site, gap in self._gap.items()
         }
-        found = [
-            sums[self._site(place)].sum() if place[1] == MLP else sums[self._site(place)][place[1]].sum()
-            for place in self.places
-        ]
-        return torch.stack(found).cpu()
+        return torch.stack([_own(node, sums[node.site], self._heads[node.site]) for node in self.nodes])
 
     def _derivatives(self, share: float) -> Iterator[list[Tensor]]:
         """Of the lead by each site's states, this far on the way from the corrupt inputs; then without each layer."""
-        corrupt, clean = self._ends
-        start = torch.lerp(corrupt.float(), clean.float(), share).to(clean.dtype)
         added = [name for name in self.vlm.sites if _in_block(name, ("hook_attn_out", "hook_mlp_out"))]
-        found = self.vlm.capture(
-            self.clean,
-            [*dict.fromkeys([*self._sites, *added])],
-            grad=True,
-            edits={EMBEDDED: lambda value: start.to(value)},
-        )
+        lead, found = self.leads.graph([*dict.fromkeys([*self._sites, *added])], share)
         with torch.inference_mode(False), torch.enable_grad():
-            row = found["logits"][0, self.clean.answer_start - 1].double()
-            lead = row[self._tokens[0]] - row[self._tokens[1]]
             back = functools.partial(_back, lead, [found[name] for name in self._sites])
             yield back([])
             for layer in range(self.vlm.depth):
                 yield back([found[name] for name in added if layer_of(name) == layer])
+
+
+def _written_at(site: str) -> str:
+    """Where the heads of a site's layer write."""
+    return Node(int(site.split(".")[1]), 0, "z").site
+
+
+def _in_block(name: str, endings: tuple[str, ...]) -> bool:
+    return name.startswith("blocks.") and name.partition(".")[2].partition(".")[2] in endings
+
+
+def _instead(new: Tensor, value: Tensor) -> Tensor:
+    return new.to(value, copy=True)  # the model may write over it
+
+
+def _own(node: Node, sums: Tensor, heads: int) -> Float[Tensor, ""]:
+    """A node's share of products; those of heads that read one key-value head together are that one's."""
+    return sums.sum() if node.kind == "mlp" else sums.unflatten(0, (heads, -1))[node.head].sum()
 
 
 def _back(lead: Tensor, inputs: Sequence[Tensor], without: Sequence[Tensor]) -> list[Tensor]:

@@ -219,7 +219,7 @@ def target_of_pair(
     """
     clean, corrupt = pair
     clean.need_answer()
-    _need_alike(pair)
+    need_alike(pair)
     target = target_of(vlm, clean, values, unit, against).only(0)
     if against is not None or not target.compares:
         return target
@@ -233,7 +233,7 @@ def target_of_pair(
     return dataclasses.replace(target, search=search)
 
 
-def _need_alike(pair: Pair) -> None:
+def need_alike(pair: Pair) -> None:
     """Raise for prompts whose positions are not each other's.
 
     Raises:

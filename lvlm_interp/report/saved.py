@@ -23,6 +23,7 @@ from lvlm_interp.inside.direct import DirectAttribution
 from lvlm_interp.inside.lens import Lens
 from lvlm_interp.inside.tuned_lens import TunedLens
 from lvlm_interp.interventions.circuits import Circuits
+from lvlm_interp.interventions.edges import Edges
 from lvlm_interp.interventions.effects import Effects
 from lvlm_interp.interventions.patching import Components
 from lvlm_interp.interventions.routes import Routes
@@ -53,6 +54,7 @@ KINDS: tuple[type[Result], ...] = (
     Routes,
     Tracing,
     Components,
+    Edges,
     Circuits,
     Trace,
     Watched,
