@@ -43,6 +43,8 @@ def one_of_each():
         li.causal_trace(vlm, [pair], unit="token", samples=2),
         *(ranked, li.circuits(vlm, [pair], ranked, [0.5], samples=2)),
         li.edge_attribution(vlm, [pair]),
+        (pushed := li.image_difference(vlm, [x, pair[1]])),
+        li.dose_response(vlm, [x], pushed, alphas=[0, 1], random=1, samples=2),
         *((traced := li.trace(vlm, x, max_new_tokens=2, sites="blocks.0.hook_resid_post")), traced.inside),
         li.collect_features(vlm, [x], {"all": "blocks.*.hook_resid_pre"})["all"],
         Decodings(("greedy",), (("Yes.",),), *[torch.tensor([0.5])] * 12, 0.95, provenance=about("compare_decodings")),

@@ -23,6 +23,7 @@ BLANK = {
     "Circuits": {"low", "high"},  # of one pair
     "Components": {"exact"},  # of those that were not exchanged in earnest
     "Decodings": {"precision", "recall", "f1", "low", "high", "gain_low", "gain_high"},  # of no yes; of one group
+    "DoseResponse": {"low", "high", "length", "yes_rate"},  # of one example; where nothing was written
     "Edges": {"score"},  # of a sender that does not come before the receiver
     "Faithfulness": {"sensitivity"},  # of what does not vary
     "FaithfulnessOver": {*over_examples.NUMBERS},  # of one group; sensitivity of what does not vary

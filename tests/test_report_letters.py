@@ -85,6 +85,13 @@ def traced(axes, labels):
     return li.Tracing(("difference",), ("denoising", "noising"), axes, labels, *told, provenance=about("causal_trace"))
 
 
+def pushed(alphas, random):
+    """What pushes do."""
+    mean = torch.linspace(-3, 4, len(alphas))
+    told = (mean, mean - 0.5, mean + 0.5, torch.randn(random, len(alphas)), mean.abs(), mean.sigmoid())
+    return li.DoseResponse(alphas, *told, 40, "difference", "nats", 0.95, provenance=about("dose_response"))
+
+
 def written(tokens):
     """An answer as it was written beside two streams."""
     step, both = torch.linspace(0.1, 1, len(tokens)), torch.linspace(0.1, 0.6, 2 * len(tokens)).view(2, -1)
@@ -133,6 +140,10 @@ DRAWN = {
     "credit_bars": {
         "few": lambda: figures.credit_bars(made(tokens=("a",)).credit),
         "many": lambda: figures.credit_bars(made(tokens=LONG[:20], roles=("question", "context", "image")).credit),
+    },
+    "dose_curve": {
+        "few": lambda: figures.dose_curve(pushed((0.0, 1.0), 1)),
+        "many": lambda: figures.dose_curve(pushed((-2.0, -1.0, 0.0, 1.0, 2.0), 8)),
     },
     "faithfulness_curves": {
         "few": lambda: figures.faithfulness_curves(curves(1)),

@@ -3,6 +3,14 @@
 from lvlm_interp.interventions.attention import Knockout, Scale
 from lvlm_interp.interventions.axes import windows
 from lvlm_interp.interventions.circuits import Circuits, circuits
+from lvlm_interp.interventions.directions import (
+    Directions,
+    image_difference,
+    mean_difference,
+    principal_direction,
+    probed_directions,
+)
+from lvlm_interp.interventions.dose import DoseResponse, dose_response
 from lvlm_interp.interventions.edges import Edges, edge_attribution
 from lvlm_interp.interventions.effects import Effects, intervene
 from lvlm_interp.interventions.intervention import Certificate, Intervention, Together, intervening
@@ -20,6 +28,8 @@ __all__ = [
     "Certificate",
     "Circuits",
     "Components",
+    "Directions",
+    "DoseResponse",
     "Edges",
     "Effects",
     "Freeze",
@@ -38,10 +48,15 @@ __all__ = [
     "attribution_patching",
     "causal_trace",
     "circuits",
+    "dose_response",
     "edge_attribution",
+    "image_difference",
     "intervene",
     "intervening",
+    "mean_difference",
     "path_patching",
+    "principal_direction",
+    "probed_directions",
     "sweep",
     "windows",
 ]

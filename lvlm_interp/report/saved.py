@@ -23,6 +23,8 @@ from lvlm_interp.inside.direct import DirectAttribution
 from lvlm_interp.inside.lens import Lens
 from lvlm_interp.inside.tuned_lens import TunedLens
 from lvlm_interp.interventions.circuits import Circuits
+from lvlm_interp.interventions.directions import Directions
+from lvlm_interp.interventions.dose import DoseResponse
 from lvlm_interp.interventions.edges import Edges
 from lvlm_interp.interventions.effects import Effects
 from lvlm_interp.interventions.patching import Components
@@ -59,6 +61,8 @@ KINDS: tuple[type[Result], ...] = (
     Trace,
     Watched,
     Decodings,
+    Directions,
+    DoseResponse,
 )
 
 
