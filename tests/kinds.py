@@ -10,6 +10,7 @@ from lvlm_interp.counterfactuals.contrast import Contrasts
 from lvlm_interp.generation import Decodings
 from lvlm_interp.heatmaps.localization import located
 from lvlm_interp.inside.tuned_lens import TunedLens
+from lvlm_interp.interventions import SparseFeatures
 from lvlm_interp.model.capture import Captured
 from lvlm_interp.opening.checks import Checked
 from lvlm_interp.opening.conformance import Conformance
@@ -18,6 +19,13 @@ from tests.made import about, made
 from tests.probing import QUICK, labelled
 from tests.swapping import made_test
 from tests.tiny import tiny_inputs, tiny_llava
+
+
+def found_by(strength):
+    """Features of a coder at one position."""
+    one, ids = torch.ones(1), torch.ones(1, 2).long()
+    told = (one.long(), ("a",), ids, strength, one.long(), one, "blocks.0.hook_resid_post")
+    return SparseFeatures(*told, provenance=about("sparse_features"))
 
 
 def one_of_each():
@@ -48,6 +56,7 @@ def one_of_each():
         *((traced := li.trace(vlm, x, max_new_tokens=2, sites="blocks.0.hook_resid_post")), traced.inside),
         li.collect_features(vlm, [x], {"all": "blocks.*.hook_resid_pre"})["all"],
         Decodings(("greedy",), (("Yes.",),), *[torch.tensor([0.5])] * 12, 0.95, provenance=about("compare_decodings")),
+        found_by(torch.ones(1, 2)),
         Contrasts({"hidden": diagnosis.contrast}, provenance=about("contrast")),
         Captured({"blocks.0.hook_resid_pre": y}, provenance=about("capture", positions=[3])),
         dataclasses.replace(li.score(vlm, x, x.everything[None]), readout=None),

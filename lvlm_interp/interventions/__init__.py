@@ -3,6 +3,7 @@
 from lvlm_interp.interventions.attention import Knockout, Scale
 from lvlm_interp.interventions.axes import windows
 from lvlm_interp.interventions.circuits import Circuits, circuits
+from lvlm_interp.interventions.coders import SparseCoder, load_sparse_coder
 from lvlm_interp.interventions.directions import (
     Directions,
     image_difference,
@@ -19,12 +20,14 @@ from lvlm_interp.interventions.paths import path_patching
 from lvlm_interp.interventions.places import Region
 from lvlm_interp.interventions.routes import Routes, attention_routes
 from lvlm_interp.interventions.sinks import Redistribute
+from lvlm_interp.interventions.sparse import AblateFeatures, SparseFeatures, sparse_features
 from lvlm_interp.interventions.states import Ablate, Freeze, Patch, Steer
 from lvlm_interp.interventions.sweep import Sweep, sweep
 from lvlm_interp.interventions.tracing import Tracing, causal_trace
 
 __all__ = [
     "Ablate",
+    "AblateFeatures",
     "Certificate",
     "Circuits",
     "Components",
@@ -40,6 +43,8 @@ __all__ = [
     "Region",
     "Routes",
     "Scale",
+    "SparseCoder",
+    "SparseFeatures",
     "Steer",
     "Sweep",
     "Together",
@@ -53,10 +58,12 @@ __all__ = [
     "image_difference",
     "intervene",
     "intervening",
+    "load_sparse_coder",
     "mean_difference",
     "path_patching",
     "principal_direction",
     "probed_directions",
+    "sparse_features",
     "sweep",
     "windows",
 ]

@@ -29,6 +29,7 @@ from lvlm_interp.interventions.edges import Edges
 from lvlm_interp.interventions.effects import Effects
 from lvlm_interp.interventions.patching import Components
 from lvlm_interp.interventions.routes import Routes
+from lvlm_interp.interventions.sparse import SparseFeatures
 from lvlm_interp.interventions.sweep import Sweep
 from lvlm_interp.interventions.tracing import Tracing
 from lvlm_interp.model.capture import Captured
@@ -63,6 +64,7 @@ KINDS: tuple[type[Result], ...] = (
     Decodings,
     Directions,
     DoseResponse,
+    SparseFeatures,
 )
 
 
