@@ -268,6 +268,31 @@ def test_torch_s_default_dtype_is_named(monkeypatch):
         torch.set_default_dtype(torch.float32)
 
 
+def test_everything_is_seen_by_default():
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    assert torch.equal(li.score(vlm, x).logprob, li.score(vlm, x, x.everything[None]).logprob)
+
+
+def test_pieces_are_checked_whether_or_not_a_target_has_some():
+    vlm = li.wrap(tiny_llava())
+    with pytest.raises(InputError, match="pieces is 'max' or 'first', got 'x'"):
+        li.lens(vlm, tiny_inputs(vlm), pieces="x")
+
+
+@pytest.mark.parametrize(
+    ("picture", "told"),
+    [
+        (np.full((4, 4, 3), 1.0001), r"got 1.0001 to 1.0001: clip or scale"),
+        (np.full((4, 4, 3), 200.0), "divide by 255"),
+        ({"bytes": None, "path": None}, r"this one has \['bytes', 'path'\], and no picture there"),
+    ],
+)
+def test_what_is_wrong_with_a_picture_is_told(picture, told):
+    with pytest.raises(ImageError, match=told):
+        open_image(picture)
+
+
 # --- texts, tables and commands ---------------------------------------------------------------------------------------
 
 

@@ -109,7 +109,7 @@ class Scores(Result):
 def score(
     vlm: HookedVLM,
     x: Inputs,
-    visible: Tensor,
+    visible: Tensor | None = None,
     hide_from: HideFrom = "all",
     progress: bool = False,
     decoder_inputs: DecoderInputs | None = None,
@@ -120,7 +120,8 @@ def score(
     Args:
         vlm: the model.
         x: one example with an answer.
-        visible: which positions each coalition sees, bool `[coalition, position]`; or one alone, `[position]`.
+        visible: which positions each coalition sees, bool `[coalition, position]`; or one alone, `[position]`. By
+            default one that sees everything.
         hide_from: `"all"`: a hidden position is seen by nobody; `"text"`: image rows go on seeing every image position,
             and only the other rows lose sight of it.
         progress: show a progress bar.
@@ -136,7 +137,7 @@ def score(
         InputError: there is no answer.
         ModelError: the model gives NaN or infinity.
     """
-    visible = torch.atleast_2d(visible)
+    visible = torch.atleast_2d(x.everything if visible is None else visible)
     with vlm.visiting(edits) if edits else contextlib.nullcontext():
         return score_answers(vlm, x, visible, [x.answer_ids], hide_from, progress, decoder_inputs)[0]
 

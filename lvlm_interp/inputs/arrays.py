@@ -64,8 +64,9 @@ def _of_floats(values: Shaped[np.ndarray, " *shape"]) -> UInt8[np.ndarray, " *sh
         raise ImageError("an array with NaN or infinity in it is no picture")
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if low < -ROUNDED or high > 1 + ROUNDED:
-        hint = "divide by 255, or give bytes (uint8)" if low >= 0 and 1 < high <= 255 else "scale them first"
-        raise ImageError(f"a picture of floats lies between 0 and 1, got {low:.4g} to {high:.4g}: {hint}")
+        bytes_ = low >= 0 and 2 <= high <= 255
+        hint = "divide by 255, or give bytes (uint8)" if bytes_ else "clip or scale them first"
+        raise ImageError(f"a picture of floats lies between 0 and 1, got {low:.8g} to {high:.8g}: {hint}")
     return np.rint(values.clip(0, 1) * 255).astype(np.uint8)
 
 

@@ -180,7 +180,8 @@ def _of_text(image: str) -> Image.Image:
 def _of_row(image: Mapping[str, Any]) -> Image.Image:
     if (key := next((key for key in KEYS if image.get(key) is not None), None)) is None:
         raise ImageError(
-            f"a picture in a dictionary stands under one of {list(KEYS)}; this one has {sorted(map(str, image))}"
+            f"a picture in a dictionary stands under one of {list(KEYS)}; this one has {sorted(map(str, image))}, "
+            "and no picture there"
         )
     if key != "base64":
         return picture_of(image[key])

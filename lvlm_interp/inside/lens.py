@@ -206,6 +206,8 @@ def lens(
         SiteError: a layer that the model does not have.
         ModelError: the model gives NaN or infinity; an edit, or a hook of yours, behind the last block.
     """
+    if pieces not in ("max", "first"):
+        raise InputError(f"pieces is 'max' or 'first', got {pieces!r}")
     need_plain_end(vlm, "a lens")
     chosen, at = _layers(vlm, layers), indices(x, range(x.length) if positions is None else positions)
     last = vlm.depth
@@ -357,8 +359,6 @@ def _states(vlm: HookedVLM, x: Inputs, layers: Sequence[int], at: Tensor) -> dic
 
 def _pieces(vlm: HookedVLM, word: str | int, pieces: Pieces) -> list[int]:
     """The tokens that stand for a target."""
-    if pieces not in ("max", "first"):
-        raise InputError(f"pieces is 'max' or 'first', got {pieces!r}")
     ids = [word] if isinstance(word, int) else vlm.prompter.lettered_ids(word)
     if outside := [i for i in ids if not 0 <= i < vlm.readout.vocabulary]:
         raise InputError(f"token {outside[0]} is not in the vocabulary of {vlm.readout.vocabulary} tokens")
