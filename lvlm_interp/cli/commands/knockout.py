@@ -12,7 +12,7 @@ from lvlm_interp.cli.intervening import need_window, tried
 from lvlm_interp.cli.options import Asked, Json, asking, need_texts
 from lvlm_interp.cli.places import Layers, Window, layers_of, need_one_way, positions_of
 
-PLACE = 70
+PLACE = 74
 app = typer.Typer()
 
 

@@ -11,9 +11,10 @@ from matplotlib.colors import Colormap
 from lvlm_interp.errors import InputError
 from lvlm_interp.generation.traced import Trace
 from lvlm_interp.generation.watched import Watched
-from lvlm_interp.report.figures import coloring, drawing
+from lvlm_interp.report.figures import coloring, drawing, lettering
 from lvlm_interp.report.figures.drawing import figure
 
+LONGEST = 14  # letters of a token
 Quantity = Literal["delta_nats", "delta", "kl", "jensen_shannon", "hellinger", "rank"]
 SAID = {
     "delta_nats": "with − without, nats",
@@ -47,7 +48,7 @@ def trace_lines(
     ax.axhline(0, linewidth=0.8, color=drawing.ink(ax), alpha=0.4)
     for name, numbers in zip(trace.streams, getattr(trace, quantity), strict=True):
         ax.plot(range(len(trace.tokens)), numbers, marker="o", markersize=3, label=f"without: {name}")
-    drawing.position_ticks(ax, trace.tokens)
+    _tokens(ax, trace.tokens)
     ax.set_ylabel(SAID[quantity])
     drawing.title(ax, title or "What each token owes to the image, as it was written")
     ax.legend(frameon=False)
@@ -85,7 +86,7 @@ def trace_layers(
     numbers, unit = known[what]
     ax = _wide(ax, len(watched.tokens), 1.4 + drawing.high(len(numbers), 0.16))
     image = ax.imshow(numbers.numpy(), cmap=coloring.colors(cmap), aspect="auto", origin="lower")
-    drawing.position_ticks(ax, watched.tokens)
+    _tokens(ax, watched.tokens)
     ax.set_ylabel("layer")
     drawing.title(ax, title or f"{what}, token by token")
     drawing.quiet(ax)
@@ -100,3 +101,10 @@ def _need_tokens(tokens: tuple[str, ...]) -> None:
 
 def _wide(ax: Axes | None, tokens: int, height: float) -> Axes:
     return drawing.axes(ax, float(np.clip(2.4 + 0.3 * tokens, 4.0, 10.0)), height)
+
+
+def _tokens(ax: Axes, tokens: tuple[str, ...]) -> None:
+    """Upright, so that they have room beside each other however long they are."""
+    every = lettering.step(len(tokens), ax, "width")
+    shown = [lettering.token_text(token, LONGEST) for token in tokens[::every]]
+    ax.set_xticks(range(0, len(tokens), every), shown, rotation=90)
