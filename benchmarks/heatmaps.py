@@ -5,10 +5,9 @@ that was stopped goes on, here or elsewhere.
 
 Held-out scenes with a recoloured object whose colour the model names: where it is seen is known, and that it is seen is
 what decides. Every method makes a map of that word, and each is measured: whether it lies on the object (pointing game,
-energy in the box), whether the word follows when eight regions come and go in its order (as tokens on every scene; as
-pixels on the first of them, in six regions, since each set is then a pass of the whole model), how it ranks the eight
-beside their exact Shapley values, whether it changes with the weights, and what it costs in plain passes of the same
-process.
+energy in the box), whether the word follows when six regions come and go in its order (as tokens on every scene; as
+pixels on the first of them, since each set is then a pass of the whole model), how it ranks them beside their exact
+Shapley values, whether it changes with the weights, and what it costs in plain passes of the same process.
 """
 
 import argparse
@@ -33,15 +32,15 @@ from lvlm_interp.heatmaps.sanity import ranks_alike, shuffled
 
 AT_ONCE, SEEDS_EACH = 2, 400  # scenes of one task, and seeds that it may draw them from
 ORDERS, SETS = 10, 16  # random orders, and sets, of the curves
-PIXELS = ("mean", "blur", "road")  # what stands for what is not seen
+SUBSTRATES = ("tokens", "mean", "blur", "road")  # what stands for what is not seen
 ABOUT = ("weights", "seed", "question", "method")  # what a row is of
 KEPT = Path(__file__).parent / "results" / "heatmaps.csv"
 METHODS: dict[str, dict[str, Any]] = {
     "occlusion": {},
     "occlusion of pixels": {"substrate": "mean", "regions": 4},
     "shapley": {"regions": 4, "pairs": 4},
-    "banzhaf": {"samples": 64},
-    "rise": {"samples": 64},
+    "banzhaf": {"samples": 32},
+    "rise": {"samples": 32},
     "greedy": {"regions": 3, "scope": 3},
     "gradient": {},
     "grad_x_input": {},
@@ -102,12 +101,11 @@ def measured(vlm: li.HookedVLM, x: li.Inputs, box: Any, task: Task) -> list[dict
     for name, one in maps.items():
         boxed = li.located(one, box)
         rows[name] |= {"points": boxed.points, "energy": boxed.energy, "precision": boxed.average_precision}
-    for substrates, columns in ((("tokens",), 4), (PIXELS, 3))[: 1 + task.pixels]:
-        settings: Any = {"substrates": substrates, "regions": blocks(x, columns), "orders": ORDERS, "sets": SETS}
-        found = li.faithfulness(vlm, x, maps, unit="answer", **settings)
-        for number, name in enumerate(found.maps):
-            rows.setdefault(name, {}).update(_followed(found, number))
-    exact = li.interactions(vlm, x, (), regions=blocks(x, 4), target=0, unit="answer").scored(maps)
+    settings: Any = {"substrates": SUBSTRATES if task.pixels else "tokens", "orders": ORDERS, "sets": SETS}
+    found = li.faithfulness(vlm, x, maps, unit="answer", regions=_sixths(x), **settings)
+    for number, name in enumerate(found.maps):
+        rows.setdefault(name, {}).update(_followed(found, number))
+    exact = li.interactions(vlm, x, (), regions=_sixths(x), target=0, unit="answer").scored(maps)
     for one in exact.to_dict("records"):
         rows[one["map"]] |= {f"exact {k}": v for k, v in one.items() if isinstance(v, float)}
     if task.weights:
@@ -128,11 +126,11 @@ def _followed(found: li.Faithfulness, number: int) -> dict[str, float]:
     return row
 
 
-def blocks(x: li.Inputs, count: int) -> torch.Tensor:
-    """Regions of the grid, two rows of so many."""
+def _sixths(x: li.Inputs) -> torch.Tensor:
+    """Six regions of the grid, two rows of three."""
     rows, columns = x.images[0].cells.shape
-    row, column = torch.arange(rows) * 2 // rows, torch.arange(columns) * count // columns
-    return row[:, None] * count + column
+    row, column = torch.arange(rows) * 2 // rows, torch.arange(columns) * 3 // columns
+    return row[:, None] * 3 + column
 
 
 def _some(task: Task) -> list[dict[str, Any]]:
@@ -191,8 +189,8 @@ def mean_of(values: torch.Tensor) -> dict[str, float]:
 def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Which heatmap to trust.")
     parser.add_argument("--scenes", type=int, default=300)
-    parser.add_argument("--pixels", type=int, default=20, help="scenes whose pixels are changed as well")
-    parser.add_argument("--weights", type=int, default=20, help="scenes whose maps are made of shuffled weights too")
+    parser.add_argument("--pixels", type=int, default=16, help="scenes whose pixels are changed as well")
+    parser.add_argument("--weights", type=int, default=16, help="scenes whose maps are made of shuffled weights too")
     parser.add_argument("--seed", type=int, default=20_000, help="first scene; training never used these")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--kept", type=Path, default=KEPT, help="table of what is measured already")
