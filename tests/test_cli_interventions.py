@@ -75,6 +75,22 @@ def test_another_picture_is_put_in(run, loaded, picture, tmp_path):
     assert status == 1 and one_line(err) and "chang" in err
 
 
+def test_states_are_pushed(run, loaded, reference, picture, tmp_path):
+    told = ["--image", picture, *ASK, "--answer", "Purple.", "--random", 1, "--alpha", "0.2"]
+    status, printed, _ = run("steer", *told, "--against", "Yellow.", "--out", tmp_path / "doses.svg")
+    assert status == 0 and "slope" in printed and "random" in (tmp_path / "doses.svg").read_text("utf-8")
+    x = reference.prepare(ASK[1], str(picture), answer="Purple.")
+    made = li.image_difference(reference, [x], sites="blocks.20.hook_mlp_out")
+    status, printed, _ = run("steer", *told, "--direction", made.save(tmp_path / "way.safetensors"), "--json")
+    found = json.loads(printed)
+    assert status == 0 and found["alphas"] == [0, 0.2]
+    pushed = li.intervene(reference, x, made.steer(0.2), unit="answer")
+    assert found["mean"] == pytest.approx(pushed.values[:, 0].tolist(), abs=1e-4)
+    other = li.score(reference, x).save(tmp_path / "scores.safetensors")
+    status, _, err = run("steer", *told, "--direction", other)
+    assert status == 1 and one_line(err) and "holds a Scores" in err
+
+
 def test_an_answer_is_watched(run, loaded, picture, tmp_path):
     told = ["--image", picture, *ASK, "--tokens", 3]
     status, printed, _ = run("trace", *told, "--without", "hidden", "--without", "noise", "--out", tmp_path / "a.svg")
@@ -95,6 +111,8 @@ def test_an_answer_is_watched(run, loaded, picture, tmp_path):
         ("knockout", ["--keys", "sky"], "no role 'sky'"),
         ("knockout", ["--against", " "], "a blank"),
         ("patch", ["--source", "missing.png"], "missing.png"),
+        ("steer", ["--direction", "missing.safetensors"], "missing.safetensors"),
+        ("steer", ["--without", "nothing"], "no counterfactual 'nothing'"),
         ("trace", ["--answer", "Yes."], "contrast"),
         ("trace", ["--decoding", "best"], "no decoding 'best'"),
         ("trace", ["--without", "nothing"], "no counterfactual 'nothing'"),

@@ -147,7 +147,7 @@ def test_a_missing_tex_is_found_first(tmp_path, monkeypatch):
         export.figure_kind(tmp_path / "a.svg")
 
 
-@pytest.mark.parametrize("kind", ["png", "pdf", "svg", "ps", "eps", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg", "jpg", "tif", "webp"])
 def test_all_others_are_written(kind):
     """The control."""
     assert export.figure_kind(f"a.{kind}") == kind

@@ -16,6 +16,7 @@ from lvlm_interp.inputs.media import open_image, open_video
 from lvlm_interp.inputs.replaced import need_ids
 from lvlm_interp.probes.estimators import PointProbe, Probe
 from lvlm_interp.reference import make_scene
+from lvlm_interp.report.export import figure_kind
 from lvlm_interp.results import Result
 from lvlm_interp.shown import printable
 from tests.families import tiny_example, tiny_model
@@ -276,21 +277,32 @@ def test_everything_is_seen_by_default():
 
 def test_pieces_are_checked_whether_or_not_a_target_has_some():
     vlm = li.wrap(tiny_llava())
-    with pytest.raises(InputError, match="pieces is 'max' or 'first', got 'x'"):
+    with pytest.raises(InputError, match=r"pieces.* 'max'.* 'first'.*; got 'x'|got 'x'"):
         li.lens(vlm, tiny_inputs(vlm), pieces="x")
 
 
 @pytest.mark.parametrize(
     ("picture", "told"),
     [
-        (np.full((4, 4, 3), 1.0001), r"got 1.0001 to 1.0001: clip or scale"),
-        (np.full((4, 4, 3), 200.0), "divide by 255"),
+        (np.full((6, 8, 3), 1.0001), r"got 1.0001 to 1.0001: clip or scale"),
+        (np.full((6, 8, 3), 200.0), "divide by 255"),
         ({"bytes": None, "path": None}, r"this one has \['bytes', 'path'\], and no picture there"),
     ],
 )
 def test_what_is_wrong_with_a_picture_is_told(picture, told):
     with pytest.raises(ImageError, match=told):
         open_image(picture)
+
+
+def test_no_alternative_is_told_as_such(reference, purple_banana):
+    with pytest.raises(InputError, match="holds no alternative"):
+        li.credit(reference, purple_banana, against=[])
+
+
+@pytest.mark.parametrize("name", ["a.eps", "a.PS"])
+def test_postscript_would_hide_the_picture(name):
+    with pytest.raises(OutputError, match=r"no transparency.*try \.pdf"):
+        figure_kind(name)
 
 
 # --- texts, tables and commands ---------------------------------------------------------------------------------------

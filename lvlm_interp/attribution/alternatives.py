@@ -207,7 +207,9 @@ def _given(
     if search.unit == "token":
         _need_letters(vlm, against, others)
         others = [ids[:1] for ids in others]
-    if not others or own in others:
+    if not others:
+        raise InputError("against= holds no alternative; None has some found")
+    if own in others:
         raise InputError(
             f"the alternatives {list(against)} must be others than {part.text.strip()!r}"
             + (" (words that begin with the same token need unit='word')" if search.unit == "token" else "")

@@ -135,7 +135,8 @@ def dose_response(
         progress: show a progress bar.
 
     Raises:
-        InputError: no examples or answers, lengths without 0 or twice, no random direction.
+        InputError: no examples or answers, lengths without 0 or twice, no random direction, or directions of another
+            model.
     """
     need_seed(seed)
     lengths = tuple(float(one) for one in alphas)
@@ -144,6 +145,8 @@ def dose_response(
             "give an example or more, a random direction or more, and lengths, each once, with 0 among them and "
             f"another; got {len(examples)} examples, random={random}, alphas={lengths}"
         )
+    if directions.provenance.weights != vlm.identity:
+        raise InputError("these directions are of another model, or of this one before its weights changed")
     for x in examples:
         x.need_answer()
     generator = torch.Generator().manual_seed(int(seed))

@@ -55,6 +55,7 @@ __all__ = [
 PAGE = "report.html"
 DPI = 120
 LONGEST_NAME = 40
+OPAQUE = {"eps", "ps"}
 
 
 @checked
@@ -156,7 +157,9 @@ def figure_kind(path: str | Path, or_numbers: str = "") -> str:
         OutputError: none that it knows, or one that it cannot write here: some need programs or codecs of their own.
     """
     kind, known = Path(path).suffix.lower().removeprefix("."), {*FigureCanvasBase.get_supported_filetypes()}
-    known -= set() if shutil.which("xelatex") else {"pgf"}
+    known -= OPAQUE if shutil.which("xelatex") else {*OPAQUE, "pgf"}
+    if kind in OPAQUE:
+        raise OutputError(f"{str(path)!r}: PostScript has no transparency: a map would hide its picture; try .pdf")
     if kind not in known:
         raise OutputError(
             f"{str(path)!r} does not end like a picture that can be written: give it one of "
