@@ -68,7 +68,7 @@ class Task(NamedTuple):
 
 
 @functools.cache
-def _opened() -> li.HookedVLM:
+def opened() -> li.HookedVLM:
     """The model, opened once in each worker; two workers of one thread do more than one of two."""
     torch.set_num_threads(1)
     return li.load("reference")
@@ -135,7 +135,7 @@ def _sixths(x: li.Inputs) -> torch.Tensor:
 
 def _some(task: Task) -> list[dict[str, Any]]:
     """Some scenes measured: a row for each method of each."""
-    vlm, rows = _opened(), []
+    vlm, rows = opened(), []
     for x, item in correct_answers(vlm, AT_ONCE, task.first):
         found = measured(vlm, x, item.box, task)
         rows += [{"seed": task.first, "question": x.question, **row} for row in found]
@@ -196,7 +196,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--kept", type=Path, default=KEPT, help="table of what is measured already")
     parser.add_argument("--out", type=Path, help="write the table as JSON")
     options = parser.parse_args(None if arguments is None else list(arguments))
-    weights = _opened().fingerprint
+    weights = opened().fingerprint
     tasks = [
         Task(options.seed + SEEDS_EACH * n, done < options.pixels, done < options.weights)
         for n, done in enumerate(range(0, options.scenes, AT_ONCE))
