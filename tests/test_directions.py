@@ -181,6 +181,8 @@ def test_what_cannot_be_a_direction(vlm, examples, found):
         made.steer(sites=["blocks.9.hook_resid_post"])
     with pytest.raises(InputError, match="not all 0"):
         dataclasses.replace(made, direction=torch.zeros_like(made.direction)).steer()
+    with pytest.raises(InputError, match="finite number"):
+        made.steer(float("nan"))
     for options in ({"alphas": [1, 2]}, {"alphas": [0]}, {"alphas": [0, 1, 1]}, {"random": 0}):
         with pytest.raises(InputError, match="with 0 among them"):
             li.dose_response(vlm, examples[:1], made, **options)

@@ -38,6 +38,7 @@ def weights_of(architecture, out=WIDTH, seed=0):
 
 
 def written(folder, architecture, weights=None, **config):
+    config = {"apply_b_dec_to_input": False, **config}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cfg.json").write_text(json.dumps({"architecture": architecture, "hook_name": SITE, **config}))
     save_file(weights_of(architecture) if weights is None else weights, folder / "sae_weights.safetensors")
@@ -47,7 +48,7 @@ def written(folder, architecture, weights=None, **config):
 def by_numpy(architecture, weights, states, k=None, centred=False):
     """SAELens's formulas, written from nothing."""
     w = {name: value.double().numpy() for name, value in weights.items()}
-    read = states.double().numpy() - (w["b_dec"] if centred else 0)
+    read = states.double().numpy() - (w["b_dec"] if centred and "transcoder" not in architecture else 0)
     if architecture == "gated":
         gate = read @ w["W_enc"] + w["b_gate"] > 0
         active = gate * np.maximum(read @ (w["W_enc"] * np.exp(w["r_mag"])) + w["b_mag"], 0)
@@ -76,7 +77,7 @@ def test_each_kind_is_its_formula(tmp_path, architecture, centred):
     active, made = by_numpy(architecture, coder.weights, states, k, centred)
     assert np.allclose(coder.encode(states), active, atol=1e-5) and (active > 0).any() and (active == 0).any()
     assert np.allclose(coder.decode(coder.encode(states), states), made, atol=1e-4)
-    if centred:
+    if centred and "transcoder" not in architecture:
         plain = by_numpy(architecture, coder.weights, states, k, False)[0]
         assert not np.allclose(coder.encode(states), plain, atol=1e-3)
 
@@ -98,6 +99,12 @@ def test_states_are_scaled_and_scaled_back(tmp_path, scaling):
     assert np.allclose(coder.decode(coder.encode(states), states), expected, atol=1e-3)
     with pytest.raises(InputError, match="their scale is needed"):
         coder.decode(coder.encode(states))
+
+
+def test_states_are_centred_where_a_configuration_does_not_say(tmp_path):
+    folder = written(tmp_path, "standard")
+    (folder / "cfg.json").write_text(json.dumps({"hook_name": SITE}))
+    assert li.load_sparse_coder(folder).centred and not li.load_sparse_coder(written(tmp_path, "standard")).centred
 
 
 @pytest.mark.parametrize("scaling", ["none", "layer_norm"])
@@ -170,6 +177,8 @@ def test_what_cannot_be_a_coder(vlm, x, tmp_path):
         ("norms", {"rescale_acts_by_decoder_norm": True}, "fold that"),
         ("where", {"hook_name": None}, "does not say where"),
         ("k", {"architecture": "topk"}, "needs it"),
+        ("text", {"architecture": "topk", "activation_fn_kwargs": "k=3"}, "needs it"),
+        ("word", {"architecture": "topk", "k": "many"}, "needs it"),
     ):
         folder = written(tmp_path / name, "standard")
         (folder / "cfg.json").write_text(json.dumps({"architecture": "standard", "hook_name": SITE, **config}))
@@ -181,6 +190,7 @@ def test_what_cannot_be_a_coder(vlm, x, tmp_path):
         ("nan", {**whole, "b_dec": torch.full((WIDTH,), torch.nan)}, "NaN"),
         ("shape", {**whole, "b_enc": torch.zeros(3)}, r"b_enc is \[3\]"),
         ("wide", weights_of("standard", out=8), "at one site"),
+        ("flat", {**whole, "W_dec": torch.zeros(3)}, r"W_dec is \[3\]"),
     ):
         with pytest.raises(InputError, match=told):
             li.load_sparse_coder(written(tmp_path / name, "standard", changed))

@@ -9,7 +9,7 @@ from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.generation.watched import SINKS, _Pass
 from lvlm_interp.report import figures
 from tests.families import tiny_example, tiny_model
-from tests.tiny import tiny_inputs, tiny_llava
+from tests.tiny import IMAGE_TOKEN, tiny_inputs, tiny_llava
 
 EXACT = 1e-5
 PATTERN, HEADS, STREAM = "blocks.*.attn.hook_pattern", "blocks.*.attn.hook_z", "blocks.*.hook_resid_post"
@@ -125,6 +125,13 @@ def test_sinks_are_looked_at_by_all(vlm, x):
     assert one._sinks(x.answer_start).nonzero()[:, 0].tolist() == [0, int(image[2])]
     row[:, image[2]] = 0.04
     assert one._sinks(x.answer_start).nonzero()[:, 0].tolist() == [0]
+
+
+def test_a_prompt_that_ends_with_its_image(vlm):
+    ids = torch.tensor([[1, 20, 21, *[IMAGE_TOKEN] * 4]])
+    asked = vlm.inputs(ids, answer_start=7, pixel_values=torch.randn(1, 3, 28, 28))
+    found = li.trace(vlm, asked, "noise", max_new_tokens=3, inside=True).inside
+    assert torch.allclose(found.attention.sum(1), torch.ones(3, 3), atol=EXACT)
 
 
 def test_interventions_are_seen_inside(vlm, x):

@@ -143,7 +143,8 @@ class _Pass:
         self.vlm, self.x, self.steps = vlm, x, steps
         self.rows, self.looked = dict[str, Tensor](), dict[int, Tensor]()
         self._at = torch.arange(steps) + x.answer_start - 1
-        self._behind = torch.arange(int(x.where("image").nonzero()[-1]) + 1, x.answer_start - 1 + steps)
+        first = min(int(x.where("image").nonzero()[-1]) + 1, x.answer_start - 1)  # a prompt may end with its image
+        self._behind = torch.arange(first, x.answer_start - 1 + steps)
         self._visits: dict[str, Callable[[Tensor], Tensor]] = {}
 
     def keep(self, *names: str) -> None:

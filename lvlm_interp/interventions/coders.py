@@ -46,7 +46,8 @@ class SparseCoder:
         weights: by SAELens's names; `W_enc` is `[width, feature]`, `W_dec` `[feature, width]`.
         k: of `topk`, how many features are kept.
         scaling: how states are scaled first, and back at the end: one of `SCALINGS`.
-        centred: whether `b_dec` is taken from states first.
+        centred: whether `b_dec` is taken from states first; SAELens does, if a configuration does not say, but not in
+            transcoders.
     """
 
     architecture: str
@@ -72,7 +73,7 @@ class SparseCoder:
 
     def _need_shapes(self) -> None:
         wide, features = self.weights["W_enc"].shape if self.weights["W_enc"].ndim == 2 else (0, 0)
-        out = self.weights["W_dec"].shape[-1]
+        out = (*self.weights["W_dec"].shape, 0)[1]
         shapes = {"W_enc": (wide, features), "W_dec": (features, out), "b_dec": (out,), "W_skip": (wide, out)}
         for name in NEEDED[self.architecture]:
             wanted, got = shapes.get(name, (features,)), tuple(self.weights[name].shape)
@@ -211,13 +212,14 @@ def load_sparse_coder(folder: str | Path, *, site: str | None = None, written: s
     read = site or about.get("hook_name")
     if not isinstance(read, str):
         raise InputError(f"{CONFIG} does not say where it reads: give site='blocks.12.hook_resid_post', say")
-    k = about.get("k", (about.get("activation_fn_kwargs") or {}).get("k"))
+    kind, more = str(about.get("architecture", "standard")), about.get("activation_fn_kwargs")
+    k = about.get("k", more.get("k") if isinstance(more, dict) else None)
     return SparseCoder(
-        architecture=str(about.get("architecture", "standard")),
+        architecture=kind,
         site=read,
-        written=written or about.get("hook_name_out") or read,
+        written=written or str(about.get("hook_name_out") or read),
         weights=weights,
-        k=int(k) if k is not None and about.get("architecture") == "topk" else None,
+        k=k if isinstance(k, int) and kind == "topk" else None,
         scaling=str(about.get("normalize_activations") or "none"),
-        centred=bool(about.get("apply_b_dec_to_input", False)),
+        centred="transcoder" not in kind and bool(about.get("apply_b_dec_to_input", True)),
     )

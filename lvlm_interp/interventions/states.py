@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -280,6 +281,8 @@ class Steer(_OfStates):
         for one in self.direction.values() if isinstance(self.direction, Mapping) else [self.direction]:
             if one is None or one.ndim != 1 or not bool(one.isfinite().all()) or not bool(one.any()):
                 raise InputError("a direction is a tensor [width] of finite numbers that are not all 0")
+        if not math.isfinite(self.alpha):
+            raise InputError(f"alpha is a finite number; got {self.alpha}")
 
     def acts(self, vlm: HookedVLM, x: Inputs) -> Sequence[Act]:
         sites = self.sites(vlm)
