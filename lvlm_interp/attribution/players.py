@@ -273,7 +273,7 @@ def _where(x: Inputs, name: str, mask: Mask) -> list[int]:
     return positions
 
 
-def _numbers(name: str, given: Any) -> Bool[Tensor, ...] | Int[Tensor, ...]:
+def _numbers(name: str, given: Any) -> Bool[Tensor, "*shape"] | Int[Tensor, "*shape"]:
     """Truth values or whole numbers, in whatever they are given."""
     try:
         listed = given if hasattr(given, "__array__") or isinstance(given, Tensor) else list(given)

@@ -174,7 +174,7 @@ class _Scored:
     receivers: tuple[str, ...]
     score: Float[Tensor, "receiver sender"]
     whole: Float[Tensor, " receiver"]
-    ends: Float[Tensor, 2]
+    ends: Float[Tensor, " end"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -76,7 +76,7 @@ class _OfStates(Intervention):
         """The first position that is changed or looked at."""
         return 0 if off_the_prompt(name) else first_of(x, self.positions)
 
-    def where(self, x: Inputs, name: str, value: Tensor) -> Bool[Tensor, ...]:
+    def where(self, x: Inputs, name: str, value: Tensor) -> Bool[Tensor, "*shape"]:
         """Which numbers of a site's value, on axes that broadcast over it."""
         rows, heads = axes_of(name)
         found = _along(value, rows, placed(x, self.positions, value.shape[rows]) if not off_the_prompt(name) else None)
@@ -87,7 +87,7 @@ class _OfStates(Intervention):
         return found
 
 
-def _along(value: Tensor, axis: int, chosen: Bool[Tensor, " one"] | None) -> Bool[Tensor, ...]:
+def _along(value: Tensor, axis: int, chosen: Bool[Tensor, " one"] | None) -> Bool[Tensor, "*shape"]:
     """A choice along one axis, where others broadcast."""
     if chosen is None:
         return torch.ones((1,) * value.ndim, dtype=torch.bool, device=value.device)
