@@ -91,7 +91,7 @@ def test_layers_are_those_of_a_plain_pass(family):
     plain = vlm.capture(written, ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"])
     at = x.answer_start - 1 + len(words)
     for n in (0, 1):
-        assert torch.allclose(running.behind[n], plain[f"blocks.{n}.hook_resid_post"][0, at], atol=5e-5)
+        assert torch.allclose(running.behind[n], plain[f"blocks.{n}.hook_resid_post"][0, at], atol=5e-4)
     assert torch.allclose(vlm.readout.logits(states[-1][0]), vlm.run(written)[0, at], atol=5e-4)
     assert isinstance(running, Anew if family in ("mllama", "lfm2_vl") else Together)
 

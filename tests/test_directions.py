@@ -39,7 +39,7 @@ def test_mean_differences_by_hand(found):
     made = li.mean_difference(found["stream"], LABELS)
     chosen = np.array(LABELS)
     by_hand = values[chosen].mean(0) - values[~chosen].mean(0)
-    assert np.allclose(made.direction, by_hand, atol=1e-6) and made.sites == found["stream"].sites
+    assert np.allclose(made.direction, by_hand, atol=1e-5) and made.sites == found["stream"].sites
     unit = by_hand[1] / np.linalg.norm(by_hand[1])
     assert float(made.spread[1]) == pytest.approx((values[:, 1] @ unit).std(ddof=1), rel=1e-4)
     assert not np.allclose(li.mean_difference(found["stream"], LABELS[::-1]).direction, by_hand, atol=1e-3)
@@ -77,7 +77,7 @@ def test_the_image_s_difference_is_that_of_plain_passes(vlm, examples):
                 other = li.counterfactuals.applied(li.counterfactuals.noise(), vlm, other, 4)
             apart.append((vlm.capture(x.prompt, site)[site] - vlm.capture(other, site)[site])[0, at])
         made = li.image_difference(vlm, some, without, seed=4)
-        assert torch.allclose(made.direction[1], torch.stack(apart).mean(0), atol=1e-5)
+        assert torch.allclose(made.direction[1], torch.stack(apart).mean(0), atol=1e-4)
         assert made.provenance.parameters["without"] == without and made.examples == 2
 
 
@@ -90,7 +90,7 @@ def test_probed_directions_are_the_best_probes_own(found):
     for name, direction in zip(made.sites, made.direction, strict=True):
         number = found["heads"].sites.index(name)
         unit = probes.direction(number)
-        assert torch.allclose(direction / direction.norm(), unit, atol=1e-5)
+        assert torch.allclose(direction / direction.norm(), unit, atol=1e-4)
         along = values[:, number].astype(float) @ unit.double().numpy()
         assert float(direction.norm()) == pytest.approx(along.std(ddof=1), rel=1e-4)
     means = li.probed_directions(probes, found["heads"], 3, by="means")
@@ -107,12 +107,12 @@ def test_pushes_go_where_directions_say(vlm, examples, found):
         pushed = vlm.capture(x, "blocks.1.attn.hook_z")["blocks.1.attn.hook_z"]
     expected = torch.zeros_like(plain)
     expected[:, x.where("question"), 2] = 2 * made.direction[made.sites.index(name)]
-    assert torch.allclose(pushed - plain, expected, atol=1e-5)
+    assert torch.allclose(pushed - plain, expected, atol=1e-4)
     stream = li.mean_difference(found["stream"], LABELS)
     both = intervene(vlm, x, stream.steer(0.5, sites=stream.sites[:2]))
     first, second = (Steer(stream.sites[n], direction=stream.direction[n], alpha=0.5) for n in (0, 1))
     by_hand = first + second
-    assert torch.allclose(both.logprob, intervene(vlm, x, by_hand).logprob, atol=1e-6)
+    assert torch.allclose(both.logprob, intervene(vlm, x, by_hand).logprob, atol=1e-5)
 
 
 def test_doses_are_interventions_one_by_one(vlm, examples, found):
@@ -121,12 +121,12 @@ def test_doses_are_interventions_one_by_one(vlm, examples, found):
     doses = li.dose_response(vlm, some, made, alphas=[-1, 0, 1], random=2, seed=3, write=3)
     for n, alpha in enumerate((-1, 1)):
         each = [float(intervene(vlm, x, made.steer(alpha), unit="answer").values[1, 0]) for x in some]
-        assert float(doses.mean[2 * n]) == pytest.approx(np.mean(each), abs=1e-5)
+        assert float(doses.mean[2 * n]) == pytest.approx(np.mean(each), abs=1e-4)
     untouched = [float(li.score(vlm, x, x.everything[None]).logprob.sum()) for x in some]
     assert float(doses.mean[1]) == pytest.approx(np.mean(untouched), abs=1e-4)
     other = _at_random(made, torch.Generator().manual_seed(3))
     each = [float(intervene(vlm, x, other.steer(1), unit="answer").values[1, 0]) for x in some]
-    assert float(doses.random[0, 2]) == pytest.approx(np.mean(each), abs=1e-5)
+    assert float(doses.random[0, 2]) == pytest.approx(np.mean(each), abs=1e-4)
     assert torch.allclose(other.direction.norm(dim=-1), made.direction.norm(dim=-1), rtol=1e-5)
     assert not torch.allclose(doses.random[0], doses.random[1], atol=1e-3)
     assert doses.length.tolist() == [3, 3, 3] and doses.yes_rate.tolist() == [0, 0, 0]

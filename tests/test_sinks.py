@@ -75,7 +75,7 @@ def test_it_is_what_a_loop_makes(vlm, x, share, least, sunk):
     assert torch.allclose(found.sum(-1), torch.ones(()), atol=1e-5)
     edited = li.score(vlm, x, x.everything[None], edits={"blocks.0.attn.hook_pattern": lambda _: expected})
     effects = intervene(vlm, x, moving)
-    assert torch.allclose(effects.logprob[1], edited.logprob[0], atol=1e-5)
+    assert torch.allclose(effects.logprob[1], edited.logprob[0], atol=1e-4)
 
 
 def test_the_check_fails_where_heads_are_not_chosen(vlm, x):

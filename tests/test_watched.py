@@ -11,7 +11,7 @@ from lvlm_interp.report import figures
 from tests.families import tiny_example, tiny_model
 from tests.tiny import IMAGE_TOKEN, tiny_inputs, tiny_llava
 
-EXACT = 1e-5
+EXACT = 1e-4
 PATTERN, HEADS, STREAM = "blocks.*.attn.hook_pattern", "blocks.*.attn.hook_z", "blocks.*.hook_resid_post"
 
 
@@ -91,7 +91,7 @@ def test_the_lens_reads_what_was_written(vlm, x, found):
         assert torch.allclose(found.inside.lens[n], chances[range(6), found.ids], atol=EXACT)
         kept = found.inside.captured[f"blocks.{n}.hook_resid_post"]
         assert torch.allclose(kept, captured[f"blocks.{n}.hook_resid_post"][0], atol=EXACT)
-    assert torch.allclose(found.inside.lens[-1].log(), found.logprob, atol=1e-4)
+    assert torch.allclose(found.inside.lens[-1].log(), found.logprob, atol=5e-4)
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "gemma3", "mllama", "granite4_vision"])
@@ -102,7 +102,7 @@ def test_in_families(family):
     if not len(found.ids):
         pytest.skip("it writes nothing")
     seen = ~found.inside.attention[:, 0, 0].isnan()
-    assert torch.allclose(found.inside.attention[seen].sum(1), torch.ones(()), atol=1e-4) and seen.any()
+    assert torch.allclose(found.inside.attention[seen].sum(1), torch.ones(()), atol=5e-4) and seen.any()
     assert torch.allclose(found.inside.lens[-1].log(), found.logprob, atol=1e-3)
 
 
