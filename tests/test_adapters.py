@@ -158,13 +158,26 @@ def test_the_bridge_is_the_same_model_on_a_copy(lens, vlm, x):
 
 def test_a_bridge_of_a_model_with_an_adapter_says_what_its_weights_lack(lens):
     peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=2, target_modules=["o_proj"], init_lora_weights=False)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     adapted = peft.get_peft_model(tiny_llava(), config).eval()
-    with pytest.warns(LvlmInterpWarning, match=r"such as '.*o_proj', this bridge has weights that are a part"):
+    with pytest.warns(LvlmInterpWarning, match=r"such as '.*q_proj', this bridge has weights that are a part"):
         lens.as_bridge(li.wrap(adapted.get_base_model()))
     with warnings.catch_warnings():
         warnings.simplefilter("error", LvlmInterpWarning)
         lens.as_bridge(li.wrap(adapted.merge_and_unload()))
+
+
+def test_a_bridge_would_turn_the_weights_of_an_adapted_output(lens):
+    """What TransformerLens makes of such a module is its stored weight, not transposed: of square ones none notices."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["o_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(tiny_llava(), config).eval()
+    with pytest.raises(ModelError, match=r"attention output of block 0.*merge it first"):
+        lens.as_bridge(li.wrap(adapted.get_base_model()))
+    merged = adapted.merge_and_unload()
+    stored = merged.model.language_model.layers[1].self_attn.o_proj.weight.detach().clone()
+    bridge = lens.as_bridge(li.wrap(merged))
+    assert torch.equal(bridge.W_O[1].flatten(0, 1), stored.T)
 
 
 def test_a_family_without_a_bridge_is_refused(lens):

@@ -123,7 +123,7 @@ def test_numbers_that_could_mean_anything():
     refused = {
         "0 to 255: divide by 255": Image.fromarray(RAMP.astype(np.float32)),
         "0 to 255: divide": RAMP.astype(float),
-        "-1 to 1: scale them": np.array([[-1.0, 1.0]]),
+        "-1 to 1: clip or scale them": np.array([[-1.0, 1.0]]),
         "NaN": np.array([[np.nan, 1.0]]),
         "array of int64": RAMP.astype(int),
         "mode I.* bytes, or dark 16 bits": Image.fromarray(RAMP.astype(np.int32)),

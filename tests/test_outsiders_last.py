@@ -305,6 +305,21 @@ def test_postscript_would_hide_the_picture(name):
         figure_kind(name)
 
 
+@pytest.mark.parametrize("kind", [["image"], {}])
+def test_a_part_of_no_kind_is_told(reference, kind):
+    with pytest.raises(InputError, match="has the type"):
+        reference.prepare_chat([{"role": "user", "content": [{"type": kind, "text": "What?"}]}])
+
+
+def test_edited_heads_are_not_told_by_source():
+    vlm = li.wrap(tiny_llava())
+    x = tiny_inputs(vlm)
+    with vlm.visiting({"blocks.1.attn.hook_z": lambda z: z * 2}), pytest.raises(InputError, match=r"hook_z' is edited"):
+        li.direct(vlm, x)
+    with vlm.visiting({"blocks.1.attn.hook_v": lambda v: v * 2}):
+        li.direct(vlm, x)
+
+
 # --- texts, tables and commands ---------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from lvlm_interp.errors import InputError, LvlmInterpWarning, ModelError, SiteError
 from lvlm_interp.given import explained
+from lvlm_interp.model.acting import wrapped_by
 from lvlm_interp.model.capture import Capture
 from lvlm_interp.model.norms import centres, gain_of, scale_of
 from lvlm_interp.model.parts import attention_of, find_blocks, head_width, output_of
@@ -46,7 +47,7 @@ def as_bridge(vlm: HookedVLM) -> TransformerBridge:
 
     Raises:
         ModelError: TransformerLens does not know this kind of model, lacks a package that it wants for it, or
-            expects other parts (its LLaVA has CLIP's vision tower).
+            expects other parts (its LLaVA has CLIP's vision tower); an adapter on the output of attention.
     """
     kind = type(vlm.model).__name__
     if kind not in SUPPORTED_ARCHITECTURES:
@@ -54,6 +55,12 @@ def as_bridge(vlm: HookedVLM) -> TransformerBridge:
         raise ModelError(
             f"TransformerLens has no bridge for {kind}; it has one for {known}. "
             "vlm.capture and vlm.nnsight work without, and as_activation_cache takes captures of any model"
+        )
+    if adapted := _adapted_outputs(vlm):
+        raise ModelError(
+            f"there is an adapter on the attention output of block {adapted[0]}, whose weights TransformerLens's "
+            "bridge would give the other way round: merge it first (model.merge_and_unload()). vlm.capture and "
+            "as_activation_cache take the model as it is"
         )
     if partly := [n for n, module in vlm.decoder.named_modules() if sizes_of(module) and not is_stored(module)]:
         warnings.warn(
@@ -68,6 +75,12 @@ def as_bridge(vlm: HookedVLM) -> TransformerBridge:
         return build_bridge_from_module(own, kind, hf_config=own.config, model_name=vlm.name)
     except (ImportError, AttributeError) as error:  # a package or, for another vision tower, a module that it expects
         raise ModelError(f"TransformerLens cannot build its bridge for this {kind}: {error}") from error
+
+
+def _adapted_outputs(vlm: HookedVLM) -> list[int]:
+    """Blocks whose attention writes through an adapter that is not merged."""
+    outputs = [output_of(attention) if (attention := attention_of(b)) is not None else None for b in vlm.blocks]
+    return [n for n, project in enumerate(outputs) if wrapped_by(project) is not None]
 
 
 @explained

@@ -47,7 +47,7 @@ def lost_to_first_order(game: Game) -> Float[Tensor, "part player"] | None:
         rows = rows[~asked.x.where("image")]
     try:
         found = _of_positions(Differentiable(asked, game.valued), rows)
-    except ModelError:  # no gradients, or attention that the user edits: hiding the tokens does without
+    except ModelError:  # no gradients: hiding the tokens does without
         return None
     except RuntimeError as error:
         if not out_of_memory(error):
@@ -59,7 +59,9 @@ def lost_to_first_order(game: Game) -> Float[Tensor, "part player"] | None:
 
 
 def _readable(vlm: HookedVLM) -> bool:
-    return not vlm.recurrent and len(fnmatch.filter(vlm.sites, PATTERN)) == len(vlm.blocks)
+    """Whether attention of every layer can be seen, and is what its scores and values make of it."""
+    edited = any(site.read == "attention" for site, _ in vlm.held.edited)
+    return not edited and not vlm.recurrent and len(fnmatch.filter(vlm.sites, PATTERN)) == len(vlm.blocks)
 
 
 def _of_positions(of: Differentiable, rows: Int[Tensor, " row"]) -> Float[Tensor, "part position"]:

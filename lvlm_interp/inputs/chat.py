@@ -178,7 +178,7 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     if kind == "text" and isinstance(part.get("text"), str):
         need_whole(where, part["text"])
         return dict(part)
-    if kind not in SHOWN:
+    if not isinstance(kind, str) or kind not in SHOWN:
         raise InputError(
             f"{where} has the type {kind!r} and the keys {sorted(map(str, part))}: parts are text (with a text under "
             '"text"), image and video'

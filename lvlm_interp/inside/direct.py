@@ -11,6 +11,7 @@ first is that later layer's part.
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -156,12 +157,14 @@ def direct(
         against: a token whose logit is subtracted: why the target *rather than* this.
 
     Raises:
-        InputError: no answer, a target that is not one token of the vocabulary, or is held against itself.
+        InputError: no answer, a target that is not one token of the vocabulary, or is held against itself; an edit of
+            what heads write.
         SiteError: attention that cannot be read in this model, or parts that do not add up to the logit.
         ModelError: the model gives NaN or infinity; an edit, or a hook of yours, behind the last block.
     """
     x.need_answer()
     need_plain_end(vlm, "direct attribution")
+    _need_own_heads(vlm)
     rows = x.answer_positions - 1
     ids = x.answer_ids.cpu() if target is None else torch.tensor([_token(vlm, whole(target))] * len(rows))
     other = None if against is None else _token(vlm, whole(against))
@@ -196,6 +199,19 @@ def _side_by_side(layers: list[Float[Tensor, "answer _ *position"]]) -> Float[Te
     most = max(layer.shape[1] for layer in layers)
     fewer = [(layer, most - layer.shape[1]) for layer in layers]
     return torch.stack([nn.functional.pad(layer, (0, 0) * (layer.ndim - 2) + (0, n)) for layer, n in fewer], 1)
+
+
+def _need_own_heads(vlm: HookedVLM) -> None:
+    """Raise where what heads write is edited, and so not made of what they read.
+
+    Raises:
+        InputError: names the site.
+    """
+    if edited := [site.name for site, _ in vlm.held.edited if fnmatch.fnmatch(site.name, "blocks.*.attn.hook_z")]:
+        raise InputError(
+            f"{edited[0]!r} is edited, so that what these heads write is not made of what they read, and cannot be "
+            "told apart by source: edit hook_v or hook_attn_out, or what stands before them"
+        )
 
 
 def _closing(found: DirectAttribution, rounding: Float[Tensor, " answer"]) -> DirectAttribution:
