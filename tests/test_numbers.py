@@ -33,6 +33,7 @@ BLANK = {
     "ProbeResult": {"control", "p", "q"},  # without types, without permutations
     "Routes": {"change", "low", "high"},  # of controls that no example has; of one example
     "Sanity": {"weights", "foil"},  # of a flat map, without a foil
+    "SparseFeatures": {"unexplained"},  # of one position
     "Tracing": {"low", "high"},  # of one pair
     "TunedLens": {"tuned_kl", "plain_kl", "gain_low", "gain_high"},  # of a kind without positions, of one example
     "Watched": {"attention", "vision_heads"},  # of layers without attention

@@ -166,6 +166,7 @@ def test_a_transcoder_is_read_where_it_reads(vlm, x, tmp_path):
     found = li.sparse_features(vlm, x, coder, positions=[5])
     states = vlm.capture(x, "blocks.1.hook_resid_mid")["blocks.1.hook_resid_mid"][0, [5]]
     assert int(found.active[0]) == int((by_numpy("skip_transcoder", coder.weights, states)[0] > 0).sum())
+    assert found.unexplained.isnan().all()  # one position has no mean to be apart from
     with pytest.raises(InputError, match="reads in one place and writes in another"):
         AblateFeatures(coder, 1)
 

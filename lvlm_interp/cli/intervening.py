@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,24 @@ def tried(
     as_json: bool,
 ) -> None:
     """Do it, or go over the layers with it, and show what becomes of the answer."""
-    from lvlm_interp.report import export, figures
+    from lvlm_interp.report import figures
 
     if window is None:
         found: Any = li.intervene(vlm, x, intervention, **told(against))
     else:
         over: Any = {"layers": li.windows(vlm, window)}
         found = li.sweep(vlm, x, intervention, over, **told(against), progress=sys.stderr.isatty())
+    told_and_drawn(asked, found, x, lambda: figures.sweep_map(found), out, as_json)
+
+
+def told_and_drawn(asked: Asked, found: Any, x: Any, draw: Callable[[], Any], out: Path | None, as_json: bool) -> None:
+    """Print a result, and write its figure if one was asked for: the table comes first."""
+    from lvlm_interp.report import export
+
     with asked.showing(as_json) as shown:
         shown(found, x)
     if out is not None:
-        export.save_drawn(lambda: figures.sweep_map(found), out, asked.force)
+        export.save_drawn(draw, out, asked.force)
     if out is not None and not as_json:
         say(out)
 

@@ -43,7 +43,7 @@ class Watched(Result):
         groups: parts of what is looked at: roles of the prompt, `answer` so far, and `sinks`: the first position, and
             tokens of the image that all rows behind it look at more than 5 times as much as at the median one.
         attention: how much is looked at each group, the mean over heads, `[layer, group, step]`; over groups it adds up
-            to 1. NaN in layers without attention.
+            to 1, but for rounding. NaN in layers without attention.
         streams: what the other streams went without.
         vision_heads: how far a head's output is from that in the other stream, ‖z − z'‖, `[stream, layer, head, step]`
             (vision-aware head divergence: He et al. 2024). NaN where there is no such head.
@@ -53,7 +53,7 @@ class Watched(Result):
 
     along: ClassVar[Mapping[str, str]] = {"tokens": "step", "groups": "group", "streams": "stream"}
     ranges: ClassVar[Mapping[str, Range]] = {
-        "attention": (0, 1.001),
+        "attention": POSITIVE,
         "vision_heads": POSITIVE,
         "lens": SHARE,
         "captured": ANY,

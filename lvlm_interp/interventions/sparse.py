@@ -38,7 +38,8 @@ class SparseFeatures(Result):
         ids, strength: the strongest features, `[position, feature]`; 0 where fewer are active.
         active: how many are.
         unexplained: the share of the state's length, squared, about the mean of these positions, that what is decoded
-            misses. At 1 a coder says nothing; it may be more.
+            misses. At 1 a coder says nothing; it may be more. NaN where one position, or equal ones, have no mean to
+            be apart from.
         site: where states were read.
     """
 
@@ -46,6 +47,7 @@ class SparseFeatures(Result):
     ranges: ClassVar[Mapping[str, Range]] = dict.fromkeys(
         ("positions", "ids", "strength", "active", "unexplained"), POSITIVE
     )
+    blank: ClassVar[frozenset[str]] = frozenset({"unexplained"})
     positions: Int[Tensor, " position"]
     tokens: tuple[str, ...]
     ids: Int[Tensor, "position feature"]
@@ -113,7 +115,7 @@ def sparse_features(
         ids=ids.cpu(),
         strength=strength.float().cpu(),
         active=(active > 0).sum(-1).cpu(),
-        unexplained=(missed.square().sum(-1) / spread.mean().clamp(min=1e-12)).float().cpu(),
+        unexplained=torch.where(spread.mean() > 0, missed.square().sum(-1) / spread.mean(), torch.nan).float().cpu(),
         site=coder.site,
         provenance=vlm.provenance("sparse_features", x, coder=repr(coder), positions=positions, top=top),
     )

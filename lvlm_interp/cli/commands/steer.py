@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 import lvlm_interp as li
+from lvlm_interp.cli.intervening import told_and_drawn
 from lvlm_interp.cli.options import Asked, Json, asking, need_apart, need_texts
 from lvlm_interp.cli.places import positions_of
-from lvlm_interp.cli.terminal import say
 from lvlm_interp.errors import InputError
 
 PLACE = 78
@@ -44,7 +44,7 @@ def steer(
 ) -> None:
     """What the answer is worth where states are pushed along a direction, beside random ones of the same length."""
     from lvlm_interp.counterfactuals.counterfactual import named
-    from lvlm_interp.report import export, figures
+    from lvlm_interp.report import figures
 
     need_texts("--against", [against])
     named(without)
@@ -59,9 +59,4 @@ def steer(
     alphas = sorted({0.0, *(alpha or FAR)})
     told = {"positions": places, "random": random, "seed": seed, "against": against}
     found = li.dose_response(vlm, [x], ways, alphas=alphas, progress=sys.stderr.isatty(), **told)
-    with asked.showing(as_json) as shown:
-        shown(found, x)
-    if out is not None:
-        export.save_drawn(lambda: figures.dose_curve(found), out, asked.force)
-    if out is not None and not as_json:
-        say(out)
+    told_and_drawn(asked, found, x, lambda: figures.dose_curve(found), out, as_json)

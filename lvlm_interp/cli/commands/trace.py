@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 import lvlm_interp as li
+from lvlm_interp.cli.intervening import told_and_drawn
 from lvlm_interp.cli.options import Asked, Json, asking
-from lvlm_interp.cli.terminal import say
 from lvlm_interp.errors import InputError
 
 PLACE = 34
@@ -42,7 +42,7 @@ def trace(
     """The answer while the model writes it: what each token owes to the image, and what would be likelier without."""
     from lvlm_interp.counterfactuals.counterfactual import named
     from lvlm_interp.generation import decoding as known
-    from lvlm_interp.report import export, figures
+    from lvlm_interp.report import figures
 
     if asked.answer is not None:
         raise InputError("--answer is what is written here: contrast tells the same of an answer that is given")
@@ -53,9 +53,5 @@ def trace(
     vlm, x = asked.open_prompt()
     bar = sys.stderr.isatty()
     found = li.trace(vlm, x, without, choosing=choosing, max_new_tokens=tokens, seed=seed, progress=bar)
-    with asked.showing(as_json) as shown:
-        shown(found, x.with_answer(found.ids.tolist(), found.tokens, found.answer) if len(found.ids) else x)
-    if out is not None:
-        export.save_drawn(lambda: figures.trace_lines(found), out, asked.force)
-    if out is not None and not as_json:
-        say(out)
+    answered = x.with_answer(found.ids.tolist(), found.tokens, found.answer) if len(found.ids) else x
+    told_and_drawn(asked, found, answered, lambda: figures.trace_lines(found), out, as_json)
