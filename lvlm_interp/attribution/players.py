@@ -282,7 +282,7 @@ def _numbers(name: str, given: Any) -> Bool[Tensor, "*shape"] | Int[Tensor, "*sh
         raise VisibilityError(f"the player {name!r} is a mask or positions; got {shown(given)}") from error
     if found.numel() and (found.is_floating_point() or found.is_complex()):
         raise VisibilityError(f"the player {name!r} is a mask or positions, whole numbers; got {shown(given)}")
-    return found.cpu()
+    return found.cpu() if found.numel() else found.cpu().long()  # nothing listed is of torch's default dtype
 
 
 # --- what must hold -------------------------------------------------------------------------------
