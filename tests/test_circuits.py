@@ -1,5 +1,6 @@
 """Attribution patching is a derivative; circuits keep what they say they keep."""
 
+import functools
 import math
 
 import pytest
@@ -98,7 +99,7 @@ def test_strengths_are_means_without_each_other_layer(vlm, pairs, ranked):
     of = effects_of(vlm, pairs[0])
     strength = of.found(1, drop=True)[1]
     sizes = torch.stack([of._products(one).abs() for one in [*of._derivatives(1.0)][1:]])
-    for number, (layer, _, _) in enumerate(of.nodes):
+    for number, (layer, *_) in enumerate(of.nodes):
         others = [n for n in range(vlm.depth) if n != layer]
         assert float(strength[number]) == pytest.approx(float(sizes[others, number].mean()), rel=1e-9)
     assert bool((ranked.strength >= 0).all())
@@ -145,6 +146,70 @@ def test_a_circuit_is_what_is_not_exchanged(vlm, pairs, ranked):
     assert found.orders == ("mine", "random") and bool((found.low <= found.high).all())
 
 
+def test_an_order_of_ones_own(vlm, pairs, ranked):
+    """Names do as components do that are ranked alike; another order keeps another circuit."""
+    names = [ranked.names[n] for n in ranked.order.tolist()]
+    found = circuits(vlm, pairs, {"told": ranked, "names": names, "backwards": names[::-1]}, [0.4])
+    assert torch.equal(found.faithfulness[0], found.faithfulness[1])
+    assert not torch.allclose(found.faithfulness[0], found.faithfulness[2], atol=1e-3)
+
+
+CLASSES = ("template", "system", "context", "question", "image", "answer")
+
+
+def test_classes_of_positions_add_up_to_all_of_them(vlm, pairs, ranked):
+    found = attribution_patching(vlm, pairs, positions=CLASSES, exact=0)
+    frame = found.to_frame()
+    summed = frame.assign(node=frame["component"].str.split(" at ").str[0]).groupby("node")["effect"].sum()
+    for name, effect in zip(ranked.names, ranked.effect.tolist(), strict=True):
+        assert summed[name] == pytest.approx(effect, abs=1e-5)
+    fewer = attribution_patching(vlm, pairs, positions=["image", "last"], exact=0)
+    alone = fewer.to_frame().groupby("component")["effect"].first()
+    whole = dict(zip(ranked.names, ranked.effect.tolist(), strict=True))
+    gaps = [abs(alone[f"{name} at image"] + alone[f"{name} at last"] - effect) for name, effect in whole.items()]
+    assert max(gaps) > 1e-3  # what is carried elsewhere is missed
+
+
+def test_exchanges_at_a_class_are_there_alone(vlm, pairs):
+    found = attribution_patching(vlm, pairs[:1], positions=["image", "last"], exact=1000)
+    clean, source = pairs[0][0], pairs[0][1].with_answer([7, 8], ["", ""], "")
+    before = lead(vlm.run(clean), clean)
+    for n in (0, 1, len(found.names) - 1):
+        number, head, at = int(found.layers[n]), int(found.heads[n]), found.positions[n]
+        site = f"blocks.{number}.hook_mlp_out" if head == MLP else f"blocks.{number}.attn.hook_z"
+        theirs = vlm.capture(source, site)[site]
+        rows = clean.where("image") if at == "image" else torch.arange(clean.length) == clean.answer_start - 1
+
+        def edit(value, theirs=theirs, rows=rows, head=head):
+            new = value.clone()
+            here = (slice(None), rows) if head == MLP else (slice(None), rows, head)
+            new[here] = theirs[here]
+            return new
+
+        after = lead(vlm.capture(clean, "hook_embed", edits={site: edit})["logits"], clean)
+        assert float(found.exact[n]) == pytest.approx(float(before - after), abs=1e-5)
+
+
+def test_a_circuit_at_classes_of_positions(vlm, pairs):
+    """Kept where it is told to be kept; what no class covers is as it is in the clean run."""
+    ranked = attribution_patching(vlm, pairs, positions=["image", "last"], exact=0)
+    found = circuits(vlm, pairs, ranked, [0.5])
+    source, clean = pairs[0][1].with_answer([7, 8], ["", ""], ""), pairs[0][0]
+    assert len(ranked.names) == 2 * len(nodes_of(vlm, clean)) and int(found.kept[0]) == len(ranked.names) // 2
+    theirs = vlm.capture(source, [node.site for node in nodes_of(vlm, clean)])
+    rows = clean.where("image") | (torch.arange(clean.length) == clean.answer_start - 1)
+
+    def edit(value, site):
+        new = value.clone()
+        new[:, rows] = theirs[site][:, rows]
+        return new
+
+    edits = {site: functools.partial(edit, site=site) for site in theirs if site.startswith("blocks")}
+    nothing = lead(vlm.capture(clean, "hook_embed", edits=edits)["logits"], clean)
+    alone = circuits(vlm, pairs[:1], ranked, [0.5], samples=2)
+    assert alone.nothing == pytest.approx(float(nothing), abs=1e-5)
+
+
 def test_areas_are_of_a_curve_from_nothing_to_everything(vlm, pairs, ranked):
     found = circuits(vlm, pairs, ranked, [0.5])
     f = float(found.faithfulness[0, 0])
@@ -163,6 +228,14 @@ def test_areas_are_of_a_curve_from_nothing_to_everything(vlm, pairs, ranked):
         (lambda vlm, pairs, ranked: circuits(vlm, [], ranked), "0 pairs"),
         (lambda vlm, pairs, ranked: circuits(vlm, pairs, ranked, [1.0]), "between 0 and 1"),
         (lambda vlm, pairs, ranked: circuits(li.wrap(tiny_llava(seed=4)), pairs, ranked), "in another model"),
+        (
+            lambda vlm, pairs, ranked: circuits(vlm, pairs, ["L0H0", "L0H1"]),
+            r"2 names; .* alone: \['L0H2'",
+        ),
+        (lambda vlm, pairs, ranked: circuits(vlm, pairs, [*ranked.names[1:], *ranked.names[1:2]]), "Of one alone"),
+        (lambda vlm, pairs, ranked: circuits(vlm, pairs, "L0H0"), "no node is called 'L'"),
+        (lambda vlm, pairs, ranked: attribution_patching(vlm, pairs, positions="image"), "each once; got 'image'"),
+        (lambda vlm, pairs, ranked: attribution_patching(vlm, pairs, positions=["image", "lamp"]), "'predicting'"),
     ],
 )
 def test_what_is_asked_wrongly_is_told(vlm, pairs, ranked, ask, said):

@@ -137,7 +137,7 @@ def test_circuits_of_queries_keys_and_values(vlm, pairs):
     heads = attribution_patching(vlm, pairs, exact=0)
     found = circuits(vlm, pairs, ranked, [0.5], samples=2)
     assert found.nothing == pytest.approx(circuits(vlm, pairs, heads, [0.5], samples=2).nothing, abs=1e-6)
-    with pytest.raises(InputError, match="not of the same components"):
+    with pytest.raises(InputError, match="Of one alone"):
         circuits(vlm, pairs, {"one": ranked, "other": heads})
 
 

@@ -24,7 +24,7 @@ from lvlm_interp.columns import Column, numbered
 from lvlm_interp.errors import InputError
 from lvlm_interp.fields import POSITIVE, Range
 from lvlm_interp.given import explained, need_seed
-from lvlm_interp.interventions.nodes import KINDS, Node, exchange, nodes_of
+from lvlm_interp.interventions.nodes import KINDS, Node, exchange, node_named, nodes_of
 from lvlm_interp.interventions.patching import Components
 from lvlm_interp.interventions.sources import remembering
 from lvlm_interp.interventions.sweep import under
@@ -33,8 +33,11 @@ from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
 
-SIZES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.5)
+Order = Components | Sequence[str]
+"""Components with their strengths, or the names of all, the first to be kept first."""
+SIZES = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.5)
 RANDOM = "random"
+SHOWN = 4  # names that a message lists
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class Circuits(Result):
 def circuits(
     vlm: HookedVLM,
     pairs: Sequence[Pair],
-    ranked: Components | Mapping[str, Components],
+    ranked: Order | Mapping[str, Order],
     sizes: Sequence[float] = SIZES,
     *,
     groups: Column | None = None,
@@ -118,7 +121,8 @@ def circuits(
     Args:
         vlm: the model.
         pairs: clean and corrupt examples with their answers, as long as each other.
-        ranked: from `attribution_patching`; several by name.
+        ranked: from `attribution_patching`, or names of heads and MLPs in an order of your own (`L12H3`, `L12 MLP`):
+            all of those kinds, each once. Several by name.
         sizes: shares of the components that are kept.
         groups: which pairs are not independent; by default each is alone.
         confidence: of the intervals.
@@ -127,18 +131,20 @@ def circuits(
         progress: show a progress bar.
 
     Raises:
-        InputError: no pairs or sizes, components of another model, or a lead that all components do not change.
+        InputError: no pairs or sizes, components of another model, names that are not all, or a lead that all
+            components do not change.
     """
     need_seed(seed)
-    named = {"components": ranked} if isinstance(ranked, Components) else dict(ranked)
+    named = dict(ranked) if isinstance(ranked, Mapping) else {"components": ranked}
     numbers = torch.arange(len(pairs)) if groups is None else numbered(groups)
     if not pairs or not named or not sizes or not all(0 < size < 1 for size in sizes) or len(numbers) != len(pairs):
         raise InputError(
             f"{len(pairs)} pairs, {len(numbers)} groups, orders {[*named]}, sizes {list(sizes)}: give at least one of "
             "each, a group for each pair or none, and sizes between 0 and 1"
         )
-    nodes = nodes_of(vlm, pairs[0][0], [kind for kind in KINDS if any(kind in one.kinds for one in named.values())])
-    orders = _orders(vlm, named, nodes, seed)
+    ordered = {name: _names(vlm, one) for name, one in named.items()}
+    nodes = nodes_of(vlm, pairs[0][0], *_asked(ordered))
+    orders = _orders(ordered, nodes, seed)
     counts = [max(1, round(size * len(nodes))) for size in sizes]
     leads = [
         _leads(Runs(vlm, pair, target_of_pair(vlm, pair, ["difference"], "token", None)), nodes, orders, counts)
@@ -159,20 +165,42 @@ def circuits(
     )
 
 
-def _orders(vlm: HookedVLM, named: Mapping[str, Components], nodes: Sequence[Node], seed: int) -> list[list[int]]:
-    """The strongest first, of each; the last is random.
+def _names(vlm: HookedVLM, order: Order) -> list[str]:
+    """The first to be kept first.
 
     Raises:
-        InputError: they are of another model, or not all of the same components.
+        InputError: they are of another model.
     """
-    own, names = list(named.values()), tuple(node.name for node in nodes)
-    if any(one.provenance.weights != vlm.identity or one.names != names for one in own):
-        raise InputError(
-            "components were ranked in another model, or in this one before its weights changed, or several orders are "
-            "not of the same components (nodes=)"
-        )
+    if not isinstance(order, Components):
+        return list(order)
+    if order.provenance.weights != vlm.identity:
+        raise InputError("components were ranked in another model, or in this one before its weights changed")
+    return [order.names[n] for n in order.order.tolist()]
+
+
+def _asked(ordered: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
+    """The kinds, and classes of positions, of all that is ordered."""
+    there = [node_named(name) for names in ordered.values() for name in names]
+    kinds = {node.kind for node in there}
+    return [kind for kind in KINDS if kind in kinds], [*dict.fromkeys(node.at for node in there)]
+
+
+def _orders(ordered: Mapping[str, Sequence[str]], nodes: Sequence[Node], seed: int) -> list[list[int]]:
+    """Numbers of nodes, the first to be kept first; the last order is random.
+
+    Raises:
+        InputError: an order is not of all these nodes, each once.
+    """
+    numbers = {node.name: n for n, node in enumerate(nodes)}
+    for order, names in ordered.items():
+        if sorted(names) != sorted(numbers):
+            odd = sorted({*names} ^ {*numbers})[:SHOWN] or "one twice"
+            raise InputError(
+                f"the order {order!r} has {len(names)} names; like all orders it takes {len(numbers)} components, "
+                f"all of these kinds and positions, each once. Of one alone: {odd}"
+            )
     drawn = torch.randperm(len(nodes), generator=torch.Generator().manual_seed(int(seed)))
-    return [*(one.order.tolist() for one in own), drawn.tolist()]
+    return [*([numbers[name] for name in names] for names in ordered.values()), drawn.tolist()]
 
 
 def _leads(

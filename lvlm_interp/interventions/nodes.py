@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import torch
 
 from lvlm_interp.errors import InputError, SiteError
-from lvlm_interp.inputs.example import Inputs
+from lvlm_interp.inputs.example import ROLES, Inputs
 from lvlm_interp.interventions.intervention import Intervention
-from lvlm_interp.interventions.places import Places
+from lvlm_interp.interventions.places import LAST, PREDICTING, Places
 from lvlm_interp.interventions.states import Patch
 from lvlm_interp.model.choice import axes_of
 from lvlm_interp.model.vlm import HookedVLM
 
 MLP = -1  # in the place of a head's number
-WRITTEN = re.compile(r"L(\d+)(?:H(\d+)( q)?|KV(\d+)( k| v)| MLP)")
+WRITTEN = re.compile(r"L(\d+)(?:H(\d+)( q)?|KV(\d+)( k| v)| MLP)(?: at (\w+))?")
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,17 @@ share: that is what can be exchanged."""
 
 
 class Node(NamedTuple):
-    """A layer, a head (`MLP` of an MLP), and a kind of `KINDS`."""
+    """A layer, a head (`MLP` of an MLP), a kind of `KINDS`, and a class of positions, empty where it is all of them."""
 
     layer: int
     head: int
     kind: str
+    at: str = ""
 
     @property
     def name(self) -> str:
-        """`L12H3`, `L12H3 q`, `L12KV1 k`, `L12 MLP`."""
-        return f"L{self.layer}{KINDS[self.kind].called.format(self.head)}"
+        """`L12H3`, `L12H3 q`, `L12KV1 k`, `L12 MLP`, `L12H3 at image`."""
+        return f"L{self.layer}{KINDS[self.kind].called.format(self.head)}{self.at and f' at {self.at}'}"
 
     @property
     def site(self) -> str:
@@ -66,11 +67,14 @@ def node_named(name: str) -> Node:
     """
     found = WRITTEN.fullmatch(name)
     if found is None:
-        raise InputError(f"no node is called {name!r}: L12H3, L12H3 q, L12KV1 k, L12KV1 v and L12 MLP are such names")
-    layer, head, query, shared, read = found.groups()
+        raise InputError(
+            f"no node is called {name!r}: L12H3, L12H3 q, L12KV1 k, L12KV1 v, L12 MLP and L12H3 at image are such names"
+        )
+    layer, head, query, shared, read, at = found.groups()
     if shared is not None:
-        return Node(int(layer), int(shared), read.strip())
-    return Node(int(layer), MLP, "mlp") if head is None else Node(int(layer), int(head), "q" if query else "z")
+        return Node(int(layer), int(shared), read.strip(), at or "")
+    kind = "mlp" if head is None else "q" if query else "z"
+    return Node(int(layer), MLP if head is None else int(head), kind, at or "")
 
 
 def need_kinds(kinds: Sequence[str]) -> None:
@@ -83,9 +87,22 @@ def need_kinds(kinds: Sequence[str]) -> None:
         raise InputError(f"nodes= takes some of {list(KINDS)}, each once; got {kinds!r}")
 
 
+def need_classes(classes: Sequence[str]) -> None:
+    """Raise unless these are names of classes of positions, each once.
+
+    Raises:
+        InputError: what was given instead.
+    """
+    known = [*ROLES, LAST, PREDICTING]
+    if isinstance(classes, str) or len({*classes}) < len(classes) or not {*classes} <= {*known}:
+        raise InputError(f"positions= takes some of {known}, each once; got {classes!r}")
+
+
 @torch.no_grad()
-def nodes_of(vlm: HookedVLM, x: Inputs, kinds: Sequence[str] = ("z", "mlp")) -> list[Node]:
-    """Every node of these kinds, layer by layer.
+def nodes_of(
+    vlm: HookedVLM, x: Inputs, kinds: Sequence[str] = ("z", "mlp"), classes: Sequence[str] = ("",)
+) -> list[Node]:
+    """Every node of these kinds, layer by layer, at each class of positions.
 
     Raises:
         SiteError: a model that has none of a kind which can be seen.
@@ -100,9 +117,10 @@ def nodes_of(vlm: HookedVLM, x: Inputs, kinds: Sequence[str] = ("z", "mlp")) -> 
             raise SiteError(f"{vlm.name!r} has no {what} whose {KINDS[kind].site!r} can be seen{why and f': {why}'}")
     found = vlm.capture(x, [node.site for node in there], positions=[0])
     return [
-        Node(layer, head, kind)
-        for layer, _, kind in there
+        Node(layer, head, kind, at)
+        for layer, _, kind, _ in there
         for head in _numbers(kind, found[Node(layer, 0, kind).site].shape)
+        for at in classes
     ]
 
 
@@ -111,15 +129,19 @@ def _numbers(kind: str, shape: Sequence[int]) -> Sequence[int]:
 
 
 def exchange(nodes: Sequence[Node], source: Any, positions: Places | None = None) -> Intervention:
-    """Nodes with their states of another run."""
-    patches: list[Intervention] = []
-    for kind, about in KINDS.items():
-        some = [node for node in nodes if node.kind == kind]
-        if some:
-            where: dict[str, Any] = (
-                {"layers": [node.layer for node in some]}
-                if kind == "mlp"
-                else {"heads": [(node.layer, node.head) for node in some]}
-            )
-            patches.append(Patch(f"blocks.*.{about.site}", positions, source=source, **where))
+    """Nodes with their states of another run, at these positions where nodes name no class of them."""
+    alike: dict[tuple[str, str], list[Node]] = {}
+    for node in sorted(nodes, key=lambda node: list(KINDS).index(node.kind)):
+        alike.setdefault((node.kind, node.at), []).append(node)
+    patches: list[Intervention] = [
+        Patch(f"blocks.*.{KINDS[kind].site}", at or positions, source=source, **_blocks(some))
+        for (kind, at), some in alike.items()
+    ]
     return functools.reduce(lambda one, other: one + other, patches)
+
+
+def _blocks(alike: Sequence[Node]) -> dict[str, Any]:
+    """Where nodes of one kind stand."""
+    if alike[0].kind == "mlp":
+        return {"layers": [node.layer for node in alike]}
+    return {"heads": [(node.layer, node.head) for node in alike]}

@@ -32,8 +32,8 @@ from lvlm_interp.errors import InputError
 from lvlm_interp.fields import POSITIVE, Range
 from lvlm_interp.given import explained, need_seed
 from lvlm_interp.interventions.leads import Leads
-from lvlm_interp.interventions.nodes import KINDS, Node, exchange, need_kinds, nodes_of
-from lvlm_interp.interventions.places import layer_of
+from lvlm_interp.interventions.nodes import KINDS, Node, exchange, need_classes, need_kinds, nodes_of
+from lvlm_interp.interventions.places import layer_of, placed
 from lvlm_interp.interventions.sweep import under
 from lvlm_interp.interventions.tracing import Pair, Runs, target_of_pair
 from lvlm_interp.model.holding import in_one_go
@@ -47,9 +47,10 @@ class Components(Result):
     """What each head and MLP carries of the difference between clean and corrupt runs, to first order.
 
     Attributes:
-        names: `L12H3`, `L12H3 q`, `L12KV1 k`, `L12 MLP`.
+        names: `L12H3`, `L12H3 q`, `L12KV1 k`, `L12 MLP`; `L12H3 at image`, where classes of positions are told apart.
         kinds: `z` of what a head writes, `q`, `k` and `v` of what it reads by, `mlp`.
         layers, heads: where each is; the head of an MLP is -1, that of `k` and `v` a key-value head.
+        positions: the class of positions; empty where it is all of them.
         effect: what the clean answer's lead would lose, if the component had its states of the corrupt run: the mean
             over pairs, in logits.
         strength: how large that is, whatever cancels: what components are ranked by.
@@ -58,7 +59,7 @@ class Components(Result):
         pairs: how many there are.
     """
 
-    along: ClassVar[Mapping[str, str]] = {"names": "node", "kinds": "node"}
+    along: ClassVar[Mapping[str, str]] = {"names": "node", "kinds": "node", "positions": "node"}
     among: ClassVar[Mapping[str, Collection[str]]] = {"kinds": tuple(KINDS)}
     blank: ClassVar[frozenset[str]] = frozenset({"exact"})
     ranges: ClassVar[Mapping[str, Range]] = {"strength": POSITIVE, "pairs": POSITIVE}
@@ -66,6 +67,7 @@ class Components(Result):
     kinds: tuple[str, ...]
     layers: Int[Tensor, " node"]
     heads: Int[Tensor, " node"]
+    positions: tuple[str, ...]
     effect: Float[Tensor, " node"]
     strength: Float[Tensor, " node"]
     exact: Float[Tensor, " node"]
@@ -102,10 +104,10 @@ class Components(Result):
     def to_frame(self) -> pd.DataFrame:
         """One row for each component, the strongest first."""
         numbers = {name: getattr(self, name)[self.order].tolist() for name in ("effect", "strength", "exact")}
-        names = [self.names[n] for n in self.order.tolist()]
-        kinds = [self.kinds[n] for n in self.order.tolist()]
-        places = {"kind": kinds, "layer": self.layers[self.order].tolist(), "head": self.heads[self.order].tolist()}
-        return self.identified(pd.DataFrame({"component": names, **places, **numbers}))
+        told = {"component": self.names, "kind": self.kinds, "positions": self.positions}
+        labels = {name: [some[n] for n in self.order.tolist()] for name, some in told.items()}
+        places = {"layer": self.layers[self.order].tolist(), "head": self.heads[self.order].tolist()}
+        return self.identified(pd.DataFrame({**labels, **places, **numbers}))
 
 
 @explained
@@ -115,6 +117,7 @@ def attribution_patching(
     pairs: Sequence[Pair],
     *,
     nodes: Sequence[str] = ("z", "mlp"),
+    positions: Sequence[str] = (),
     qk_fix: bool = True,
     steps: int = 1,
     drop: bool = True,
@@ -129,6 +132,8 @@ def attribution_patching(
         pairs: clean and corrupt examples with their answers, as long as each other (`causal_trace`).
         nodes: kinds of them: what heads write (`z`) and read by (`q`, `k`, `v`), `mlp`. Keys and values are those of
             key-value heads, which several heads may share.
+        positions: classes of them in which each is told for itself, such as `["image", "question", "last"]`: roles,
+            `last` and `predicting` (`Places`). By default each is told for all positions together.
         qk_fix: compute patterns anew for `q` and `k`, instead of a derivative through the softmax.
         steps: along the way from the corrupt inputs to the clean ones; 1 takes the derivative in the clean run.
         drop: leave out the derivative through each layer in turn, a way back for each; not with several steps.
@@ -143,10 +148,11 @@ def attribution_patching(
     """
     need_seed(seed)
     need_kinds(nodes)
+    need_classes(positions)
     if not pairs or steps < 1 or exact < 0:
         raise InputError(f"give a pair or more, 1 step or more; got {len(pairs)} pairs, steps={steps}, exact={exact}")
     targets = [target_of_pair(vlm, pair, ["difference"], "token", None) for pair in pairs]
-    every, found, true = nodes_of(vlm, pairs[0][0], nodes), [], []
+    every, found, true = nodes_of(vlm, pairs[0][0], nodes, tuple(positions) or ("",)), [], []
     tried = torch.randperm(len(every), generator=torch.Generator().manual_seed(int(seed)))[:exact]
     leads = list[Tensor]()
     for pair, target in tqdm([*zip(pairs, targets, strict=True)], desc="pairs", disable=not progress, leave=False):
@@ -158,7 +164,13 @@ def attribution_patching(
     kept = torch.full((len(every),), torch.nan)
     kept[tried] = torch.stack(true).mean(0).float() if exact else kept[tried]
     clean, corrupt = torch.stack(leads).mean(0).tolist()
-    told = {"nodes": tuple(nodes), "qk_fix": qk_fix, "steps": steps, "drop": drop and steps == 1}
+    told = {
+        "nodes": tuple(nodes),
+        "positions": tuple(positions),
+        "qk_fix": qk_fix,
+        "steps": steps,
+        "drop": drop and steps == 1,
+    }
     return Components(
         **_labels(every),
         effect=effect.float(),
@@ -177,6 +189,7 @@ def _labels(nodes: Sequence[Node]) -> dict[str, Any]:
         "kinds": tuple(node.kind for node in nodes),
         "layers": torch.tensor([node.layer for node in nodes]),
         "heads": torch.tensor([node.head for node in nodes]),
+        "positions": tuple(node.at for node in nodes),
     }
 
 
@@ -199,7 +212,9 @@ class _Effects:
     """First-order effects of one pair."""
 
     def __init__(self, vlm: HookedVLM, pair: Pair, target: Target, nodes: Sequence[Node], qk_fix: bool = True) -> None:
-        self.vlm, self.nodes, self._heads = vlm, nodes, Counter(node.site for node in nodes)
+        self.vlm, self.nodes = vlm, nodes
+        self._heads = Counter(site for site, _ in {(node.site, node.head) for node in nodes})
+        self._at = {node.at: placed(pair[0], node.at or None, pair[0].length) for node in nodes}
         kinds = {node.site: node.kind for node in nodes}
         anew = [kind for kind in ("q", "k") if qk_fix and kind in kinds.values()]
         self._read = {site: _written_at(site) if kind in anew else site for site, kind in kinds.items()}
@@ -239,10 +254,9 @@ class _Effects:
     def _products(self, derivatives: Sequence[Tensor]) -> Float[Tensor, " place"]:
         """Each node's states' difference, times the derivative by them."""
         by = dict(zip(self._sites, derivatives, strict=True))
-        sums = {
-            site: (gap * by[self._read[site]].double()).flatten(0, 1).sum(0).cpu() for site, gap in self._gap.items()
-        }
-        return torch.stack([_own(node, sums[node.site], self._heads[node.site]) for node in self.nodes])
+        each = {site: (gap * by[self._read[site]].double()).sum(0).cpu() for site, gap in self._gap.items()}
+        sums = {(site, at): some[here].sum(0) for site, some in each.items() for at, here in self._at.items()}
+        return torch.stack([_own(node, sums[node.site, node.at], self._heads[node.site]) for node in self.nodes])
 
     def _derivatives(self, share: float) -> Iterator[list[Tensor]]:
         """Of the lead by each site's states, this far on the way from the corrupt inputs; then without each layer."""
