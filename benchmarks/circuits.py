@@ -20,7 +20,7 @@ import lvlm_interp as li
 from lvlm_interp.inputs.words import split_words
 from lvlm_interp.interventions.tracing import Pair
 from lvlm_interp.reference import make_scene
-from lvlm_interp.reference.scenes import COLORS
+from lvlm_interp.reference.scenes import COLORS, Scene
 
 SIZES = (0.05, 0.1, 0.15, 0.3)
 STEPS = 5
@@ -45,7 +45,7 @@ def pairs_of(vlm: li.HookedVLM, count: int, seed: int) -> Iterator[Pair]:
             yield both[0], both[1]
 
 
-def _answered(vlm: li.HookedVLM, scene: li.Scene, noun: str) -> li.Inputs | None:
+def _answered(vlm: li.HookedVLM, scene: Scene, noun: str) -> li.Inputs | None:
     """The question of a thing's colour with the colour, where the model names it."""
     question = next((q for q in scene.questions() if q.kind == "color" and q.noun == noun), None)
     if question is None:

@@ -93,6 +93,11 @@ def test_probed_directions_are_the_best_probes_own(found):
         assert torch.allclose(direction / direction.norm(), unit, atol=1e-4)
         along = values[:, number].astype(float) @ unit.double().numpy()
         assert float(direction.norm()) == pytest.approx(along.std(ddof=1), rel=1e-4)
+    turned = dataclasses.replace(found["heads"], values=values[::-1].copy())
+    with pytest.raises(InputError, match="rows in another order"):
+        li.probed_directions(probes, turned, 3)
+    double = li.fit_probes(values.astype(float), LABELS, permutations=0, l2=1.0, folds=3)
+    assert double.fitted_to(values) and not probes.fitted_to(values + 1e-3)
     means = li.probed_directions(probes, found["heads"], 3, by="means")
     assert not torch.allclose(means.direction, made.direction, atol=1e-3)
 

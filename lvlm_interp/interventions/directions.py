@@ -167,6 +167,8 @@ def probed_directions(
         raise InputError(
             f"probes of two classes, fitted to these features, are wanted; got {fitted} for {values.shape}"
         )
+    if not probes.fitted_to(found.values[:]):
+        raise InputError("these probes were fitted to other features, or to the same with their rows in another order")
     if not 0 < count <= values.shape[1]:
         raise InputError(f"count is 1 to {values.shape[1]} sites; got {count}")
     best = probes.values[0].nan_to_num(-torch.inf).argsort(descending=True, stable=True)[:count].sort().values

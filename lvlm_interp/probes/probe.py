@@ -121,12 +121,12 @@ def fit_probes(
     blocks = list(_blocks(features, shape, names, design.l2))
     for read in blocks if isinstance(features, (Tensor, np.ndarray)) else ():
         read()  # what is broken at the last site is found before the first is fitted
-    seen = xxhash.xxh3_128()
+    seen, beside = xxhash.xxh3_64(), xxhash.xxh3_64()
     found = Fitted.together(
         [fit_block(_noted(x(), seen), plan, orders) for x in tqdm(blocks, disable=not progress, unit="block")]
     )
     for column in (wanted.truth, grouped, design.types, fold):
-        seen.update(b"none" if column is None else column.cpu().contiguous().numpy().tobytes())
+        beside.update(b"none" if column is None else column.cpu().contiguous().numpy().tobytes())
     weights = bootstrap_weights(grouped, bootstrap, generator)
     p, q = _tested(found.statistic)
     about = {"permutations": permutations, "bootstrap": bootstrap, "examples": count, "folds": len(plan.inner)}
@@ -149,7 +149,9 @@ def fit_probes(
         confidence=confidence,
         notes=_notes(found, names, wanted.truth[orders], alpha),
         metadata=kept,
-        provenance=dataclasses.replace(_provenance(vlm, seed, plan, about), example=seen.hexdigest()),
+        provenance=dataclasses.replace(
+            _provenance(vlm, seed, plan, about), example=seen.hexdigest() + beside.hexdigest()
+        ),
     )
 
 
@@ -223,7 +225,7 @@ def _blocks(features: Any, shape: tuple[int, ...], names: tuple[str, ...], l2: S
     return (reader(start) for start in range(0, shape[1], several))
 
 
-def _noted(x: Float[Tensor, "site example dim"], seen: xxhash.xxh3_128) -> Float[Tensor, "site example dim"]:
+def _noted(x: Float[Tensor, "site example dim"], seen: xxhash.xxh3_64) -> Float[Tensor, "site example dim"]:
     """The features, of which a digest is made for provenance."""
     seen.update(x.numpy().tobytes())
     return x

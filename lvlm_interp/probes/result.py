@@ -9,9 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+import torch
+import xxhash
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lvlm_interp.columns import native
 from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.fields import ANY, FINITE, POSITIVE, SHARE, Range, need_within
 from lvlm_interp.probes.estimators import PointProbe, Probe
@@ -161,6 +164,13 @@ class ProbeResult(Result):
         if isinstance(made, Probe):
             made.classes_ = np.array(self.classes)
         return made
+
+    def fitted_to(self, features: Any) -> bool:
+        """Whether it was fitted to these features, `[example, site, dim]`, and their rows stand in the same order."""
+        given = torch.as_tensor(native(features))
+        sites = given.reshape(len(given), -1, given.shape[-1]).transpose(0, 1)
+        found = (sites.to(dtype).contiguous().numpy().tobytes() for dtype in (torch.float32, torch.float64))
+        return any((self.provenance.example or "").startswith(xxhash.xxh3_64_hexdigest(one)) for one in found)
 
     def predict(self, features: Any, site: str | int) -> np.ndarray:
         """Classes `[example]`, or values `[example, output]`, for features `[example, dim]` of one site.
