@@ -167,15 +167,59 @@ def test_a_transcoder_is_read_where_it_reads(vlm, x, tmp_path):
     states = vlm.capture(x, "blocks.1.hook_resid_mid")["blocks.1.hook_resid_mid"][0, [5]]
     assert int(found.active[0]) == int((by_numpy("skip_transcoder", coder.weights, states)[0] > 0).sum())
     assert found.unexplained.isnan().all()  # one position has no mean to be apart from
-    with pytest.raises(InputError, match="reads in one place and writes in another"):
-        AblateFeatures(coder, 1)
+
+
+@pytest.mark.parametrize("sites", [("blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out"), ("hook_embed", SITE)])
+def test_what_a_transcoder_adds_is_taken_out_where_it_writes(vlm, x, tmp_path, sites):
+    names = dict(zip(("hook_name", "hook_name_out"), sites, strict=True))
+    coder = li.load_sparse_coder(written(tmp_path, "skip_transcoder", metadata=names))
+    plain = vlm.capture(x, sites)
+    read = plain[coder.site][0]
+    active, _ = by_numpy("skip_transcoder", coder.weights, read)
+    strongest = int(active.sum(0).argmax())
+    gone = AblateFeatures(coder, [strongest], "question")
+    with li.intervening(vlm, x, gone):
+        left = vlm.capture(x, coder.written)[coder.written][0]
+    expected, rows = plain[coder.written][0].clone(), x.where("question")
+    expected[rows] -= torch.tensor(active[rows.numpy()][:, [strongest]]).float() * coder.direction(strongest)
+    assert torch.allclose(left, expected, atol=1e-3)
+    other, _ = by_numpy("skip_transcoder", coder.weights, plain[coder.written][0])
+    assert abs(other - active)[rows.numpy()][:, strongest].max() > 1e-2  # read where it writes, it is another number
+    swept = li.sweep(vlm, x, gone, {"features": [0, 1, strongest]})
+    assert torch.allclose(swept.values[2].double(), intervene(vlm, x, gone).values[1].double(), atol=1e-4)
+
+
+def test_a_transcoder_cannot_write_before_it_reads(vlm, x, tmp_path):
+    names = {"hook_name": "blocks.1.hook_mlp_out", "hook_name_out": "blocks.1.hook_resid_pre"}
+    gone = AblateFeatures(li.load_sparse_coder(written(tmp_path, "transcoder", metadata=names)), 1)
+    with pytest.raises(InputError, match="would write before it reads"), li.intervening(vlm, x, gone):
+        vlm.run(x)
+    lost = li.load_sparse_coder(written(tmp_path / "lost", "transcoder", metadata={"hook_name_out": "blocks.9.hook"}))
+    with pytest.raises(SiteError, match=r"no 'blocks\.9\.hook'"):
+        intervene(vlm, x, AblateFeatures(lost, 1))
+
+
+def test_features_may_be_as_active_as_what_they_add_is_long(tmp_path):
+    """SAELens's rescale_acts_by_decoder_norm: chosen by that size, and decoded alike."""
+    config = {"k": 3}
+    plain = li.load_sparse_coder(written(tmp_path / "a", "topk", **config))
+    scaled = li.load_sparse_coder(written(tmp_path / "b", "topk", rescale_acts_by_decoder_norm=True, **config))
+    states = torch.randn(4, WIDTH)
+    size = plain.weights["W_dec"].norm(dim=-1)
+    before = (states @ plain.weights["W_enc"] + plain.weights["b_enc"]) * size
+    values, places = before.topk(3, dim=-1)
+    expected = torch.zeros_like(before).scatter_(-1, places, values.relu())
+    assert torch.allclose(scaled.encode(states), expected, atol=1e-3)
+    made = expected / size @ plain.weights["W_dec"] + plain.weights["b_dec"]
+    assert torch.allclose(scaled.decode(expected), made, atol=1e-3)
+    assert not torch.allclose(scaled.decode(scaled.encode(states)), plain.decode(plain.encode(states)), atol=1e-2)
 
 
 def test_what_cannot_be_a_coder(vlm, x, tmp_path):
     for name, config, told in (
         ("kind", {"architecture": "matryoshka"}, "no coder of the kind 'matryoshka'"),
         ("scale", {"normalize_activations": "expected_average_only_in"}, "states are scaled by"),
-        ("norms", {"rescale_acts_by_decoder_norm": True}, "fold that"),
+        ("tuned", {"finetuning_scaling_factor": True}, "fold finetuning_scaling_factor"),
         ("where", {"hook_name": None}, "does not say where"),
         ("k", {"architecture": "topk"}, "needs it"),
         ("text", {"architecture": "topk", "activation_fn_kwargs": "k=3"}, "needs it"),

@@ -207,8 +207,8 @@ def load_sparse_coder(folder: str | Path, *, site: str | None = None, written: s
         raise InputError(f"{CONFIG} holds {type(told).__name__}, where settings by name are wanted")
     more = told.get("metadata")
     about: dict[str, Any] = {**told, **(more if isinstance(more, dict) else {})}
-    if about.get("rescale_acts_by_decoder_norm") or about.get("finetuning_scaling_factor"):
-        raise InputError("its features are scaled by its decoder's norms, or fine-tuned: fold that into its weights")
+    if about.get("finetuning_scaling_factor"):
+        raise InputError("its features are scaled after fine-tuning: fold finetuning_scaling_factor into its weights")
     read = site or about.get("hook_name")
     if not isinstance(read, str):
         raise InputError(f"{CONFIG} does not say where it reads: give site='blocks.12.hook_resid_post', say")
@@ -218,8 +218,21 @@ def load_sparse_coder(folder: str | Path, *, site: str | None = None, written: s
         architecture=kind,
         site=read,
         written=written or str(about.get("hook_name_out") or read),
-        weights=weights,
+        weights=_folded(weights) if about.get("rescale_acts_by_decoder_norm") else weights,
         k=k if isinstance(k, int) and kind == "topk" else None,
         scaling=str(about.get("normalize_activations") or "none"),
         centred="transcoder" not in kind and bool(about.get("apply_b_dec_to_input", True)),
     )
+
+
+def _folded(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The same coder, whose features are as active as what they add is long; the largest are then chosen by that."""
+    if not {"W_dec", "W_enc", "b_enc"} <= weights.keys() or weights["W_dec"].ndim != 2:
+        return weights  # refused by name, as soon as they are a coder's
+    size = weights["W_dec"].norm(dim=-1)
+    return {
+        **weights,
+        "W_enc": weights["W_enc"] * size,
+        "b_enc": weights["b_enc"] * size,
+        "W_dec": weights["W_dec"] / size[:, None].clamp(min=1e-12),
+    }

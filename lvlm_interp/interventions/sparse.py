@@ -5,7 +5,6 @@ A coder tells nothing of a model on whose states it was not trained: what it lea
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -25,6 +24,7 @@ from lvlm_interp.interventions.places import Places, first_of, placed
 from lvlm_interp.interventions.states import DISTANCE
 from lvlm_interp.model.finite import need_finite
 from lvlm_interp.model.holding import in_one_go
+from lvlm_interp.model.sites import Site
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.results import Result
 
@@ -126,7 +126,8 @@ class AblateFeatures(Intervention):
     """Features are taken out of states: what they add is, and nothing else, so that what a coder misses stays.
 
     Attributes:
-        coder: an autoencoder; of a transcoder, steer along `coder.direction(feature)` where it writes.
+        coder: from `load_sparse_coder`. A transcoder's features are those of what it reads in the same pass, and what
+            they add is taken out where it writes.
         features: which.
         positions: where; None means everywhere.
     """
@@ -137,8 +138,6 @@ class AblateFeatures(Intervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.coder.written != self.coder.site:
-            raise InputError("a transcoder reads in one place and writes in another: Steer along its direction there")
         self.coder.need_features(self._features)
 
     @property
@@ -146,19 +145,70 @@ class AblateFeatures(Intervention):
         return [self.features] if isinstance(self.features, int) else [*self.features]
 
     def acts(self, vlm: HookedVLM, x: Inputs) -> Sequence[Act]:
-        if (site := vlm.sites.get(self.coder.site)) is None:
-            raise SiteError(f"{vlm.name!r} has no {self.coder.site!r}, which this coder reads")
-        wanted = functools.partial(self._wanted, x)
+        read, written = (_site(vlm, name) for name in (self.coder.site, self.coder.written))
+        taking, first = _Taking(self.coder, self._features, x, self.positions), first_of(x, self.positions)
+        taken = Act(written, taking.without, written, taking.distance, _exactly, first=first)
+        if read == written:
+            return [taken]
+        return [Act(read, taking.noted, read, taking.seen, _always, first=first), taken]
 
-        def measure(before: Tensor, after: Tensor) -> Measured:
-            return {DISTANCE: float((wanted(before) - after).abs().max())}
 
-        return [Act(site, wanted, site, measure, _exactly, first=first_of(x, self.positions))]
+def _site(vlm: HookedVLM, name: str) -> Site:
+    """A site that a coder reads or writes.
 
-    def _wanted(self, x: Inputs, value: Float[Tensor, "batch position width"]) -> Tensor:
-        gone = self.coder.contributions(value, self._features)
-        where = placed(x, self.positions, value.shape[1]).to(value.device)[:, None]
+    Raises:
+        SiteError: the model lacks it.
+    """
+    if (site := vlm.sites.get(name)) is None:
+        raise SiteError(f"{vlm.name!r} has no {name!r}, which this coder reads or writes")
+    return site
+
+
+@dataclass(eq=False)
+class _Taking:
+    """Features being taken out in a pass; what a transcoder reads is kept until it would write."""
+
+    coder: SparseCoder
+    features: Sequence[int]
+    x: Inputs
+    positions: Places | None
+    read: Tensor | None = None
+
+    def noted(self, value: Tensor) -> Tensor:
+        self.read = value
+        return value
+
+    def seen(self, before: Tensor, after: Tensor) -> Measured:
+        self.noted(after)
+        return {}
+
+    def without(self, value: Float[Tensor, "batch position width"]) -> Tensor:
+        gone = self.coder.contributions(self._states(value), self.features)
+        if gone.shape != value.shape:
+            raise InputError(f"the coder writes {gone.shape[-1]} numbers, where the model has {value.shape[-1]}")
+        where = placed(self.x, self.positions, value.shape[1]).to(value.device)[:, None]
         return torch.where(where, (value.to(gone) - gone).to(value.dtype), value)
+
+    def distance(self, before: Tensor, after: Tensor) -> Measured:
+        return {DISTANCE: float((self.without(before) - after).abs().max())}
+
+    def _states(self, value: Tensor) -> Tensor:
+        """What the coder reads.
+
+        Raises:
+            InputError: it writes where it has not read yet.
+        """
+        if self.coder.site == self.coder.written:
+            return value
+        if self.read is None:
+            raise InputError(
+                f"{self.coder!r} would write before it reads: the model comes to its place of reading later"
+            )
+        return self.read
+
+
+def _always(found: Measured) -> bool:
+    return True
 
 
 def _exactly(found: Measured) -> bool:
