@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from PIL import Image
 
 import lvlm_interp as li
 from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.inside import lens as module
 from lvlm_interp.model import readout
+from tests import tokenizers
 from tests.families import FAMILIES, tiny_example, tiny_model
 
 
@@ -138,3 +140,15 @@ def test_no_more_words_than_a_part_of_the_vocabulary_has():
     assert li.lens(vlm, x, vocabulary="image", k=codes).top_logprobs.isfinite().all()
     with pytest.raises(InputError, match=f"between 1 and the vocabulary's {codes}"):
         li.lens(vlm, x, vocabulary="image", k=codes + 1)
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "byte fallback", "few merges"])
+def test_blanks_around_a_target_are_none_of_it(kind, monkeypatch):
+    """Any word may stand behind a blank that is a token of its own."""
+    chatty = tokenizers.chat(kind, monkeypatch)
+    x = chatty.prepare("what color is it?", Image.new("RGB", (28, 28)), answer="purple")
+    plain = li.lens(chatty, x, [-1], target="cat")
+    for target in ("cat ", "cat\n", "cat  "):
+        assert torch.equal(li.lens(chatty, x, [-1], target=target).target_logprob, plain.target_logprob)
+    two = chatty.prompter.lettered_ids("a c")
+    assert all(chatty.prompter.read(token).strip() for token in two)

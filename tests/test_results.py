@@ -20,7 +20,7 @@ import lvlm_interp as li
 from lvlm_interp import results
 from lvlm_interp.counterfactuals.contrast import Contrasts
 from lvlm_interp.errors import InputError, MissingError, ModelError, OutputError
-from lvlm_interp.inputs.example import digest, named_by
+from lvlm_interp.inputs.called import digest, named_by
 from lvlm_interp.inputs.view import ImageView
 from lvlm_interp.model.capture import Captured
 from lvlm_interp.opening.checks import Checked

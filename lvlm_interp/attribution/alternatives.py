@@ -235,9 +235,9 @@ def _tokeniser(vlm: HookedVLM, x: Inputs, part: Word, own: list[int], written: b
     if written:
         return lambda text: _as_written(vlm, text, part.start == 0)
     read, blank = vlm.prompter, vlm.token_strings(own)[0].startswith(" ")
-    answer = x.texts.get("answer", "").strip()
-    if part.start == 0 and answer and read.any_reply(answer)[0][: part.stop] == own:
-        return lambda text: read.any_reply(text.strip())[0]
+    answer, opened = x.texts.get("answer", "").strip(), x.opening if x.opened is None else x.opened
+    if part.start == 0 and answer and read.any_reply(answer).behind(x.opening, opened)[: part.stop] == own:
+        return lambda text: read.any_reply(text.strip()).behind(x.opening, opened)
     parted = any(token.startswith(" ") for token in x.answer_tokens)
 
     def ids_of(text: str) -> list[int]:
@@ -256,7 +256,7 @@ def _as_written(vlm: HookedVLM, text: str, first: bool) -> list[int]:
     """The tokens that read so, of which an earlier result has the text: one token, a word, or with special tokens."""
     read = vlm.prompter
     ways = (
-        *((lambda: read.any_reply(text)[0],) if first else ()),
+        *((lambda: read.any_reply(text).ids,) if first else ()),
         lambda: [read.token_id(text)],
         lambda: read.word_ids(text),
         lambda: read.tokenizer(text, add_special_tokens=False).input_ids,

@@ -30,7 +30,8 @@ from lvlm_interp.engine.decoder import DecoderInputs, run_to_decoder
 from lvlm_interp.errors import ImageError, InputError, LvlmInterpError
 from lvlm_interp.fields import SHARE, Range
 from lvlm_interp.given import explained, explaining
-from lvlm_interp.inputs.example import DIGITS, Inputs
+from lvlm_interp.inputs.called import DIGITS
+from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inputs.media import open_image
 from lvlm_interp.inputs.words import Unit, parts_of
 from lvlm_interp.model.holding import in_one_go

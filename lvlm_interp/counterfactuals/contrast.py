@@ -23,7 +23,8 @@ from lvlm_interp.engine.score import Scores, score
 from lvlm_interp.errors import InputError, MissingError
 from lvlm_interp.fields import LOGPROB, ROUNDING, SHARE, Range, shown
 from lvlm_interp.given import explained, need_seed
-from lvlm_interp.inputs.example import Inputs, named_by
+from lvlm_interp.inputs.called import named_by
+from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.holding import in_one_go
 from lvlm_interp.model.vlm import HookedVLM
 from lvlm_interp.pairs import Comparable

@@ -31,8 +31,8 @@ def instruction(text: str) -> Counterfactual:
         context, system = (x.texts.get(role) for role in ("context", "system"))
         video = clips[0] if clips else None
         made = vlm.prepare(f"{text} {x.question}", pictures or None, context, system, video=video)
-        if made.opening and not x.opening:
-            made = made.with_opening(vlm.token_strings(made.opening))
+        if x.opened is not None:
+            made = made.with_opening(x.opened, vlm.token_strings)
         return made.with_answer(x.answer_ids.tolist(), x.answer_tokens, x.answer) if x.answer_tokens else made
 
     return Counterfactual("instruction", change, {"text": text})

@@ -12,7 +12,7 @@ import torch
 from lvlm_interp.families.shared.cuts import fixed, rows, whole
 from lvlm_interp.families.shared.family import Family
 from lvlm_interp.families.shared.grids import Block, Film, Layout, Processed, Span, interpolated, spans, tiles
-from lvlm_interp.inputs.example import VIDEO_PIXELS
+from lvlm_interp.inputs.called import VIDEO_PIXELS
 
 USER = "USER: {image}\n{question} ASSISTANT:"
 

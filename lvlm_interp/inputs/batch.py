@@ -19,7 +19,8 @@ from torch import Tensor
 
 from lvlm_interp.errors import InputError
 from lvlm_interp.given import explaining
-from lvlm_interp.inputs.example import ROLES, VIDEO_PIXELS, Inputs, Role, need_by_position
+from lvlm_interp.inputs.called import VIDEO_PIXELS, need_by_position
+from lvlm_interp.inputs.example import ROLES, Inputs, Role
 
 NONE: Mapping[str, Any] = MappingProxyType({})
 

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from lvlm_interp.errors import ImageError, InputError
 from lvlm_interp.fields import shown
 from lvlm_interp.inputs.example import Role
@@ -17,6 +20,9 @@ SHOWN: Mapping[str, Callable[[Any], Any]] = {"image": open_image, "video": open_
 """What opens the parts of a message that are shown, by their type."""
 SOURCES = {"image": ("image", "url", "path", "base64"), "video": ("video", "url", "path")}
 """Where a part has what it shows, as transformers takes it."""
+PICTURED = ("image", "images", "image_url", "video", "videos")
+"""Where others keep what is shown, beside a text; nothing is read there."""
+AS_PARTS = 'give it as a part of its own, {"type": "image", "image": …}'
 SYSTEM = ("system", "developer")
 """Who speaks for the system: OpenAI's newer models call it the developer."""
 
@@ -142,7 +148,14 @@ def opened(messages: Any) -> list[Message]:
             f'a conversation is a list of messages, each {{"role": "user", "content": …}}; got {given}; '
             "vlm.prepare(question, image) asks one question"
         )
+    for n, message in enumerate(messages):
+        if beside := [key for key in PICTURED if _is_given(message.get(key))]:
+            raise InputError(f"message {n} has {beside[0]!r} beside its content, which would not be shown: {AS_PARTS}")
     return [{**m, "content": _parts(m.get("content"), f"message {n}")} for n, m in enumerate(messages)]
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and not (isinstance(value, (str, list, tuple, dict)) and not value)
 
 
 def _no_messages(messages: Any) -> str:
@@ -154,11 +167,13 @@ def _no_messages(messages: Any) -> str:
 
 
 def _parts(content: Any, where: str) -> list[dict[str, Any]]:
-    if content is None or content == "":
+    if content is None:
         return []
     if isinstance(content, str):
-        return [_part(content, f"the content of {where}")]
-    if not isinstance(content, Sequence):
+        return [_part(content, f"the content of {where}")] if content else []
+    if isinstance(content, (np.ndarray, pd.Series)) and content.ndim == 1 and content.dtype == object:
+        content = content.tolist()  # as a table holds a list
+    if not isinstance(content, Sequence) or isinstance(content, (bytes, bytearray)):
         raise InputError(f"the content of {where} is a text or a list of parts, got {type(content).__name__}")
     parts = [_part(part, f"part {k} of {where}, counted from 0,") for k, part in enumerate(content)]
     return [part for part in parts if part.get("text") != ""]  # which says nothing
@@ -177,7 +192,9 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     kind = part.get("type")
     if kind == "text" and isinstance(part.get("text"), str):
         need_whole(where, part["text"])
-        return dict(part)
+        if beside := [key for key in PICTURED if _is_given(part.get(key))]:
+            raise InputError(f"{where} is a text, and has {beside[0]!r} as well, which would not be shown: {AS_PARTS}")
+        return {key: value for key, value in part.items() if key not in PICTURED}
     if not isinstance(kind, str) or kind not in SHOWN:
         raise InputError(
             f"{where} has the type {kind!r} and the keys {sorted(map(str, part))}: parts are text (with a text under "

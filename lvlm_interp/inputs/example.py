@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -19,7 +18,9 @@ from torch import Tensor
 from lvlm_interp.errors import InputError, VisibilityError
 from lvlm_interp.fields import shown
 from lvlm_interp.given import explained, explaining
+from lvlm_interp.inputs.called import need_by_position, pixels_of
 from lvlm_interp.inputs.replaced import need_ids, need_read, need_same_tokens
+from lvlm_interp.inputs.reply import UNOPENED, Opening
 from lvlm_interp.inputs.view import ImageView
 from lvlm_interp.shown import printable
 
@@ -29,19 +30,6 @@ CREDITED: tuple[Role, ...] = ("question", "context", "system", "image")
 """The roles that can be given credit; template and the answer so far are always visible."""
 
 MOST_ID = 2**63  # of 64 bits
-DIGITS = 32  # of a digest that a result is told by
-INSTEAD = {  # model inputs in whose place something else works
-    "inputs_embeds": "roles and image tokens are read from input_ids, and models take one of both. Give input_ids, and "
-    "change embeddings by an edit of 'hook_embed'",
-    "labels": "no loss is computed here. Leave them out: the answer's tokens stand at the end of input_ids",
-    **dict.fromkeys(("logits_to_keep", "num_logits_to_keep"), "logits are read at all positions. Leave it out"),
-    **dict.fromkeys(
-        ("output_attentions", "output_hidden_states", "output_router_logits"),
-        "vlm.capture(x, sites) gives what is inside a model. Leave it out",
-    ),
-    "past_key_values": "an example is run whole, from its first token on. Leave it out",
-}
-VIDEO_PIXELS = "pixel_values_videos"  # what models call the pixels of videos, where these have an input of their own
 
 
 def need_role(role: str) -> None:
@@ -92,8 +80,8 @@ class Inputs:
             all 0 in padding.
         written: what the user wrote, piece by piece in the prompt's order; empty where that is not known (tensors that
             are processed already).
-        opening: ids that the template writes before a reply, behind the prompt that generation begins with (a block of
-            thoughts that is empty); none once they stand in the prompt, as they do before an answer that is given.
+        opening: what the template writes before a reply, behind the prompt that generation begins with.
+        opened: what of it stands in the prompt, before an answer that is given; None without one.
     """
 
     model_inputs: Mapping[str, Tensor]
@@ -105,7 +93,8 @@ class Inputs:
     fills: Mapping[str, int | None] = field(default_factory=dict)
     places: Mapping[str, int] = field(default_factory=dict)
     written: tuple[Written, ...] = ()
-    opening: tuple[int, ...] = ()
+    opening: Opening = UNOPENED
+    opened: Opening | None = None
 
     def __post_init__(self) -> None:
         need_by_position(self.model_inputs, or_whole=True)
@@ -226,14 +215,17 @@ class Inputs:
     def with_noise(self, kept: float, generator: torch.Generator) -> Inputs:
         """The same example with noise on its pixels, √kept·x + √(1−kept)·ε; where patches stand is left as it is.
 
+        NumPy draws it, to the last digit alike on every processor.
+
         Raises:
             InputError: a share that is not from 0 to 1.
         """
         if not 0 <= kept <= 1:
             raise InputError(f"kept is the share of the picture that stays, from 0 to 1; got {kept}")
+        drawing = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
         noisy = {}
         for name, value in self.pixels.items():
-            drawn = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value)
+            drawn = torch.from_numpy(drawing.standard_normal(value.shape, np.float32)).to(value)
             noisy[name] = math.sqrt(kept) * value + math.sqrt(1 - kept) * drawn
             if first := self.places.get(name):
                 places, patch = value[..., :first], noisy[name][..., first:]
@@ -276,11 +268,23 @@ class Inputs:
         made = self._followed(need_ids(ids), tokens, "answer")
         return dataclasses.replace(made, texts={**self.texts, "answer": text})
 
-    def with_opening(self, tokens: Sequence[str]) -> Inputs:
-        """The same prompt, and what the template opens a reply with, which reads as these tokens; no answer."""
-        made = self._followed(self.opening, tokens, "template")
-        texts = {role: text for role, text in self.texts.items() if role != "answer"}
-        return dataclasses.replace(made, answer_start=made.length, opening=(), texts=texts)
+    def with_opening(self, opened: Opening, read: Callable[[Sequence[int]], Sequence[str]]) -> Inputs:
+        """The same prompt with what the template opens a reply with, in the place of what opened another; no answer.
+
+        `read` tells how ids read, one by one.
+        """
+        gone = self.opened or UNOPENED
+        made = self._cut(len(gone.ids))._ending(gone.cut, read)._cut(len(opened.cut))
+        return dataclasses.replace(made._ending(opened.ids, read), opened=opened)
+
+    def _ending(self, ids: Sequence[int], read: Callable[[Sequence[int]], Sequence[str]]) -> Inputs:
+        """The prompt with more of the template's own."""
+        made = self._followed(ids, tuple(read(ids)), "template") if ids else self
+        return dataclasses.replace(made, answer_start=made.length)
+
+    def _cut(self, count: int) -> Inputs:
+        """The prompt without its last positions."""
+        return dataclasses.replace(self, answer_start=self.answer_start - count).prompt
 
     def _followed(self, ids: Sequence[int], tokens: Sequence[str], role: Role) -> Inputs:
         """The prompt, followed by other tokens in the place of its answer."""
@@ -301,79 +305,6 @@ class Inputs:
             roles=(*self.roles[:prompt], *more),
             tokens=(*self.tokens[:prompt], *tokens),
         )
-
-
-def need_by_position(model_inputs: Mapping[str, Any], or_whole: bool = False) -> None:
-    """Raise unless what a model is called with says of each position which token it has, and whether it counts.
-
-    Args:
-        model_inputs: arguments of the model.
-        or_whole: a mask of what each position sees, `[1, 1, T, T]`, will do: it can be run, and not be cut.
-
-    Raises:
-        InputError: a mask or position ids of other axes than the prompt's, position ids without a batch axis, something
-            in the place of what is read here, or a tensor that is sparse, complex or empty of numbers (meta).
-    """
-    for name in INSTEAD.keys() & model_inputs.keys():
-        raise InputError(f"{name} cannot be given: {INSTEAD[name]}")
-    for name, value in model_inputs.items():
-        if isinstance(value, Tensor) and (value.layout != torch.strided or value.is_complex() or value.is_meta):
-            kind = f"{value.dtype}, {value.layout}, on {value.device}".replace("torch.", "")
-            raise InputError(f"{name} is a plain tensor, with a real number at each of its places; got {kind}")
-    expected, mask, at = (model_inputs.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
-    whole = or_whole and isinstance(mask, Tensor) and mask.ndim == 4
-    if isinstance(mask, Tensor) and isinstance(expected, Tensor) and mask.shape != expected.shape and not whole:
-        raise InputError(
-            f"attention_mask is {list(expected.shape)} as input_ids, 1 where a position counts and 0 where it is "
-            f"padding; got {list(mask.shape)}. What positions see of each other is not for a mask of your own: "
-            "li.score(vlm, x, x.hidden('image')) hides some, and an edit of 'blocks.*.attn.hook_attn_scores' others"
-        )
-    if isinstance(at, Tensor) and at.ndim < 2:
-        raise InputError(f"position_ids have a batch axis, [1, T]; got {list(at.shape)}: give position_ids[None]")
-    if isinstance(at, Tensor) and at.ndim == 2 and isinstance(expected, Tensor) and at.shape != expected.shape:
-        raise InputError(f"position_ids are {list(expected.shape)} as input_ids, one of each; got {list(at.shape)}")
-    if isinstance(at, Tensor) and at.ndim > 2 and not or_whole:
-        raise InputError(
-            f"position_ids of several axes, {list(at.shape)}, cannot be cut by position: leave them out, since the "
-            "model makes its own from input_ids and the pictures' grids"
-        )
-
-
-def pixels_of(model_inputs: Mapping[str, Any], video: bool | None = None) -> dict[str, Tensor]:
-    """The model inputs that hold pixels; those of videos, or those of pictures, if it is said.
-
-    Other numbers with a point have one axis, such as Qwen2.5-VL's seconds between frames.
-    """
-    found = {k: v for k, v in model_inputs.items() if isinstance(v, Tensor) and v.is_floating_point() and v.ndim > 1}
-    return {k: v for k, v in found.items() if video is None or video == (k == VIDEO_PIXELS)}
-
-
-@runtime_checkable
-class Called(Protocol):
-    """What a model is called with: an example, or several side by side."""
-
-    @property
-    def model_inputs(self) -> Mapping[str, Tensor]: ...
-
-
-@explained
-def digest(*examples: Called) -> str:
-    """Tells examples apart: SHA-256 of all that the model is called with, and of the roles, in hexadecimal digits."""
-    found = hashlib.sha256()
-    for x in examples:
-        for name, value in sorted(x.model_inputs.items()):
-            if not isinstance(value, Tensor):  # an option of the model
-                found.update(f"{name}{value!r}".encode())
-                continue
-            found.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-            found.update(value.detach().cpu().float().numpy().tobytes())
-        found.update(f"{getattr(x, 'answer_start', None)}{getattr(x, 'roles', None)}".encode())
-    return found.hexdigest()
-
-
-def named_by(*examples: Called) -> str:
-    """A short name of examples, for provenance: the first half of their digest."""
-    return digest(*examples)[:DIGITS]
 
 
 class Answer(str):

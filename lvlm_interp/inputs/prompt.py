@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,16 @@ import torch
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, ModelError
+from lvlm_interp.inputs.called import pixels_of
 from lvlm_interp.inputs.chat import Message, Segment, about_videos, conversation, need_whole, segments_of
-from lvlm_interp.inputs.example import Written, pixels_of
+from lvlm_interp.inputs.example import Written
 from lvlm_interp.inputs.once import once
 from lvlm_interp.inputs.refused import need_pictures_taken, settings_of
+from lvlm_interp.inputs.renderings import PLACEHOLDERS, changed, placeholder, replaced, splice
 from lvlm_interp.inputs.replaced import need_ids
+from lvlm_interp.inputs.reply import UNOPENED, Opening, Reply, common
 from lvlm_interp.inputs.spelling import LOST, piece_text, pieces_of
 
-PLACEHOLDERS = ("X", "Q", "k", "7")
 SHOWING = ("image_token", "video_token", "audio_token", "boi_token", "eoi_token")  # what processors call such tokens
 TRIES = 3
 
@@ -33,14 +35,13 @@ TRIES = 3
 class Encoded:
     """Model inputs of a prompt, with the span (start, stop) of every segment.
 
-    `opening` is what the template writes between this prompt and a reply, such as a block of thoughts that is empty:
-    ids that stand before every answer that the model did not make itself.
+    `opening` stands before every answer that the model did not make itself.
     """
 
     model_inputs: dict[str, Tensor]
     spans: tuple[tuple[int, int], ...]
     segments: tuple[Segment, ...]
-    opening: tuple[int, ...] = ()
+    opening: Opening = UNOPENED
 
     @property
     def written(self) -> tuple[Written, ...]:
@@ -94,12 +95,12 @@ class Prompter:
         ids, spans = inputs["input_ids"][0].tolist(), []
         for segment in segments:
             now = guarded[segment.message]["content"][segment.part]["text"]
-            word = _placeholder(now, segment.text)
-            other = self._process(_replaced(guarded, segment, word))["input_ids"][0].tolist()
-            spans.append(_changed(ids, other))
+            word = placeholder(now, segment.text)
+            other = self._process(replaced(guarded, segment, word))["input_ids"][0].tolist()
+            spans.append(changed(ids, other))
             if spans[-1][0] == spans[-1][1]:
                 raise InputError(f"the {segment.role} {segment.text!r} tokenises to nothing; give at least one word")
-            start, stop = _changed(other, ids)
+            start, stop = changed(other, ids)
             self._need_one_place(segment, self.text(other[start:stop]), word)
         return Encoded(inputs, tuple(spans), tuple(segments), self._opening(guarded, ids))
 
@@ -130,18 +131,14 @@ class Prompter:
 
     def answer_ids(self, messages: Sequence[Message], answer: str) -> list[int]:
         """The ids of a `reply`."""
-        return self.reply(messages, answer)[0]
+        return self.reply(messages, answer).ids
 
-    def reply(self, messages: Sequence[Message], answer: str) -> tuple[list[int], bool]:
-        """Ids of an answer as they follow this conversation, without an end-of-turn token.
+    def reply(self, messages: Sequence[Message], answer: str) -> Reply:
+        """An answer as it follows this conversation.
 
         An answer is what a model wrote, so special tokens in it (`<loc0012>`) are these tokens; but those that stand
         for pictures are letters, as all of them are in what a user wrote. Where a template leaves a part of it out (the
         thoughts of earlier turns), it is taken as it is.
-
-        Returns:
-            The ids, and whether what the template writes before a reply stands before them: a blank that is a token of
-            its own with most words may be one with this.
 
         Raises:
             InputError: the answer tokenises to nothing.
@@ -150,37 +147,47 @@ class Prompter:
             raise InputError(f"the answer {answer!r} tokenises to nothing; give at least one word")
         alone = self._alone(answer)
         if any(marker in answer for marker in self.showing) or not messages:
-            return alone, True
+            return Reply(alone)
         guarded = self._guarded(messages)
         prompt = self._process(guarded)["input_ids"][0].tolist()
-        opened = [*prompt, *self._opening(guarded, prompt)]
-        full, other = (self._with_reply(guarded, text) for text in (answer, _placeholder(answer)))
-        stands = full[: len(opened)] == opened
-        # Templates may render a reply with other words around it than the generation prompt has.
-        follows = full[: len(prompt)] == prompt
-        found = full[len(opened if stands else prompt) : _changed(full, other)[1]] if follows else []
-        whole = self.text(found).strip() == self.text(alone).strip()
-        return (found, stands) if found and whole else (alone, stands or not follows)
+        full, other = (self._with_reply(guarded, text) for text in (answer, placeholder(answer)))
+        start, stop = changed(full, other)
+        usual, opening = self._opening(guarded, prompt), self._between(prompt, full, start)
+        if opening is None or opening.cut != usual.cut:
+            return Reply(alone)
+        kept = common(opening.ids, usual.ids)
+        found = full[start - len(opening.ids) + kept : stop]
+        whole = bool(found) and self.text(found).strip() == self.text(alone).strip()
+        return Reply(found, len(usual.ids) - kept) if whole else Reply(alone)
 
-    def any_reply(self, answer: str) -> tuple[list[int], bool]:
+    def any_reply(self, answer: str) -> Reply:
         """As `reply`, where the conversation is not known: templates write one alike behind any."""
         try:
             return self.reply(conversation(PLACEHOLDERS[0], ()), answer)
         except Exception:  # processors that take no prompt without a picture raise errors of many kinds
             return self.reply((), answer)
 
-    def _opening(self, messages: Sequence[Message], prompt: Sequence[int]) -> tuple[int, ...]:
+    def _opening(self, messages: Sequence[Message], prompt: Sequence[int]) -> Opening:
         """What the template writes of its own before a reply, behind the prompt that generation begins with."""
         try:
             full, *others = (self._with_reply(messages, text) for text in PLACEHOLDERS[:2])
             if full == others[0]:  # a small vocabulary, whose tokens these letters are not
                 others = [self._with_reply(messages, text) for text in PLACEHOLDERS[2:]]
         except InputError:  # a template that takes no reply
-            return ()
+            return UNOPENED
         other = next((one for one in others if one != full), None)
-        if other is None or full[: len(prompt)] != list(prompt):
-            return ()
-        return tuple(full[len(prompt) : _changed(full, other)[0]])
+        found = None if other is None else self._between(prompt, full, changed(full, other)[0])
+        return found or UNOPENED
+
+    def _between(self, prompt: Sequence[int], full: Sequence[int], start: int) -> Opening | None:
+        """What stands between a prompt and a reply; None where the reply has other words around it than the prompt.
+
+        Its text is the prompt's, and goes on; where nothing is written between both, a blank that would be one token
+        with the reply is left to the prompt, as generation has it.
+        """
+        found = Opening.between(prompt, full, start)
+        same = not found.cut or (found.ids and self.text(full).startswith(self.text(prompt)))
+        return found if same else None
 
     def word_ids(self, word: str, blank: bool | None = None) -> list[int]:
         """Ids of a word that stands alone, or behind a blank: by default as it is written.
@@ -200,13 +207,13 @@ class Prompter:
         return both[len(before) :] if both[: len(before)] == before else self.answer_ids((), f" {word}")
 
     def lettered_ids(self, word: str) -> list[int]:
-        """As `word_ids`, without a blank that is a token of its own: any word may follow it, so it stands for none.
+        """As `word_ids`, without blanks that are tokens of their own: any word may stand beside them, so none is meant.
 
         Raises:
             InputError: the word tokenises to nothing.
         """
         ids = self.word_ids(word)
-        return ids[next((n for n, token in enumerate(ids) if self.read(token).strip()), 0) :]
+        return [token for token in ids if self.read(token).strip()] or ids
 
     def token_id(self, text: str) -> int:
         """The token that reads so (`read`).
@@ -247,7 +254,7 @@ class Prompter:
         guarded = list(messages)
         for segment in segments_of(messages):
             if self._has_marker(segment.text):
-                guarded = _replaced(guarded, segment, _placeholder(segment.text))
+                guarded = replaced(guarded, segment, placeholder(segment.text))
         return guarded
 
     def _with_reply(self, messages: Sequence[Message], text: str) -> list[int]:
@@ -355,43 +362,8 @@ class Prompter:
             if not self._has_marker(segment.text):
                 continue
             (start, stop), ids = spans[n], self._plain(segment.text.rstrip("\n"))
-            inputs = _splice(inputs, start, stop, ids)
+            inputs = splice(inputs, start, stop, ids)
             shift = len(ids) - (stop - start)
             spans = [(a + shift, b + shift) if a >= stop else (a, b) for a, b in spans]
             spans[n] = (start, start + len(ids))
         return Encoded(inputs, tuple(spans), encoded.segments, encoded.opening)
-
-
-def _placeholder(*texts: str) -> str:
-    """A word that shares neither its first nor its last character with the texts that it is compared with."""
-    edges = {edge for text in texts if (core := text.strip()) for edge in (core[0], core[-1])} | set(texts)
-    return next(word for word in PLACEHOLDERS if word not in edges)
-
-
-def _replaced(messages: Sequence[Message], segment: Segment, text: str) -> list[Message]:
-    changed = [{**m, "content": [copy.copy(p) for p in m["content"]]} for m in messages]
-    end = segment.text[len(segment.text.rstrip("\n")) :]  # so that what follows is tokenised alike
-    changed[segment.message]["content"][segment.part]["text"] = text.rstrip("\n") + end
-    return changed
-
-
-def _changed(ids: Sequence[int], other: Sequence[int]) -> tuple[int, int]:
-    """The span of `ids` outside the common beginning and the common end with `other`."""
-    limit, start = min(len(ids), len(other)), 0
-    while start < limit and ids[start] == other[start]:
-        start += 1
-    end = 0
-    while end < limit - start and ids[-1 - end] == other[-1 - end]:
-        end += 1
-    return start, len(ids) - end
-
-
-def _splice(inputs: Mapping[str, Tensor], start: int, stop: int, ids: Sequence[int]) -> dict[str, Tensor]:
-    shape, added = inputs["input_ids"].shape, torch.tensor([list(ids)])
-    spliced = {}
-    for name, value in inputs.items():
-        if isinstance(value, Tensor) and value.shape == shape:
-            fill = added if name == "input_ids" else torch.full_like(added, 1 if name == "attention_mask" else 0)
-            value = torch.cat([value[:, :start], fill.to(value.dtype), value[:, stop:]], 1)
-        spliced[name] = value
-    return spliced

@@ -27,7 +27,8 @@ from lvlm_interp.checkpoints import need_place, read_checkpoint, write_checkpoin
 from lvlm_interp.errors import InputError
 from lvlm_interp.fields import POSITIVE, Range
 from lvlm_interp.given import explained, whole
-from lvlm_interp.inputs.example import Inputs, digest
+from lvlm_interp.inputs.called import digest
+from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.inside.ending import need_plain_end
 from lvlm_interp.model.finite import need_finite
 from lvlm_interp.model.holding import in_one_go

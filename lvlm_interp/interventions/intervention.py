@@ -19,7 +19,8 @@ from torch import Tensor
 from lvlm_interp.errors import InputError
 from lvlm_interp.fields import shown
 from lvlm_interp.given import Parametric, explained, explaining
-from lvlm_interp.inputs.example import Inputs, digest
+from lvlm_interp.inputs.called import digest
+from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.choice import axes_of, off_the_prompt
 from lvlm_interp.model.sites import Site
 from lvlm_interp.model.vlm import HookedVLM

@@ -21,9 +21,11 @@ from lvlm_interp.errors import InputError, LvlmInterpWarning, ModelError
 from lvlm_interp.given import checked, explaining
 from lvlm_interp.inputs import chat, prompt
 from lvlm_interp.inputs.batch import Batch, batched
-from lvlm_interp.inputs.example import VIDEO_PIXELS, Answer, Inputs, Role, Written, need_by_position, pixels_of
+from lvlm_interp.inputs.called import VIDEO_PIXELS, need_by_position, pixels_of
+from lvlm_interp.inputs.example import Answer, Inputs, Role, Written
 from lvlm_interp.inputs.handmade import need_kinds, need_predicting, need_usual, read_by_hand
 from lvlm_interp.inputs.media import VideoLike, open_images, open_video, shown_anew
+from lvlm_interp.inputs.reply import UNOPENED, Opening, Reply
 from lvlm_interp.inputs.roles import need_roles
 from lvlm_interp.inputs.sources import ImageLike
 from lvlm_interp.inputs.spelling import LOST, Decode, spelled
@@ -31,6 +33,7 @@ from lvlm_interp.inputs.view import ImageView, Shown
 from lvlm_interp.model.anatomy import Anatomy
 from lvlm_interp.model.beside import why_apart
 from lvlm_interp.model.limits import warn_if_longer
+from lvlm_interp.model.stops import ids_in, stops_of
 from lvlm_interp.model.views import find_views, need_seen, shown_in
 
 SPECIAL = re.compile("_token_(id|index)s?$")
@@ -211,7 +214,7 @@ class Preparing(Anatomy):
         views: tuple[ImageView, ...],
         texts: Mapping[str, str] | None = None,
         written: tuple[Written, ...] = (),
-        opening: tuple[int, ...] = (),
+        opening: Opening = UNOPENED,
     ) -> Inputs:
         """An example, with what the family says of its model inputs."""
         return Inputs(
@@ -253,10 +256,10 @@ class Preparing(Anatomy):
         """Ids of tokens that no one writes: BOS, ends of turns, marks around images."""
         config = self.model.config
         parts = (config, config.get_text_config(), self.model.generation_config)
-        named = [value for part in parts for name, value in vars(part).items() if SPECIAL.search(name)]
-        listed = [value if isinstance(value, (list, tuple)) else [value] for value in named]
+        told = [pair for part in parts if part is not None for pair in vars(part).items() if SPECIAL.search(pair[0])]
+        listed = [ids_in(name, value) for name, value in told]
         added = getattr(getattr(self.processor, "tokenizer", self.processor), "added_tokens_decoder", {})
-        return {*itertools.chain(*listed), *(i for i, token in added.items() if token.special)} - {None}
+        return {*itertools.chain(*listed), *(i for i, token in added.items() if token.special)}
 
     def _need_known(self, given: Mapping[str, Any]) -> None:
         """Raise where a position has no token of this model, or none is to be read."""
@@ -360,14 +363,15 @@ class Preparing(Anatomy):
         chat.need_texts("", None, answer=answer)
         return self._answered(x, answer, self.prompter.any_reply)
 
-    def _answered(self, x: Inputs, answer: str, reply: Callable[[str], tuple[list[int], bool]]) -> Inputs:
+    def _answered(self, x: Inputs, answer: str, reply: Callable[[str], Reply]) -> Inputs:
         """An answer as a model writes it: blanks around it are not what follows a prompt, and are left out."""
         if isinstance(answer, Answer):
             self._need_words(answer)
             return self._finished(x.with_answer(answer.ids, self.token_strings(answer.ids), str(answer)))
-        ids, opened = reply(answer.strip() or answer)
-        if x.opening and opened:
-            x = x.with_opening(self.token_strings(x.opening))
+        found = reply(answer.strip() or answer)
+        if x.opening:
+            x = x.with_opening(x.opening.without(found.dropped), self.token_strings)
+        ids = found.ids
         tokens = self.token_strings(ids)
         if answer != answer.strip() and "".join(tokens) != answer:
             warnings.warn(
@@ -379,10 +383,12 @@ class Preparing(Anatomy):
         return self._finished(x.with_answer(ids, tokens, answer.strip()))
 
     def stops(self) -> list[int]:
-        """Ids of the tokens that end a turn: those of the config where its settings of generation name none."""
-        stops = self.model.generation_config.eos_token_id
-        stops = self.model.config.get_text_config().eos_token_id if stops in (None, []) else stops
-        return list(stops) if isinstance(stops, (list, tuple)) and stops else [stops or 0]
+        """Ids of the tokens that end a turn: those of the config where its settings of generation name none.
+
+        Raises:
+            ModelError: they are no ids.
+        """
+        return stops_of(self.model, self.readout.vocabulary)
 
 
 def _shown(part: Mapping[str, Any]) -> Shown:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lvlm_interp.errors import InputError
 from lvlm_interp.families.shared import maps as pixels
 from lvlm_interp.families.shared.registry import NAMES
-from lvlm_interp.inputs.example import VIDEO_PIXELS, pixels_of
+from lvlm_interp.inputs.called import VIDEO_PIXELS, pixels_of
 from lvlm_interp.inputs.view import ImageView, Shown
 from lvlm_interp.model.anatomy import Anatomy
 

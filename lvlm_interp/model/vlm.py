@@ -19,7 +19,8 @@ from lvlm_interp.errors import InputError, ModelError, SiteError
 from lvlm_interp.families.shared import registry
 from lvlm_interp.given import explaining, whole
 from lvlm_interp.inputs.batch import Batch
-from lvlm_interp.inputs.example import Answer, Inputs, named_by
+from lvlm_interp.inputs.called import named_by
+from lvlm_interp.inputs.example import Answer, Inputs
 from lvlm_interp.inputs.handmade import may_be_of_shapes, unfitting
 from lvlm_interp.inputs.touched import states_of
 from lvlm_interp.model.capture import Capture, Edit, recording

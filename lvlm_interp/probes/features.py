@@ -23,7 +23,8 @@ from tqdm.auto import tqdm
 from lvlm_interp.errors import InputError
 from lvlm_interp.fields import FINITE, Range
 from lvlm_interp.given import explained
-from lvlm_interp.inputs.example import DIGITS, Inputs, named_by
+from lvlm_interp.inputs.called import DIGITS, named_by
+from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.model.choice import Positions, indices
 from lvlm_interp.model.finite import need_finite
 from lvlm_interp.model.holding import written_by_others

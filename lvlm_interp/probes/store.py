@@ -26,7 +26,8 @@ from jaxtyping import Float, UInt64
 from torch import Tensor
 
 from lvlm_interp.errors import InputError, LvlmInterpError, OutputError
-from lvlm_interp.inputs.example import Inputs, digest
+from lvlm_interp.inputs.called import digest
+from lvlm_interp.inputs.example import Inputs
 from lvlm_interp.probes.damage import damaged, gone, unspoilt
 from lvlm_interp.probes.places import PLACES, forget, misplaced, names_of, placed
 

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 from lvlm_interp.compat import images_kwargs
 from lvlm_interp.families.shared.grids import Processed, Size, TokenMap
 from lvlm_interp.families.shared.registry import family_of
-from lvlm_interp.inputs.example import pixels_of
+from lvlm_interp.inputs.called import pixels_of
 from lvlm_interp.inputs.view import ImageView, Shown
 
 
