@@ -196,11 +196,11 @@ class Result:
         path = Path(path)
         if path.suffix.lower() != ENDING:
             raise OutputError(f"results are saved as {ENDING}, which {path} does not end in; to_frame() has tables")
-        _need_own(path)
         tensors: dict[str, Any] = {}
         header = {"result": type(self).__name__, "layout": LAYOUT}
         try:
             os.fspath(path).encode()  # safetensors opens no names that are not UTF-8
+            _need_own(path)
             header["value"] = json.dumps(packed(self, "", tensors))
             need_numbers(tensors)
             tensors = tensors or {
@@ -215,6 +215,8 @@ class Result:
                 save_file(tensors, folder / WHOLE, metadata=header)
                 (folder / WHOLE).chmod(mode)
                 os.replace(folder / WHOLE, place)
+        except OutputError:
+            raise
         except Exception as error:  # safetensors raises its own kinds for a full disk or a missing folder
             raise OutputError(f"could not write {path}: {error}") from error
         return path

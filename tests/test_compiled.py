@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import lvlm_interp as li
+from lvlm_interp.errors import ModelError
 from tests.tiny import tiny_inputs, tiny_llava
 
 
@@ -72,3 +73,24 @@ def test_methods(pair):
     assert torch.equal(li.lens(vlm, x).entropy, li.lens(plain, x).entropy)
     assert torch.equal(li.direct(vlm, x).heads, li.direct(plain, x).heads)
     assert torch.equal(li.credit(vlm, x).credits, li.credit(plain, x).credits)
+
+
+def test_methods_that_were_compiled_are_computed_as_they_are_written():
+    plain, model = li.wrap(tiny_llava()), tiny_llava()
+    model.model.get_image_features = torch.compile(model.model.get_image_features, backend="eager")
+    vlm = li.wrap(model)
+    x = tiny_inputs(vlm)
+    for name in ("vision.*", "blocks.0.hook_resid_post"):
+        ours, theirs = vlm.capture(x, name), plain.capture(tiny_inputs(plain), name)
+        assert all(torch.allclose(ours[site], theirs[site], atol=1e-4) for site in theirs)
+    assert li.check(vlm, x).ok
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_torch_jit_made_is_refused_by_name(when):
+    model = tiny_llava()
+    vlm = li.wrap(model) if when == "after" else None
+    x = tiny_inputs(li.wrap(tiny_llava()))
+    model.lm_head = torch.jit.script(model.lm_head)
+    with pytest.raises(ModelError, match=r"'lm_head' was made by torch\.jit"):
+        li.contrast(li.wrap(model) if vlm is None else vlm, x)

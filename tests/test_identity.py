@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 import lvlm_interp as li
 from lvlm_interp.engine.decoder import run_to_decoder
 from lvlm_interp.errors import InputError, ModelError
+from lvlm_interp.model import settings
 from lvlm_interp.model.identity import fingerprint, sums
 from lvlm_interp.model.known import Known
 from tests.tiny import tiny_inputs, tiny_llava
@@ -377,3 +378,21 @@ def test_sums_tell_contents_apart(change):
 
 def test_sums_of_any_length_are_sums():
     assert sums(torch.zeros(0, dtype=torch.uint8)) == [0] and len(sums(torch.ones(7, dtype=torch.uint8))) == 1
+
+
+def test_a_set_in_a_configuration_is_told_alike_in_every_process():
+    """Sets of texts stand in another order in each process; of these numbers, by which came first."""
+    some, others = {0, 8}, {8, 0}
+    assert list(some) != list(others)
+    assert settings._stated({"rope": some}) == settings._stated({"rope": others})
+    assert settings._stated({"rope": some}) != settings._stated({"rope": {0, 9}})
+
+
+def test_rotary_frequencies_are_told_alike_by_every_processor():
+    """They are computed at opening, and rounded otherwise elsewhere; another setting of them is another model."""
+    model = tiny_llava()
+    plain, rotary = li.wrap(model).fingerprint, first(model, "RotaryEmbedding")
+    rotary.inv_freq *= 1 + 1e-7
+    assert li.wrap(model).fingerprint == plain
+    rotary.inv_freq[1] *= 1.01
+    assert li.wrap(model).fingerprint != plain

@@ -169,3 +169,15 @@ def test_a_language_model_in_half_precision_behind_a_tower_in_single():
     vlm = li.wrap(model)
     assert vlm.dtype is torch.bfloat16 and check(vlm, tiny_inputs(vlm))["parity"].ok
     assert li.contrast(vlm, tiny_inputs(vlm)).provenance.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tokens_that_are_never_said_are_alike_in_any_type(dtype):
+    """Chameleon gives its image tokens the lowest number of the type that it computes in."""
+    lowest = torch.tensor([torch.finfo(dtype).min, 1.0], dtype=dtype)
+    wide = torch.tensor([torch.finfo(torch.float32).min, 1.5])
+    assert apart(lowest, wide) == 0.5 and apart(lowest.float(), wide) == 0.5
+    assert apart(torch.tensor([0.0, 1.0]), wide) > 1e38  # the control: said by one
+    assert rounding.size(lowest.float()) == 1.0
+    vlm = li.wrap(tiny_model("chameleon", dtype=dtype))
+    assert check(vlm, tiny_example(vlm, "chameleon")).ok

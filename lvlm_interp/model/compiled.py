@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from lvlm_interp.errors import ModelError
 from lvlm_interp.model.walking import looked_up, named_modules
 
 WRAPPED = "_orig_mod"  # where `torch.compile(module)` keeps the module
@@ -17,14 +18,14 @@ FROM = "_torchdynamo_orig_callable"  # where `torch.compile(function)` keeps the
 
 def original(module: nn.Module) -> Any:
     """The module that `torch.compile` was given; any other is itself."""
-    return module._modules.get(WRAPPED) or module
+    return dict(module._modules.items()).get(WRAPPED, module)  # a scripted module has them in a kind of its own
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether `torch.compile(module)` made it, `module.compile()` was called, or its forward alone was compiled."""
+    """Whether `torch.compile(module)` made it, `module.compile()` was called, or a method of it was compiled."""
     held = vars(module)
     made = WRAPPED in module._modules or held.get("_compiled_call_impl") is not None
-    return made or hasattr(held.get("forward"), FROM)
+    return made or any(hasattr(one, FROM) for one in held.values() if callable(one))
 
 
 def as_written(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -43,4 +44,19 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
 
 
 def _holds_compiled(model: nn.Module) -> bool:
-    return any(is_compiled(module) for _, module in looked_up(named_modules, model))
+    modules = looked_up(named_modules, model)
+    need_python(modules)
+    return any(is_compiled(module) for _, module in modules)
+
+
+def need_python(modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """Raise for a part that `torch.jit` made: it takes no hooks, and cannot be run as it is written.
+
+    Raises:
+        ModelError: names it.
+    """
+    if made := [path for path, module in modules if isinstance(module, torch.jit.ScriptModule)]:
+        raise ModelError(
+            f"{made[0] or 'the model'!r} was made by torch.jit (script or trace), in which nothing can be seen or "
+            "changed: give the module that it was made of"
+        )

@@ -83,8 +83,9 @@ def fingerprint(model: PreTrainedModel, said: Saying = said_by, content: Content
     """A hash over all that decides what a model computes: 32 hexadecimal digits.
 
     Over names, shapes and bytes of all parameters and buffers, those of adapters, of quantised and of offloaded weights
-    among them; over the classes of modules, the numbers and texts that they hold (an epsilon, an adapter's scale),
-    their activation functions, and the configurations; over which adapters are on. The same on every device, with every
+    among them (of rotary frequencies, which are computed at opening, their thousandths); over the classes of modules,
+    the numbers and texts that they hold (an epsilon, an adapter's scale), their activation functions, and the
+    configurations; over which adapters are on. The same on every device, with every
     attention implementation, compiled or not, and wherever the files are kept. What hooks do is not in it, nor what
     modules hold under private names but for numbers with a point, in objects of other classes (see `settings`), or in
     tensors that their own code does not speak of, such as what a hook keeps there.
@@ -103,12 +104,22 @@ def fingerprint(model: PreTrainedModel, said: Saying = said_by, content: Content
         digest.update(own.text)
         for name, tensor in tensors_of(module, last, own.held is not None):
             digest.update(_headed(name, tensor))
+            if name.endswith(LENGTHENED):
+                digest.update(_coarsely(tensor))
+                continue
             plain = is_ordinary(tensor) and not own.moved
             for part in (tensor,) if plain else _each_once((*parts_of(tensor), *_scales(own, name))):
                 digest.update(content(part))
     for place in _again(model, modules):
         digest.update(place.encode())
     return digest.hexdigest()
+
+
+def _coarsely(frequencies: Tensor) -> bytes:
+    """Rotary frequencies to a thousandth: no file holds them, and each kind of processor rounds powers otherwise."""
+    value = frequencies.detach().cpu().double()
+    steps = value.abs().clamp(min=1e-300).log().mul(1000).round()
+    return (steps * value.sign()).nan_to_num(0.0).long().numpy().tobytes()
 
 
 def _again(model: nn.Module, modules: Sequence[nn.Module]) -> list[str]:

@@ -188,6 +188,8 @@ def _stated(value: Any) -> Any:
         return value
     if isinstance(value, (list, tuple)):
         return [_stated(one) for one in value]
+    if isinstance(value, (set, frozenset)):  # kept in another order by each process
+        return sorted(str(_stated(one)) for one in value)
     if (named := value if isinstance(value, Mapping) else getattr(value, "__dict__", None)) is None:
         return str(value)
     said = {str(k): _stated(v) for k, v in named.items() if v is not None and not _is_idle(str(k))}

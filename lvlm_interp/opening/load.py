@@ -16,7 +16,7 @@ from lvlm_interp.adapters.nnsight import traced
 from lvlm_interp.errors import InputError, LvlmInterpError, ModelError
 from lvlm_interp.given import explained
 from lvlm_interp.inputs.example import Inputs
-from lvlm_interp.model.compiled import original
+from lvlm_interp.model.compiled import need_python, original
 from lvlm_interp.model.place import floating, moved, need_device, need_kernels
 from lvlm_interp.model.quantised import need_weights_to_read
 from lvlm_interp.model.vlm import HookedVLM
@@ -43,6 +43,7 @@ def wrap(model: nn.Module, processor: Any = None, name: str | None = None) -> Ho
         InputError: what is no processor, or a name that is no text.
     """
     model = original(model)
+    need_python(model.named_modules())
     known = not isinstance(processor, type) and any(hasattr(processor, name) for name in PROCESSING)
     if processor is not None and not known:
         got = processor if isinstance(processor, type | str) else type(processor).__name__

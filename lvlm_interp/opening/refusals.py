@@ -93,7 +93,9 @@ def need_all_weights(name: str, report: dict[str, Any], may_differ: bool) -> Non
         first = sorted(missing)[:3]
         raise ModelError(
             f"{len(missing)} weights are not in the files of {name!r}, {', '.join(map(repr, first))} among them: they "
-            "would be random. Fetch it anew; or, if you mean to, open it with transformers and wrap(model, processor)"
+            "would be random. Fetch it anew, or mend its directory: a model.safetensors is read alone, whatever stands "
+            "beside it, and of several files what model.safetensors.index.json names; or, if you mean to, open it with "
+            "transformers and wrap(model, processor)"
         )
     others = [] if may_differ else sorted(report.get("mismatched_keys", ()), key=str)
     if others:

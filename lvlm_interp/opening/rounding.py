@@ -12,6 +12,7 @@ rounding, it is of that size, and where their masks differ, it is not.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,18 +51,24 @@ class Allowed:
 
 
 def apart(a: Tensor, b: Tensor) -> float:
-    """The largest difference, in float32, or in float64 where one is.
+    """The largest difference, in float32, or in float64 where one is; none where a token is never said in both.
 
-    The lowest number of float64, which tokens that are never said have, is not one of float32: both are as low.
+    Models give such tokens the lowest number of the type that they compute in, which another type has not.
     """
     wide = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
-    lowest = torch.finfo(torch.float32).min
-    return float((a.to(wide).clamp(min=lowest) - b.to(wide).clamp(min=lowest)).abs().max())
+    gap = (a.to(wide) - b.to(wide)).abs()
+    return float(gap.masked_fill(_never_said(a) & _never_said(b), 0).max())
+
+
+def _never_said(logits: Tensor) -> Tensor:
+    """Where the lowest number of some type stands, in whichever type it is kept."""
+    lowest = (torch.finfo(dtype).min for dtype in (torch.float64, torch.float32, *HALF))
+    return functools.reduce(torch.logical_or, (logits == least for least in lowest))
 
 
 def size(logits: Tensor) -> float:
     """The largest logit, less those of tokens that are never said; 1 at least."""
-    said = logits[logits != torch.finfo(logits.dtype).min]
+    said = logits[~_never_said(logits)]
     return max(1.0, float(said.float().abs().max()))
 
 
