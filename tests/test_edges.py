@@ -10,6 +10,7 @@ from lvlm_interp.errors import InputError, SiteError
 from lvlm_interp.interventions import Edges, edge_attribution
 from lvlm_interp.interventions.nodes import MLP, node_named
 from lvlm_interp.interventions.writes import Writes
+from lvlm_interp.report import figures
 from tests.families import tiny_example, tiny_model
 from tests.tiny import tiny_inputs, tiny_llava
 
@@ -268,3 +269,14 @@ def test_a_result(found, tmp_path):
 def test_what_is_asked_wrongly_is_told(vlm, pair, pairs, how, said):
     with pytest.raises(InputError, match=said):
         edge_attribution(vlm, [pair] * pairs, **how)
+
+
+def test_a_map_of_layers_adds_up(found):
+    """Each row is what exchanging all that the layer reads does."""
+    ax = figures.edge_map(found)
+    shown = ax.images[0].get_array()
+    names = [text.get_text() for text in ax.get_yticklabels()]
+    assert names == ["L0", "L1", "L2", "logits"] and shown.shape == (4, 4)
+    for row, name in enumerate(names):
+        mine = [n for n, receiver in enumerate(found.receivers) if receiver.startswith(name)]
+        assert float(shown[row].sum()) == pytest.approx(float(found.whole[mine].sum()), abs=1e-4)

@@ -117,6 +117,14 @@ def inside(tokens, layers):
     return li.Watched(*told, provenance=about("watched"))
 
 
+def edged(layers):
+    """What goes from each layer's head and MLP to each later one."""
+    senders = ("embed", *(f"L{n}{of}" for n in range(layers) for of in ("H0", " MLP")))
+    receivers = (*(f"L{n}{of}" for n in range(layers) for of in ("H0 q", "KV0 k", " MLP")), "logits")
+    score = torch.linspace(-1, 1, len(receivers) * len(senders)).view(len(receivers), -1)
+    return li.Edges(senders, receivers, score, score.sum(1), 8.0, -3.0, 12, provenance=about("edge_attribution"))
+
+
 def kept(orders, sizes):
     """Faithfulness of the first components of some orders."""
     share = torch.rand(len(orders), len(sizes), generator=torch.Generator().manual_seed(0))
@@ -140,6 +148,10 @@ DRAWN = {
     "credit_bars": {
         "few": lambda: figures.credit_bars(made(tokens=("a",)).credit),
         "many": lambda: figures.credit_bars(made(tokens=LONG[:20], roles=("question", "context", "image")).credit),
+    },
+    "edge_map": {
+        "few": lambda: figures.edge_map(edged(1)),
+        "many": lambda: figures.edge_map(edged(40)),
     },
     "dose_curve": {
         "few": lambda: figures.dose_curve(pushed((0.0, 1.0), 1)),
