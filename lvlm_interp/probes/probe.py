@@ -121,12 +121,11 @@ def fit_probes(
     blocks = list(_blocks(features, shape, names, design.l2))
     for read in blocks if isinstance(features, (Tensor, np.ndarray)) else ():
         read()  # what is broken at the last site is found before the first is fitted
-    seen, beside = xxhash.xxh3_64(), xxhash.xxh3_64()
+    seen = xxhash.xxh3_64()
     found = Fitted.together(
         [fit_block(_noted(x(), seen), plan, orders) for x in tqdm(blocks, disable=not progress, unit="block")]
     )
-    for column in (wanted.truth, grouped, design.types, fold):
-        beside.update(b"none" if column is None else column.cpu().contiguous().numpy().tobytes())
+    beside = _digest(wanted.truth, grouped, design.types, fold)
     weights = bootstrap_weights(grouped, bootstrap, generator)
     p, q = _tested(found.statistic)
     about = {"permutations": permutations, "bootstrap": bootstrap, "examples": count, "folds": len(plan.inner)}
@@ -149,9 +148,7 @@ def fit_probes(
         confidence=confidence,
         notes=_notes(found, names, wanted.truth[orders], alpha),
         metadata=kept,
-        provenance=dataclasses.replace(
-            _provenance(vlm, seed, plan, about), example=seen.hexdigest() + beside.hexdigest()
-        ),
+        provenance=dataclasses.replace(_provenance(vlm, seed, plan, about), example=seen.hexdigest() + beside),
     )
 
 
@@ -229,6 +226,14 @@ def _noted(x: Float[Tensor, "site example dim"], seen: xxhash.xxh3_64) -> Float[
     """The features, of which a digest is made for provenance."""
     seen.update(x.numpy().tobytes())
     return x
+
+
+def _digest(*columns: Tensor | None) -> str:
+    """Of what the features were fitted to."""
+    found = xxhash.xxh3_64()
+    for column in columns:
+        found.update(b"none" if column is None else column.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _targets(

@@ -39,8 +39,9 @@ class ProbeResult(Result):
         kind: `classify` or `regress`.
         classes: the labels, in the order of outputs; two classes have one output, the log-odds of the second.
         metrics: names of the scores; the first is the one that selectivity speaks of.
-        values, low, high: scores and their interval, for new examples of new groups, `[metric, site]`: see
-            `statistics.INFLATION` for how far it can be trusted.
+        values, low, high: scores and their interval, for new examples of new groups, `[metric, site]`. They are of
+            probes fitted to all folds but one; the ones that are kept are better where examples are few, above all in
+            R². See `statistics.INFLATION` for how far intervals can be trusted.
         baseline: what always saying the majority class (the mean, in a regression) gets, `[metric]`.
         control: the first metric on the control task; NaN without types.
         p: permutation p-value of "labels cannot be told from this site", by the held-out R² of least squares.
@@ -166,8 +167,15 @@ class ProbeResult(Result):
         return made
 
     def fitted_to(self, features: Any) -> bool:
-        """Whether it was fitted to these features, `[example, site, dim]`, and their rows stand in the same order."""
-        given = torch.as_tensor(native(features))
+        """Whether it was fitted to these features, `[example, site, dim]`, and their rows stand in the same order.
+
+        Raises:
+            InputError: what are no features.
+        """
+        read = given_features(features)
+        if len(read.shape) not in (3, 4) or 0 in read.shape:
+            raise InputError(f"features are [example, site, dim] or [example, layer, head, dim]; got {read.shape}")
+        given = torch.as_tensor(native(read[:]))
         sites = given.reshape(len(given), -1, given.shape[-1]).transpose(0, 1)
         found = (sites.to(dtype).contiguous().numpy().tobytes() for dtype in (torch.float32, torch.float64))
         return any((self.provenance.example or "").startswith(xxhash.xxh3_64_hexdigest(one)) for one in found)
