@@ -11,7 +11,7 @@ import dataclasses
 import json
 import platform
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -113,12 +113,24 @@ def main(arguments: Iterable[str] | None = None) -> None:
     vlm = li.load("reference")
     found = [*pairs_of(vlm, options.ranked + options.held_out, options.seed)]
     pairs, held_out = found[: options.ranked], found[options.ranked :]
-    about = {"processor": platform.processor() or platform.machine(), "weights": vlm.fingerprint, "seed": options.seed}
-    told = {**about, "agreement": agreements(vlm, pairs[: options.exchanged], options.exact)}
-    text = json.dumps({**told, "circuits": circuits_of(vlm, pairs, held_out)}, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    about = {"weights": vlm.fingerprint, "seed": options.seed, "exchanged": options.exchanged}
+    parts: Mapping[str, Callable[[], object]] = {
+        "agreement": lambda: agreements(vlm, pairs[: options.exchanged], options.exact),
+        "circuits": lambda: circuits_of(vlm, pairs, held_out),
+    }
+    told = {"processor": platform.processor() or platform.machine(), **about, **kept_of(options.out, about, parts)}
+    for name, made in parts.items():
+        told[name] = told[name] if name in told else made()
+        if options.out:  # each takes half an hour: what is measured is kept
+            options.out.write_text(json.dumps(told, indent=2) + "\n")
+    print(json.dumps(told, indent=2))
+
+
+def kept_of(path: Path | None, about: Mapping[str, object], parts: Iterable[str]) -> dict[str, object]:
+    """What an earlier run, of the same, has measured already."""
+    found = json.loads(path.read_text()) if path and path.exists() else {}
+    same = all(found.get(name) == value for name, value in about.items())
+    return {name: found[name] for name in parts if same and name in found}
 
 
 if __name__ == "__main__":
